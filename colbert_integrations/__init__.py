@@ -1,0 +1,54 @@
+"""ColBERT for LangChain and LlamaIndex: one exact core, thin adapters.
+
+The public door. Names are loaded on first use, so that importing the package costs nothing: neither torch nor a
+framework is imported, and no GPU is touched.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .checkpoint import ColBERTSpec
+    from .embeddings import TokenEmbeddings
+    from .errors import ColBERTError, TruncationWarning
+    from .explain import Explanation
+    from .model import ColBERT, RankedDocument
+    from .scoring import maxsim
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ColBERT",
+    "ColBERTError",
+    "ColBERTSpec",
+    "Explanation",
+    "RankedDocument",
+    "TokenEmbeddings",
+    "TruncationWarning",
+    "maxsim",
+]
+
+_ROOMS = {
+    "ColBERT": ".model",
+    "ColBERTError": ".errors",
+    "ColBERTSpec": ".checkpoint",
+    "Explanation": ".explain",
+    "RankedDocument": ".model",
+    "TokenEmbeddings": ".embeddings",
+    "TruncationWarning": ".errors",
+    "maxsim": ".scoring",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_ROOMS[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

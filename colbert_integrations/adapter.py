@@ -1,0 +1,145 @@
+"""What the reranker adapters of both frameworks share: their fields, and the way from these to one shared ColBERT.
+
+Both frameworks are built on pydantic; nothing else of either is known here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
+
+from .errors import InputError
+from .settings import DEFAULT_MODEL, Settings
+
+if TYPE_CHECKING:  # at run time only once a text is ranked: the model's room imports torch
+    from .model import ColBERT, RankedDocument
+
+__all__ = ["RerankerFields"]
+
+
+class RerankerFields(BaseModel):
+    """Fields of a reranker, and ranking by a ``ColBERT`` that everybody with the same settings shares.
+
+    Making a reranker is cheap: weights are loaded by the first call with documents. Pickles, copies and dictionaries
+    hold settings, never weights.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    model: str = DEFAULT_MODEL
+    """Name or path of a checkpoint. A ``ColBERT`` is accepted too, and used as it is."""
+
+    device: str | None = None
+    """Such as ``"cpu"`` or ``"cuda:1"``. None: the first that is there of CUDA, MPS, CPU."""
+
+    dtype: str | None = None
+    """``"float32"``, ``"bfloat16"`` or ``"float16"``. None: float32 on the CPU, half precision on CUDA."""
+
+    query_length: int | None = None
+    """Most tokens of a query. None: as the checkpoint says."""
+
+    document_length: int | None = None
+    """Most tokens of a document or window. None: as the checkpoint says."""
+
+    long_documents: Literal["window", "truncate"] = "window"
+    """``"window"`` scores a long document whole; ``"truncate"`` its beginning, with a warning."""
+
+    window_overlap: int | None = None
+    """Tokens that neighbouring windows share. None: 64, or half a window if that is less."""
+
+    batch_size: int | None = None
+    """Most texts in a batch. None: a budget of tokens decides."""
+
+    colbert_options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of ``ColBERT``, by name; not ``token``, which would be written out with the settings."""
+
+    normalize_scores: bool = True
+    """Scores from 0 to 1: the mean over the query's vectors. False: the raw sum. Neither is a probability."""
+
+    score_threshold: float | None = None
+    """Lowest score that is returned, on the scale of the scores. None: no limit."""
+
+    _colbert: ColBERT | None = PrivateAttr(default=None)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _accept_colbert(cls, data: Any, handler: ModelWrapValidatorHandler[RerankerFields]) -> RerankerFields:
+        given = data.get("model") if isinstance(data, dict) else None
+        if not _is_colbert(given):
+            made = handler(data)
+        else:
+            also = sorted(_MODEL_FIELDS & {name for name, value in data.items() if value is not None} - {"model"})
+            if also:
+                raise InputError(f"{', '.join(also)} belong to the ColBERT that was passed as model: set them there")
+            made = handler({**data, **_fields_of(given)})
+            made._colbert = given
+        made._settings()  # impossible settings are an error now, not at the first query
+        return made
+
+    @property
+    def colbert(self) -> ColBERT:
+        """The model, shared by everything with the same settings; its weights are loaded by the first call."""
+        settings = self._settings()
+        if self._colbert is None or self._colbert.settings != settings:
+            from .model import ColBERT
+
+            self._colbert = ColBERT.shared(**settings.changed())
+        return self._colbert
+
+    def close(self) -> None:
+        """Free the model's weights; the next call loads them again."""
+        self.colbert.close()
+
+    def _settings(self) -> Settings:
+        if "token" in self.colbert_options:
+            raise InputError("colbert_options may not hold a token: log in to the hub, or pass a ColBERT as model")
+        own = {name: getattr(self, name) for name in _MODEL_FIELDS - {"colbert_options"}}
+        twice = sorted(set(own) & set(self.colbert_options))
+        if twice:
+            raise InputError(f"{', '.join(twice)} are fields of their own, not for colbert_options")
+        return Settings.of({**own, **self.colbert_options})
+
+    def _rank(self, query: str, texts: list[str], top_n: int | None) -> list[RankedDocument]:
+        if not texts:
+            return []
+        # Tools hand over queries with line ends around them, which some tokenizers would count.
+        return self.colbert.rank(
+            query.strip(),
+            texts,
+            top_n,
+            normalize_scores=self.normalize_scores,
+            score_threshold=self.score_threshold,
+        )
+
+    async def _arank(self, query: str, texts: list[str], top_n: int | None) -> list[RankedDocument]:
+        return await self.colbert.run_async(self._rank, query, texts, top_n) if texts else []
+
+
+_MODEL_FIELDS = frozenset(
+    {
+        "model",
+        "device",
+        "dtype",
+        "query_length",
+        "document_length",
+        "long_documents",
+        "window_overlap",
+        "batch_size",
+        "colbert_options",
+    }
+)
+
+
+def _is_colbert(model: object) -> TypeGuard[ColBERT]:
+    if model is None or isinstance(model, str):
+        return False
+    from .model import ColBERT
+
+    return isinstance(model, ColBERT)
+
+
+def _fields_of(model: ColBERT) -> dict[str, Any]:
+    changed = model.settings.changed()
+    own = {name: changed.pop(name) for name in _MODEL_FIELDS & changed.keys()}
+    return {**own, "colbert_options": changed}

@@ -1,0 +1,22 @@
+"""From a name or a folder to data: what a checkpoint says of itself, and the weights of its head.
+
+``hub.py`` finds the folder, ``folder.py`` reads files in it, ``formats.py`` is the table of on-disk formats,
+``refusals.py`` the table of what is refused and why, ``spec.py`` the result.
+"""
+
+from __future__ import annotations
+
+from .hub import HubOptions, locate
+from .read import read_checkpoint
+from .spec import Checkpoint, ColBERTSpec, DenseSpec, PoolingSpec, SpecOverrides
+
+__all__ = [
+    "Checkpoint",
+    "ColBERTSpec",
+    "DenseSpec",
+    "HubOptions",
+    "PoolingSpec",
+    "SpecOverrides",
+    "locate",
+    "read_checkpoint",
+]

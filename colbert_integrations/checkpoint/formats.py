@@ -1,0 +1,268 @@
+"""The on-disk formats, one row each: how the files of a family are told, and what they say.
+
+Real repositories are hybrids, so a row decides only the family of rules (markers, lengths, expansion, skiplist);
+where the backbone lies and where the projection is stored are looked up in the files whatever the family.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import Any
+
+from ..errors import CheckpointError
+from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, ST_CONFIG, Files, Module
+from .spec import PoolingSpec
+
+__all__ = ["FORMATS", "Format", "Values", "known_values"]
+
+_PYLATE_KEYS = (
+    "query_prefix",
+    "document_prefix",
+    "query_length",
+    "document_length",
+    "attend_to_expansion_tokens",
+    "skiplist_words",
+    "do_query_expansion",
+)
+_PUNCTUATION = tuple(string.punctuation)
+
+# Published checkpoints whose own files are known to be wrong or silent, by name. An entry beats the files, an explicit
+# argument beats the entry. Sources: pylate issues 109, 125 and 148 for the two ModernColBERT (trained where
+# FlashAttention dropped unattended expansion tokens, so without expansion; older revisions do not say so), pylate pull
+# request 55 for Jina, whose authors confirm there that expansion is attended.
+_KNOWN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "lightonai/GTE-ModernColBERT-v1": {"do_query_expansion": False},
+        "lightonai/Reason-ModernColBERT": {"do_query_expansion": False},
+        "jinaai/jina-colbert-v2": {
+            "query_token_id": "[QueryMarker]",
+            "doc_token_id": "[DocumentMarker]",
+            "attend_to_mask_tokens": True,
+        },
+    }
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A family of rules.
+
+    Attributes:
+        name: What ``spec.layout`` says.
+        detect: Tells from the files whether they follow these rules; rows are tried in order.
+        read: The attributes of the spec, and where each was read.
+    """
+
+    name: str
+    detect: Callable[[Files], bool]
+    read: Callable[[Files, Values], None]
+
+
+class Values:
+    """Attributes of a spec under construction, each with the file it came from.
+
+    Args:
+        known: What is known of this checkpoint beyond its files.
+    """
+
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        self._known = known
+        self.attributes: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def set(self, attribute: str, value: Any, source: str) -> None:
+        """Set an attribute and say where it came from."""
+        self.attributes[attribute] = value
+        self.sources[attribute] = source
+
+    def pick(self, attribute: str, candidates: list[tuple[Mapping[str, Any], str, str]], default: Any) -> Any:
+        """Take what is known, else the first key that is there; an empty string or list and False count, null does not.
+
+        Args:
+            attribute: Attribute of the spec.
+            candidates: Mappings to look in, each with the key and the file's name.
+            default: What the format's own library assumes where no file speaks.
+
+        Returns:
+            The value that was taken.
+        """
+        for _, key, _ in candidates:
+            if key in self._known:
+                self.set(attribute, self._known[key], "known of this checkpoint")
+                return self._known[key]
+        for mapping, key, source in candidates:
+            if mapping.get(key) is not None:
+                self.set(attribute, mapping[key], f"{source}: {key}")
+                return mapping[key]
+        self.set(attribute, default, "default of the format")
+        return default
+
+
+def known_values(name: str) -> Mapping[str, Any]:
+    """What is known of a published checkpoint beyond its files; empty for all others."""
+    return _KNOWN.get(name, {})
+
+
+def _is_native(files: Files) -> bool:
+    return files.st_config.get("model_type") == "MultiVectorEncoder"
+
+
+def _is_pylate(files: Files) -> bool:
+    said = files.st_config.get("model_type") == "ColBERT" or any(key in files.st_config for key in _PYLATE_KEYS)
+    return said or (bool(files.modules_of("Dense")) and not files.modules_of("Pooling"))
+
+
+def _is_stanford(files: Files) -> bool:
+    root = files.folder.weight_names(files.backbone)
+    hinted = "HF_ColBERT" in (files.config.get("architectures") or ())
+    return hinted or bool(files.metadata) or any(head in root for head in ROOT_HEADS)
+
+
+def _is_bge(files: Files) -> bool:
+    return files.folder.has(BGE_HEAD)
+
+
+def _read_stanford(files: Files, values: Values) -> None:
+    meta = files.metadata
+    values.pick("query_marker", [(meta, "query_token_id", METADATA)], "[unused0]")
+    values.pick("document_marker", [(meta, "doc_token_id", METADATA)], "[unused1]")
+    length = values.pick("query_length", [(meta, "query_maxlen", METADATA)], 32)
+    values.pick("document_length", [(meta, "doc_maxlen", METADATA)], 220)
+    values.set("query_expansion", "fixed", "always so in this format")
+    values.set("expansion_length", length, values.sources["query_length"])
+    values.pick("attend_to_expansion_tokens", [(meta, "attend_to_mask_tokens", METADATA)], False)
+    masked = values.pick("skiplist_words", [(meta, "mask_punctuation", METADATA)], True)
+    values.attributes["skiplist_words"] = _PUNCTUATION if masked else ()
+    values.set("skiplist_rule", "first_piece", "always so in this format")
+    if meta.get("similarity") == "l2":
+        values.notes.append("trained with l2 similarity; scores here are dot products, which rank unit vectors alike")
+    _read_matryoshka(files, values)
+
+
+def _read_pylate(files: Files, values: Values) -> None:
+    st, meta = files.st_config, files.metadata
+
+    def both(st_key: str, meta_key: str) -> list[tuple[Mapping[str, Any], str, str]]:
+        return [(st, st_key, ST_CONFIG), (meta, meta_key, METADATA)]
+
+    values.pick("query_marker", both("query_prefix", "query_token_id"), "[Q] ")
+    values.pick("document_marker", both("document_prefix", "doc_token_id"), "[D] ")
+    length = values.pick("query_length", both("query_length", "query_maxlen"), 32)
+    values.pick("document_length", both("document_length", "doc_maxlen"), 180)
+    expands = values.pick("query_expansion", [(st, "do_query_expansion", ST_CONFIG)], True)
+    values.attributes["query_expansion"] = "fixed" if expands else "none"
+    values.set("expansion_length", length if expands else 0, values.sources["query_length"])
+    attends = values.pick(
+        "attend_to_expansion_tokens", both("attend_to_expansion_tokens", "attend_to_mask_tokens"), False
+    )
+    values.attributes["attend_to_expansion_tokens"] = bool(attends and expands)
+    skipped = values.pick("skiplist_words", [(st, "skiplist_words", ST_CONFIG)], None)
+    if skipped is None:
+        masked = values.pick("skiplist_words", [(meta, "mask_punctuation", METADATA)], True)
+        skipped = _PUNCTUATION if masked else ()
+    values.attributes["skiplist_words"] = tuple(skipped)
+    _read_prompts(files, values)
+    values.set("strip", True, "always so in this format")
+    _read_lowercase(files, values)
+    _read_matryoshka(files, values)
+
+
+def _read_native(files: Files, values: Values) -> None:
+    transformer = files.folder.mapping(str(PurePosixPath(files.backbone, "sentence_bert_config.json")))
+    source = "sentence_bert_config.json"
+    limit = [(transformer, "max_seq_length", source)]
+    values.pick("query_length", [(transformer, "query_length", source), *limit], None)
+    values.pick("document_length", [(transformer, "document_length", source), *limit], None)
+    _read_native_expansion(transformer.get("query_expansion"), values, f"{source}: query_expansion")
+    mask = files.folder.mapping(_first(files.modules_of("MultiVectorMask"), "config.json"))
+    if mask.get("keep_only_token_ids"):
+        raise CheckpointError(f"{files.name} keeps only the vectors of given token ids, which is made for page images")
+    values.set("skiplist_words", tuple(mask.get("skiplist_words") or ()), "MultiVectorMask")
+    values.set("skiplist_tasks", tuple(mask.get("skiplist_tasks") or ("document",)), "MultiVectorMask")
+    _read_prompts(files, values)
+    # The markers are part of the prompts here, as text that the tokenizer knows as one token.
+    values.set("normalize", bool(files.modules_of("Normalize")), MODULES)
+    _read_lowercase(files, values)
+    _read_matryoshka(files, values)
+    _read_native_pooling(files, values)
+
+
+def _read_native_expansion(expansion: Mapping[str, Any] | None, values: Values, source: str) -> None:
+    if not expansion:
+        return
+    if expansion.get("strategy") not in ("fixed", "min"):
+        raise CheckpointError(f"query_expansion strategy {expansion.get('strategy')!r} is neither 'fixed' nor 'min'")
+    length = expansion["length"]
+    values.set("query_expansion", expansion["strategy"], source)
+    values.set("expansion_length", length, source)
+    values.set("expansion_token", expansion.get("token"), source)
+    values.set("attend_to_expansion_tokens", bool(expansion.get("attend", False)), source)
+    longest = values.attributes["query_length"]
+    if expansion["strategy"] == "fixed" or (longest is not None and longest < length):
+        values.set("query_length", length, source)
+
+
+def _read_native_pooling(files: Files, values: Values) -> None:
+    modules = files.modules_of("TokenPooling")
+    if not modules:
+        return
+    if len(modules) > 1 or modules[0].kind != "HierarchicalTokenPooling":
+        raise CheckpointError(f"{files.name} pools tokens by {[module.kind for module in modules]}, which is unknown")
+    config = files.folder.mapping(_first(modules, "config.json"))
+    pooling = PoolingSpec(
+        pool_factor=config.get("pool_factor", 1.0),
+        num_protected_tokens=config.get("num_protected_tokens", 1),
+        normalize=config.get("normalize_embeddings", False),
+        tasks=tuple(config.get("tasks") or ("document",)),
+    )
+    values.set("pooling", pooling, modules[0].path)
+
+
+def _read_bge(files: Files, values: Values) -> None:
+    for attribute in ("query_length", "document_length"):
+        values.set(attribute, 512, "default of the format")
+    values.set("dropped_tokens", "first", "always so in this format")
+    values.notes.append("BGE-M3 reports means over query tokens; scores here are sums, as everywhere in this package")
+
+
+def _read_plain(files: Files, values: Values) -> None:
+    # Measured on BEIR SciFact with all-MiniLM-L6-v2: nDCG@10 0.71 with these lengths and without special tokens.
+    values.set("query_length", 64, "default of the format")
+    values.set("document_length", 256, "default of the format")
+    values.set("dropped_tokens", "special", "default of the format")
+    values.notes.append("a plain encoder without a ColBERT head, used by its own token vectors")
+
+
+def _read_prompts(files: Files, values: Values) -> None:
+    prompts = files.st_config.get("prompts") or {}
+    for attribute, key in (("query_prompt", "query"), ("document_prompt", "document")):
+        values.set(attribute, prompts.get(key) or "", f"{ST_CONFIG}: prompts")
+
+
+def _read_lowercase(files: Files, values: Values) -> None:
+    source = str(PurePosixPath(files.backbone, "sentence_bert_config.json"))
+    values.set("lowercase", bool(files.folder.mapping(source).get("do_lower_case")), f"{source}: do_lower_case")
+
+
+def _read_matryoshka(files: Files, values: Values) -> None:
+    for mapping, key in ((files.config, "matryoshka_dimensions"), (files.st_config, "matryoshka_dims")):
+        if mapping.get(key):
+            values.set("matryoshka_dims", tuple(mapping[key]), key)
+
+
+FORMATS = (
+    Format("sentence-transformers", _is_native, _read_native),
+    Format("pylate", _is_pylate, _read_pylate),
+    Format("bge-m3", _is_bge, _read_bge),
+    Format("stanford", _is_stanford, _read_stanford),
+    Format("plain", lambda files: True, _read_plain),
+)
+
+
+def _first(modules: list[Module], file: str) -> str:
+    return f"{modules[0].path}/{file}" if modules else file

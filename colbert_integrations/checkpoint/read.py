@@ -1,0 +1,119 @@
+"""Reading a checkpoint: files, then the row of the format that fits, then the head, then explicit arguments."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+from ..errors import InputError, MissingWeightsError
+from .files import BGE_HEAD, ROOT_HEADS, Files, read_files
+from .folder import Folder
+from .formats import FORMATS, Values, known_values
+from .head import Head, disputed_dims, orthonormal_head, read_head
+from .spec import Checkpoint, ColBERTSpec, SpecOverrides
+
+__all__ = ["read_checkpoint"]
+
+
+def read_checkpoint(
+    name: str,
+    path: Path,
+    overrides: SpecOverrides,
+    *,
+    allow_unprojected: bool = False,
+    projection_dim: int | None = None,
+) -> Checkpoint:
+    """Read what a checkpoint says of itself, and the weights of its head.
+
+    Args:
+        name: What the user asked for, for messages and the table of known checkpoints.
+        path: Folder of the checkpoint.
+        overrides: Explicit arguments, which win over the files.
+        allow_unprojected: Whether a plain encoder, without a ColBERT head, may be used.
+        projection_dim: For a plain encoder, dimension of a fixed orthonormal projection. None: its own vectors.
+
+    Returns:
+        The spec, without the ids that only a tokenizer can resolve, and the head's tensors.
+
+    Raises:
+        CheckpointNotFoundError: If the folder holds no model.
+        MissingWeightsError: If the head, or a part of it, is missing.
+        UnsupportedCheckpointError: If it is of a kind that is not run here.
+        CheckpointError: If a file is damaged or contradicts another.
+        InputError: If an override is impossible.
+    """
+    files = read_files(name, Folder(path))
+    form = next(row for row in FORMATS if row.detect(files))
+    values = Values(known_values(name))
+    form.read(files, values)
+    head = _head(files, form.name, allow_unprojected, projection_dim)
+    values.set("projection", head.layers, head.source)
+    values.notes.extend(disputed_dims(files, head))
+    spec = ColBERTSpec(
+        name=name,
+        layout=form.name,
+        architecture=_architecture(files),
+        backbone=files.backbone,
+        dtype=str(files.config.get("dtype") or files.config.get("torch_dtype") or "float32"),
+        sources=MappingProxyType(values.sources),
+        notes=tuple(values.notes),
+        **values.attributes,
+    )
+    folder = path / files.backbone
+    tokenizer_folder = folder if _has_tokenizer(folder) else path
+    return Checkpoint(_override(spec, overrides), folder, tokenizer_folder, head.tensors, files.config)
+
+
+def _head(files: Files, layout: str, allow_unprojected: bool, projection_dim: int | None) -> Head:
+    if layout != "plain":
+        if projection_dim is not None:
+            raise InputError(f"projection_dim is for plain encoders; {files.name} has a head of its own")
+        return read_head(files, layout)
+    if not allow_unprojected:
+        raise MissingWeightsError(
+            f"{files.name} has no ColBERT head: no Dense module and none of {', '.join(ROOT_HEADS)}, {BGE_HEAD}. "
+            "Other libraries add a random one, whose scores mean nothing. Choose a ColBERT checkpoint, or pass "
+            "allow_unprojected=True to score by the encoder's own token vectors"
+        )
+    return Head() if projection_dim is None else orthonormal_head(files, projection_dim)
+
+
+def _architecture(files: Files) -> str:
+    # The rotary XLM-R of Jina is saved as plain "xlm-roberta": only its fused weights give it away, and the plain
+    # class would load it with random ones.
+    if any(".mixer.Wqkv." in tensor for tensor in files.folder.weight_names(files.backbone)):
+        return "xlm-roberta-flash"
+    return str(files.config.get("model_type", ""))
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"))
+
+
+def _override(spec: ColBERTSpec, overrides: SpecOverrides) -> ColBERTSpec:
+    given = {name: value for name, value in vars(overrides).items() if value is not None}
+    sources = {**spec.sources, **dict.fromkeys(given, "argument")}
+    expands = given.pop("query_expansion", spec.query_expansion != "none")
+    changed = replace(spec, **given, sources=MappingProxyType(sources))
+    changed = _check_truncation(changed)
+    if not expands:
+        return replace(changed, query_expansion="none", expansion_length=0, attend_to_expansion_tokens=False)
+    kind = "fixed" if spec.query_expansion == "none" else spec.query_expansion
+    moved = kind == "fixed" and ("query_length" in given or spec.query_expansion == "none")
+    length = changed.query_length if moved else changed.expansion_length
+    return replace(changed, query_expansion=kind, expansion_length=length or 0)
+
+
+def _check_truncation(spec: ColBERTSpec) -> ColBERTSpec:
+    if spec.truncate_dim is None:
+        return spec
+    full = spec.projection[-1].out_features if spec.projection else None
+    if full is not None and spec.truncate_dim > full:
+        raise InputError(f"truncate_dim must be from 1 to {full}, the head's dimension, not {spec.truncate_dim}")
+    if spec.matryoshka_dims and spec.truncate_dim not in (*spec.matryoshka_dims, full):
+        raise InputError(f"the head was trained for truncate_dim in {spec.matryoshka_dims}, not {spec.truncate_dim}")
+    if spec.matryoshka_dims:
+        return spec
+    note = f"nothing in the files says that the head was trained to be cut at {spec.truncate_dim} dimensions: measure"
+    return replace(spec, notes=(*spec.notes, note))

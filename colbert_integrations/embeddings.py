@@ -1,0 +1,171 @@
+"""TokenEmbeddings: a packed, ragged batch of token vectors, the one data type that travels between rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import overload
+
+import torch
+
+from .errors import InputError, ShapeError
+
+__all__ = ["TokenEmbeddings"]
+
+
+class TokenEmbeddings:
+    """Token vectors of n texts in one matrix, without padding.
+
+    ``embeddings[i] = values[offsets[i] : offsets[i + 1]]``
+
+    Args:
+        values: Token vectors of all texts, one after another, ``(total_tokens, dim)``, any dtype. Made contiguous
+            if it is not.
+        offsets: Where each text begins, ``(n + 1,)`` int64, from 0 to ``total_tokens``, never falling. A text may
+            have no tokens. Moved to the device of ``values``.
+
+    Raises:
+        ShapeError: If ``values`` is not a matrix or ``offsets`` does not describe it.
+
+    Example:
+        >>> import torch
+        >>> batch = TokenEmbeddings(torch.eye(3), torch.tensor([0, 1, 3]))
+        >>> batch
+        TokenEmbeddings(n=2, tokens=3, dim=3, dtype=float32, device=cpu)
+        >>> batch[1].tolist()
+        [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+
+    def __init__(self, values: torch.Tensor, offsets: torch.Tensor) -> None:
+        if values.ndim != 2:
+            raise ShapeError(f"values must have shape (total_tokens, dim), not {tuple(values.shape)}")
+        if offsets.ndim != 1 or offsets.numel() == 0 or offsets.dtype != torch.int64:
+            raise ShapeError(f"offsets must be int64 of shape (n + 1,), not {offsets.dtype} {tuple(offsets.shape)}")
+        bounds = offsets.tolist()
+        if bounds[0] != 0 or bounds[-1] != len(values) or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+            raise ShapeError(
+                f"offsets must rise from 0 to {len(values)} (the rows of values), not {bounds[:4]}...{bounds[-1]}"
+            )
+        self.values = values.contiguous()
+        self.offsets = offsets.to(values.device)
+        # Kept as Python ints: slicing by a CUDA offset would synchronise with the device at every access.
+        self._bounds: list[int] = bounds
+
+    @classmethod
+    def from_list(cls, matrices: Sequence[torch.Tensor], dim: int | None = None) -> TokenEmbeddings:
+        """Pack one matrix per text.
+
+        Args:
+            matrices: One ``(num_tokens_i, dim)`` tensor per text, all of one dtype, on one device.
+            dim: Dimension of the vectors. None: that of the first matrix; needed for an empty list.
+
+        Returns:
+            The packed batch, ``len(matrices)`` texts, of the dtype and device of the matrices.
+
+        Raises:
+            ShapeError: If a matrix is not 2-D or the dimensions differ, or if the list is empty and ``dim`` is None.
+
+        Example:
+            >>> TokenEmbeddings.from_list([torch.ones(2, 4), torch.ones(0, 4)]).lengths
+            [2, 0]
+        """
+        if not matrices:
+            if dim is None:
+                raise ShapeError("an empty list has no dimension: pass dim=")
+            return cls(torch.empty(0, dim), torch.zeros(1, dtype=torch.int64))
+        dim = matrices[0].shape[-1] if dim is None else dim
+        for position, matrix in enumerate(matrices):
+            if matrix.ndim != 2 or matrix.shape[1] != dim:
+                raise ShapeError(f"matrix {position} must have shape (num_tokens, {dim}), not {tuple(matrix.shape)}")
+        lengths = torch.tensor([0, *map(len, matrices)], dtype=torch.int64)
+        return cls(torch.cat(list(matrices)), lengths.cumsum(0))
+
+    @classmethod
+    def concat(cls, batches: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
+        """Join batches into one, in order.
+
+        Args:
+            batches: At least one batch; all of one dimension, dtype and device.
+
+        Returns:
+            One batch with the texts of all.
+
+        Raises:
+            InputError: If ``batches`` is empty.
+            ShapeError: If the dimensions differ.
+        """
+        if not batches:
+            raise InputError("concat needs at least one TokenEmbeddings")
+        if len({batch.dim for batch in batches}) > 1:
+            raise ShapeError(f"can't join dimensions {sorted({batch.dim for batch in batches})}")
+        lengths = [0, *(length for batch in batches for length in batch.lengths)]
+        values = torch.cat([batch.values for batch in batches])
+        return cls(values, torch.tensor(lengths, dtype=torch.int64).cumsum(0))
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return self.values.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the vectors."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the vectors and the offsets."""
+        return self.values.device
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Number of token vectors of each text, n Python ints."""
+        return [b - a for a, b in zip(self._bounds, self._bounds[1:], strict=False)]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TokenEmbeddings:
+        """Copy to another device or dtype; no copy where nothing changes.
+
+        Args:
+            device: Where to. None: stay.
+            dtype: Of the vectors; the offsets stay int64. None: unchanged.
+
+        Returns:
+            A batch with the same texts.
+        """
+        return TokenEmbeddings(self.values.to(device=device, dtype=dtype), self.offsets.to(device=device))
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> TokenEmbeddings: ...
+
+    def __getitem__(self, index: int | slice) -> torch.Tensor | TokenEmbeddings:
+        if isinstance(index, slice):
+            return self._slice(index)
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"text {index} of {len(self)}")
+        return self.values[self._bounds[position] : self._bounds[position + 1]]  # (num_tokens_i, dim), a view
+
+    def _slice(self, index: slice) -> TokenEmbeddings:
+        start, stop, step = index.indices(len(self))
+        if step != 1:
+            chosen = [self[i] for i in range(start, stop, step)]
+            return TokenEmbeddings.from_list(chosen, self.dim) if chosen else self[:0]
+        bounds = self._bounds[start : max(start, stop) + 1]
+        values = self.values[bounds[0] : bounds[-1]]
+        return TokenEmbeddings(values, torch.tensor(bounds, dtype=torch.int64) - bounds[0])
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"TokenEmbeddings(n={len(self)}, tokens={len(self.values)}, dim={self.dim}, dtype={dtype}, "
+            f"device={self.device})"
+        )

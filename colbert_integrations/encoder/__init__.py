@@ -1,0 +1,27 @@
+"""Texts to TokenEmbeddings: tokenise without state, batch by a token budget, run the backbone, keep what counts.
+
+``tokens.py`` makes token sequences from texts, ``backbone.py`` loads the transformer and refuses a wrong one,
+``forward.py`` runs it on token ids, ``encoder.py`` joins them.
+"""
+
+from __future__ import annotations
+
+from .backbone import LoadOptions, choose_device, choose_dtype
+from .encoder import EncodeOptions, Encoder
+from .forward import Forward, TorchForward
+from .load import load_encoder
+from .tokens import Side, Tokenizer, TokenSequence
+
+__all__ = [
+    "EncodeOptions",
+    "Encoder",
+    "Forward",
+    "LoadOptions",
+    "Side",
+    "TokenSequence",
+    "Tokenizer",
+    "TorchForward",
+    "choose_device",
+    "choose_dtype",
+    "load_encoder",
+]

@@ -1,0 +1,289 @@
+"""Loading the transformer, and refusing one that would run with weights or positions it was not trained with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoint import Checkpoint
+from ..errors import (
+    CheckpointError,
+    InputError,
+    MissingWeightsError,
+    RemoteCodeError,
+    UnsupportedCheckpointError,
+)
+
+__all__ = ["LoadOptions", "choose_device", "choose_dtype", "load_backbone", "position_limit"]
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+# A transformers model, whose attributes differ by class, and what transformers says of loading it.
+Backbone = Any
+Loaded = tuple[Backbone, Mapping[str, Any]]
+# transformers' verbosity and progress bars are process-wide; one load at a time may change and restore them.
+_QUIET = threading.Lock()
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Where a backbone is loaded to, and how.
+
+    Attributes:
+        device: Device of the weights.
+        dtype: Data type of the weights and the forward pass.
+        trust_remote_code: Whether code from the checkpoint's repository may run.
+        attn_implementation: Name of an attention backend of transformers. None: its own choice.
+        language: For X-MOD, whose adapters to use. None: the checkpoint's default language.
+        token: Hub token, for remote code that lies in another repository.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
+    language: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Decide where the model runs.
+
+    Args:
+        device: A torch device or its name. None or ``"auto"``: the first that is there of CUDA, MPS and the CPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        InputError: If torch does not know it or this machine does not have it.
+    """
+    if device is None or device == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(name)
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except Exception as error:  # torch raises RuntimeError, AssertionError or its own, by backend
+        raise InputError(f"device={str(device)!r} can't be used on this machine: {error}") from error
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Decide the data type of the weights and the forward pass; normalisation and scores are float32 in any case.
+
+    Args:
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or torch's own. None or ``"auto"``: float32 on the CPU and
+            MPS; on CUDA bfloat16 where the card has it, else float16. Never the checkpoint's: transformers would run
+            a half-precision checkpoint in half precision even on a CPU.
+        device: Where the model runs.
+
+    Returns:
+        The data type.
+
+    Raises:
+        InputError: If it is none of these, or float16 on a CPU.
+    """
+    if dtype is None or dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    chosen = _DTYPES.get(str(dtype).removeprefix("torch."))
+    if chosen is None:
+        raise InputError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
+    if chosen == torch.float16 and device.type == "cpu":
+        raise InputError("dtype='float16' is unusably slow on a CPU: use 'bfloat16' or 'float32'")
+    return chosen
+
+
+def load_backbone(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
+    """Load the transformer of a checkpoint.
+
+    Args:
+        checkpoint: What to load.
+        options: Where to and how.
+
+    Returns:
+        The model in evaluation mode, on the device and in the dtype asked for.
+
+    Raises:
+        MissingWeightsError: If a weight of the model, the pooler aside, is not in the checkpoint.
+        UnsupportedCheckpointError: If transformers has no class for it, or one with other positions.
+        RemoteCodeError: If it needs code from its repository and ``trust_remote_code`` is off.
+        CheckpointError: If it can't be read.
+    """
+    if checkpoint.spec.architecture == "xlm-roberta-flash":
+        model = _checked(checkpoint, _load_flash_xlm_roberta(checkpoint, options))
+    else:
+        model = _load_auto(checkpoint, options)
+    _check_positions(checkpoint, model)
+    _set_language(model, options.language)
+    return model.to(options.device).eval().requires_grad_(False)
+
+
+def position_limit(model: Backbone) -> int | None:
+    """Most tokens that a learned position table can tell apart; None where positions are rotary or alike.
+
+    Args:
+        model: A transformers backbone.
+
+    Returns:
+        The rows of the table, less those that RoBERTa's numbering skips (its padding id and what lies before).
+    """
+    table = _position_table(model)
+    if table is None:
+        return None
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
+def _position_table(model: Backbone) -> nn.Embedding | None:
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    return next((table for table in tables if isinstance(table, nn.Embedding)), None)
+
+
+def _load_auto(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
+    from transformers import AutoModel
+
+    if "auto_map" not in checkpoint.config:
+        return _checked(checkpoint, _from_pretrained(AutoModel.from_pretrained, checkpoint, options))
+    # The native class first: it needs no consent, and it is the one that is maintained.
+    try:
+        return _checked(checkpoint, _from_pretrained(AutoModel.from_pretrained, checkpoint, options))
+    except (MissingWeightsError, UnsupportedCheckpointError, CheckpointError) as error:
+        if not options.trust_remote_code:
+            raise RemoteCodeError(
+                f"{checkpoint.spec.name} needs code from its repository, since the class in transformers does not fit "
+                f"it ({error}). Read that code, then pass trust_remote_code=True"
+            ) from error
+    return _checked(checkpoint, _from_pretrained(AutoModel.from_pretrained, checkpoint, options, trust=True))
+
+
+def _from_pretrained(
+    load: Callable[..., Any], checkpoint: Checkpoint, options: LoadOptions, *, trust: bool = False, config: Any = None
+) -> Loaded:
+    arguments: dict[str, Any] = {
+        "dtype": options.dtype,
+        "output_loading_info": True,
+        "attn_implementation": options.attn_implementation,
+        "trust_remote_code": trust or None,
+        "token": options.token,
+        "config": config,
+    }
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    arguments.setdefault("trust_remote_code", False)
+    try:
+        with _quiet_transformers():
+            model, info = load(str(checkpoint.folder), **arguments)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise _explain_failure(checkpoint, error) from error
+    return model, info
+
+
+def _explain_failure(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
+    name, architecture = checkpoint.spec.name, checkpoint.spec.architecture
+    from transformers import CONFIG_MAPPING, __version__
+
+    if architecture not in CONFIG_MAPPING:
+        return UnsupportedCheckpointError(
+            f"transformers {__version__} has no model type {architecture!r}, which {name} needs: a newer release may"
+        )
+    return CheckpointError(f"transformers can't load {name}: {error}")
+
+
+def _checked(checkpoint: Checkpoint, loaded: Loaded) -> Backbone:
+    model, info = loaded
+    # A pooler makes the dense vector of a sentence; token vectors do not pass through it.
+    missing = sorted(key for key in info["missing_keys"] if "pooler." not in key)
+    mismatched = sorted(str(key) for key in info["mismatched_keys"])
+    if missing or mismatched:
+        names, count = ", ".join([*missing, *mismatched][:4]), len(missing) + len(mismatched)
+        raise MissingWeightsError(
+            f"{checkpoint.spec.name}: {count} weights of {type(model).__name__} are not in the checkpoint and would be "
+            f"random ({names}, ...). The class does not fit the weights, or the download is not whole"
+        )
+    return model
+
+
+def _check_positions(checkpoint: Checkpoint, model: Backbone) -> None:
+    kind = checkpoint.config.get("position_embedding_type") or "absolute"
+    if kind != "absolute" and _position_table(model) is not None:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.spec.name} was trained with {kind!r} positions, but {type(model).__name__} numbers them in a "
+            "table: its vectors would be wrong. It needs its own code: pass trust_remote_code=True after reading it"
+        )
+
+
+def _load_flash_xlm_roberta(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
+    """Jina's rotary XLM-RoBERTa, saved under the plain one's name, by the class that transformers has for it."""
+    try:
+        from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
+    except ImportError as error:
+        from transformers import __version__
+
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.spec.name} needs JinaEmbeddingsV3Model, which transformers {__version__} does not have: "
+            "pip install -U 'transformers>=5.5'"
+        ) from error
+    config = dict(checkpoint.config)
+    rope = {"rope_type": "default", "rope_theta": _rope_theta(checkpoint)}
+    taken: dict[str, Any] = {key: config[key] for key in JinaEmbeddingsV3Config().to_dict() if key in config}
+    for key in ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "rope_parameters"):
+        taken.pop(key, None)
+    native = JinaEmbeddingsV3Config(**taken, rope_parameters=rope)
+    return _from_pretrained(JinaEmbeddingsV3Model.from_pretrained, checkpoint, options, config=native)
+
+
+def _rope_theta(checkpoint: Checkpoint) -> float:
+    config = checkpoint.config
+    if config.get("position_embedding_type") != "rotary":
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.spec.name} has fused attention weights but {config.get('position_embedding_type')!r} "
+            "positions; only rotary ones are known"
+        )
+    # The class in transformers assumes 20,000, the remote code 10,000: a wrong one runs, and is wrong by 0.08.
+    theta = config.get("rotary_emb_base", 10_000.0)
+    if not isinstance(theta, (int, float)) or theta <= 0:
+        raise UnsupportedCheckpointError(f"{checkpoint.spec.name}: rotary_emb_base must be positive, not {theta!r}")
+    return float(theta)
+
+
+def _set_language(model: Backbone, language: str | None) -> None:
+    languages = getattr(model.config, "languages", None)
+    if not hasattr(model, "set_default_language"):
+        if language is not None:
+            raise InputError(f"language={language!r} is for X-MOD models; {type(model).__name__} has no languages")
+        return
+    chosen = language or getattr(model.config, "default_language", None) or next(iter(languages or ()), None)
+    if languages is None or chosen not in languages:
+        raise InputError(f"language must be one of {sorted(languages or ())}, not {chosen!r}")
+    model.set_default_language(chosen)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence transformers' load table and progress bar, which call our own head's weight 'unexpected'."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    with _QUIET:
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()

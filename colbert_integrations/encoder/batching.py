@@ -1,0 +1,58 @@
+"""Cutting work into pieces: batches by a token budget, windows over long texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+__all__ = ["batches_by_tokens", "window_starts"]
+
+
+def batches_by_tokens(lengths: Sequence[int], batch_tokens: int, batch_size: int | None) -> Iterator[list[int]]:
+    """Group sequences of like length, so that little padding is added.
+
+    Args:
+        lengths: Tokens of each sequence.
+        batch_tokens: Most tokens of a batch, padding counted; a longer sequence stands alone.
+        batch_size: Most sequences of a batch. None: only the tokens count.
+
+    Yields:
+        Positions in ``lengths``, longest first: running out of memory shows at the start, not at the end.
+
+    Example:
+        >>> list(batches_by_tokens([3, 9, 4], batch_tokens=9, batch_size=None))
+        [[1], [2, 0]]
+    """
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    batch: list[int] = []
+    for position in order:
+        longest = lengths[batch[0]] if batch else 0
+        if batch and (longest * (len(batch) + 1) > batch_tokens or len(batch) == batch_size):
+            yield batch
+            batch = []
+        batch.append(position)
+    if batch:
+        yield batch
+
+
+def window_starts(num_tokens: int, capacity: int, overlap: int) -> list[int]:
+    """Where windows over a text begin.
+
+    Args:
+        num_tokens: Tokens of the text.
+        capacity: Tokens of a window.
+        overlap: Tokens that a window shares at least with the one before; less than ``capacity``.
+
+    Returns:
+        Starts in rising order, from 0. The last window is moved back to be full, so that its tokens see as much of
+        their surroundings as all others.
+
+    Example:
+        >>> window_starts(10, capacity=4, overlap=1)
+        [0, 3, 6]
+        >>> window_starts(11, capacity=4, overlap=1)
+        [0, 3, 6, 7]
+    """
+    if num_tokens <= capacity:
+        return [0]
+    last = num_tokens - capacity
+    return [*range(0, last, capacity - overlap), last]

@@ -1,0 +1,193 @@
+"""Encoder: texts to TokenEmbeddings, in batches by a token budget, order kept, long documents in windows."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.nn.functional import normalize
+
+from ..embeddings import TokenEmbeddings
+from ..errors import InputError, TruncationWarning
+from .batching import batches_by_tokens, window_starts
+from .forward import Forward
+from .tokens import Side, TextTokens, Tokenizer, TokenSequence
+
+__all__ = ["EncodeOptions", "Encoder"]
+
+# Texts tokenised at once: enough to find neighbours of like length, few enough that a corpus of millions stays flat
+# in memory.
+_TEXTS_AT_ONCE = 4096
+# Work that ends before this many seconds shows no bar.
+_BAR_AFTER_S = 2.0
+_DEFAULT_OVERLAP = 64
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How texts are encoded; nothing here changes what a vector is, windows aside.
+
+    Attributes:
+        long_documents: ``"window"``: overlapping windows over the whole text; ``"truncate"``: its beginning.
+        window_overlap: Tokens that neighbouring windows share. None: 64, or half a window if that is less.
+        batch_tokens: Most tokens of a batch, padding counted.
+        batch_size: Most texts or windows of a batch. None: only the tokens count.
+    """
+
+    long_documents: Literal["window", "truncate"] = "window"
+    window_overlap: int | None = None
+    batch_tokens: int = 2048
+    batch_size: int | None = None
+
+
+class Encoder:
+    """Texts to token embeddings.
+
+    Args:
+        tokenizer: Makes token sequences, by the checkpoint's rules.
+        forward: Runs the model on them.
+        options: Batches and windows.
+
+    Raises:
+        InputError: If a length leaves no room for text, or windows would not advance.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, forward: Forward, options: EncodeOptions) -> None:
+        self.tokenizer = tokenizer
+        self.spec = tokenizer.spec
+        self._forward = forward
+        self._options = options
+        self._overlap = self._choose_overlap()
+        tokenizer.capacity("query")
+        # One batch at a time: a device runs them one after another anyway, and two would need twice the memory.
+        self._lock = threading.Lock()
+
+    def _choose_overlap(self) -> int:
+        capacity = self.tokenizer.capacity("document")
+        overlap = self._options.window_overlap
+        if capacity is None or overlap is None:
+            return min(_DEFAULT_OVERLAP, (capacity or 2 * _DEFAULT_OVERLAP) // 2)
+        if not 0 <= overlap < capacity:
+            raise InputError(
+                f"window_overlap must be from 0 to {capacity - 1}, the tokens of text in a window less one, "
+                f"not {overlap}"
+            )
+        return overlap
+
+    def encode(self, texts: Sequence[str], side: Side, *, show_progress: bool | None = False) -> TokenEmbeddings:
+        """Encode texts.
+
+        Args:
+            texts: The texts.
+            side: Which rules they follow, those of queries or of documents.
+            show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
+
+        Returns:
+            Unit vectors (where the checkpoint normalises), float32, on the model's device; ``len(texts)`` entries.
+
+        Raises:
+            InputError: If a text is not valid Unicode.
+        """
+        parts, cut = [], 0
+        with _progress_bar(len(texts), side, show_progress) as bar:
+            for start in range(0, len(texts), _TEXTS_AT_ONCE):
+                tokens = self.tokenizer.tokens(texts[start : start + _TEXTS_AT_ONCE], side)
+                sequences = [self.sequences(text, side) for text in tokens]
+                cut += self._count_cut(tokens, side)
+                parts.append(self._encode_sequences(sequences, bar))
+        if cut:
+            self._warn_of_cuts(cut, len(texts), side)
+        return TokenEmbeddings.concat(parts) if len(parts) > 1 else parts[0] if parts else self._nothing()
+
+    def sequences(self, tokens: TextTokens, side: Side) -> list[TokenSequence]:
+        """The sequences that a text is encoded as: one, or its windows.
+
+        Args:
+            tokens: Tokens of the text.
+            side: Query or document.
+
+        Returns:
+            At least one sequence, in order.
+        """
+        capacity = self.tokenizer.capacity(side)
+        if capacity is None:
+            return [self.tokenizer.sequence(tokens.ids, side)]
+        starts = [0]
+        if side == "document" and self._options.long_documents == "window":
+            starts = window_starts(len(tokens.ids), capacity, self._overlap)
+        return [self.tokenizer.sequence(tokens.ids[start : start + capacity], side, start) for start in starts]
+
+    def _count_cut(self, tokens: list[TextTokens], side: Side) -> int:
+        capacity = self.tokenizer.capacity(side)
+        windows = side == "document" and self._options.long_documents == "window"
+        return 0 if windows or capacity is None else sum(len(text.ids) > capacity for text in tokens)
+
+    def _warn_of_cuts(self, cut: int, total: int, side: Side) -> None:
+        length = self.spec.query_length if side == "query" else self.spec.document_length
+        cure = "long_documents='window' scores them whole" if side == "document" else "raise query_length to keep more"
+        noun = "documents" if side == "document" else "queries"
+        message = f"{cut} of {total} {noun} cut at {side}_length={length} tokens; {cure}"
+        warnings.warn(message, TruncationWarning, stacklevel=4)
+
+    def _encode_sequences(self, sequences: list[list[TokenSequence]], bar: Any) -> TokenEmbeddings:
+        """Encode the sequences of each text and join them, ``(kept tokens, dim)`` for all texts."""
+        flat = [sequence for windows in sequences for sequence in windows]
+        vectors: list[torch.Tensor | None] = [None] * len(flat)
+        done_with = [index for index, windows in enumerate(sequences) for _ in windows]
+        left = [len(windows) for windows in sequences]
+        lengths = [len(sequence.ids) for sequence in flat]
+        for batch in batches_by_tokens(lengths, self._options.batch_tokens, self._options.batch_size):
+            for position, matrix in zip(batch, self._run([flat[i] for i in batch]), strict=True):
+                vectors[position] = matrix
+                left[done_with[position]] -= 1
+                bar.update(left[done_with[position]] == 0)
+        counts = [sum(len(sequence.kept) for sequence in windows) for windows in sequences]
+        values = torch.cat([matrix for matrix in vectors if matrix is not None])
+        return TokenEmbeddings(values, torch.tensor([0, *counts], dtype=torch.int64).cumsum(0))
+
+    def _run(self, sequences: list[TokenSequence]) -> list[torch.Tensor]:
+        """Encode one batch; halve it where the GPU's memory does not suffice."""
+        try:
+            with self._lock:
+                packed = self._forward(sequences)  # (tokens, dim)
+            return self._finish(packed, sequences)
+        except torch.OutOfMemoryError:
+            if len(sequences) == 1:
+                raise
+        # Outside the handler, whose traceback would keep the failed batch's tensors alive.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        middle = len(sequences) // 2
+        return self._run(sequences[:middle]) + self._run(sequences[middle:])
+
+    @torch.no_grad()
+    def _finish(self, packed: torch.Tensor, sequences: list[TokenSequence]) -> list[torch.Tensor]:
+        """Keep what counts, cut dimensions, normalise: one ``(kept, dim)`` float32 matrix per sequence."""
+        rows, first = [], 0
+        for sequence in sequences:
+            rows += [first + position for position in sequence.kept]
+            first += len(sequence.ids)
+        chosen = packed[torch.tensor(rows, dtype=torch.int64, device=packed.device)].float()
+        if self.spec.truncate_dim is not None:
+            chosen = chosen[:, : self.spec.truncate_dim]  # before normalising, so that what is left is unit again
+        if self.spec.normalize:
+            chosen = normalize(chosen, dim=-1)
+        return list(torch.split(chosen, [len(sequence.kept) for sequence in sequences]))
+
+    def _nothing(self) -> TokenEmbeddings:
+        probe = self._run([self.tokenizer.sequence([], "document")])[0]
+        return TokenEmbeddings(probe[:0], torch.zeros(1, dtype=torch.int64))
+
+
+def _progress_bar(total: int, side: Side, show: bool | None) -> Any:
+    from tqdm.auto import tqdm
+
+    # disable=None is tqdm's own "off unless on a terminal"; a notebook's bar has no terminal and shows.
+    delay = _BAR_AFTER_S if show is None else 0.0
+    off = None if show is None else not show
+    noun = "documents" if side == "document" else "queries"
+    return tqdm(total=total, desc=f"Encoding {noun}", unit="text", delay=delay, disable=off)

@@ -1,0 +1,89 @@
+"""From a checkpoint on disk to an Encoder: tokenizer, forward pass, and lengths that the backbone can take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..checkpoint import Checkpoint, ColBERTSpec
+from ..errors import CheckpointError, InputError
+from .backbone import LoadOptions, position_limit
+from .encoder import EncodeOptions, Encoder
+from .forward import Forward, TorchForward
+from .tokens import Tokenizer
+
+__all__ = ["load_encoder"]
+
+# transformers writes this where a tokenizer knows no limit.
+_NO_LIMIT = 10**9
+
+
+def load_encoder(
+    checkpoint: Checkpoint, load: LoadOptions, encode: EncodeOptions, forward: Forward | None = None
+) -> Encoder:
+    """Load a checkpoint and make it ready to encode.
+
+    Args:
+        checkpoint: Its spec, folders and head.
+        load: Where to and how the weights are loaded.
+        encode: Batches and windows.
+        forward: Runs the model elsewhere. None: load the weights into this process.
+
+    Returns:
+        The encoder, its spec complete with ids and lengths.
+
+    Raises:
+        CheckpointError: If the tokenizer can't be read, or the backbone would not be the trained one.
+        InputError: If an explicit length or ``attn_implementation`` is impossible for this checkpoint.
+    """
+    spec = checkpoint.spec
+    _check_attention(spec, load.attn_implementation)
+    tokenizer = _load_tokenizer(checkpoint, load)
+    limit = None
+    if forward is None:
+        forward = TorchForward(checkpoint, load)
+        limit = position_limit(forward.backbone)
+    spec = _limit_lengths(spec, limit, _open_length(tokenizer, checkpoint))
+    return Encoder(Tokenizer(tokenizer, spec), forward, encode)
+
+
+def _open_length(tokenizer: Any, checkpoint: Checkpoint) -> int | None:
+    """The length of a side that the checkpoint does not limit: the tokenizer's, else that of the configuration."""
+    limit = getattr(tokenizer, "model_max_length", _NO_LIMIT)
+    configured = checkpoint.config.get("max_position_embeddings")
+    return limit if limit < _NO_LIMIT else configured if isinstance(configured, int) else None
+
+
+def _load_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(checkpoint.tokenizer_folder), trust_remote_code=load.trust_remote_code, token=load.token
+        )
+    except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
+        raise CheckpointError(f"can't read the tokenizer of {checkpoint.spec.name}: {error}") from error
+
+
+def _check_attention(spec: ColBERTSpec, attention: str | None) -> None:
+    unseen = spec.query_expansion != "none" and not spec.attend_to_expansion_tokens
+    if unseen and attention is not None and attention.startswith(("flash_attention", "kernels-community/flash")):
+        raise InputError(
+            f"attn_implementation={attention!r} drops tokens that nobody attends to, and with them the query "
+            f"expansion that {spec.name} scores by: use 'sdpa' or 'eager'"
+        )
+
+
+def _limit_lengths(spec: ColBERTSpec, positions: int | None, open_length: int | None) -> ColBERTSpec:
+    """Cut lengths down to the position table, and fill in those that the checkpoint leaves open."""
+    notes, changed = list(spec.notes), dict[str, Any]()
+    for name in ("query_length", "document_length", "expansion_length"):
+        length: int | None = getattr(spec, name)
+        length = open_length if length is None else length
+        if positions is not None and length is not None and length > positions:
+            if spec.sources.get(name) == "argument":
+                raise InputError(f"{name}={length}, but {spec.name} has {positions} positions")
+            notes.append(f"{name} was {length}, but there are {positions} positions")
+            length = positions
+        changed[name] = length
+    return replace(spec, **changed, notes=tuple(notes))

@@ -1,0 +1,290 @@
+"""Token sequences from texts: stateless tokenisation, then truncation, windows, markers and expansion by id.
+
+Hugging Face's fast tokenizers keep truncation and padding as settings of one shared object; two threads that ask for
+different ones get silently wrong ids. So both are switched off once, at load, and done here on plain lists.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, Literal
+
+from ..checkpoint import ColBERTSpec
+from ..errors import InputError, MissingWeightsError
+
+__all__ = ["Side", "TextTokens", "TokenSequence", "Tokenizer"]
+
+Side = Literal["query", "document"]
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """One row of a batch, before padding.
+
+    Attributes:
+        ids: Token ids, with special tokens, marker and expansion.
+        attended: How many leading tokens the others may attend to; the rest is expansion that nobody sees.
+        kept: Positions in ``ids`` whose vectors count.
+        origins: For each position in ``ids``, which token of the text it holds; None for special tokens, the marker
+            and expansion.
+    """
+
+    ids: list[int]
+    attended: int
+    kept: list[int]
+    origins: list[int | None]
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """Tokens of one text, without special tokens.
+
+    Attributes:
+        ids: Token ids.
+        spans: For each token, where it lies in the text as the caller gave it, ``(start, stop)`` in characters;
+            None where that was not asked for or the tokenizer can't tell.
+    """
+
+    ids: list[int]
+    spans: list[Span | None] | None = None
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer, and the rules by which its tokens become sequences.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer that nobody else uses.
+        spec: The spec as the checkpoint says it.
+
+    Raises:
+        MissingWeightsError: If a PyLate checkpoint's marker, or a needed expansion token, is not in the vocabulary.
+    """
+
+    def __init__(self, tokenizer: Any, spec: ColBERTSpec) -> None:
+        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        self._lock = threading.Lock()
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        if spec.layout == "pylate":
+            # PyLate adds its markers to the tokenizer, so a marker spelt out in a text is the marker.
+            known = tokenizer.get_vocab()
+            tokenizer.add_tokens([m for m in (spec.query_marker, spec.document_marker) if m and m in known])
+        self._vocabulary: dict[str, int] = tokenizer.get_vocab()
+        self.prefix_ids, self.suffix_ids = self._special_ids()
+        self.spec = self._resolve(spec)
+        self._skipped = frozenset(self.spec.skiplist_ids)
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    def tokens(self, texts: Sequence[str], side: Side, *, with_spans: bool = False) -> list[TextTokens]:
+        """Tokenise texts, without special tokens and without cutting.
+
+        Args:
+            texts: The texts as the caller gave them.
+            side: Whose prompt goes before them.
+            with_spans: Whether to say where in the text each token lies.
+
+        Returns:
+            One entry per text.
+
+        Raises:
+            InputError: If a text can't be encoded, such as one with half a surrogate pair.
+        """
+        prompt = self.spec.query_prompt if side == "query" else self.spec.document_prompt
+        prepared = [_prepare(text, prompt, self.spec) for text in texts]
+        try:
+            if self._backend is None:
+                return [TextTokens(self._slow_ids(text)) for text in prepared]
+            if not with_spans:
+                encoded = self._backend.encode_batch_fast(prepared, add_special_tokens=False)
+                return [TextTokens(encoding.ids) for encoding in encoded]
+            encoded = self._backend.encode_batch(prepared, add_special_tokens=False)
+        except (TypeError, UnicodeError) as error:
+            raise InputError(_not_unicode(texts)) from error
+        shifts = [_Shift(text, prompt, self.spec) for text in texts]
+        return [
+            TextTokens(encoding.ids, [shift(span) for span in encoding.offsets])
+            for encoding, shift in zip(encoded, shifts, strict=True)
+        ]
+
+    def text_of(self, token_id: int) -> str:
+        """The token as the vocabulary spells it."""
+        return str(self._tokenizer.convert_ids_to_tokens(token_id))
+
+    def _slow_ids(self, text: str) -> list[int]:
+        # Tokenizers in Python keep caches; nothing says that they may be shared.
+        with self._lock:
+            return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _special_ids(self) -> tuple[list[int], list[int]]:
+        """Ids that the tokenizer puts before and after a text."""
+        encoded = self._tokenizer("a", return_special_tokens_mask=True, verbose=False)
+        ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+        if all(special):
+            return ids, []
+        first, last = special.index(0), len(special) - special[::-1].index(0)
+        return ids[:first], ids[last:]
+
+    # ------------------------------------------------------------------------------------------------ resolving
+
+    def _resolve(self, spec: ColBERTSpec) -> ColBERTSpec:
+        notes = list(spec.notes)
+        expands = spec.query_expansion != "none"
+        resolved = replace(
+            spec,
+            query_marker_id=self._marker_id(spec.query_marker, spec, notes),
+            document_marker_id=self._marker_id(spec.document_marker, spec, notes),
+            expansion_token_id=self._expansion_id(spec) if expands else None,
+            skiplist_ids=self._skiplist_ids(spec),
+        )
+        if not self.prefix_ids and (spec.query_marker or spec.document_marker):
+            notes.append("the tokenizer puts nothing before a text, so markers follow its first token, as in PyLate")
+        return replace(resolved, notes=tuple(notes))
+
+    def _marker_id(self, marker: str, spec: ColBERTSpec, notes: list[str]) -> int | None:
+        if not marker:
+            return None
+        if marker in self._vocabulary:
+            return self._vocabulary[marker]
+        unknown: int | None = self._tokenizer.unk_token_id
+        if spec.layout == "stanford" and unknown is not None:
+            # colbert-ai looks the marker up the same way, so this is what such a checkpoint was trained with.
+            notes.append(f"marker {marker!r} is not in the vocabulary; it is the unknown token, as in colbert-ai")
+            return unknown
+        raise MissingWeightsError(
+            f"{spec.name} marks texts with {marker!r}, which is not in its vocabulary: its embedding would be random. "
+            "Check that the tokenizer's files belong to the checkpoint, or pass query_marker= and document_marker="
+        )
+
+    def _expansion_id(self, spec: ColBERTSpec) -> int:
+        if spec.expansion_token is not None and spec.expansion_token in self._vocabulary:
+            return self._vocabulary[spec.expansion_token]
+        fallbacks = (self._tokenizer.mask_token_id, self._tokenizer.eos_token_id, self._tokenizer.pad_token_id)
+        found = next((token for token in fallbacks if token is not None), None)
+        if spec.expansion_token is not None or found is None:
+            raise MissingWeightsError(
+                f"{spec.name} expands queries with {spec.expansion_token or 'a mask or end token'!r}, which is not in "
+                "its vocabulary; pass query_expansion=False to do without"
+            )
+        return int(found)
+
+    def _skiplist_ids(self, spec: ColBERTSpec) -> tuple[int, ...]:
+        if spec.skiplist_rule == "first_piece":
+            pieces = [self._tokenizer(word, add_special_tokens=False)["input_ids"] for word in spec.skiplist_words]
+            return tuple(sorted({piece[0] for piece in pieces if piece}))
+        # A word that is not in the vocabulary would stand for the unknown token and delete every one of those.
+        return tuple(sorted({self._vocabulary[word] for word in spec.skiplist_words if word in self._vocabulary}))
+
+    # ------------------------------------------------------------------------------------------------ sequences
+
+    def capacity(self, side: Side) -> int | None:
+        """Most tokens of text that fit in one sequence.
+
+        Args:
+            side: Query or document.
+
+        Returns:
+            The number, at least 1; None where nothing limits it.
+
+        Raises:
+            InputError: If the length leaves no room for text.
+        """
+        length = self.spec.query_length if side == "query" else self.spec.document_length
+        if length is None:
+            return None
+        overhead = len(self.prefix_ids) + len(self.suffix_ids) + (self._side_marker(side) is not None)
+        if length <= overhead:
+            raise InputError(
+                f"{side}_length={length} leaves no room for text: {overhead} tokens are special or markers, so it "
+                f"must be at least {overhead + 1}"
+            )
+        return length - overhead
+
+    def sequence(self, content: Sequence[int], side: Side, start: int = 0) -> TokenSequence:
+        """Dress tokens of text as the model was trained to see them.
+
+        Args:
+            content: Tokens of text, no more than ``capacity(side)``.
+            side: Query or document.
+            start: Position of the first token in its text, where this is a window of it.
+
+        Returns:
+            The sequence, with special tokens, marker, expansion, and the positions whose vectors count.
+        """
+        ids = [*self.prefix_ids, *content, *self.suffix_ids]
+        tail = len(self.suffix_ids)
+        origins = [*[None] * len(self.prefix_ids), *range(start, start + len(content)), *[None] * tail]
+        marker = self._side_marker(side)
+        if marker is not None:
+            ids.insert(1, marker)  # by id and after the first token, never as text in front of it
+            origins.insert(1, None)
+        kept = self._kept(ids, origins, side)
+        attended = len(ids)
+        missing = self.spec.expansion_length - len(ids)
+        if side == "query" and self.spec.expansion_token_id is not None and missing > 0:
+            kept += range(len(ids), len(ids) + missing)
+            ids += [self.spec.expansion_token_id] * missing
+            origins += [None] * missing
+            attended = len(ids) if self.spec.attend_to_expansion_tokens else attended
+        return TokenSequence(ids, attended, kept, origins)
+
+    def _side_marker(self, side: Side) -> int | None:
+        return self.spec.query_marker_id if side == "query" else self.spec.document_marker_id
+
+    def _kept(self, ids: list[int], origins: list[int | None], side: Side) -> list[int]:
+        kept = list(range(len(ids)))
+        if self.spec.dropped_tokens == "first":
+            kept = kept[1:]
+        elif self.spec.dropped_tokens == "special":
+            # A text without tokens keeps its special ones: a document without vectors could not be ranked.
+            kept = [position for position in kept if origins[position] is not None] or kept
+        if side in self.spec.skiplist_tasks and self._skipped:
+            kept = [position for position in kept if ids[position] not in self._skipped]
+        return kept
+
+
+def _prepare(text: str, prompt: str, spec: ColBERTSpec) -> str:
+    prepared = prompt + text
+    prepared = prepared.strip() if spec.strip else prepared
+    return prepared.lower() if spec.lowercase else prepared
+
+
+class _Shift:
+    """From characters of the prepared text back to characters of the text as it was given."""
+
+    def __init__(self, text: str, prompt: str, spec: ColBERTSpec) -> None:
+        whole = prompt + text
+        stripped = len(whole) - len(whole.lstrip()) if spec.strip else 0
+        self._offset = stripped - len(prompt)
+        self._length = len(text)
+        # Lower-casing can lengthen a character ("İ"), so positions after it move.
+        widths = [len(character.lower()) for character in whole] if spec.lowercase else []
+        self._origin = _origins(widths[stripped:]) if any(width != 1 for width in widths) else None
+
+    def __call__(self, span: Span) -> Span | None:
+        start, stop = span
+        if self._origin is not None:
+            start, stop = self._origin[start], self._origin[stop - 1] + 1 if stop > start else self._origin[start]
+        start, stop = max(0, start + self._offset), min(self._length, stop + self._offset)
+        return (start, stop) if stop > start else None
+
+
+def _origins(widths: list[int]) -> list[int]:
+    ends = list(accumulate(widths))
+    origin = [index for index, width in enumerate(widths) for _ in range(width)]
+    return origin + [len(ends)]
+
+
+def _not_unicode(texts: Sequence[str]) -> str:
+    for index, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeError as error:
+            return f"text {index} is not valid Unicode: {error}. Decode it with errors='replace' where it is read"
+    return "a text can't be tokenised"

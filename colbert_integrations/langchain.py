@@ -1,0 +1,245 @@
+"""ColBERT for LangChain: a document compressor. Converts and delegates; no model code, only langchain-core."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError, MissingExtraError
+
+try:
+    from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
+    from langchain_core.documents import BaseDocumentCompressor, Document
+    from langchain_core.runnables import Runnable, RunnableLambda
+except ImportError as error:
+    raise MissingExtraError("colbert_integrations.langchain", "langchain") from error
+
+from pydantic import Field
+
+from .adapter import RerankerFields
+
+if TYPE_CHECKING:
+    from .model import RankedDocument
+
+__all__ = ["ColBERTReranker"]
+
+
+class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
+    """Rerank documents with ColBERT, as a LangChain document compressor.
+
+    Each call is a run of its own in traces. Inputs stay as they are; outputs are copies that keep id, type and
+    metadata. Scores are Python floats.
+
+    Example:
+        >>> from langchain_core.documents import Document
+        >>> reranker = ColBERTReranker(model="bundled/all-MiniLM-L6-v2", top_n=1)
+        >>> documents = [Document("How to bake bread"), Document("Why the wings of a plane lift it")]
+        >>> reranker.compress_documents(documents, "how do planes fly")[0].page_content
+        'Why the wings of a plane lift it'
+    """
+
+    top_n: int | None = Field(default=3, ge=1)
+    """Most documents to return. None: all."""
+
+    score_key: str | None = "relevance_score"
+    """Metadata key under which the score is returned. None: scores are not returned."""
+
+    metadata_fields: list[str] = Field(default_factory=list)
+    """Metadata that is scored with the text, a ``name: value`` line each, before it."""
+
+    document_formatter: Callable[[Document], str] | None = None
+    """Makes the text that is scored. None: ``metadata_fields`` and the page content."""
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Return the best documents for a query, best first.
+
+        Args:
+            documents: The candidates, in any order.
+            query: The query; white space around it is ignored.
+            callbacks: Handlers or a manager; the call appears below it as a run named after this class.
+
+        Returns:
+            At most ``top_n`` copies, score descending, equal ones in the order given; empty for no documents.
+
+        Raises:
+            InputError: If the query is not a string or an item not a ``Document``.
+            NonFiniteError: If a score is not a number.
+            CheckpointError: If the model can't be loaded; on the first call only.
+        """
+        texts = self._texts(documents, query)
+        with self._traced(documents, query, callbacks) as output:
+            output += self._copies(documents, self._rank(query, texts, self.top_n))
+        return output
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Do what ``compress_documents`` does without blocking the event loop.
+
+        Args:
+            documents: The candidates, in any order.
+            query: The query.
+            callbacks: Handlers or a manager.
+
+        Returns:
+            As ``compress_documents``. A cancelled call returns at once; its work ends in the background.
+
+        Raises:
+            InputError: As ``compress_documents``.
+            NonFiniteError: As ``compress_documents``.
+            CheckpointError: As ``compress_documents``.
+        """
+        texts = self._texts(documents, query)
+        async with self._atraced(documents, query, callbacks) as output:
+            output += self._copies(documents, await self._arank(query, texts, self.top_n))
+        return output
+
+    def rerank(
+        self, documents: Sequence[str | Document | Mapping[str, Any]], query: str, *, top_n: int | None = -1
+    ) -> list[dict[str, Any]]:
+        """Rank texts and return places and scores, as other rerankers for LangChain do.
+
+        Args:
+            documents: Strings, documents, or mappings with a ``text`` or ``page_content``.
+            query: The query.
+            top_n: Most entries to return. None: all; -1: as the field ``top_n`` says.
+
+        Returns:
+            ``{"index": place in documents, "relevance_score": score}``, score descending.
+
+        Raises:
+            InputError: If the query is not a string, an item has no text, or ``top_n`` is impossible.
+            NonFiniteError: If a score is not a number.
+            CheckpointError: If the model can't be loaded; on the first call only.
+        """
+        return _entries(self._rank(query, self._texts(documents, query, any_text=True), self._limit(top_n)))
+
+    async def arerank(
+        self, documents: Sequence[str | Document | Mapping[str, Any]], query: str, *, top_n: int | None = -1
+    ) -> list[dict[str, Any]]:
+        """Do what ``rerank`` does without blocking the event loop.
+
+        Args:
+            documents: Strings, documents, or mappings with a ``text`` or ``page_content``.
+            query: The query.
+            top_n: Most entries to return. None: all; -1: as the field ``top_n`` says.
+
+        Returns:
+            As ``rerank``.
+
+        Raises:
+            InputError: As ``rerank``.
+            NonFiniteError: As ``rerank``.
+            CheckpointError: As ``rerank``.
+        """
+        return _entries(await self._arank(query, self._texts(documents, query, any_text=True), self._limit(top_n)))
+
+    def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
+        """Make a runnable that fits into a chain with ``|``, which a compressor does not.
+
+        Returns:
+            A runnable from ``{"query": str, "documents": list[Document]}`` to the best documents, sync and async.
+        """
+
+        def rank(inputs: dict[str, Any]) -> list[Document]:
+            documents, query = _pair(inputs)
+            return self._copies(documents, self._rank(query, self._texts(documents, query), self.top_n))
+
+        async def arank(inputs: dict[str, Any]) -> list[Document]:
+            documents, query = _pair(inputs)
+            return self._copies(documents, await self._arank(query, self._texts(documents, query), self.top_n))
+
+        # The runnable is a run of its own in traces, so none is opened inside.
+        return RunnableLambda(rank, arank, name=type(self).__name__)
+
+    # ------------------------------------------------------------------------------------------------ conversion
+
+    def _limit(self, top_n: int | None) -> int | None:
+        return self.top_n if top_n == -1 else top_n
+
+    def _texts(self, documents: Sequence[Any], query: str, *, any_text: bool = False) -> list[str]:
+        if not isinstance(query, str):
+            raise InputError(f"query must be a string, not {type(query).__name__}")
+        return [self._text(document, index, any_text) for index, document in enumerate(documents)]
+
+    def _text(self, document: Any, index: int, any_text: bool) -> str:
+        if isinstance(document, Document):
+            return self._document_text(document)
+        if any_text and isinstance(document, str):
+            return document
+        if any_text and isinstance(document, Mapping):
+            text = document.get("text", document.get("page_content"))
+            if isinstance(text, str):
+                return _with_fields(text, document, self.metadata_fields)
+        wanted = "a string, a Document or a mapping with 'text'" if any_text else "a Document"
+        raise InputError(f"documents[{index}] must be {wanted}, not {type(document).__name__}")
+
+    def _document_text(self, document: Document) -> str:
+        if self.document_formatter is not None:
+            return self.document_formatter(document)
+        return _with_fields(document.page_content, document.metadata, self.metadata_fields)
+
+    def _copies(self, documents: Sequence[Document], ranked: list[RankedDocument]) -> list[Document]:
+        return [_copy(documents[entry.index], self.score_key, entry.score) for entry in ranked]
+
+    # --------------------------------------------------------------------------------------------------- tracing
+
+    def _start(self, documents: Sequence[Document], query: str) -> dict[str, Any]:
+        inputs = {"query": query, "documents": list(documents)}
+        return {"serialized": None, "inputs": inputs, "name": type(self).__name__}
+
+    def _metadata(self) -> dict[str, Any]:
+        return {"model": self.model, "top_n": self.top_n}
+
+    @contextmanager
+    def _traced(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None
+    ) -> Iterator[list[Document]]:
+        """Report what happens inside as a run; the list that is yielded is its output."""
+        manager = CallbackManager.configure(inheritable_callbacks=callbacks, local_metadata=self._metadata())
+        run = manager.on_chain_start(**self._start(documents, query))
+        output: list[Document] = []
+        try:
+            yield output
+        except BaseException as error:
+            run.on_chain_error(error)
+            raise
+        run.on_chain_end({"documents": output})
+
+    @asynccontextmanager
+    async def _atraced(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None
+    ) -> AsyncIterator[list[Document]]:
+        manager = AsyncCallbackManager.configure(inheritable_callbacks=callbacks, local_metadata=self._metadata())
+        run = await manager.on_chain_start(**self._start(documents, query))
+        output: list[Document] = []
+        try:
+            yield output
+        except BaseException as error:
+            await run.on_chain_error(error)
+            raise
+        await run.on_chain_end({"documents": output})
+
+
+def _with_fields(text: str, metadata: Mapping[str, Any], names: list[str]) -> str:
+    return "\n".join([*(f"{name}: {metadata[name]}" for name in names if name in metadata), text])
+
+
+def _copy(document: Document, score_key: str | None, score: float) -> Document:
+    metadata = dict(document.metadata)
+    if score_key is not None:
+        metadata[score_key] = score
+    return document.model_copy(update={"metadata": metadata})
+
+
+def _entries(ranked: list[RankedDocument]) -> list[dict[str, Any]]:
+    return [{"index": entry.index, "relevance_score": entry.score} for entry in ranked]
+
+
+def _pair(inputs: dict[str, Any]) -> tuple[Sequence[Document], str]:
+    if not isinstance(inputs, Mapping) or not {"query", "documents"} <= inputs.keys():
+        raise InputError("the runnable takes {'query': str, 'documents': list[Document]}")
+    return inputs["documents"], inputs["query"]

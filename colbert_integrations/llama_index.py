@@ -1,0 +1,117 @@
+"""ColBERT for LlamaIndex: a node postprocessor. Converts and delegates; no model code, only llama-index-core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError, MissingExtraError
+
+try:
+    from llama_index.core.callbacks import CBEventType, EventPayload
+    from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # re-exported without __all__
+    from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+except ImportError as error:
+    raise MissingExtraError("colbert_integrations.llama_index", "llama-index") from error
+
+from pydantic import ConfigDict, Field
+
+from .adapter import RerankerFields
+
+if TYPE_CHECKING:
+    from .model import RankedDocument
+
+__all__ = ["ColBERTRerank"]
+
+_dispatcher = get_dispatcher(__name__)
+_RETRIEVAL_SCORE = "retrieval_score"
+
+
+class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
+    """Rerank nodes with ColBERT, as a LlamaIndex node postprocessor.
+
+    Sends the framework's rerank events and callbacks. Nodes stay as they are; the nodes with score that come back are
+    new. Scores are Python floats.
+
+    Example:
+        >>> from llama_index.core.schema import NodeWithScore, TextNode
+        >>> reranker = ColBERTRerank(model="bundled/all-MiniLM-L6-v2", top_n=1)
+        >>> texts = ["How to bake bread", "Why the wings of a plane lift it"]
+        >>> nodes = [NodeWithScore(node=TextNode(text=text)) for text in texts]
+        >>> reranker.postprocess_nodes(nodes, query_str="how do planes fly")[0].node.get_content()
+        'Why the wings of a plane lift it'
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    top_n: int | None = Field(default=5, ge=1)
+    """Most nodes to return. None: all."""
+
+    keep_retrieval_score: bool = False
+    """Whether the score that a node came with is kept in the metadata of a copy, out of sight of LLM and embedding."""
+
+    metadata_mode: MetadataMode = MetadataMode.EMBED
+    """Which metadata is scored with the text."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name under which the class is serialised; LlamaIndex's own ``ColbertRerank`` is another class."""
+        return "ColBERTRerank"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = _query(query_bundle)
+        texts = [self._text(node, index) for index, node in enumerate(nodes)]
+        top_n = len(nodes) if self.top_n is None else self.top_n  # the event takes no None
+        _dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=self.model))
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: self.model,
+            EventPayload.QUERY_STR: query,
+            EventPayload.TOP_K: top_n,
+        }
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            ranked = self._scored(nodes, self._rank(query, texts, self.top_n))
+            event.on_end(payload={EventPayload.NODES: ranked})
+        _dispatcher.event(ReRankEndEvent(nodes=ranked))
+        return ranked
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        # The sync method whole, in the model's own thread: the framework spans that method only, and the copied
+        # context keeps the span below its parent.
+        return await self.colbert.run_async(self._postprocess_nodes, nodes, query_bundle)
+
+    # ------------------------------------------------------------------------------------------------ conversion
+
+    def _text(self, node: Any, index: int) -> str:
+        if not isinstance(node, NodeWithScore):
+            raise InputError(f"nodes[{index}] must be a NodeWithScore, not {type(node).__name__}")
+        return node.node.get_content(metadata_mode=self.metadata_mode)
+
+    def _scored(self, nodes: list[NodeWithScore], ranked: list[RankedDocument]) -> list[NodeWithScore]:
+        return [self._copy(nodes[entry.index], entry.score) for entry in ranked]
+
+    def _copy(self, node: NodeWithScore, score: float) -> NodeWithScore:
+        inner = _with_retrieval_score(node) if self.keep_retrieval_score else node.node
+        return node.model_copy(update={"node": inner, "score": score})
+
+
+def _query(query_bundle: QueryBundle | None) -> str:
+    if query_bundle is None:
+        raise InputError("Missing query bundle in extra info: pass query_bundle= or query_str=")
+    return query_bundle.query_str
+
+
+def _with_retrieval_score(node: NodeWithScore) -> BaseNode:
+    """A copy of the node that remembers the score of the first retrieval, through any number of rerankers."""
+    inner = node.node
+    hidden = {
+        name: [*dict.fromkeys([*getattr(inner, name), _RETRIEVAL_SCORE])]
+        for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
+    }
+    metadata = {_RETRIEVAL_SCORE: node.score, **inner.metadata}
+    return inner.model_copy(update={"metadata": metadata, **hidden})

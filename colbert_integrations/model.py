@@ -1,0 +1,502 @@
+"""ColBERT: a checkpoint ready to use. Spec, encoder and MaxSim behind encode_query, encode_document, rank, explain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any, Literal, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+import torch
+
+from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, locate, read_checkpoint
+from .embeddings import TokenEmbeddings
+from .encoder import EncodeOptions, Encoder, Forward, LoadOptions, Side, choose_device, choose_dtype, load_encoder
+from .errors import InputError, NonFiniteError
+from .explain import Explanation, explain_pair
+from .pooling import pool_tokens
+from .scoring import maxsim
+from .settings import DEFAULT_MODEL, Settings
+
+__all__ = ["ColBERT", "RankedDocument"]
+
+# Tokens in a batch where the caller does not say. CPU: larger batches leave the caches and pad more. Other devices
+# are kept busy only by many tokens at once.
+_BATCH_TOKENS_CPU = 2048
+_BATCH_TOKENS_OTHER = 32_768
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RankedDocument:
+    """A document's place in a ranking.
+
+    Attributes:
+        index: Position in the list that was ranked.
+        score: Higher is better; comparable within one query only.
+    """
+
+    index: int
+    score: float
+
+
+class ColBERT:
+    """A ColBERT checkpoint, loaded and ready: encodes queries and documents and ranks by MaxSim.
+
+    ``score(q, d) = sum_s max_t <q_s, d_t>`` over the token vectors of query and document.
+
+    Safe to share between threads. Weights are loaded when it is made, freed by ``close`` and loaded again by the next
+    call. Pickles and copies carry settings, never weights.
+
+    Args:
+        model: A folder, a repository on the hub, or ``"bundled/all-MiniLM-L6-v2"``.
+        device: Such as ``"cpu"``, ``"cuda:1"``, ``"mps"``. None: the first that is there of CUDA, MPS, CPU.
+        dtype: Of weights and forward pass: ``"float32"``, ``"bfloat16"``, ``"float16"``. None: float32 on the CPU and
+            MPS, bfloat16 (or else float16) on CUDA. Vectors and scores are float32 in any case.
+        query_length: Most tokens of a query, markers included. None: as the checkpoint says.
+        document_length: Most tokens of a document or window. None: as the checkpoint says.
+        long_documents: ``"window"``: overlapping windows, scored by the union of their vectors, which is MaxSim over
+            the whole document; ``"truncate"``: the beginning only, with a warning.
+        forward: Runs the forward pass elsewhere, on token ids made here. None: in this process.
+        window_overlap: Tokens that neighbouring windows share. None: 64, or half a window if that is less.
+        batch_tokens: Most tokens of a batch, padding counted. None: 2,048 on a CPU, 32,768 elsewhere.
+        batch_size: Most texts or windows of a batch. None: only the tokens count.
+        query_marker: Token after the first one of a query. None: as the checkpoint says; ``""``: none.
+        document_marker: The same for documents.
+        query_prompt: Text before every query. None: as the checkpoint says.
+        document_prompt: Text before every document. None: as the checkpoint says.
+        query_expansion: Whether queries are filled up with mask tokens. None: as the checkpoint says.
+        attend_to_expansion_tokens: Whether other tokens see those. None: as the checkpoint says.
+        skiplist_words: Words of documents that give no vector. None: as the checkpoint says.
+        truncate_dim: Dimensions to keep, for heads trained for it (Matryoshka). None: all.
+        projection_dim: For a plain encoder, dimension of a fixed orthonormal projection. None: none.
+        allow_unprojected: Whether a plain encoder without a ColBERT head may be used; ``bundled/...`` implies it.
+        attn_implementation: Attention backend of transformers. None: its own choice.
+        language: For X-MOD models, whose adapters to use. None: the checkpoint's default.
+        revision: Branch, tag or commit on the hub. None: the default branch.
+        token: Hub access token. Never printed or pickled. None: the one stored on this machine.
+        cache_dir: Where downloads are kept. None: the hub library's own place.
+        local_files_only: Use only what was downloaded before.
+        trust_remote_code: Whether code from the repository may run where transformers has no class of its own.
+
+    Raises:
+        CheckpointError: If the checkpoint is not there, not whole, or of a kind that is not run; see ``errors``.
+        InputError: If an argument is impossible, for itself or for this checkpoint.
+        MissingExtraError: If a bundled model's package is not installed.
+
+    Source:
+        Khattab & Zaharia 2020, arXiv:2004.12832.
+
+    Example:
+        >>> with ColBERT("bundled/all-MiniLM-L6-v2", device="cpu") as model:
+        ...     ranked = model.rank("how do planes fly", ["bread recipes", "the lift of a wing"])
+        >>> [entry.index for entry in ranked]
+        [1, 0]
+    """
+
+    # Weak, so that sharing keeps no weights alive that nobody uses.
+    _shared: WeakValueDictionary[Settings, ColBERT] = WeakValueDictionary()
+    _shared_lock = threading.Lock()
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = DEFAULT_MODEL,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        query_length: int | None = None,
+        document_length: int | None = None,
+        long_documents: Literal["window", "truncate"] = "window",
+        forward: Forward | None = None,
+        *,
+        window_overlap: int | None = None,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+        query_marker: str | None = None,
+        document_marker: str | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        query_expansion: bool | None = None,
+        attend_to_expansion_tokens: bool | None = None,
+        skiplist_words: Sequence[str] | None = None,
+        truncate_dim: int | None = None,
+        projection_dim: int | None = None,
+        allow_unprojected: bool = False,
+        attn_implementation: str | None = None,
+        language: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "forward", "__class__")}
+        self._start(Settings.of(given), forward)
+        self._ready()
+
+    def _start(self, settings: Settings, forward: Forward | None) -> None:
+        self.settings = settings
+        self._forward = forward
+        self._spec: ColBERTSpec | None = None
+        self._encoder: Encoder | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        # Of its own, so that an event loop never waits for a load that another thread is at.
+        self._executor_lock = threading.Lock()
+
+    @classmethod
+    def shared(cls, model: str | os.PathLike[str] = DEFAULT_MODEL, **settings: Any) -> ColBERT:
+        """Get the instance with these settings that everybody shares; make it if there is none.
+
+        Args:
+            model: As in the constructor.
+            **settings: Arguments of the constructor except ``forward``, by name.
+
+        Returns:
+            The same object for equal settings as long as somebody holds it. Its weights are loaded by the first call
+            that needs them, which may raise as the constructor does.
+
+        Raises:
+            InputError: If an argument is unknown or impossible.
+
+        Example:
+            >>> ColBERT.shared("bundled/all-MiniLM-L6-v2") is ColBERT.shared("bundled/all-MiniLM-L6-v2")
+            True
+        """
+        return cls._shared_for(Settings.of({"model": model, **settings}))
+
+    @classmethod
+    def _shared_for(cls, settings: Settings) -> ColBERT:
+        with cls._shared_lock:
+            found = cls._shared.get(settings)
+            if found is None:
+                found = cls.__new__(cls)
+                found._start(settings, None)
+                cls._shared[settings] = found
+        return found
+
+    # -------------------------------------------------------------------------------------------------- encoding
+
+    def encode_query(self, queries: str | Sequence[str], *, show_progress: bool | None = None) -> TokenEmbeddings:
+        """Encode queries.
+
+        Args:
+            queries: One or more texts; an empty one is fine. White space around it counts as the checkpoint's
+                tokenizer has it.
+            show_progress: Whether to show a bar. None: on a terminal, for work over two seconds.
+
+        Returns:
+            ``len(queries)`` entries, float32 on the model's device; one for a single string. Vectors have unit length
+            unless the checkpoint does not normalise. Expansion tokens, where the checkpoint uses them, are included.
+
+        Raises:
+            InputError: If a query is not a string, or not valid Unicode.
+        """
+        return self._encode(_texts(queries, "queries"), "query", show_progress)
+
+    def encode_document(
+        self, documents: str | Sequence[str], *, pool_factor: float = 1, show_progress: bool | None = None
+    ) -> TokenEmbeddings:
+        """Encode documents.
+
+        Args:
+            documents: One or more texts; empty ones are fine.
+            pool_factor: About 1 in ``pool_factor`` vectors is kept, by merging similar ones; 1 keeps all.
+            show_progress: Whether to show a bar. None: on a terminal, for work over two seconds.
+
+        Returns:
+            ``len(documents)`` entries, float32 on the model's device; one for a single string. A document cut into
+            windows is one entry with the vectors of all of them. Vectors have unit length unless the checkpoint does
+            not normalise or vectors were merged.
+
+        Raises:
+            InputError: If a document is not a string, or not valid Unicode, or ``pool_factor`` is below 1.
+            MissingExtraError: If vectors are to be merged and scipy is not installed.
+        """
+        if pool_factor < 1:
+            raise InputError(f"pool_factor must be at least 1, not {pool_factor}")
+        encoded = self._encode(_texts(documents, "documents"), "document", show_progress)
+        return encoded if pool_factor == 1 else pool_tokens(encoded, pool_factor)
+
+    def _encode(self, texts: list[str], side: Side, show_progress: bool | None) -> TokenEmbeddings:
+        encoder = self._ready()
+        encoded = encoder.encode(texts, side, show_progress=show_progress)
+        pooling = encoder.spec.pooling
+        if pooling is None or side not in pooling.tasks:
+            return encoded
+        return pool_tokens(
+            encoded,
+            pooling.pool_factor,
+            num_protected_tokens=pooling.num_protected_tokens,
+            normalize=pooling.normalize,
+        )
+
+    # --------------------------------------------------------------------------------------------------- ranking
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None = None,
+        *,
+        normalize_scores: bool = False,
+        score_threshold: float | None = None,
+        show_progress: bool | None = False,
+    ) -> list[RankedDocument]:
+        """Order documents by how well they answer a query.
+
+        ``score = sum_s max_t <q_s, d_t>``, divided by the number of query vectors if normalised.
+
+        Args:
+            query: The query.
+            documents: The candidates, in any order; repeated ones are encoded once and all returned.
+            top_n: Most documents to return, at least 1. None: all.
+            normalize_scores: Whether scores are means over the query's vectors, cut to 0..1, instead of sums.
+            score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
+            show_progress: Whether to show a bar. None: on a terminal, for work over two seconds.
+
+        Returns:
+            The best documents, score descending, equal ones in the order given; empty for no documents. A document
+            without vectors scores ``-inf`` (0 if normalised).
+
+        Raises:
+            InputError: If an argument is impossible, or the checkpoint's scores have no bounds to normalise by.
+            NonFiniteError: If a score is not a number, naming the document.
+
+        Example:
+            >>> model = ColBERT("bundled/all-MiniLM-L6-v2", device="cpu")
+            >>> best = model.rank("capital of France", ["Berlin", "Paris is the capital of France."], top_n=1)
+            >>> best[0].index
+            1
+        """
+        texts = _texts(documents, "documents")
+        self._check_rank(query, texts, top_n, normalize_scores)
+        if not texts:
+            return []
+        scores = self._scores(query, texts, normalize_scores, show_progress)
+        order = sorted(range(len(texts)), key=lambda index: -scores[index])
+        kept = [index for index in order if score_threshold is None or scores[index] >= score_threshold]
+        return [RankedDocument(index, scores[index]) for index in kept[:top_n]]
+
+    async def arank(
+        self, query: str, documents: Sequence[str], top_n: int | None = None, **options: Any
+    ) -> list[RankedDocument]:
+        """Do what ``rank`` does without blocking the event loop.
+
+        Args:
+            query: The query.
+            documents: The candidates.
+            top_n: Most documents to return. None: all.
+            **options: The other arguments of ``rank``.
+
+        Returns:
+            As ``rank``. A cancelled call returns at once; its work ends in the background.
+
+        Raises:
+            InputError: As ``rank``.
+            NonFiniteError: As ``rank``.
+        """
+        return await self.run_async(lambda: self.rank(query, documents, top_n, **options))
+
+    def explain(self, query: str, document: str) -> Explanation:
+        """Show which document token each query token matched.
+
+        Args:
+            query: The query.
+            document: The document.
+
+        Returns:
+            The score and the matches as data.
+
+        Raises:
+            InputError: If an argument is not a string, or not valid Unicode.
+        """
+        _texts([query], "query")
+        _texts([document], "document")
+        return explain_pair(self._ready(), query, document)
+
+    def _check_rank(self, query: str, texts: list[str], top_n: int | None, normalize_scores: bool) -> None:
+        _texts([query], "query")
+        if top_n is not None and (not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1):
+            raise InputError(f"top_n must be a whole number from 1, or None for all, not {top_n!r}")
+        if normalize_scores and texts and not self.spec.normalize:
+            raise InputError(
+                f"{self.settings.model} does not normalise its vectors, so its scores have no bounds: pass "
+                "normalize_scores=False"
+            )
+
+    def _scores(self, query: str, texts: list[str], normalized: bool, show_progress: bool | None) -> list[float]:
+        # Equal texts must get equal scores, or the order of ties would hang on how they were batched.
+        unique = list(dict.fromkeys(texts))
+        query_embeddings = self._encode([query], "query", False)
+        sums = maxsim(query_embeddings, self._encode(unique, "document", show_progress))[0].tolist()
+        scores = dict(zip(unique, sums, strict=True))
+        _check_finite(texts, scores)
+        if not normalized:
+            return [scores[text] for text in texts]
+        count = max(1, query_embeddings.lengths[0])
+        # Rounding can carry the mean of cosines past 1, and it can be negative.
+        return [min(1.0, max(0.0, scores[text] / count)) for text in texts]
+
+    # ------------------------------------------------------------------------------------------------- lifecycle
+
+    @property
+    def spec(self) -> ColBERTSpec:
+        """What the checkpoint says of itself, overrides applied; print it for a load report."""
+        if self._spec is None:
+            self._ready()
+        assert self._spec is not None
+        return self._spec
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._encoder is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return choose_device(self.settings.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of weights and forward pass."""
+        return choose_dtype(self.settings.dtype, self.device)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return self.encode_document([]).dim
+
+    def close(self) -> None:
+        """Free the weights and the worker thread; the next call loads them again."""
+        with self._lock:
+            self._encoder = None
+        with self._executor_lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    async def run_async(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function in this model's own worker thread, with the caller's context variables.
+
+        One thread per model, not the event loop's pool: 50 reranks that wait for one device would block that pool for
+        everybody else.
+
+        Args:
+            function: What to run.
+            *args: Its arguments.
+            **kwargs: Its arguments by name.
+
+        Returns:
+            What it returns.
+        """
+        context = contextvars.copy_context()
+        with self._executor_lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="colbert")
+            future = self._executor.submit(context.run, lambda: function(*args, **kwargs))
+        return await asyncio.wrap_future(future)
+
+    def _ready(self) -> Encoder:
+        encoder = self._encoder
+        if encoder is not None:
+            return encoder
+        with self._lock:
+            if self._encoder is None:
+                self._encoder = self._load()
+                self._spec = self._encoder.spec
+            return self._encoder
+
+    def _load(self) -> Encoder:
+        settings, device, dtype = self.settings, self.device, self.dtype
+        hub = HubOptions(
+            settings.revision,
+            settings.token,
+            settings.cache_dir,
+            settings.local_files_only,
+            settings.trust_remote_code,
+        )
+        overrides = SpecOverrides(**{item.name: getattr(settings, item.name) for item in fields(SpecOverrides)})
+        bundled = settings.model.startswith("bundled/")
+        checkpoint = read_checkpoint(
+            settings.model,
+            locate(settings.model, hub),
+            overrides,
+            allow_unprojected=settings.allow_unprojected or bundled,
+            projection_dim=settings.projection_dim,
+        )
+        load = LoadOptions(
+            device, dtype, settings.trust_remote_code, settings.attn_implementation, settings.language, settings.token
+        )
+        default = _BATCH_TOKENS_CPU if device.type == "cpu" else _BATCH_TOKENS_OTHER
+        batch_tokens = settings.batch_tokens or default
+        encode = EncodeOptions(settings.long_documents, settings.window_overlap, batch_tokens, settings.batch_size)
+        return load_encoder(checkpoint, load, encode, self._forward)
+
+    def __enter__(self) -> ColBERT:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __copy__(self) -> ColBERT:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ColBERT:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., ColBERT], tuple[dict[str, Any], Forward | None]]:
+        return _restore, (self.settings.changed(), self._forward)
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        shown = f"ColBERT({self.settings.model!r}, device={str(self.device)!r}, dtype={dtype!r}"
+        if self._spec is None:
+            return f"{shown}, loaded=False)"
+        spec = self._spec
+        lengths = f"query_length={spec.query_length}, document_length={spec.document_length}"
+        return f"{shown}, layout={spec.layout!r}, {lengths}, loaded={self.loaded})"
+
+
+def _check_finite(texts: list[str], scores: dict[str, float]) -> None:
+    for index, text in enumerate(texts):
+        if math.isnan(scores[text]) or scores[text] == math.inf:
+            raise NonFiniteError(
+                f"document {index} scores {scores[text]}: the model gave vectors that are not numbers. In half "
+                "precision, try dtype='float32'"
+            )
+
+
+def _restore(settings: dict[str, Any], forward: Forward | None) -> ColBERT:
+    """Unpickle: the shared instance, or one of its own where the forward pass is."""
+    if forward is None:
+        return ColBERT.shared(**settings)
+    model = ColBERT.__new__(ColBERT)
+    model._start(Settings.of(settings), forward)
+    return model
+
+
+def _texts(texts: str | Iterable[str], name: str) -> list[str]:
+    """The texts as a list, each of them checked, before any work is done."""
+    if isinstance(texts, str):
+        return [texts]
+    checked = list(texts)
+    for index, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise InputError(f"{name}[{index}] must be a string, not {type(text).__name__}")
+    return checked

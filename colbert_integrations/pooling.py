@@ -1,0 +1,74 @@
+"""Token pooling: fewer vectors per document, by merging those that are alike."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import normalize as unit
+
+from .embeddings import TokenEmbeddings
+from .errors import InputError, MissingExtraError
+
+__all__ = ["pool_tokens"]
+
+
+def pool_tokens(
+    embeddings: TokenEmbeddings, pool_factor: float, *, num_protected_tokens: int = 1, normalize: bool = False
+) -> TokenEmbeddings:
+    """Replace groups of similar token vectors by their means, text by text.
+
+    ``clusters = max(1, floor(n / pool_factor))`` for the ``n`` vectors that are not protected, by Ward linkage on the
+    cosine distance ``1 - cos``.
+
+    Args:
+        embeddings: Unit vectors of any number of texts.
+        pool_factor: About 1 in ``pool_factor`` vectors is kept; at least 1, which merges nothing.
+        num_protected_tokens: Leading vectors of each text that are never merged; 1 is the ``[CLS]`` token.
+        normalize: Whether all vectors are brought to unit length afterwards. A mean is shorter than what it was
+            made of; PyLate leaves it so.
+
+    Returns:
+        As many texts, of the same dimension, dtype and device: protected vectors first, then the means.
+
+    Raises:
+        InputError: If ``pool_factor`` is below 1 or ``num_protected_tokens`` negative.
+        MissingExtraError: If scipy is not installed.
+
+    Source:
+        Clavié, Chaffin & Adams 2024, arXiv:2409.14683, section 3; pylate/models/colbert.py
+        ``pool_embeddings_hierarchical`` after release 1.3.4. Earlier releases cluster the rows of the square distance
+        matrix and put protected vectors last, so their indexes differ.
+    """
+    if pool_factor < 1:
+        raise InputError(f"pool_factor must be at least 1, not {pool_factor}")
+    if num_protected_tokens < 0:
+        raise InputError(f"num_protected_tokens must be at least 0, not {num_protected_tokens}")
+    pooled = [_pool_text(matrix, pool_factor, num_protected_tokens) for matrix in embeddings]
+    joined = TokenEmbeddings.from_list(pooled, embeddings.dim) if pooled else embeddings
+    values = unit(joined.values.float(), dim=-1).to(joined.dtype) if normalize else joined.values
+    return TokenEmbeddings(values, joined.offsets)
+
+
+def _pool_text(matrix: torch.Tensor, pool_factor: float, num_protected_tokens: int) -> torch.Tensor:
+    protected, rest = matrix[:num_protected_tokens], matrix[num_protected_tokens:]
+    clusters = max(1, int(len(rest) // pool_factor))
+    if clusters >= len(rest):
+        return matrix
+    labels = _ward_labels(rest, clusters).to(matrix.device)
+    sums = rest.new_zeros(int(labels.max()) + 1, rest.shape[1]).index_add_(0, labels, rest)
+    return torch.cat([protected, sums / labels.bincount()[:, None]])
+
+
+def _ward_labels(rows: torch.Tensor, clusters: int) -> torch.Tensor:
+    """Cluster of each row, ``(num_rows,)`` int64 from 0."""
+    try:
+        from scipy.cluster.hierarchy import fcluster, linkage
+        from scipy.spatial.distance import squareform
+    except ImportError as error:
+        raise MissingExtraError("Token pooling", "pooling") from error
+    import numpy as np
+
+    rows = rows.detach().float().cpu()
+    distances = (1 - rows @ rows.T).clamp_(0, 2).numpy()
+    labels = fcluster(linkage(squareform(distances, checks=False), method="ward"), t=clusters, criterion="maxclust")
+    # Ties can leave a label unused; dense labels keep one row per cluster.
+    return torch.from_numpy(np.unique(labels, return_inverse=True)[1].reshape(-1))

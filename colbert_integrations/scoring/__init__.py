@@ -1,0 +1,69 @@
+"""The one door to scoring: checks what it is given, then hands it to the implementation that fits.
+
+``reference.py`` is the definition in plain loops; ``ragged.py`` is the portable torch path, the one in use on every
+device today.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..embeddings import TokenEmbeddings
+from ..errors import InputError, ShapeError
+from .ragged import ragged_maxsim
+
+__all__ = ["maxsim"]
+
+
+def maxsim(
+    queries: TokenEmbeddings | Sequence[torch.Tensor], documents: TokenEmbeddings | Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Score every query against every document by late interaction.
+
+    ``scores[i, j] = sum_s max_t <queries[i][s], documents[j][t]>`` over real tokens only.
+
+    Args:
+        queries: Token vectors of the queries, as ``TokenEmbeddings`` or a list of ``(num_tokens_i, dim)`` tensors,
+            any real dtype. Moved to the documents' device.
+        documents: Token vectors of the documents, in the same forms and of the same ``dim``.
+
+    Returns:
+        ``(len(queries), len(documents))`` float32 on the documents' device, accumulated in float32 whatever the
+        input dtype (in float64 where an input is float64). A document without vectors scores ``-inf``; a query
+        without vectors scores 0 against the others. Sums, not means: comparable within one query only.
+
+    Raises:
+        InputError: If an argument is neither ``TokenEmbeddings`` nor a list of tensors.
+        ShapeError: If a tensor is not 2-D or the dimensions differ.
+
+    Source:
+        Khattab & Zaharia 2020, arXiv:2004.12832, equation 3. A padding row never takes part, so negative maxima
+        survive, unlike in implementations that multiply by a 0/1 mask.
+
+    Example:
+        >>> import torch
+        >>> query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> document = torch.tensor([[1.0, 0.0], [0.0, 0.5]])
+        >>> maxsim([query], [document, -document]).tolist()
+        [[1.5, 0.0]]
+    """
+    packed_queries, packed_documents = _packed(queries, "queries"), _packed(documents, "documents")
+    if not len(packed_queries) or not len(packed_documents):
+        return torch.zeros(len(packed_queries), len(packed_documents), device=packed_documents.device)
+    if packed_queries.dim != packed_documents.dim:
+        raise ShapeError(f"queries have dim {packed_queries.dim}, documents have dim {packed_documents.dim}")
+    return ragged_maxsim(packed_queries.to(packed_documents.device), packed_documents)
+
+
+def _packed(side: TokenEmbeddings | Sequence[torch.Tensor], name: str) -> TokenEmbeddings:
+    if isinstance(side, TokenEmbeddings):
+        return side
+    if isinstance(side, torch.Tensor) and side.ndim != 3:
+        raise ShapeError(f"{name} must be a list of (num_tokens, dim) tensors, not one of shape {tuple(side.shape)}")
+    matrices = list(side)
+    if not all(isinstance(matrix, torch.Tensor) for matrix in matrices):
+        raise InputError(f"{name} must be TokenEmbeddings or a list of 2-D tensors, not {type(side).__name__}")
+    # An empty list says nothing of its dimension, and with no rows none is needed.
+    return TokenEmbeddings.from_list(matrices, dim=None if matrices else 0)

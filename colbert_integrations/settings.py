@@ -1,0 +1,91 @@
+"""Settings: the arguments of a ColBERT as plain data that can be compared, shared, pickled and written as JSON."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from .errors import InputError
+
+__all__ = ["DEFAULT_MODEL", "Settings"]
+
+# 33M parameters: better than colbertv2.0 on BEIR by its authors' figures, and quick on a CPU.
+DEFAULT_MODEL = "answerdotai/answerai-colbert-small-v1"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of a ``ColBERT``, all of them plain values; see there. Equal settings can share weights."""
+
+    model: str
+    device: str | None = None
+    dtype: str | None = None
+    query_length: int | None = None
+    document_length: int | None = None
+    long_documents: Literal["window", "truncate"] = "window"
+    window_overlap: int | None = None
+    batch_tokens: int | None = None
+    batch_size: int | None = None
+    query_marker: str | None = None
+    document_marker: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    query_expansion: bool | None = None
+    attend_to_expansion_tokens: bool | None = None
+    skiplist_words: tuple[str, ...] | None = None
+    truncate_dim: int | None = None
+    projection_dim: int | None = None
+    allow_unprojected: bool = False
+    attn_implementation: str | None = None
+    language: str | None = None
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False, compare=False)
+    cache_dir: str | None = None
+    local_files_only: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise InputError(f"model must be the name or path of a checkpoint, not {self.model!r}")
+        if self.long_documents not in ("window", "truncate"):
+            raise InputError(f"long_documents must be 'window' or 'truncate', not {self.long_documents!r}")
+        for name in ("query_length", "document_length", "batch_tokens", "batch_size", "truncate_dim", "projection_dim"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise InputError(f"{name} must be a positive whole number, not {value!r}")
+
+    def changed(self) -> dict[str, Any]:
+        """The settings that are not at their defaults, as JSON-able values, without the token."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "token"}
+        defaults = {item.name: item.default for item in fields(self)}
+        changed = {name: value for name, value in values.items() if value != defaults[name]}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Settings:
+        """Make plain, hashable settings from what a caller may pass.
+
+        Args:
+            given: Arguments of ``ColBERT`` by name, paths, devices and dtypes in any form; None is the default.
+
+        Returns:
+            The settings.
+
+        Raises:
+            InputError: If an argument is unknown or impossible.
+        """
+        unknown = sorted(set(given) - {item.name for item in fields(cls)})
+        if unknown:
+            raise InputError(f"unknown argument {', '.join(unknown)}")
+        values = {name: value for name, value in given.items() if value is not None}
+        for name in ("model", "cache_dir"):
+            if isinstance(values.get(name), os.PathLike):
+                values[name] = os.fspath(values[name])
+        for name in ("device", "dtype"):
+            values[name] = str(values.get(name, "auto")).removeprefix("torch.")
+            values[name] = None if values[name] == "auto" else values[name]
+        if "skiplist_words" in values:
+            values["skiplist_words"] = tuple(values["skiplist_words"])
+        return cls(**values)
