@@ -1,0 +1,48 @@
+"""What every test can use: tiny checkpoints by name, and one small model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoints
+from colbert_integrations import ColBERT
+
+# Before any tokenizer is made: no test reaches a hub, and a fork would only warn.
+os.environ["HF_HUB_OFFLINE"] = "1" if os.environ.get("COLBERT_TEST_HUB") != "1" else "0"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+_SWITCHES = {"hub": "COLBERT_TEST_HUB", "slow": "COLBERT_TEST_SLOW"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker, variable in _SWITCHES.items():
+            if item.get_closest_marker(marker) and os.environ.get(variable) != "1":
+                item.add_marker(pytest.mark.skip(reason=f"set {variable}=1 to run it"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Builds a checkpoint of ``checkpoints.LAYOUTS`` once and gives its folder."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    built: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in built:
+            built[name] = checkpoints.build(name, root)
+        return built[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny(checkpoint: Callable[[str], Path]) -> ColBERT:
+    """A tiny Stanford checkpoint, loaded on the CPU; shared, so don't close it."""
+    return ColBERT(checkpoint("stanford"), device="cpu")
