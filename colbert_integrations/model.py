@@ -278,6 +278,8 @@ class ColBERT:
             >>> best[0].index
             1
         """
+        if isinstance(documents, str):
+            raise InputError("documents must be a list of strings, not one string")
         texts = _texts(documents, "documents")
         self._check_rank(query, texts, top_n, normalize_scores)
         if not texts:
@@ -375,7 +377,7 @@ class ColBERT:
     @property
     def dim(self) -> int:
         """Dimension of the vectors."""
-        return self.encode_document([]).dim
+        return self.spec.dim
 
     def close(self) -> None:
         """Free the weights and the worker thread; the next call loads them again."""

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, InputError, MissingWeightsError
 from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, Files, Module
 from .spec import DenseSpec
 
-__all__ = ["Head", "disputed_dims", "orthonormal_head", "read_head"]
+__all__ = ["Head", "disputed_dims", "hidden_size", "orthonormal_head", "read_head"]
 
 # Where config.json may state the dimension, in vLLM's order.
 _DIM_KEYS = ("colbert_dim", "dim", "projection_dim")
@@ -71,13 +71,19 @@ def orthonormal_head(files: Files, dim: int) -> Head:
     Raises:
         InputError: If ``dim`` is not from 1 to the encoder's hidden size.
     """
-    hidden = int(files.config.get("hidden_size") or 0)
+    hidden = hidden_size(files)
     if not 0 < dim <= hidden:
         raise InputError(f"projection_dim must be from 1 to the hidden size {hidden}, not {dim}")
     # RandomState, not default_rng: its stream is frozen, so an index stays valid across numpy releases.
     gaussian = np.random.RandomState(0).standard_normal((hidden, dim))
     weight = torch.from_numpy(np.linalg.qr(gaussian)[0].T).float().contiguous()  # (dim, hidden)
     return _single_layer({"linear.weight": weight}, "argument")
+
+
+def hidden_size(files: Files) -> int:
+    """Width of the backbone's hidden states, by whichever name its configuration has for it; 0 if by none."""
+    # In this order: DistilBERT says "dim", some decoders "d_model" or "n_embd".
+    return next((int(files.config[key]) for key in ("hidden_size", "dim", "d_model", "n_embd") if key in files.config), 0)
 
 
 def disputed_dims(files: Files, head: Head) -> list[str]:

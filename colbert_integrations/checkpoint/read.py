@@ -10,7 +10,7 @@ from ..errors import InputError, MissingWeightsError
 from .files import BGE_HEAD, ROOT_HEADS, Files, read_files
 from .folder import Folder
 from .formats import FORMATS, Values, known_values
-from .head import Head, disputed_dims, orthonormal_head, read_head
+from .head import Head, disputed_dims, hidden_size, orthonormal_head, read_head
 from .spec import Checkpoint, ColBERTSpec, SpecOverrides
 
 __all__ = ["read_checkpoint"]
@@ -49,6 +49,7 @@ def read_checkpoint(
     form.read(files, values)
     head = _head(files, form.name, allow_unprojected, projection_dim)
     values.set("projection", head.layers, head.source)
+    values.set("dim", head.layers[-1].out_features if head.layers else hidden_size(files), head.source)
     values.notes.extend(disputed_dims(files, head))
     spec = ColBERTSpec(
         name=name,
@@ -108,12 +109,10 @@ def _override(spec: ColBERTSpec, overrides: SpecOverrides) -> ColBERTSpec:
 def _check_truncation(spec: ColBERTSpec) -> ColBERTSpec:
     if spec.truncate_dim is None:
         return spec
-    full = spec.projection[-1].out_features if spec.projection else None
-    if full is not None and spec.truncate_dim > full:
-        raise InputError(f"truncate_dim must be from 1 to {full}, the head's dimension, not {spec.truncate_dim}")
-    if spec.matryoshka_dims and spec.truncate_dim not in (*spec.matryoshka_dims, full):
+    if spec.truncate_dim > spec.dim:
+        raise InputError(f"truncate_dim must be from 1 to {spec.dim}, the head's dimension, not {spec.truncate_dim}")
+    if spec.matryoshka_dims and spec.truncate_dim not in (*spec.matryoshka_dims, spec.dim):
         raise InputError(f"the head was trained for truncate_dim in {spec.matryoshka_dims}, not {spec.truncate_dim}")
-    if spec.matryoshka_dims:
-        return spec
     note = f"nothing in the files says that the head was trained to be cut at {spec.truncate_dim} dimensions: measure"
-    return replace(spec, notes=(*spec.notes, note))
+    notes = spec.notes if spec.matryoshka_dims else (*spec.notes, note)
+    return replace(spec, dim=spec.truncate_dim, notes=notes)

@@ -90,6 +90,7 @@ class ColBERTSpec:
         dropped_tokens: Vectors that never count: ``"none"``; ``"first"``: that of the first token; ``"special"``:
             those of the special tokens, unless a text has no other.
         projection: The layers between hidden states and vectors, in order; empty for a plain encoder.
+        dim: Dimension of the vectors.
         truncate_dim: Dimensions kept before normalisation. None: all.
         matryoshka_dims: Dimensions the head was trained to be cut at, where the files say so.
         normalize: Whether vectors are brought to unit length.
@@ -124,6 +125,7 @@ class ColBERTSpec:
     lowercase: bool = False
     dropped_tokens: Literal["none", "first", "special"] = "none"
     projection: tuple[DenseSpec, ...] = ()
+    dim: int = 0
     truncate_dim: int | None = None
     matryoshka_dims: tuple[int, ...] = ()
     normalize: bool = True

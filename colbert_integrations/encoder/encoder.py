@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Sequence
@@ -62,6 +63,8 @@ class Encoder:
         self._forward = forward
         self._options = options
         self._overlap = self._choose_overlap()
+        # What a text without tokens gives; a forward pass elsewhere need not have a device.
+        self._no_vectors = torch.empty(0, self.spec.dim, device=getattr(forward, "device", None))
         tokenizer.capacity("query")
         # One batch at a time: a device runs them one after another anyway, and two would need twice the memory.
         self._lock = threading.Lock()
@@ -101,7 +104,7 @@ class Encoder:
                 parts.append(self._encode_sequences(sequences, bar))
         if cut:
             self._warn_of_cuts(cut, len(texts), side)
-        return TokenEmbeddings.concat(parts) if len(parts) > 1 else parts[0] if parts else self._nothing()
+        return TokenEmbeddings.concat(parts or [TokenEmbeddings.from_list([self._no_vectors])[:0]])
 
     def sequences(self, tokens: TextTokens, side: Side) -> list[TokenSequence]:
         """The sequences that a text is encoded as: one, or its windows.
@@ -131,7 +134,7 @@ class Encoder:
         cure = "long_documents='window' scores them whole" if side == "document" else "raise query_length to keep more"
         noun = "documents" if side == "document" else "queries"
         message = f"{cut} of {total} {noun} cut at {side}_length={length} tokens; {cure}"
-        warnings.warn(message, TruncationWarning, stacklevel=4)
+        warnings.warn(message, TruncationWarning, stacklevel=_callers_stacklevel())
 
     def _encode_sequences(self, sequences: list[list[TokenSequence]], bar: Any) -> TokenEmbeddings:
         """Encode the sequences of each text and join them, ``(kept tokens, dim)`` for all texts."""
@@ -151,6 +154,9 @@ class Encoder:
 
     def _run(self, sequences: list[TokenSequence]) -> list[torch.Tensor]:
         """Encode one batch; halve it where the GPU's memory does not suffice."""
+        if not any(sequence.ids for sequence in sequences):
+            # An empty text, and a tokenizer that adds nothing to it.
+            return [self._no_vectors] * len(sequences)
         try:
             with self._lock:
                 packed = self._forward(sequences)  # (tokens, dim)
@@ -178,9 +184,13 @@ class Encoder:
             chosen = normalize(chosen, dim=-1)
         return list(torch.split(chosen, [len(sequence.kept) for sequence in sequences]))
 
-    def _nothing(self) -> TokenEmbeddings:
-        probe = self._run([self.tokenizer.sequence([], "document")])[0]
-        return TokenEmbeddings(probe[:0], torch.zeros(1, dtype=torch.int64))
+
+def _callers_stacklevel() -> int:
+    """How far up the stack the code lies that called this package: that line is what a warning should name."""
+    package, frame, level = __name__.split(".")[0], sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _progress_bar(total: int, side: Side, show: bool | None) -> Any:

@@ -1,0 +1,339 @@
+"""Every layout: what is read from it, what wins where files disagree, and how weights may be stored."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import checkpoints
+from colbert_integrations import ColBERT
+from colbert_integrations.checkpoint import ColBERTSpec, SpecOverrides, read_checkpoint
+from colbert_integrations.errors import CheckpointError, CheckpointNotFoundError, InputError, MissingWeightsError
+
+PUNCTUATION = tuple(string.punctuation)
+Build = Callable[[str], Path]
+
+
+def spec_of(path: Path, name: str = "tiny", allow_unprojected: bool = False, **overrides) -> ColBERTSpec:
+    return read_checkpoint(name, path, SpecOverrides(**overrides), allow_unprojected=allow_unprojected).spec
+
+
+def edit(path: Path, **changed) -> None:
+    """Change keys of a JSON file; ``...`` removes one."""
+    value = {**json.loads(path.read_text()), **changed}
+    path.write_text(json.dumps({key: item for key, item in value.items() if item is not ...}))
+
+
+EXPECTED = {
+    "stanford": {"layout": "stanford", "query_marker": "[unused0]", "query_length": 16, "document_length": 40},
+    "stanford_attend": {"attend_to_expansion_tokens": True, "query_expansion": "fixed", "expansion_length": 16},
+    "stanford_nopunct": {"skiplist_words": ()},
+    "stanford_xlmr": {"query_marker": "[QueryMarker]", "skiplist_rule": "first_piece"},
+    "xmod": {"architecture": "xmod"},
+    "jina": {"architecture": "xlm-roberta-flash", "attend_to_expansion_tokens": True},
+    "pylate": {"layout": "pylate", "query_marker": "[Q] ", "skiplist_words": PUNCTUATION, "strip": True},
+    "pylate_noexp": {"query_expansion": "none", "expansion_length": 0},
+    "pylate_attend": {"attend_to_expansion_tokens": True},
+    "pylate_oldkeys": {"layout": "pylate", "query_expansion": "fixed"},
+    "pylate_noskip": {"skiplist_words": ()},
+    "pylate_noprefix": {"query_marker": "", "document_marker": ""},
+    "pylate_prompts": {"query_prompt": "ask: ", "document_prompt": "text: "},
+    "pylate_layers": {"lowercase": True, "dim": 8},
+    "pylate_st_dense": {"layout": "pylate", "dim": checkpoints.DIM},
+    "native": {"layout": "sentence-transformers", "query_prompt": "[Q] ", "query_expansion": "none", "strip": False},
+    "native_fixed": {"query_expansion": "fixed", "expansion_length": 16, "query_length": 16},
+    "native_min": {"query_expansion": "min", "expansion_length": 8, "query_length": 16},
+    "hybrid_modules": {"layout": "pylate", "backbone": "0_Transformer", "document_length": 48, "query_length": 16},
+    "hybrid_root_head": {"layout": "stanford", "query_marker": "[unused0]"},
+    "bge": {"layout": "bge-m3", "dropped_tokens": "first", "query_marker": "", "query_length": 512},
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=checkpoints.marks(name)) for name in EXPECTED])
+def test_reads_what_the_files_say(name: str, checkpoint: Build) -> None:
+    spec = spec_of(checkpoint(name))
+    assert {key: getattr(spec, key) for key in EXPECTED[name]} == EXPECTED[name]
+
+
+def test_a_residual_chain_is_read_in_order(checkpoint: Build) -> None:
+    layers = spec_of(checkpoint("pylate_layers")).projection
+    assert [str(layer) for layer in layers] == [
+        "32->16",
+        "16->24 (residual)",
+        "24->24 (GELU, bias, residual)",
+        "24->8",
+    ]
+
+
+def test_the_report_shows_each_value_with_its_file(checkpoint: Build) -> None:
+    lines = str(spec_of(checkpoint("stanford"))).splitlines()
+    assert lines[0] == "ColBERT checkpoint tiny (layout: stanford)"
+    marker = next(line for line in lines if line.split()[0] == "query_marker")
+    assert "'[unused0]'" in marker
+    assert marker.endswith("artifact.metadata: query_token_id")
+
+
+def test_a_stanford_checkpoint_without_metadata_has_that_librarys_lengths(tmp_path: Path) -> None:
+    path = checkpoints.build("stanford", tmp_path)
+    (path / "artifact.metadata").unlink()
+    spec = spec_of(path)
+    assert (spec.layout, spec.query_length, spec.document_length) == ("stanford", 32, 220)
+    assert spec.skiplist_words == PUNCTUATION
+
+
+def test_nested_metadata_is_unwrapped(tmp_path: Path) -> None:
+    path = checkpoints.build("stanford", tmp_path)
+    (path / "artifact.metadata").write_text(json.dumps({"config": checkpoints.metadata(doc_maxlen=99)}))
+    assert spec_of(path).document_length == 99
+
+
+def test_meaningful_false_values_are_not_taken_for_absent_ones(tmp_path: Path) -> None:
+    path = checkpoints.build("pylate", tmp_path)
+    edit(path / "config_sentence_transformers.json", query_prefix="", skiplist_words=[], do_query_expansion=False)
+    spec = spec_of(path)
+    assert (spec.query_marker, spec.skiplist_words, spec.query_expansion) == ("", (), "none")
+
+
+def test_null_falls_back_to_the_formats_default(tmp_path: Path) -> None:
+    path = checkpoints.build("pylate", tmp_path)
+    edit(path / "config_sentence_transformers.json", query_length=None, document_length=None, skiplist_words=None)
+    spec = spec_of(path)
+    assert (spec.query_length, spec.document_length, spec.skiplist_words) == (32, 180, PUNCTUATION)
+
+
+def test_a_hybrid_takes_from_metadata_what_its_other_files_leave_open(tmp_path: Path) -> None:
+    path = checkpoints.build("hybrid_modules", tmp_path)
+    (path / "artifact.metadata").write_text(json.dumps(checkpoints.metadata(query_maxlen=20, mask_punctuation=False)))
+    edit(path / "config_sentence_transformers.json", query_prefix=...)
+    spec = spec_of(path)
+    assert (spec.query_length, spec.query_marker, spec.skiplist_words) == (20, "[unused0]", ())
+
+
+def test_a_plain_dense_model_with_pooling_is_no_colbert(tmp_path: Path) -> None:
+    path = checkpoints.build("plain", tmp_path)
+    checkpoints.dense(path, 2, 8, checkpoints.HIDDEN)
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense")]
+    checkpoints.modules(path, *[(folder, f"sentence_transformers.models.{kind}") for folder, kind in kinds])
+    with pytest.raises(MissingWeightsError, match="allow_unprojected"):
+        spec_of(path)
+
+
+# ---------------------------------------------------------------------------------------------- heads and weights
+
+
+@pytest.mark.parametrize("head", ["linear.weight", "colbert_linear.weight"])
+def test_the_head_is_found_under_either_name(head: str, tmp_path: Path, checkpoint: Build) -> None:
+    checkpoints.stanford(tmp_path, head=head)
+    ours = ColBERT(tmp_path, device="cpu").encode_document(["a cat"]).values
+    assert torch.equal(ours, ColBERT(checkpoint("stanford"), device="cpu").encode_document(["a cat"]).values)
+
+
+def test_a_head_with_a_bias_uses_it(tmp_path: Path, checkpoint: Build) -> None:
+    checkpoints.stanford(tmp_path, bias=True)
+    with_bias = ColBERT(tmp_path, device="cpu")
+    assert with_bias.spec.projection[0].bias
+    plain = ColBERT(checkpoint("stanford"), device="cpu")
+    assert not torch.allclose(with_bias.encode_query("a").values, plain.encode_query("a").values, atol=1e-3)
+
+
+@pytest.mark.parametrize("key", ["colbert_dim", "dim", "projection_dim"])
+def test_a_dimension_that_the_head_contradicts_is_noted(key: str, tmp_path: Path) -> None:
+    path = checkpoints.build("stanford", tmp_path)
+    edit(path / "config.json", **{key: 64})
+    spec = spec_of(path)
+    assert spec.dim == checkpoints.DIM
+    assert any(f"config.json: {key} says 64" in note for note in spec.notes)
+
+
+def _shard(path: Path) -> None:
+    tensors = load_file(path / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, some in halves.items():
+        save_file({name: tensors[name] for name in some}, path / file, metadata={"format": "pt"})
+    index = {name: file for file, some in halves.items() for name in some}
+    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (path / "model.safetensors").unlink()
+
+
+def _pickle(path: Path) -> None:
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("store", [_shard, _pickle])
+def test_weights_may_be_stored_otherwise(store: Callable[[Path], None], tmp_path: Path, checkpoint: Build) -> None:
+    path = checkpoints.build("stanford", tmp_path)
+    store(path)
+    ours = ColBERT(path, device="cpu").encode_document(["the fox runs"]).values
+    assert torch.equal(ours, ColBERT(checkpoint("stanford"), device="cpu").encode_document(["the fox runs"]).values)
+
+
+def test_a_pylate_head_may_be_pickled(tmp_path: Path, checkpoint: Build) -> None:
+    path = checkpoints.build("pylate", tmp_path)
+    tensors = load_file(path / "1_Dense" / "model.safetensors")
+    torch.save(tensors, path / "1_Dense" / "pytorch_model.bin")
+    (path / "1_Dense" / "model.safetensors").unlink()
+    ours = ColBERT(path, device="cpu").encode_document(["a cat"]).values
+    assert torch.equal(ours, ColBERT(checkpoint("pylate"), device="cpu").encode_document(["a cat"]).values)
+
+
+def test_half_precision_weights_run_in_float32_on_the_cpu(tmp_path: Path) -> None:
+    path = checkpoints.build("stanford", tmp_path)
+    tensors = {name: tensor.half() for name, tensor in load_file(path / "model.safetensors").items()}
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    edit(path / "config.json", torch_dtype="float16")
+    half = ColBERT(path, device="cpu")
+    assert half.encode_query("a").values.dtype == torch.float32
+    full = {name: tensor.float() for name, tensor in tensors.items()}
+    save_file(full, path / "model.safetensors", metadata={"format": "pt"})
+    edit(path / "config.json", torch_dtype="float32")
+    assert torch.equal(half.encode_query("a").values, ColBERT(path, device="cpu").encode_query("a").values)
+
+
+def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:
+    path = checkpoints.build("bge", tmp_path)
+    torch.save({"weight": print}, path / "colbert_linear.pt")
+    with pytest.raises(CheckpointError, match="not a plain file of tensors"):
+        spec_of(path)
+
+
+# ------------------------------------------------------------------------------------------------- damaged, missing
+
+
+def test_a_missing_head_is_named(tmp_path: Path) -> None:
+    path = checkpoints.build("stanford", tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    del tensors["linear.weight"]
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MissingWeightsError, match=r"no projection.*linear\.weight"):
+        spec_of(path)
+
+
+def test_a_missing_dense_file_is_named(tmp_path: Path) -> None:
+    path = checkpoints.build("pylate", tmp_path)
+    (path / "1_Dense" / "model.safetensors").unlink()
+    with pytest.raises(MissingWeightsError, match=r"1_Dense has no tensor 'linear\.weight'"):
+        spec_of(path)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    path = checkpoints.build("stanford", tmp_path)
+    _shard(path)
+    (path / "model-2.safetensors").unlink()
+    with pytest.raises(CheckpointNotFoundError, match=r"model-2\.safetensors"):
+        spec_of(path)
+
+
+def test_missing_backbone_weights_are_refused(tmp_path: Path) -> None:
+    path = checkpoints.build("stanford", tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    lost = "bert.encoder.layer.1.output.dense.weight"
+    del tensors[lost]
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MissingWeightsError, match=lost.removeprefix("bert.")):
+        ColBERT(path, device="cpu")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = checkpoints.build("stanford", tmp_path)
+    (path / "artifact.metadata").write_text("{")
+    with pytest.raises(CheckpointError, match=r"artifact\.metadata is not JSON"):
+        spec_of(path)
+    (path / "artifact.metadata").write_text("[]")
+    with pytest.raises(CheckpointError, match="must hold a JSON object"):
+        spec_of(path)
+    path = checkpoints.build("stanford_attend", tmp_path)
+    (path / "model.safetensors").write_bytes(b"not a tensor")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        spec_of(path)
+
+
+def test_layers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = checkpoints.build("pylate", tmp_path)
+    checkpoints.dense(path, 2, 4, 99)
+    listed = json.loads((path / "modules.json").read_text())
+    (path / "modules.json").write_text(json.dumps([*listed, {"path": "2_Dense", "type": "pylate.models.Dense.Dense"}]))
+    with pytest.raises(CheckpointError, match="32->16 then 99->4"):
+        spec_of(path)
+
+
+def test_an_empty_folder_holds_no_model(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFoundError, match=r"no config\.json"):
+        spec_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "bundled/nothing"])
+def test_a_name_that_leads_nowhere_is_refused(name: str) -> None:
+    with pytest.raises(CheckpointNotFoundError):
+        ColBERT(name, device="cpu")
+
+
+# -------------------------------------------------------------------------------------------------------- overrides
+
+
+def test_explicit_arguments_win(checkpoint: Build) -> None:
+    spec = spec_of(
+        checkpoint("pylate"), query_length=10, document_length=20, skiplist_words=("the",), query_prompt="q:"
+    )
+    assert (spec.query_length, spec.expansion_length, spec.document_length) == (10, 10, 20)
+    assert (spec.skiplist_words, spec.query_prompt) == (("the",), "q:")
+    assert spec.sources["document_length"] == "argument"
+
+
+def test_expansion_can_be_switched(checkpoint: Build) -> None:
+    off = spec_of(checkpoint("stanford_attend"), query_expansion=False)
+    assert (off.query_expansion, off.expansion_length, off.attend_to_expansion_tokens) == ("none", 0, False)
+    on = spec_of(checkpoint("pylate_noexp"), query_expansion=True)
+    assert (on.query_expansion, on.expansion_length) == ("fixed", 16)
+
+
+def test_a_known_checkpoint_is_set_right_and_an_argument_beats_that(checkpoint: Build) -> None:
+    known = "lightonai/GTE-ModernColBERT-v1"
+    old = checkpoint("pylate_oldkeys")  # as an old revision of it: expansion is not mentioned
+    assert spec_of(old).query_expansion == "fixed"
+    assert spec_of(old, name=known).query_expansion == "none"
+    assert spec_of(old, name=known, query_expansion=True).query_expansion == "fixed"
+
+
+def test_dimensions_are_cut_only_where_the_head_allows(tmp_path: Path) -> None:
+    path = checkpoints.build("stanford", tmp_path)
+    assert any("measure" in note for note in spec_of(path, truncate_dim=8).notes)
+    edit(path / "config.json", matryoshka_dimensions=[4, 8])
+    cut = spec_of(path, truncate_dim=8)
+    assert (cut.dim, cut.notes) == (8, ())
+    with pytest.raises(InputError, match=r"\(4, 8\)"):
+        spec_of(path, truncate_dim=5)
+    with pytest.raises(InputError, match="from 1 to 16"):
+        spec_of(path, truncate_dim=17)
+
+
+def test_a_plain_encoder_needs_consent(checkpoint: Build) -> None:
+    with pytest.raises(MissingWeightsError, match="allow_unprojected=True"):
+        ColBERT(checkpoint("plain"), device="cpu")
+    spec = spec_of(checkpoint("plain"), allow_unprojected=True)
+    assert (spec.layout, spec.projection, spec.dim) == ("plain", (), checkpoints.HIDDEN)
+
+
+def test_a_plain_encoder_can_be_projected_keeping_angles(checkpoint: Build) -> None:
+    path = checkpoint("plain")
+    whole = ColBERT(path, device="cpu", allow_unprojected=True)
+    turned = ColBERT(path, device="cpu", allow_unprojected=True, projection_dim=checkpoints.HIDDEN)
+    # A square orthonormal matrix is a rotation, under which dot products stay.
+    texts = ["the fox", "a lazy dog"]
+    ours, theirs = (model.encode_document(texts).values for model in (turned, whole))
+    torch.testing.assert_close(ours @ ours.T, theirs @ theirs.T, rtol=0, atol=1e-5)
+    assert ColBERT(path, device="cpu", allow_unprojected=True, projection_dim=8).dim == 8
+    with pytest.raises(InputError, match="hidden size 32"):
+        ColBERT(path, device="cpu", allow_unprojected=True, projection_dim=33)
+
+
+def test_projection_dim_is_for_plain_encoders(checkpoint: Build) -> None:
+    with pytest.raises(InputError, match="head of its own"):
+        ColBERT(checkpoint("stanford"), device="cpu", projection_dim=8)

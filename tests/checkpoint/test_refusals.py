@@ -1,0 +1,165 @@
+"""Repositories that must not run as a ColBERT model: each is refused with its reason and a way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import checkpoints
+from colbert_integrations import ColBERT
+from colbert_integrations.errors import (
+    CheckpointError,
+    MissingWeightsError,
+    RemoteCodeError,
+    UnsupportedCheckpointError,
+)
+
+
+def edit(path: Path, **changed) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
+def load(path: Path, **options) -> ColBERT:
+    return ColBERT(path, device="cpu", **options)
+
+
+@pytest.fixture
+def stanford(tmp_path: Path) -> Path:
+    return checkpoints.build("stanford", tmp_path)
+
+
+@pytest.fixture
+def pylate(tmp_path: Path) -> Path:
+    return checkpoints.build("pylate", tmp_path)
+
+
+def test_a_peft_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedCheckpointError, match="merge_and_unload"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("changed", [{"architectures": ["ColPaliForRetrieval"]}, {"vision_config": {}}])
+def test_a_vision_model(changed: dict, stanford: Path) -> None:
+    edit(stanford / "config.json", **changed)
+    with pytest.raises(UnsupportedCheckpointError, match="vision model"):
+        load(stanford)
+
+
+@pytest.mark.parametrize("changed", [{"model_type": "ColBERT"}, {"architectures": ["ColBERT"]}])
+def test_an_early_colbert(changed: dict, stanford: Path) -> None:
+    edit(stanford / "config.json", **changed)
+    with pytest.raises(UnsupportedCheckpointError, match=r"colbert-ir/colbertv2\.0"):
+        load(stanford)
+
+
+def test_a_dnn_pickle(tmp_path: Path) -> None:
+    (tmp_path / "colbert.dnn").write_bytes(b"")
+    with pytest.raises(UnsupportedCheckpointError, match="can run code when opened"):
+        load(tmp_path)
+
+
+def test_a_head_for_each_of_several_dimensions(stanford: Path) -> None:
+    tensors = load_file(stanford / "model.safetensors")
+    del tensors["linear.weight"]
+    heads = {f"projections.{dim}.weight": torch.ones(dim, checkpoints.HIDDEN) for dim in (8, 16)}
+    save_file({**tensors, **heads}, stanford / "model.safetensors")
+    with pytest.raises(UnsupportedCheckpointError, match="multi-head Matryoshka"):
+        load(stanford)
+
+
+def test_an_encoder_decoder(stanford: Path) -> None:
+    edit(stanford / "config.json", is_encoder_decoder=True)
+    with pytest.raises(UnsupportedCheckpointError, match="encoder-decoder"):
+        load(stanford)
+
+
+def test_an_unknown_model_type(stanford: Path) -> None:
+    edit(stanford / "config.json", model_type="nonsense")
+    with pytest.raises(UnsupportedCheckpointError, match="no model type 'nonsense'"):
+        load(stanford)
+
+
+@pytest.mark.parametrize("path", ["my_package.evil.Activation", "os.system", "torch.nn.functional.relu", "Tanh"])
+def test_an_unknown_activation(path: str, pylate: Path) -> None:
+    edit(pylate / "1_Dense" / "config.json", activation_function=path)
+    with pytest.raises(UnsupportedCheckpointError, match=r"only those of torch\.nn"):
+        load(pylate)
+
+
+@pytest.mark.parametrize("path", ["torch.nn.modules.activation.Tanh", "transformers.activations.GELUActivation"])
+def test_a_known_activation_is_used(path: str, pylate: Path) -> None:
+    before = load(pylate).encode_query("a cat").values
+    edit(pylate / "1_Dense" / "config.json", activation_function=path)
+    assert not torch.allclose(load(pylate).encode_query("a cat").values, before, atol=1e-3)
+
+
+def test_a_pylate_marker_that_is_not_in_the_vocabulary(tmp_path: Path) -> None:
+    checkpoints.pylate(tmp_path, markers=("[Q] ",))
+    with pytest.raises(MissingWeightsError, match=r"'\[D\] '.*would be random"):
+        load(tmp_path)
+
+
+def test_expansion_without_a_token_to_expand_with(tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, expansion={"strategy": "fixed", "attend": False, "length": 16, "token": "[NO]"})
+    with pytest.raises(MissingWeightsError, match=r"\[NO\]"):
+        load(tmp_path)
+
+
+def test_an_unknown_expansion_strategy(tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, expansion={"strategy": "double", "length": 16})
+    with pytest.raises(CheckpointError, match="'double'"):
+        load(tmp_path)
+
+
+def test_alibi_positions_on_a_class_with_a_table(stanford: Path) -> None:
+    # jina-colbert-v1: with its own table of weights BertModel would load it whole, and number positions wrongly.
+    edit(stanford / "config.json", position_embedding_type="alibi")
+    with pytest.raises(UnsupportedCheckpointError, match="'alibi' positions"):
+        load(stanford)
+
+
+@checkpoints.needs_jina
+def test_rotary_weights_under_another_kind_of_position(tmp_path: Path) -> None:
+    checkpoints.jina(tmp_path, position_embedding_type="absolute")
+    with pytest.raises(UnsupportedCheckpointError, match="only rotary"):
+        load(tmp_path)
+
+
+@checkpoints.needs_jina
+def test_a_rope_base_that_is_no_number(tmp_path: Path) -> None:
+    checkpoints.jina(tmp_path, rotary_emb_base="ntk")
+    with pytest.raises(UnsupportedCheckpointError, match="rotary_emb_base"):
+        load(tmp_path)
+
+
+@checkpoints.needs_jina
+def test_the_rope_base_is_the_checkpoints_own(tmp_path: Path) -> None:
+    # The class in transformers assumes another base; a wrong one loads without a word.
+    made = {}
+    for base in (10_000.0, 20_000.0, None):
+        path = tmp_path / str(base)
+        path.mkdir()
+        checkpoints.jina(path, rotary_emb_base=base)
+        if base is None:
+            config = json.loads((path / "config.json").read_text())
+            del config["rotary_emb_base"]
+            (path / "config.json").write_text(json.dumps(config))
+        made[base] = load(path).encode_document(["how does a plane fly over the river"]).values
+    assert (made[10_000.0] - made[20_000.0]).abs().max() > 1e-3
+    assert torch.equal(made[None], made[10_000.0])
+
+
+def test_remote_code_without_consent(stanford: Path) -> None:
+    edit(stanford / "config.json", model_type="own", auto_map={"AutoModel": "modeling_own.OwnModel"})
+    with pytest.raises(RemoteCodeError, match="trust_remote_code=True"):
+        load(stanford)
+
+
+def test_flash_attention_with_expansion_that_nobody_sees(stanford: Path) -> None:
+    with pytest.raises(ValueError, match="drops tokens that nobody attends to"):
+        load(stanford, attn_implementation="flash_attention_2")

@@ -1,0 +1,344 @@
+"""The encoder's promises on every layout: order, batches, padding, windows, odd texts, threads, memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import checkpoints
+from colbert_integrations import ColBERT, TruncationWarning, maxsim
+from colbert_integrations.errors import InputError
+
+Build = Callable[[str], Path]
+LAYOUTS = [pytest.param(name, marks=checkpoints.marks(name)) for name in checkpoints.LAYOUTS]
+# Sums of a few hundred float32 products, in another order where the batch is another: measured at most 2e-6.
+FP32 = 1e-5
+ODD = ["", " ", "\n\t", "a", ".", "...!!!", "😀 🦊", "日本語 العربية", "é é ﬁ", "\x00\x07", "[CLS] [MASK] </s> [Q] "]
+
+
+def load(path: Path, **options) -> ColBERT:
+    return ColBERT(path, device="cpu", allow_unprojected=path.name == "plain", **options)
+
+
+@pytest.fixture(scope="session")
+def loaded(checkpoint: Build) -> Callable[[str], ColBERT]:
+    models: dict[str, ColBERT] = {}
+
+    def get(name: str) -> ColBERT:
+        if name not in models:
+            models[name] = load(checkpoint(name))
+        return models[name]
+
+    return get
+
+
+def assert_same(ours, theirs) -> None:
+    assert ours.lengths == theirs.lengths
+    torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=FP32)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_text_has_the_same_vectors_alone_and_in_any_batch(name: str, loaded) -> None:
+    model = loaded(name)
+    texts = [*ODD, *checkpoints.SENTENCES, "the fox " * 90]
+    together = model.encode_document(texts)
+    for index, text in enumerate(texts):
+        torch.testing.assert_close(together[index], model.encode_document(text)[0], rtol=0, atol=FP32)
+
+
+@pytest.mark.filterwarnings("ignore::colbert_integrations.errors.TruncationWarning")
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_odd_texts_give_finite_unit_vectors(name: str, loaded) -> None:
+    model = loaded(name)
+    for encoded in (model.encode_query(ODD), model.encode_document(ODD)):
+        assert all(encoded.lengths)
+        norms = encoded.values.norm(dim=-1)
+        torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-6)
+        assert encoded.values.dtype == torch.float32
+
+
+words = st.lists(st.sampled_from([*checkpoints.WORDS, ",", "?!"]), max_size=60).map(" ".join)
+
+
+@settings(deadline=None, max_examples=15)
+@given(texts=st.lists(words, min_size=1, max_size=8), data=st.data())
+def test_order_and_batch_size_do_not_matter(texts: list[str], data, tiny: ColBERT) -> None:
+    order = data.draw(st.permutations(range(len(texts))))
+    size = data.draw(st.integers(1, 9))
+    whole = tiny.encode_document(texts)
+    other = load(Path(tiny.settings.model), batch_size=size, batch_tokens=data.draw(st.integers(1, 300)))
+    shuffled = other.encode_document([texts[index] for index in order])
+    for place, index in enumerate(order):
+        torch.testing.assert_close(shuffled[place], whole[index], rtol=0, atol=FP32)
+
+
+def test_a_corpus_is_encoded_piece_by_piece(tiny: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [" ".join(checkpoints.WORDS[i : i + 1 + i % 7]) for i in range(20)]
+    whole = tiny.encode_document(texts)
+    monkeypatch.setattr("colbert_integrations.encoder.encoder._TEXTS_AT_ONCE", 3)
+    assert_same(tiny.encode_document(texts), whole)
+
+
+def test_nothing_encodes_to_nothing(tiny: ColBERT) -> None:
+    for encoded in (tiny.encode_query([]), tiny.encode_document([])):
+        assert (len(encoded), encoded.dim) == (0, checkpoints.DIM)
+
+
+def test_a_single_string_is_one_text(tiny: ColBERT) -> None:
+    assert_same(tiny.encode_query("a cat"), tiny.encode_query(["a cat"]))
+
+
+def test_a_tokenizer_that_adds_nothing_gives_no_vectors_for_no_text(loaded) -> None:
+    model = load(Path(loaded("pylate_nobos").settings.model), document_marker="", query_marker="")
+    encoded = model.encode_document(["", "a cat"])
+    assert encoded.lengths[0] == 0
+    assert encoded.lengths[1] > 0
+    assert model.rank("a cat", ["", "a cat"])[1].score == float("-inf")
+    assert model.encode_document([""]).lengths == [0]
+
+
+# --------------------------------------------------------------------------------------------------------- lengths
+
+
+def test_a_long_document_is_the_union_of_its_windows(tiny: ColBERT) -> None:
+    words = [checkpoints.WORDS[i % len(checkpoints.WORDS)] for i in range(80)]
+    # 40 tokens less [CLS], marker and [SEP] leave 37; overlap is half of it: starts 0, 19, 38 and the last at 80 - 37.
+    pieces = [" ".join(words[start : start + 37]) for start in (0, 19, 38, 43)]
+    expected = torch.cat(list(tiny.encode_document(pieces)))
+    whole = tiny.encode_document([" ".join(words)])
+    torch.testing.assert_close(whole[0], expected, rtol=0, atol=FP32)
+
+
+def test_windows_never_score_less_than_the_beginning(tiny: ColBERT) -> None:
+    query = tiny.encode_query("what is the capital of france")
+    document = "the dog runs " * 30 + "paris is the capital of france"
+    cut = load(Path(tiny.settings.model), long_documents="truncate")
+    with pytest.warns(TruncationWarning, match=r"1 of 1 documents cut at document_length=40 tokens; long_documents="):
+        beginning = maxsim(query, cut.encode_document(document))
+    whole = maxsim(query, tiny.encode_document(document))
+    assert whole.item() > beginning.item() + 0.1
+
+
+def test_windows_do_not_warn(tiny: ColBERT) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny.encode_document("the dog runs " * 90)
+
+
+def test_cutting_warns_once_with_the_number_of_texts(tiny: ColBERT) -> None:
+    with pytest.warns(TruncationWarning) as caught:
+        tiny.encode_query(["a " * 40, "a", "b " * 40])
+    assert [str(warning.message) for warning in caught] == [
+        "2 of 3 queries cut at query_length=16 tokens; raise query_length to keep more"
+    ]
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_a_text_at_the_limit(extra: int, tiny: ColBERT) -> None:
+    tokens = tiny._ready().tokenizer.capacity("document") + extra
+    lengths = load(Path(tiny.settings.model)).encode_document("fox " * tokens).lengths
+    assert lengths == [tokens + 3 if extra <= 0 else 2 * 40]  # one token too many makes a second, full window
+
+
+def test_the_overlap_can_be_chosen(tiny: ColBERT) -> None:
+    path = Path(tiny.settings.model)
+    assert load(path, window_overlap=0).encode_document("fox " * 74).lengths == [2 * 40]
+    assert load(path, window_overlap=36).encode_document("fox " * 40).lengths == [4 * 40]
+    with pytest.raises(InputError, match="from 0 to 36"):
+        load(path, window_overlap=37)
+
+
+def test_a_length_without_room_for_text_is_refused(checkpoint: Build) -> None:
+    for side in ("query", "document"):
+        with pytest.raises(InputError, match=f"{side}_length=3 .*at least 4"):
+            load(checkpoint("stanford"), **{f"{side}_length": 3})
+
+
+def test_lengths_stop_at_the_position_table(checkpoint: Build) -> None:
+    # XLM-RoBERTa's table of 130 begins to count after its padding id 1.
+    spec = load(checkpoint("bge")).spec
+    assert (spec.query_length, spec.document_length) == (128, 128)
+    assert any("128 positions" in note for note in spec.notes)
+    assert load(checkpoint("bge"), document_length=128).encode_document("fox " * 126).lengths == [127]
+    with pytest.raises(InputError, match="document_length=129.*128 positions"):
+        load(checkpoint("bge"), document_length=129)
+
+
+def test_rotary_positions_have_no_such_limit(checkpoint: Build) -> None:
+    assert load(checkpoint("pylate"), document_length=900).spec.document_length == 900
+
+
+def test_open_lengths_are_the_tokenizers(tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, query_length=None, document_length=None)
+    spec = load(tmp_path).spec
+    assert (spec.query_length, spec.document_length) == (512, 512)
+
+
+# ------------------------------------------------------------------------------------------------------ token rules
+
+
+def ids_of(model: ColBERT, text: str, side) -> list[int]:
+    encoder = model._ready()
+    return encoder.sequences(encoder.tokenizer.tokens([text], side)[0], side)[0].ids
+
+
+def test_stanford_ids_by_hand(tiny: ColBERT) -> None:
+    # [PAD] [unused0..9] [UNK] [CLS] [SEP] [MASK]: 0, 1..10, 11, 12, 13, 14; then 32 symbols and 26 letters.
+    a = 14 + 32 + 1
+    assert ids_of(tiny, "a", "query") == [12, 1, a, 13, *[14] * 12]
+    assert ids_of(tiny, "A!", "document") == [12, 2, a, 15, 13]
+    assert tiny.encode_document("a!").lengths == [4]  # the mark is read, but gives no vector
+
+
+def test_a_spelt_out_marker_is_text_for_stanford_and_the_marker_for_pylate(loaded) -> None:
+    stanford, pylate = loaded("stanford"), loaded("pylate")
+    assert ids_of(stanford, "[unused1]", "document").count(stanford.spec.document_marker_id) == 1
+    assert ids_of(pylate, "[D] ", "document").count(pylate.spec.document_marker_id) == 1  # stripped: no longer "[D] "
+    assert ids_of(pylate, "x [D] y", "document").count(pylate.spec.document_marker_id) == 2
+
+
+def test_pylate_strips_white_space_and_stanford_leaves_it_to_the_tokenizer(loaded) -> None:
+    assert ids_of(loaded("pylate"), "  a cat \n", "query") == ids_of(loaded("pylate"), "a cat", "query")
+    assert ids_of(loaded("native"), "  a cat", "query") != ids_of(loaded("native"), "a cat", "query")
+
+
+def test_prompts_stand_between_marker_and_text(loaded) -> None:
+    model = loaded("pylate_prompts")
+    query = ids_of(model, "a cat", "query")
+    assert query[1] == model.spec.query_marker_id
+    assert query[2:] == ids_of(load(Path(model.settings.model), query_prompt=""), "ask: a cat", "query")[2:]
+
+
+def test_sentence_pieces_skip_the_first_piece_of_each_symbol(loaded) -> None:
+    model = loaded("stanford_xlmr")
+    tokenizer = model._ready().tokenizer
+    assert {tokenizer.text_of(index) for index in model.spec.skiplist_ids} == {"▁", "▁("}
+
+
+def test_unknown_skiplist_words_do_not_delete_unknown_tokens(checkpoint: Build) -> None:
+    model = load(checkpoint("pylate"), skiplist_words=["never-a-token", "!"])
+    assert len(model.spec.skiplist_ids) == 1
+
+
+def test_marker_less_tokenizers_are_noted(loaded) -> None:
+    assert any("markers follow its first token" in note for note in loaded("pylate_nobos").spec.notes)
+
+
+def test_the_tokenizers_own_settings_do_not_matter(tiny: ColBERT) -> None:
+    # As sentence-transformers leaves them in tokenizer.json: cut at 128, padded to the longest.
+    model = load(Path(tiny.settings.model))
+    backend = model._ready().tokenizer._backend
+    assert backend.truncation is None
+    assert backend.padding is None
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a \udfff b"])
+def test_half_a_surrogate_pair_is_refused_and_named(text: str, tiny: ColBERT) -> None:
+    with pytest.raises(InputError, match="text 1 is not valid Unicode"):
+        tiny.encode_document(["fine", text])
+
+
+# ----------------------------------------------------------------------------------------------- threads and memory
+
+
+def test_threads_do_not_disturb_each_other(tiny: ColBERT) -> None:
+    texts = ["a", "the fox " * 11, "paris", "the dog " * 70, "what is the capital of france?"]
+    jobs = [(side, text) for text in texts for side in ("query", "document")] * 20
+
+    def encode(job: tuple[str, str]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)
+            return tiny.encode_query(job[1]) if job[0] == "query" else tiny.encode_document(job[1])
+
+    alone = {job: encode(job) for job in set(jobs)}
+    with ThreadPoolExecutor(8) as pool:
+        for job, encoded in zip(jobs, pool.map(encode, jobs), strict=True):
+            assert_same(encoded, alone[job])
+
+
+class Starved:
+    """A forward pass with memory for so many tokens at once."""
+
+    def __init__(self, model: ColBERT, tokens: int) -> None:
+        self.inner = model._ready()._forward
+        self.tokens = tokens
+        self.sizes: list[int] = []
+
+    def __call__(self, sequences):
+        if sum(len(sequence.ids) for sequence in sequences) > self.tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.sizes.append(len(sequences))
+        return self.inner(sequences)
+
+
+def test_a_batch_too_large_for_memory_is_halved(tiny: ColBERT) -> None:
+    texts = ["the fox runs"] * 8
+    forward = Starved(tiny, tokens=20)
+    model = ColBERT(tiny.settings.model, device="cpu", forward=forward)
+    assert_same(model.encode_document(texts), tiny.encode_document(texts))
+    assert forward.sizes == [2, 2, 2, 2]
+
+
+def test_a_single_text_too_large_for_memory_says_so(tiny: ColBERT) -> None:
+    model = ColBERT(tiny.settings.model, device="cpu", forward=Starved(tiny, tokens=3))
+    with pytest.raises(torch.OutOfMemoryError):
+        model.encode_document(["the fox runs"])
+
+
+def test_batches_keep_to_their_budget(tiny: ColBERT) -> None:
+    seen: list[list[int]] = []
+    inner = tiny._ready()._forward
+
+    def forward(sequences):
+        seen.append([len(sequence.ids) for sequence in sequences])
+        return inner(sequences)
+
+    texts = [" ".join(["fox"] * (1 + i % 30)) for i in range(40)]
+    ColBERT(tiny.settings.model, forward=forward, batch_tokens=100, batch_size=6).encode_document(texts)
+    assert sum(map(len, seen)) == 40
+    assert all(max(batch) * len(batch) <= 100 and len(batch) <= 6 for batch in seen)
+    assert all(max(batch) - min(batch) <= 10 for batch in seen)  # neighbours in length, or padding would cost more
+
+
+# ------------------------------------------------------------------------------------------- numbers and languages
+
+
+def test_bfloat16_stays_near_float32(tiny: ColBERT) -> None:
+    half = load(Path(tiny.settings.model), dtype="bfloat16")
+    ours, theirs = half.encode_document(checkpoints.SENTENCES), tiny.encode_document(checkpoints.SENTENCES)
+    assert ours.values.dtype == torch.float32
+    assert (ours.values * theirs.values).sum(-1).min() > 0.99
+    norms = ours.values.norm(dim=-1)
+    torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-6)
+
+
+def test_cut_dimensions_are_the_first_ones_normalised_again(tiny: ColBERT) -> None:
+    cut = load(Path(tiny.settings.model), truncate_dim=8).encode_document("a cat").values
+    whole = tiny.encode_document("a cat").values[:, :8]
+    torch.testing.assert_close(cut, whole / whole.norm(dim=-1, keepdim=True), rtol=0, atol=1e-6)
+
+
+def test_xmod_speaks_the_language_it_is_told(checkpoint: Build) -> None:
+    english, default, german = (load(checkpoint("xmod"), language=code) for code in ("en_XX", None, "de_DE"))
+    assert torch.equal(english.encode_query("a").values, default.encode_query("a").values)
+    assert not torch.allclose(english.encode_query("a").values, german.encode_query("a").values, atol=1e-3)
+    with pytest.raises(InputError, match=r"\['de_DE', 'en_XX'\]"):
+        load(checkpoint("xmod"), language="fr_FR")
+    with pytest.raises(InputError, match="has no languages"):
+        load(checkpoint("stanford"), language="en_XX")
+
+
+@pytest.mark.gpu
+def test_the_gpu_encodes_like_the_cpu(tiny: ColBERT) -> None:
+    on_gpu = ColBERT(tiny.settings.model, device="cuda", dtype="float32").encode_document(checkpoints.SENTENCES)
+    assert on_gpu.device.type == "cuda"
+    ours = tiny.encode_document(checkpoints.SENTENCES)
+    torch.testing.assert_close(on_gpu.values.cpu(), ours.values, rtol=0, atol=1e-4)

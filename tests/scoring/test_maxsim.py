@@ -1,0 +1,148 @@
+"""MaxSim against its definition in float64, and the cases that other implementations get wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colbert_integrations import TokenEmbeddings, maxsim
+from colbert_integrations.errors import InputError, ShapeError
+from colbert_integrations.scoring import ragged
+from colbert_integrations.scoring.reference import reference_maxsim
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def unit_matrices(sizes: list[int], dim: int, seed: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(size, dim, generator=generator) for size in sizes]
+    return [torch.nn.functional.normalize(matrix, dim=-1).to(dtype) for matrix in drawn]
+
+
+def float32_bound(queries: list[torch.Tensor], dim: int) -> float:
+    """What summing in float32 can err: dim products of unit vectors, then one sum over the query's tokens."""
+    longest = max((len(query) for query in queries), default=0)
+    return torch.finfo(torch.float32).eps * (dim + longest) * max(1, longest)
+
+
+def test_hand_computed() -> None:
+    query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    documents = [torch.tensor([[0.5, 0.25], [0.125, 0.75]]), torch.tensor([[-1.0, -2.0]])]
+    # 0.5 + 0.75; -1 + -2
+    assert maxsim([query], documents).tolist() == [[1.25, -3.0]]
+
+
+def test_reference_agrees_with_the_hand_computed_values() -> None:
+    query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    documents = [torch.tensor([[0.5, 0.25], [0.125, 0.75]]), torch.tensor([[-1.0, -2.0]]), torch.zeros(0, 2)]
+    assert reference_maxsim([query], documents).tolist() == [[1.25, -3.0, float("-inf")]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    query_sizes=st.lists(st.integers(0, 6), min_size=1, max_size=4),
+    document_sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    dim=st.integers(1, 20),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+def test_equals_the_definition(query_sizes, document_sizes, dim, dtype, seed) -> None:
+    queries = unit_matrices(query_sizes, dim, seed, dtype)
+    documents = unit_matrices(document_sizes, dim, seed + 100, dtype)
+    # The oracle sees the same rounded inputs, so what is left is the error of the sums alone, in any dtype.
+    expected = reference_maxsim(queries, documents)
+    actual = maxsim(queries, documents)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=float32_bound(queries, dim))
+
+
+@settings(deadline=None, max_examples=25)
+@given(budget=st.sampled_from([1, 7, 64, 2**10]), seed=st.integers(0, 20))
+def test_chunking_does_not_matter(budget: int, seed: int) -> None:
+    queries = unit_matrices([3, 1, 5], 8, seed)
+    documents = unit_matrices([4, 0, 9, 1, 2], 8, seed + 50)
+    whole = maxsim(queries, documents)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ragged, "_CHUNK_ELEMENTS", budget)
+        torch.testing.assert_close(maxsim(queries, documents), whole, rtol=0, atol=float32_bound(queries, 8))
+
+
+def test_order_of_documents_does_not_matter() -> None:
+    queries, documents = unit_matrices([4], 8, 1), unit_matrices([3, 7, 1, 5], 8, 2)
+    backwards = maxsim(queries, documents[::-1]).flip(1)
+    torch.testing.assert_close(backwards, maxsim(queries, documents), rtol=0, atol=float32_bound(queries, 8))
+
+
+def test_a_negative_maximum_survives_beside_a_longer_document() -> None:
+    # The fault of implementations that pad with zeros or multiply by a mask: -0.5 would come out as 0.
+    query = torch.tensor([[1.0]])
+    assert maxsim([query], [torch.tensor([[-0.5]]), torch.tensor([[-0.25], [-0.75], [-1.0]])]).tolist() == [
+        [-0.5, -0.25]
+    ]
+
+
+def test_a_document_without_vectors_scores_minus_infinity() -> None:
+    scores = maxsim([torch.ones(2, 3), torch.ones(0, 3)], [torch.zeros(0, 3), torch.ones(1, 3)])
+    assert scores.tolist() == [[float("-inf"), 6.0], [float("-inf"), 0.0]]
+
+
+def test_a_strided_view_scores_like_its_copy() -> None:
+    wide = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    query, document = wide[::2, ::2], wide.T[:4, :4]
+    assert not query.is_contiguous()
+    torch.testing.assert_close(maxsim([query], [document]), maxsim([query.clone()], [document.contiguous()]))
+
+
+def test_packed_and_listed_inputs_score_alike() -> None:
+    queries, documents = unit_matrices([2, 3], 4, 0), unit_matrices([5, 0, 1], 4, 1)
+    packed = maxsim(TokenEmbeddings.from_list(queries), TokenEmbeddings.from_list(documents))
+    assert torch.equal(packed, maxsim(queries, documents))
+
+
+def test_half_precision_sums_in_float32() -> None:
+    # 4,096 ones: a float16 sum stops rising at 2,048, a bfloat16 one at 256.
+    for dtype in (torch.float16, torch.bfloat16):
+        ones = torch.ones(4096, 1, dtype=dtype)
+        assert maxsim([ones], [ones[:1]]).item() == 4096.0
+
+
+def test_nan_is_not_hidden() -> None:
+    document = torch.tensor([[0.0], [float("nan")]])
+    assert maxsim([torch.ones(1, 1)], [document, torch.ones(1, 1)]).isnan().tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize(("queries", "documents"), [([], []), ([], [torch.ones(1, 2)]), ([torch.ones(1, 2)], [])])
+def test_nothing_scores_to_an_empty_matrix(queries, documents) -> None:
+    assert maxsim(queries, documents).shape == (len(queries), len(documents))
+
+
+def test_inputs_are_not_touched() -> None:
+    queries, documents = unit_matrices([2], 3, 0), unit_matrices([2, 4], 3, 1)
+    before = [matrix.clone() for matrix in queries + documents]
+    maxsim(queries, documents)
+    assert all(torch.equal(a, b) for a, b in zip(before, queries + documents, strict=True))
+
+
+def test_no_global_flag_is_changed() -> None:
+    before = (torch.get_float32_matmul_precision(), torch.get_num_threads(), torch.is_grad_enabled())
+    maxsim(unit_matrices([2], 3, 0), unit_matrices([2], 3, 0))
+    assert before == (torch.get_float32_matmul_precision(), torch.get_num_threads(), torch.is_grad_enabled())
+
+
+def test_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ShapeError, match="dim 2, documents have dim 3"):
+        maxsim([torch.ones(1, 2)], [torch.ones(1, 3)])
+    with pytest.raises(ShapeError, match="queries"):
+        maxsim(torch.ones(2, 3), [torch.ones(1, 3)])
+    with pytest.raises(InputError, match="documents"):
+        maxsim([torch.ones(1, 3)], [[[1.0, 2.0, 3.0]]])
+
+
+@pytest.mark.gpu
+def test_the_gpu_scores_like_the_cpu() -> None:
+    queries, documents = unit_matrices([32, 5], 128, 0), unit_matrices([200, 1, 0, 77], 128, 1)
+    on_gpu = maxsim([query.cuda() for query in queries], [document.cuda() for document in documents])
+    assert on_gpu.device.type == "cuda"
+    torch.testing.assert_close(on_gpu.cpu(), maxsim(queries, documents), rtol=0, atol=float32_bound(queries, 128))

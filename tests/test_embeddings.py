@@ -1,0 +1,100 @@
+"""TokenEmbeddings: packing, slicing, moving, and refusing what is not a ragged batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colbert_integrations import TokenEmbeddings
+from colbert_integrations.errors import InputError, ShapeError
+
+lengths = st.lists(st.integers(0, 5), max_size=6)
+
+
+def matrices(sizes: list[int], dim: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(sum(sizes))
+    return [torch.randn(size, dim, generator=generator) for size in sizes]
+
+
+@given(lengths)
+def test_packs_and_gives_back_each_matrix(sizes: list[int]) -> None:
+    parts = matrices(sizes)
+    packed = TokenEmbeddings.from_list(parts, dim=3)
+    assert len(packed) == len(parts)
+    assert packed.lengths == sizes
+    assert packed.offsets.tolist() == np.cumsum([0, *sizes]).tolist()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(packed, parts, strict=True))
+
+
+@given(lengths, st.slices(6))
+def test_slices_like_a_list(sizes: list[int], cut: slice) -> None:
+    parts = matrices(sizes)
+    sliced = TokenEmbeddings.from_list(parts, dim=3)[cut]
+    assert [matrix.tolist() for matrix in sliced] == [matrix.tolist() for matrix in parts[cut]]
+
+
+@given(lengths, lengths)
+def test_concat_is_list_addition(first: list[int], second: list[int]) -> None:
+    parts = matrices(first) + matrices(second)
+    joined = TokenEmbeddings.concat(
+        [TokenEmbeddings.from_list(matrices(first), 3), TokenEmbeddings.from_list(matrices(second), 3)]
+    )
+    assert [matrix.tolist() for matrix in joined] == [matrix.tolist() for matrix in parts]
+
+
+def test_negative_index_counts_from_the_end_and_a_wrong_one_raises() -> None:
+    packed = TokenEmbeddings.from_list(matrices([1, 2]))
+    assert torch.equal(packed[-1], packed[1])
+    for index in (2, -3):
+        with pytest.raises(IndexError):
+            packed[index]
+
+
+def test_makes_values_contiguous() -> None:
+    values = torch.arange(6.0).reshape(2, 3).T
+    packed = TokenEmbeddings(values, torch.tensor([0, 3]))
+    assert packed.values.is_contiguous()
+    assert torch.equal(packed[0], values)
+
+
+def test_to_changes_values_only() -> None:
+    moved = TokenEmbeddings.from_list(matrices([2, 1])).to("cpu", torch.bfloat16)
+    assert moved.dtype == torch.bfloat16
+    assert moved.offsets.dtype == torch.int64
+    assert moved.lengths == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "offsets"),
+    [
+        (torch.zeros(3), [0, 3]),
+        (torch.zeros(3, 2, 2), [0, 3]),
+        (torch.zeros(3, 2), [0, 2]),
+        (torch.zeros(3, 2), [1, 3]),
+        (torch.zeros(3, 2), [0, 4, 3]),
+        (torch.zeros(3, 2), []),
+        (torch.zeros(3, 2), [[0, 3]]),
+    ],
+)
+def test_refuses_what_is_no_ragged_batch(values: torch.Tensor, offsets: list) -> None:
+    with pytest.raises(ShapeError):
+        TokenEmbeddings(values, torch.tensor(offsets, dtype=torch.int64))
+
+
+def test_refuses_offsets_that_are_no_int64() -> None:
+    with pytest.raises(ShapeError, match="int64"):
+        TokenEmbeddings(torch.zeros(3, 2), torch.tensor([0.0, 3.0]))
+
+
+def test_refuses_matrices_that_do_not_fit() -> None:
+    with pytest.raises(ShapeError, match="matrix 1"):
+        TokenEmbeddings.from_list([torch.zeros(1, 2), torch.zeros(1, 3)])
+    with pytest.raises(ShapeError, match="dim="):
+        TokenEmbeddings.from_list([])
+    with pytest.raises(ShapeError, match=r"\[2, 3\]"):
+        TokenEmbeddings.concat([TokenEmbeddings.from_list([torch.zeros(1, dim)]) for dim in (2, 3)])
+    with pytest.raises(InputError, match="at least one"):
+        TokenEmbeddings.concat([])

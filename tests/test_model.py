@@ -1,0 +1,352 @@
+"""ColBERT: ranking, sharing, closing, pickling, async, and arguments that are impossible."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import gc
+import json
+import pickle
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import checkpoints
+from colbert_integrations import ColBERT, RankedDocument
+from colbert_integrations.errors import CheckpointNotFoundError, InputError, NonFiniteError
+from colbert_integrations.scoring.reference import reference_maxsim
+
+DOCUMENTS = [
+    "bread and flour",
+    "the wings lift a plane into the sky",
+    "",
+    "a fox runs",
+    "the wings lift a plane into the sky",
+]
+QUERY = "how does a plane fly?"
+
+
+# ---------------------------------------------------------------------------------------------------------- ranking
+
+
+def test_ranks_by_the_definition(tiny: ColBERT) -> None:
+    expected = reference_maxsim(tiny.encode_query(QUERY), tiny.encode_document(DOCUMENTS))[0]
+    ranked = tiny.rank(QUERY, DOCUMENTS)
+    assert sorted(entry.index for entry in ranked) == [0, 1, 2, 3, 4]
+    for entry in ranked:
+        assert entry.score == pytest.approx(expected[entry.index].item(), abs=1e-5)
+        assert type(entry.score) is float
+    assert [entry.score for entry in ranked] == sorted((entry.score for entry in ranked), reverse=True)
+
+
+def test_equal_documents_score_equally_and_keep_their_order(tiny: ColBERT) -> None:
+    ranked = tiny.rank(QUERY, DOCUMENTS)
+    twins = [entry for entry in ranked if entry.index in (1, 4)]
+    assert [entry.index for entry in twins] == [1, 4]
+    assert twins[0].score == twins[1].score
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    documents=st.lists(st.sampled_from([*DOCUMENTS, "paris", "the lazy dog"]), max_size=9),
+    top_n=st.none() | st.integers(1, 12),
+)
+def test_top_n_is_the_beginning_of_the_whole_ranking(documents: list[str], top_n: int | None, tiny: ColBERT) -> None:
+    whole = tiny.rank(QUERY, documents)
+    assert tiny.rank(QUERY, documents, top_n) == whole[:top_n]
+    assert len(whole) == len(documents)
+
+
+def test_normalised_scores_are_means_within_0_and_1(tiny: ColBERT) -> None:
+    sums = {entry.index: entry.score for entry in tiny.rank(QUERY, DOCUMENTS)}
+    for entry in tiny.rank(QUERY, DOCUMENTS, normalize_scores=True):
+        assert entry.score == pytest.approx(min(1, max(0, sums[entry.index] / 16)), abs=1e-6)
+
+
+def test_a_text_matches_itself_with_no_more_than_1(checkpoint: Callable[[str], Path]) -> None:
+    # Without markers and expansion query and document are the same tokens, and each matches itself.
+    model = ColBERT(checkpoint("plain"), device="cpu", allow_unprojected=True)
+    scores = [model.rank(text, [text], normalize_scores=True)[0].score for text in checkpoints.WORDS[:20]]
+    assert max(scores) <= 1.0
+    assert min(scores) > 1 - 1e-6
+
+
+def test_a_negative_mean_is_cut_to_0(tiny: ColBERT) -> None:
+    model = ColBERT(tiny.settings.model, forward=opposite)
+    assert model.rank("a", ["a"])[0].score == -16.0
+    assert model.rank("a", ["a"], normalize_scores=True) == [RankedDocument(0, 0.0)]
+
+
+def opposite(sequences) -> torch.Tensor:
+    """A model whose queries look east and whose documents look west."""
+    east = torch.eye(checkpoints.DIM)[0]
+    return torch.cat([east.repeat(len(s.ids), 1) * (1 if s.ids[1] == 1 else -1) for s in sequences])
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_threshold_keeps_what_reaches_it(normalize: bool, tiny: ColBERT) -> None:
+    whole = tiny.rank(QUERY, DOCUMENTS, normalize_scores=normalize)
+    limit = whole[2].score
+    kept = tiny.rank(QUERY, DOCUMENTS, normalize_scores=normalize, score_threshold=limit)
+    assert kept == [entry for entry in whole if entry.score >= limit]
+    assert len(kept) == 3
+    assert tiny.rank(QUERY, DOCUMENTS, normalize_scores=normalize, score_threshold=99.0) == []
+
+
+def test_no_documents_rank_to_nothing(tiny: ColBERT) -> None:
+    assert tiny.rank(QUERY, []) == []
+
+
+def test_scores_without_bounds_are_not_normalised(tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, normalize=False)
+    model = ColBERT(tmp_path, device="cpu")
+    assert model.rank("a", ["a"])[0].score > 0
+    with pytest.raises(InputError, match="normalize_scores=False"):
+        model.rank("a", ["a"], normalize_scores=True)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_vectors_that_are_no_numbers_name_the_document(bad: float, tiny: ColBERT) -> None:
+    inner = tiny._ready()._forward
+
+    def forward(sequences):
+        packed = inner(sequences)
+        if len(sequences) == 1 and len(sequences[0].ids) == 5:
+            packed[2] = bad
+        return packed
+
+    model = ColBERT(tiny.settings.model, forward=forward, batch_size=1)
+    with pytest.raises(NonFiniteError, match="document 1 scores nan"):
+        model.rank("a", ["a cat runs", "fox fox"])
+
+
+def test_pooling_baked_into_a_checkpoint_applies_to_documents(tmp_path: Path) -> None:
+    plain, pooled = tmp_path / "plain", tmp_path / "pooled"
+    for path, pooling in ((plain, None), (pooled, {"pool_factor": 2.0, "num_protected_tokens": 1})):
+        path.mkdir()
+        checkpoints.native(path, pooling=pooling)
+    text = "the quick red fox jumps over the lazy dog"
+    before, after = (ColBERT(path, device="cpu") for path in (plain, pooled))
+    tokens = before.encode_document(text).lengths[0]
+    assert after.encode_document(text).lengths == [1 + (tokens - 1) // 2]
+    assert after.encode_query(text).lengths == before.encode_query(text).lengths
+    assert after.rank("a fox", [text])[0].score != before.rank("a fox", [text])[0].score
+
+
+def test_pool_factor_gives_fewer_vectors(tiny: ColBERT) -> None:
+    whole, half = (tiny.encode_document(checkpoints.SENTENCES, pool_factor=factor) for factor in (1, 2))
+    assert half.lengths == [1 + (length - 1) // 2 for length in whole.lengths]
+    with pytest.raises(InputError, match="at least 1"):
+        tiny.encode_document("a", pool_factor=0.5)
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("query", "documents", "options", "message"),
+    [
+        (None, ["a"], {}, r"query\[0\] must be a string, not NoneType"),
+        ("a", ["a", 3], {}, r"documents\[1\] must be a string, not int"),
+        ("a", "text", {}, "list of strings, not one string"),
+        ("a", ["a"], {"top_n": 0}, "top_n must be a whole number from 1"),
+        ("a", ["a"], {"top_n": -1}, "not -1"),
+        ("a", ["a"], {"top_n": True}, "not True"),
+        ("a", ["a"], {"top_n": 1.5}, "not 1.5"),
+    ],
+)
+def test_impossible_arguments_are_refused_before_any_work(query, documents, options, message, tiny: ColBERT) -> None:
+    with pytest.raises(InputError, match=message):
+        tiny.rank(query, documents, **options)
+
+
+def test_texts_that_are_no_strings_are_refused(tiny: ColBERT) -> None:
+    with pytest.raises(InputError, match=r"queries\[0\] must be a string, not bytes"):
+        tiny.encode_query([b"a"])
+    with pytest.raises(InputError, match=r"documents\[1\]"):
+        tiny.encode_document(["a", None])
+    with pytest.raises(InputError, match=r"document\[0\]"):
+        tiny.explain("a", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int4"}, "dtype must be one of"),
+        ({"dtype": "float16"}, "unusably slow on a CPU"),
+        ({"device": "warp"}, "device='warp' can't be used"),
+        ({"device": "cuda:99"}, "device='cuda:99' can't be used"),
+        ({"long_documents": "drop"}, "'window' or 'truncate'"),
+        ({"query_length": 0}, "query_length must be a positive whole number"),
+        ({"batch_tokens": -5}, "batch_tokens must be"),
+        ({"batch_size": 1.5}, "batch_size must be"),
+        ({"truncate_dim": True}, "truncate_dim must be"),
+    ],
+)
+def test_impossible_settings_are_refused(options: dict, message: str, checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(InputError, match=message):
+        ColBERT(checkpoint("stanford"), **{"device": "cpu", **options})
+
+
+def test_an_empty_name_is_refused() -> None:
+    with pytest.raises(InputError, match="name or path"):
+        ColBERT("")
+
+
+def test_a_shared_model_refuses_unknown_settings(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(InputError, match="unknown argument batchsize"):
+        ColBERT.shared(checkpoint("stanford"), batchsize=3)
+
+
+# -------------------------------------------------------------------------------------------------------- lifecycle
+
+
+def test_equal_settings_share_one_model(checkpoint: Callable[[str], Path]) -> None:
+    path = checkpoint("stanford")
+    first = ColBERT.shared(path, device="cpu", dtype="auto")
+    assert first is ColBERT.shared(str(path), device=torch.device("cpu"))
+    assert first is not ColBERT.shared(path, device="cpu", query_length=20)
+    assert not first.loaded
+    first.encode_query("a")
+    assert first.loaded
+
+
+def test_sharing_keeps_nothing_alive(checkpoint: Callable[[str], Path]) -> None:
+    model = ColBERT.shared(checkpoint("stanford"), device="cpu", query_length=21)
+    model.encode_query("a")
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_close_frees_the_weights_and_the_next_call_loads_them(checkpoint: Callable[[str], Path]) -> None:
+    with ColBERT(checkpoint("stanford"), device="cpu") as model:
+        before = model.rank(QUERY, DOCUMENTS)
+        weights = weakref.ref(model._ready()._forward.backbone)
+    assert weights() is None
+    assert not model.loaded
+    assert model.rank(QUERY, DOCUMENTS) == before
+    model.close()
+    model.close()
+
+
+def test_a_load_that_failed_can_be_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "later"
+    model = ColBERT.shared(path, device="cpu")
+    with pytest.raises(CheckpointNotFoundError):
+        model.encode_query("a")
+    path.mkdir()
+    checkpoints.stanford(path)
+    assert len(model.encode_query("a")) == 1
+
+
+def test_threads_load_the_weights_once(checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ColBERT.shared(checkpoint("stanford"), device="cpu", query_length=22)
+    loads, load = [], ColBERT._load
+    monkeypatch.setattr(ColBERT, "_load", lambda self: loads.append(1) or load(self))
+    threads = [threading.Thread(target=model.encode_query, args=("a",)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert loads == [1]
+
+
+def test_pickles_hold_settings_only(tiny: ColBERT) -> None:
+    stored = pickle.dumps(ColBERT(tiny.settings.model, device="cpu", skiplist_words=["a"], token="hf_secret"))
+    assert len(stored) < 1000
+    assert b"hf_secret" not in stored
+    restored = pickle.loads(stored)
+    assert not restored.loaded
+    assert restored.settings.skiplist_words == ("a",)
+    assert restored is pickle.loads(stored)
+    assert restored.encode_query("a").lengths == [16]
+
+
+def test_copies_share_the_weights(tiny: ColBERT) -> None:
+    assert copy.copy(tiny) is tiny
+    assert copy.deepcopy([tiny])[0] is tiny
+
+
+def test_settings_survive_json(tiny: ColBERT) -> None:
+    model = ColBERT(tiny.settings.model, device="cpu", skiplist_words=["a"], query_length=20)
+    again = ColBERT.shared(**json.loads(json.dumps(model.settings.changed())))
+    assert again.settings == model.settings
+
+
+def test_the_token_shows_nowhere(tiny: ColBERT) -> None:
+    model = ColBERT(tiny.settings.model, device="cpu", token="hf_secret")
+    assert "hf_secret" not in repr(model) + repr(model.settings) + str(model.settings.changed())
+
+
+def test_the_repr_shows_where_and_how_it_runs(tiny: ColBERT) -> None:
+    shown = repr(tiny)
+    for part in ("device='cpu'", "dtype='float32'", "layout='stanford'", "query_length=16", "loaded=True"):
+        assert part in shown
+    assert "loaded=False" in repr(ColBERT.shared("org/never-loaded"))
+
+
+def test_loading_is_silent(checkpoint: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+    ColBERT(checkpoint("stanford"), device="cpu").rank(QUERY, DOCUMENTS)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_loading_leaves_transformers_verbosity_alone(checkpoint: Callable[[str], Path]) -> None:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    ColBERT(checkpoint("stanford"), device="cpu")
+    assert before == (logging.get_verbosity(), logging.is_progress_bar_enabled())
+
+
+def test_a_bar_is_shown_when_asked_for(tiny: ColBERT, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.encode_document(DOCUMENTS, show_progress=True)
+    assert "Encoding documents: 100%" in capsys.readouterr().err
+    tiny.encode_document(DOCUMENTS)
+    assert capsys.readouterr().err == ""
+
+
+# ------------------------------------------------------------------------------------------------------------ async
+
+
+async def test_arank_gives_what_rank_gives(tiny: ColBERT) -> None:
+    assert await tiny.arank(QUERY, DOCUMENTS, 2, normalize_scores=True) == tiny.rank(
+        QUERY, DOCUMENTS, 2, normalize_scores=True
+    )
+    with pytest.raises(InputError, match="top_n"):
+        await tiny.arank(QUERY, DOCUMENTS, 0)
+
+
+async def test_async_work_runs_in_one_thread_of_its_own_with_the_callers_context(tiny: ColBERT) -> None:
+    variable = contextvars.ContextVar("variable", default=0)
+    variable.set(7)
+    found = await asyncio.gather(*[tiny.run_async(lambda: (threading.get_ident(), variable.get())) for _ in range(8)])
+    assert len(set(found)) == 1
+    assert found[0][0] != threading.get_ident()
+    assert found[0][1] == 7
+
+
+async def test_a_cancelled_call_returns_and_the_next_one_works(tiny: ColBERT) -> None:
+    release = threading.Event()
+    blocked = asyncio.create_task(tiny.run_async(release.wait))
+    await asyncio.sleep(0.01)
+    blocked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await blocked
+    release.set()
+    assert await tiny.arank("a", ["a"]) == [RankedDocument(0, tiny.rank("a", ["a"])[0].score)]
+
+
+async def test_a_closed_model_answers_async_calls_again(checkpoint: Callable[[str], Path]) -> None:
+    model = ColBERT(checkpoint("stanford"), device="cpu")
+    await model.arank("a", ["a"])
+    model.close()
+    assert len(await model.arank("a", ["a"])) == 1

@@ -1,0 +1,59 @@
+"""Token pooling against sentence-transformers' own on the same vectors, and its simple promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colbert_integrations import TokenEmbeddings
+from colbert_integrations.errors import InputError
+from colbert_integrations.pooling import pool_tokens
+
+
+def unit(sizes: list[int], seed: int = 0) -> TokenEmbeddings:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.nn.functional.normalize(torch.randn(size, 8, generator=generator), dim=-1) for size in sizes]
+    return TokenEmbeddings.from_list(drawn, 8)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=4), st.sampled_from([1, 1.5, 2, 3]), st.booleans())
+def test_equals_the_peers_output(sizes: list[int], factor: float, normalize: bool) -> None:
+    peer = pytest.importorskip(
+        "sentence_transformers.multi_vector_encoder.modules.token_pooling", reason="needs sentence-transformers>=6"
+    )
+    embeddings = unit(sizes)
+    theirs = peer.HierarchicalTokenPooling(factor, normalize_embeddings=normalize)
+    ours = pool_tokens(embeddings, factor, normalize=normalize)
+    for mine, matrix in zip(ours, embeddings, strict=True):
+        expected = theirs.pool_one(matrix) if factor > 1 or normalize else matrix
+        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-6)
+
+
+def test_twins_are_merged_by_hand() -> None:
+    east, north = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    first, almost = torch.tensor([0.6, 0.8]), torch.tensor([0.8, 0.6])
+    # The first row is protected; of the other four two pairs of neighbours become their means.
+    embeddings = TokenEmbeddings.from_list([torch.stack([first, east, north, almost, north])])
+    pooled = pool_tokens(embeddings, 2)[0]
+    assert pooled[0].tolist() == first.tolist()
+    means = sorted(row.tolist() for row in pooled[1:])
+    assert means == [[0.0, 1.0], pytest.approx([0.9, 0.3])]
+
+
+def test_short_texts_are_left_alone() -> None:
+    embeddings = unit([0, 1, 2])
+    assert torch.equal(pool_tokens(embeddings, 5).values, embeddings.values)
+
+
+def test_nothing_pools_to_nothing() -> None:
+    assert len(pool_tokens(TokenEmbeddings.from_list([], 8), 2)) == 0
+
+
+def test_impossible_arguments_are_refused() -> None:
+    with pytest.raises(InputError, match="pool_factor must be at least 1"):
+        pool_tokens(unit([3]), 0.9)
+    with pytest.raises(InputError, match="num_protected_tokens"):
+        pool_tokens(unit([3]), 2, num_protected_tokens=-1)
