@@ -5,7 +5,10 @@ Both frameworks are built on pydantic; nothing else of either is known here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
@@ -15,7 +18,9 @@ from .settings import DEFAULT_MODEL, Settings
 if TYPE_CHECKING:  # at run time only once a text is ranked: the model's room imports torch
     from .model import ColBERT, RankedDocument
 
-__all__ = ["RerankerFields"]
+__all__ = ["RerankerFields", "check_items", "check_query"]
+
+T = TypeVar("T")
 
 
 class RerankerFields(BaseModel):
@@ -25,7 +30,8 @@ class RerankerFields(BaseModel):
     hold settings, never weights.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    # Errors without the input: a refused token would be printed with it.
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     model: str = DEFAULT_MODEL
     """Name or path of a checkpoint. A ``ColBERT`` is accepted too, and used as it is."""
@@ -66,16 +72,24 @@ class RerankerFields(BaseModel):
     @classmethod
     def _accept_colbert(cls, data: Any, handler: ModelWrapValidatorHandler[RerankerFields]) -> RerankerFields:
         given = data.get("model") if isinstance(data, dict) else None
-        if not _is_colbert(given):
-            made = handler(data)
-        else:
-            also = sorted(_MODEL_FIELDS & {name for name, value in data.items() if value is not None} - {"model"})
-            if also:
-                raise InputError(f"{', '.join(also)} belong to the ColBERT that was passed as model: set them there")
-            made = handler({**data, **_fields_of(given)})
+        if _is_colbert(given):
+            made = handler(cls._with_fields_of(given, data))
             made._colbert = given
+        else:
+            made = handler({**data, "model": os.fspath(given)} if isinstance(given, os.PathLike) else data)
         made._settings()  # impossible settings are an error now, not at the first query
         return made
+
+    @classmethod
+    def _with_fields_of(cls, model: ColBERT, data: dict[str, Any]) -> dict[str, Any]:
+        changed = model.settings.changed()
+        own = {name: changed.pop(name) for name in _MODEL_FIELDS & changed.keys()} | {"colbert_options": changed}
+        defaults = {name: cls.model_fields[name].default for name in _MODEL_FIELDS} | own
+        asked = {name: data[name] for name in _MODEL_FIELDS - {"model"} if data.get(name) is not None}
+        other = sorted(name for name, value in asked.items() if value != defaults[name])
+        if other:
+            raise InputError(f"{', '.join(other)} belong to the ColBERT that was passed as model: set them there")
+        return {**data, **own}
 
     @property
     def colbert(self) -> ColBERT:
@@ -113,7 +127,26 @@ class RerankerFields(BaseModel):
         )
 
     async def _arank(self, query: str, texts: list[str], top_n: int | None) -> list[RankedDocument]:
-        return await self.colbert.run_async(self._rank, query, texts, top_n) if texts else []
+        return await self._run_async(self._rank, query, texts, top_n) if texts else []
+
+    async def _run_async(self, function: Callable[..., T], *args: Any) -> T:
+        # The first use of a model imports torch, which takes seconds.
+        colbert = await asyncio.to_thread(getattr, self, "colbert") if self._colbert is None else self.colbert
+        return await colbert.run_async(function, *args)
+
+
+def check_query(query: object) -> str:
+    """The query, if it is a text."""
+    if not isinstance(query, str):
+        raise InputError(f"query must be a string, not {type(query).__name__}")
+    return query
+
+
+def check_items(items: object, name: str) -> Sequence[Any]:
+    """The items, if they are a list: a single text is a sequence too, of its characters."""
+    if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
+        raise InputError(f"{name} must be a list, not {type(items).__name__}")
+    return items
 
 
 _MODEL_FIELDS = frozenset(
@@ -137,9 +170,3 @@ def _is_colbert(model: object) -> TypeGuard[ColBERT]:
     from .model import ColBERT
 
     return isinstance(model, ColBERT)
-
-
-def _fields_of(model: ColBERT) -> dict[str, Any]:
-    changed = model.settings.changed()
-    own = {name: changed.pop(name) for name in _MODEL_FIELDS & changed.keys()}
-    return {**own, "colbert_options": changed}

@@ -17,7 +17,7 @@ except ImportError as error:
 
 from pydantic import Field
 
-from .adapter import RerankerFields
+from .adapter import RerankerFields, check_items, check_query
 
 if TYPE_CHECKING:
     from .model import RankedDocument
@@ -158,12 +158,16 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
     # ------------------------------------------------------------------------------------------------ conversion
 
     def _limit(self, top_n: int | None) -> int | None:
-        return self.top_n if top_n == -1 else top_n
+        if top_n == -1:
+            return self.top_n
+        if top_n is not None and (not isinstance(top_n, int) or top_n < 1):
+            raise InputError(f"top_n must be a whole number from 1, None for all, or -1 for the field, not {top_n!r}")
+        return top_n
 
     def _texts(self, documents: Sequence[Any], query: str, *, any_text: bool = False) -> list[str]:
-        if not isinstance(query, str):
-            raise InputError(f"query must be a string, not {type(query).__name__}")
-        return [self._text(document, index, any_text) for index, document in enumerate(documents)]
+        check_query(query)
+        items = check_items(documents, "documents")
+        return [self._text(item, index, any_text) for index, item in enumerate(items)]
 
     def _text(self, document: Any, index: int, any_text: bool) -> str:
         if isinstance(document, Document):

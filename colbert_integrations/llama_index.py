@@ -15,9 +15,9 @@ try:
 except ImportError as error:
     raise MissingExtraError("colbert_integrations.llama_index", "llama-index") from error
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from .adapter import RerankerFields
+from .adapter import RerankerFields, check_items, check_query
 
 if TYPE_CHECKING:
     from .model import RankedDocument
@@ -63,7 +63,7 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _query(query_bundle)
-        texts = [self._text(node, index) for index, node in enumerate(nodes)]
+        texts = [self._text(node, index) for index, node in enumerate(check_items(nodes, "nodes"))]
         top_n = len(nodes) if self.top_n is None else self.top_n  # the event takes no None
         _dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=self.model))
         payload: dict[str, Any] = {
@@ -81,9 +81,28 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
+        if not nodes:
+            return self._postprocess_nodes(nodes, query_bundle)
         # The sync method whole, in the model's own thread: the framework spans that method only, and the copied
         # context keeps the span below its parent.
-        return await self.colbert.run_async(self._postprocess_nodes, nodes, query_bundle)
+        return await self._run_async(self._postprocess_nodes, nodes, query_bundle)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> ColBERTRerank:
+        # Handlers of callbacks hold locks and connections: copies share them, as they share the weights.
+        memo = {} if memo is None else memo
+        memo[id(self.callback_manager)] = self.callback_manager
+        return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Not the framework's own, which deletes from this very object what can't be pickled.
+        state = BaseModel.__getstate__(self)
+        settings = {name: value for name, value in state["__dict__"].items() if name != "callback_manager"}
+        return {**state, "__dict__": settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # The framework restores fields only, and a forward pass of the model's own is none of them.
+        self._colbert = state["__pydantic_private__"].get("_colbert")
 
     # ------------------------------------------------------------------------------------------------ conversion
 
@@ -103,7 +122,9 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
 def _query(query_bundle: QueryBundle | None) -> str:
     if query_bundle is None:
         raise InputError("Missing query bundle in extra info: pass query_bundle= or query_str=")
-    return query_bundle.query_str
+    if not isinstance(query_bundle, QueryBundle):
+        raise InputError(f"query_bundle must be a QueryBundle, not {type(query_bundle).__name__}; or pass query_str=")
+    return check_query(query_bundle.query_str)
 
 
 def _with_retrieval_score(node: NodeWithScore) -> BaseNode:

@@ -24,7 +24,12 @@ needs_jina = pytest.mark.skipif(
     not hasattr(transformers, "JinaEmbeddingsV3Model"), reason="needs a transformers that has JinaEmbeddingsV3Model"
 )
 
-WORDS = ["a", "an", "and", "are", "at", "ball", "berlin", "bert", "bird", "bread", "capital", "cat", "city", "dog", "does", "drive", "fast", "flour", "fly", "fox", "france", "from", "germany", "how", "in", "into", "is", "it", "jumps", "lazy", "lift", "lions", "model", "much", "not", "of", "on", "one", "over", "paris", "plane", "quick", "rain", "red", "river", "roads", "runs", "sea", "sky", "slow", "sun", "the", "they", "to", "token", "vector", "very", "was", "water", "what", "where", "which", "why", "wind", "wings", "with", "words"]
+WORDS = """
+a an and are at ball berlin bert bird bread capital cat city dog does drive fast flour fly fox france from
+germany how in into is it jumps lazy lift lions model much not of on one over paris plane quick rain red
+river roads runs sea sky slow sun the they to token vector very was water what where which why wind wings
+with words
+""".split()  # noqa: SIM905, for one word a line would say no more
 SENTENCES = [
     "the quick red fox jumps over the lazy dog, and the cat runs into the city.",
     "Paris is the capital of France; Berlin is the capital of Germany!",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from ..errors import CheckpointError, CheckpointNotFoundError, MissingExtraError
+from ..errors import CheckpointError, CheckpointNotFoundError, InputError, MissingExtraError
 
 __all__ = ["HubOptions", "locate"]
 
@@ -26,7 +25,17 @@ _BUNDLED = {
 # asked for only where safetensors are missing.
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.metadata", "colbert_linear.pt", "*.jinja"]
 _CODE = ["*.py"]
-_EXPORTS = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*", "coreml/*"]
+_PICKLED = "pytorch_model*.bin"
+_OTHERS = [f"{start}{folder}/*" for folder in ("onnx", "openvino", "coreml", "checkpoint-*") for start in ("", "*/")]
+# What a user can do, by the name of the hub library's error. Names, since which classes there are, and what they derive
+# from, changed between its releases.
+_ADVICE = {
+    "GatedRepoError": "ask for access on the repository's page, then pass token=",
+    "HFValidationError": "it is neither a folder nor the name of a repository, such as organisation/name",
+    "IncompleteSnapshotError": "only a part of it was downloaded before; load it once with a connection",
+    "LocalEntryNotFoundError": "it was not downloaded before, and the hub can't be reached",
+    "RepositoryNotFoundError": "check the name; a private repository needs token=",
+}
 
 
 @dataclass(frozen=True)
@@ -61,13 +70,14 @@ def locate(name: str, options: HubOptions) -> Path:
     Raises:
         CheckpointNotFoundError: If there is no such folder or repository, or it can't be reached.
         CheckpointError: If a bundled file is not the published one.
+        InputError: If the token holds characters that can't be sent.
         MissingExtraError: If the package that carries a bundled model is not installed.
     """
     if Path(name).is_dir():
         return Path(name)
     if name.startswith(_BUNDLED_PREFIX):
         return _bundled(name.removeprefix(_BUNDLED_PREFIX))
-    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or os.sep == "\\" in name:
+    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name:
         raise CheckpointNotFoundError(f"no folder {name!r}")
     return _download(name, options)
 
@@ -99,47 +109,47 @@ def _sha256(path: Path) -> str:
 
 def _download(name: str, options: HubOptions) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    def fetch(patterns: list[str]) -> Path:
+    # The transport's own error for such a token would print it.
+    if options.token is not None and not (options.token.isascii() and options.token.isprintable()):
+        raise InputError("token holds a line end or other characters that can't be sent: strip it where it is read")
+
+    def fetch(patterns: list[str], revision: str | None) -> Path:
         return Path(
             snapshot_download(
                 name,
-                revision=options.revision,
+                revision=revision,
                 token=options.token,
                 cache_dir=options.cache_dir,
                 local_files_only=options.local_files_only,
                 allow_patterns=patterns,
-                ignore_patterns=_EXPORTS,
+                ignore_patterns=_OTHERS,
             )
         )
 
     try:
-        path = fetch(_FILES + _CODE * options.code)
-        return fetch(["*pytorch_model*.bin"]) if _lacks_safetensors(path) else path
-    except LocalEntryNotFoundError as error:
-        raise CheckpointNotFoundError(
-            f"{name!r} is not a folder, was not downloaded before, and the hub can't be reached: {error}"
-        ) from error
-    except HFValidationError as error:
-        raise CheckpointNotFoundError(f"{name!r} is neither a folder nor the name of a repository: {error}") from error
-    except Exception as error:
-        # The hub library raises its transport's own errors too, and its transport changed between releases.
-        raise CheckpointNotFoundError(_advice(name, options, error)) from error
+        path = fetch(_FILES + _CODE * options.code, options.revision)
+        pickled = _pickled_weights(path)
+        # By its commit, which names the snapshot's folder: a branch may have moved in between.
+        return fetch(pickled, path.name) if pickled else path
+    except Exception as error:  # the library lets its transport's errors through, and its transport changed
+        message = f"can't get {name!r} from the hub: {_advice(error, options)}. {type(error).__name__}: {error}"
+        raise CheckpointNotFoundError(message) from error
 
 
-def _lacks_safetensors(path: Path) -> bool:
-    """Whether a folder that should hold weights, the root or a projection, has none in safetensors."""
+def _pickled_weights(path: Path) -> list[str]:
+    """Patterns for the weights of each folder that should hold some, the root or a module, but has no safetensors."""
     folders = [path, *path.glob("*_Dense"), *path.glob("*_Transformer")]
-    backbone = [folder for folder in folders if (folder / "config.json").is_file()]
-    return any(not list(folder.glob("*.safetensors")) for folder in backbone)
+    lacking = [item for item in folders if (item / "config.json").is_file() and not any(item.glob("*.safetensors"))]
+    return [str(PurePosixPath(item.relative_to(path), _PICKLED)) for item in lacking]
 
 
-def _advice(name: str, options: HubOptions, error: Exception) -> str:
+def _advice(error: Exception, options: HubOptions) -> str:
     kind = type(error).__name__
-    advice = {
-        "RepositoryNotFoundError": "check the name; a private repository needs token=",
-        "GatedRepoError": "ask for access on the repository's page, then pass token=",
-        "RevisionNotFoundError": f"there is no revision {options.revision!r}",
-    }.get(kind, "check the connection, or pass a local folder")
-    return f"can't get {name!r} from the hub ({advice}): {kind}: {error}"
+    if kind == "LocalEntryNotFoundError" and options.local_files_only:
+        return "it was not downloaded before, and local_files_only=True forbids to do so"
+    if kind == "RevisionNotFoundError":
+        return f"it has no revision {options.revision!r}"
+    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        return _ADVICE.get(kind, "it refuses the token; pass a valid one, or log in again")
+    return _ADVICE.get(kind, "check the connection and the disk, or pass a local folder")

@@ -49,6 +49,9 @@ class TorchForward:
         self.projection = build_projection(checkpoint).to(options.device, options.dtype)
         self.device = options.device
         self._takes_cache = "use_cache" in self.backbone.config.to_dict()
+        # Some releases of transformers (5.3 is one) hide unattended tokens from LFM2's convolutions, but not in a batch
+        # of one.
+        self._needs_two = self.backbone.config.model_type == "lfm2"
         # Only the backbone's own padding id is padding: PyLate saves the tokenizer's as the mask token, and RoBERTa
         # counts positions by comparing ids with this one.
         self._pad_id = getattr(self.backbone.config, "pad_token_id", None) or 0
@@ -59,6 +62,8 @@ class TorchForward:
         width = max(len(sequence.ids) for sequence in sequences)
         ids = [sequence.ids + [self._pad_id] * (width - len(sequence.ids)) for sequence in sequences]
         mask = [[1] * sequence.attended + [0] * (width - sequence.attended) for sequence in sequences]
+        if self._needs_two and len(ids) == 1 and not all(mask[0]):
+            ids, mask = ids * 2, mask * 2
         real = [row * width + column for row, s in enumerate(sequences) for column in range(len(s.ids))]
         hidden = self._hidden(self._tensor(ids), self._tensor(mask))  # (batch, width, hidden)
         projected: torch.Tensor = self.projection(hidden.flatten(0, 1)[self._tensor(real)])  # (tokens, dim)

@@ -78,7 +78,10 @@ class Tokenizer:
         self._vocabulary: dict[str, int] = tokenizer.get_vocab()
         self.prefix_ids, self.suffix_ids = self._special_ids()
         self.spec = self._resolve(spec)
-        self._skipped = frozenset(self.spec.skiplist_ids)
+        # colbert-ai tells padding by its id, also where a text spells it out: in a document it gives no vector, in a
+        # query it is the mask token.
+        self._padding: int | None = tokenizer.pad_token_id if spec.layout == "stanford" else None
+        self._skipped = frozenset(self.spec.skiplist_ids) | ({self._padding} - {None})
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -217,6 +220,8 @@ class Tokenizer:
         Returns:
             The sequence, with special tokens, marker, expansion, and the positions whose vectors count.
         """
+        if side == "query" and self._padding in content and self.spec.expansion_token_id is not None:
+            content = [self.spec.expansion_token_id if token == self._padding else token for token in content]
         ids = [*self.prefix_ids, *content, *self.suffix_ids]
         tail = len(self.suffix_ids)
         origins = [*[None] * len(self.prefix_ids), *range(start, start + len(content)), *[None] * tail]
@@ -228,7 +233,8 @@ class Tokenizer:
         attended = len(ids)
         missing = self.spec.expansion_length - len(ids)
         if side == "query" and self.spec.expansion_token_id is not None and missing > 0:
-            kept += range(len(ids), len(ids) + missing)
+            if "query" not in self.spec.skiplist_tasks or self.spec.expansion_token_id not in self._skipped:
+                kept += range(len(ids), len(ids) + missing)
             ids += [self.spec.expansion_token_id] * missing
             origins += [None] * missing
             attended = len(ids) if self.spec.attend_to_expansion_tokens else attended

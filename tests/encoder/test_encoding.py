@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 import checkpoints
 from colbert_integrations import ColBERT, TruncationWarning, maxsim
@@ -232,12 +233,14 @@ def test_marker_less_tokenizers_are_noted(loaded) -> None:
     assert any("markers follow its first token" in note for note in loaded("pylate_nobos").spec.notes)
 
 
-def test_the_tokenizers_own_settings_do_not_matter(tiny: ColBERT) -> None:
-    # As sentence-transformers leaves them in tokenizer.json: cut at 128, padded to the longest.
-    model = load(Path(tiny.settings.model))
-    backend = model._ready().tokenizer._backend
-    assert backend.truncation is None
-    assert backend.padding is None
+def test_truncation_and_padding_in_the_tokenizers_file_do_not_matter(tmp_path: Path, tiny: ColBERT) -> None:
+    # As sentence-transformers leaves them there: all-MiniLM-L6-v2 says to cut at 128 and to pad to 128.
+    path = checkpoints.build("stanford", tmp_path)
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.enable_truncation(6)
+    tokenizer.enable_padding(length=30)
+    tokenizer.save(str(path / "tokenizer.json"))
+    assert_same(load(path).encode_document(checkpoints.SENTENCES), tiny.encode_document(checkpoints.SENTENCES))
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a \udfff b"])
@@ -249,14 +252,13 @@ def test_half_a_surrogate_pair_is_refused_and_named(text: str, tiny: ColBERT) ->
 # ----------------------------------------------------------------------------------------------- threads and memory
 
 
+@pytest.mark.filterwarnings("ignore::colbert_integrations.errors.TruncationWarning")
 def test_threads_do_not_disturb_each_other(tiny: ColBERT) -> None:
     texts = ["a", "the fox " * 11, "paris", "the dog " * 70, "what is the capital of france?"]
     jobs = [(side, text) for text in texts for side in ("query", "document")] * 20
 
     def encode(job: tuple[str, str]):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)
-            return tiny.encode_query(job[1]) if job[0] == "query" else tiny.encode_document(job[1])
+        return tiny.encode_query(job[1]) if job[0] == "query" else tiny.encode_document(job[1])
 
     alone = {job: encode(job) for job in set(jobs)}
     with ThreadPoolExecutor(8) as pool:

@@ -1,0 +1,79 @@
+"""What a benchmark writes down: rows of a CSV, with the commit and the machine; and the newest ones as a table."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+
+Row = dict[str, str | float | int]
+
+
+def circumstances(*packages: str) -> Row:
+    """When, from which commit, on what and with which versions a benchmark ran."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "commit": _commit(),
+        **{package: version(package) for package in packages},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _commit() -> str:
+    """The commit, ``-dirty`` if files differ from it; empty outside of a checkout."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def append(path: Path, rows: list[Row]) -> None:
+    """Add rows to a CSV; the first ones also make its header, and all others must have its columns."""
+    columns = list(rows[0])
+    header = _header(path)
+    if header not in ([], columns):
+        raise ValueError(f"{path} has other columns than {', '.join(columns)}: move it away")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if not header:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def _header(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
+
+
+def newest(path: Path, key: str) -> list[dict[str, str]]:
+    """The last row of each value of ``key``, in the order in which the values first came."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list({row[key]: row for row in csv.DictReader(file)}.values())
+
+
+def markdown(rows: list[dict[str, str]], columns: list[str]) -> str:
+    """A Markdown table of some columns; numbers stand right."""
+    rule = ["---:" if _is_number(rows[0][column]) else "---" for column in columns]
+    lines = [columns, rule, *([row[column] for column in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()

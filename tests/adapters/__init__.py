@@ -1,0 +1,1 @@
+"""Tests of the adapters: one contract over both frameworks, then each inside what its framework offers."""

@@ -1,0 +1,60 @@
+"""The framework under test, and rerankers of it on a tiny checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.drivers import LangChain, LlamaIndex, Ranked
+from colbert_integrations import ColBERT
+
+
+@pytest.fixture(params=[LangChain, LlamaIndex], ids=["langchain", "llama_index"])
+def driver(request: pytest.FixtureRequest) -> LangChain | LlamaIndex:
+    return request.param()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_a_call() -> Iterator[None]:
+    """Many threads that each start some of torch's own would take minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def shared_model(checkpoint: Callable[[str], Path]) -> ColBERT:
+    """What the rerankers on ``stanford`` share. Sharing is weak: unless held, every test would load it again."""
+    return ColBERT.shared(checkpoint("stanford"), device="cpu")
+
+
+@pytest.fixture
+def stanford(shared_model: ColBERT) -> dict[str, Any]:
+    """Fields of a reranker on a tiny checkpoint."""
+    return shared_model.settings.changed()
+
+
+@pytest.fixture
+def missing(tmp_path: Path) -> dict[str, Any]:
+    """Fields of a reranker whose model can't be loaded."""
+    return {"model": str(tmp_path / "no-such-model"), "device": "cpu"}
+
+
+@pytest.fixture(params=["sync", "async"])
+def rank(driver: LangChain | LlamaIndex, stanford: dict[str, Any], request: pytest.FixtureRequest) -> Callable:
+    """Ranks texts in either framework through either door; all of them, unless told otherwise."""
+
+    def ranked(query: Any, texts: Sequence[str], **fields: Any) -> list[Ranked]:
+        reranker = driver.Reranker(**{**stanford, "top_n": None, **fields})
+        items = driver.items(texts)
+        if request.param == "sync":
+            return driver.read(driver.rerank(reranker, items, query))
+        return driver.read(asyncio.run(driver.arerank(reranker, items, query)))
+
+    return ranked
