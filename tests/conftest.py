@@ -16,6 +16,9 @@ from colbert_integrations import ColBERT
 os.environ["HF_HUB_OFFLINE"] = "1" if os.environ.get("COLBERT_TEST_HUB") != "1" else "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+# The models are tiny: threads of torch's own, beside those that tests start, turned seconds into minutes.
+torch.set_num_threads(1)
+
 _SWITCHES = {"hub": "COLBERT_TEST_HUB", "slow": "COLBERT_TEST_SLOW"}
 
 

@@ -82,8 +82,8 @@ def orthonormal_head(files: Files, dim: int) -> Head:
 
 def hidden_size(files: Files) -> int:
     """Width of the backbone's hidden states, by whichever name its configuration has for it; 0 if by none."""
-    # In this order: DistilBERT says "dim", some decoders "d_model" or "n_embd".
-    return next((int(files.config[key]) for key in ("hidden_size", "dim", "d_model", "n_embd") if key in files.config), 0)
+    names = ("hidden_size", "dim", "d_model", "n_embd")  # "dim" is DistilBERT's, the last two some decoders'
+    return next((int(files.config[name]) for name in names if name in files.config), 0)
 
 
 def disputed_dims(files: Files, head: Head) -> list[str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from adapters.drivers import LangChain, LlamaIndex, Ranked
 from colbert_integrations import ColBERT
@@ -17,15 +16,6 @@ from colbert_integrations import ColBERT
 @pytest.fixture(params=[LangChain, LlamaIndex], ids=["langchain", "llama_index"])
 def driver(request: pytest.FixtureRequest) -> LangChain | LlamaIndex:
     return request.param()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_a_call() -> Iterator[None]:
-    """Many threads that each start some of torch's own would take minutes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

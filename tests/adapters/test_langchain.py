@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -198,17 +197,6 @@ def test_k_of_a_compression_retriever_limits_the_candidates(
     retriever: ContextualCompressionRetriever, reranker: ColBERTReranker, documents: list[Document]
 ):
     assert retriever.invoke(QUERY, k=2) == reranker.compress_documents(documents[:2], QUERY)
-
-
-def test_after_bm25(reranker: ColBERTReranker, documents: list[Document], best: list[Document]):
-    with warnings.catch_warnings():
-        # The package says at import that nobody maintains it any more.
-        warnings.filterwarnings("ignore", "`langchain-community` is being sunset", DeprecationWarning)
-        from langchain_community.retrievers import BM25Retriever
-
-    bm25 = BM25Retriever.from_documents(documents, k=len(documents))
-    retriever = ContextualCompressionRetriever(base_compressor=reranker, base_retriever=bm25)
-    assert [d.page_content for d in retriever.invoke(QUERY)] == [d.page_content for d in best]
 
 
 async def test_two_rerankers_in_a_pipeline(stanford: dict[str, Any], documents: list[Document], best: list[Document]):
