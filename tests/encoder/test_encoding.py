@@ -211,6 +211,11 @@ def test_pylate_strips_white_space_and_stanford_leaves_it_to_the_tokenizer(loade
     assert ids_of(loaded("native"), "  a cat", "query") != ids_of(loaded("native"), "a cat", "query")
 
 
+def test_a_checkpoint_that_lower_cases_does_so_whatever_its_tokenizer(loaded) -> None:
+    assert ids_of(loaded("pylate_layers"), "A CAT", "query") == ids_of(loaded("pylate_layers"), "a cat", "query")
+    assert ids_of(loaded("pylate"), "A CAT", "query") != ids_of(loaded("pylate"), "a cat", "query")
+
+
 def test_prompts_stand_between_marker_and_text(loaded) -> None:
     model = loaded("pylate_prompts")
     query = ids_of(model, "a cat", "query")

@@ -8,18 +8,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 
 from colbert_integrations import ColBERT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
 FP32 = 1e-4
+# Expansion reaches past the last window of local attention here, which only happens where the window is as tiny as in
+# these checkpoints. What such a token sees changed with transformers 5, which the peers ran on.
+BEYOND_WINDOW = {"pylate_exp", "pylate_eos", "pylate_noprefix", "pylate_noskip", "native_fixed"}
+OLD = int(transformers.__version__.split(".")[0]) < 5
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::colbert_integrations.TruncationWarning"),
     pytest.mark.parametrize("side", ["query", "document"]),
     pytest.mark.parametrize("case", CASES),
 ]
+
+
+@pytest.fixture(autouse=True)
+def needs(case: str, side: str) -> None:
+    if OLD and side == "query" and case in BEYOND_WINDOW:
+        pytest.skip("needs transformers>=5")
+    if case == "native_pool":
+        pytest.importorskip("scipy", reason="needs the extra [pooling]")
 
 
 @cache
