@@ -128,7 +128,6 @@ def load_backbone(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
         model = _checked(checkpoint, _load_flash_xlm_roberta(checkpoint, options))
     else:
         model = _load_auto(checkpoint, options)
-    _check_positions(checkpoint, model)
     _set_language(model, options.language)
     return model.to(options.device).eval().requires_grad_(False)
 
@@ -156,12 +155,14 @@ def _position_table(model: Backbone) -> nn.Embedding | None:
 def _load_auto(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
     from transformers import AutoModel
 
-    if "auto_map" not in checkpoint.config:
-        return _checked(checkpoint, _from_pretrained(AutoModel.from_pretrained, checkpoint, options))
-    # The native class first: it needs no consent, and it is the one that is maintained.
+    # The native class first, also on consent: it is the one that is maintained.
     try:
-        return _checked(checkpoint, _from_pretrained(AutoModel.from_pretrained, checkpoint, options))
-    except (MissingWeightsError, UnsupportedCheckpointError, CheckpointError) as error:
+        model = _checked(checkpoint, _from_pretrained(AutoModel.from_pretrained, checkpoint, options))
+        _check_positions(checkpoint, model)
+        return model
+    except CheckpointError as error:
+        if "auto_map" not in checkpoint.config:
+            raise
         if not options.trust_remote_code:
             raise RemoteCodeError(
                 f"{checkpoint.spec.name} needs code from its repository, since the class in transformers does not fit "

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Checkpoint, ColBERTSpec
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, RemoteCodeError
 from .backbone import LoadOptions, position_limit
 from .encoder import EncodeOptions, Encoder
 from .forward import Forward, TorchForward
@@ -57,12 +57,23 @@ def _open_length(tokenizer: Any, checkpoint: Checkpoint) -> int | None:
 def _load_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
     from transformers import AutoTokenizer
 
-    try:
+    def read(trust: bool) -> Any:
         return AutoTokenizer.from_pretrained(
-            str(checkpoint.tokenizer_folder), trust_remote_code=load.trust_remote_code, token=load.token
+            str(checkpoint.tokenizer_folder), trust_remote_code=trust, token=load.token
         )
+
+    try:
+        return read(trust=False)  # first, also on consent: with it transformers runs the model's code as well
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
-        raise CheckpointError(f"can't read the tokenizer of {checkpoint.spec.name}: {error}") from error
+        needs_code = "trust_remote_code" in str(error)
+        if not needs_code:
+            raise CheckpointError(f"can't read the tokenizer of {checkpoint.spec.name}: {error}") from error
+        if not load.trust_remote_code:
+            raise RemoteCodeError(
+                f"the tokenizer of {checkpoint.spec.name} is code from its repository. Read that code, then pass "
+                "trust_remote_code=True"
+            ) from error
+    return read(trust=True)
 
 
 def _check_attention(spec: ColBERTSpec, attention: str | None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text()
-DECLARED = PROJECT[PROJECT.index("\ndependencies = [") : PROJECT.index("\n[project.urls]")]
+DECLARED = PROJECT[PROJECT.index("\ndependencies = [") : PROJECT.index("\n[tool.")]
 
 
 class Environment:
