@@ -181,7 +181,7 @@ def run() -> None:
 
 def table(path: Path = RESULTS) -> str:
     """The newest row of each system, as a Markdown table."""
-    columns = ["system", *map(str, MEASURES), "queries per second"]
+    columns = ["system", *map(str, MEASURES)]
     return records.markdown(records.newest(path, "system"), columns)
 
 

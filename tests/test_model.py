@@ -210,8 +210,8 @@ def test_a_shared_model_refuses_unknown_settings(checkpoint: Callable[[str], Pat
 
 def test_equal_settings_share_one_model(checkpoint: Callable[[str], Path]) -> None:
     path = checkpoint("stanford")
-    first = ColBERT.shared(path, device="cpu", dtype="auto")
-    assert first is ColBERT.shared(str(path), device=torch.device("cpu"))
+    first = ColBERT.shared(path, device="cpu", dtype="auto", query_length=23)
+    assert first is ColBERT.shared(str(path), device=torch.device("cpu"), query_length=23)
     assert first is not ColBERT.shared(path, device="cpu", query_length=20)
     assert not first.loaded
     first.encode_query("a")
