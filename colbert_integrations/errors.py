@@ -80,8 +80,12 @@ class MissingExtraError(ColBERTError, ImportError):
     """
 
     def __init__(self, feature: str, extra: str) -> None:
+        self.feature = feature
         self.extra = extra
         super().__init__(f"{feature} needs an optional dependency: pip install 'colbert-integrations[{extra}]'")
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        return type(self), (self.feature, self.extra)
 
 
 class TruncationWarning(UserWarning):

@@ -61,21 +61,33 @@ class Explanation:
     matches: tuple[TokenMatch, ...]
 
     def words(self, limit: int | None = None) -> list[tuple[str, str, float]]:
-        """The matches in words that stand in both texts, strongest first.
+        """The words that matched, strongest first.
 
         Args:
             limit: Most matches to return. None: all.
 
         Returns:
-            ``(text in the query, text in the document, similarity)``; tokens that stand for no text are left out.
+            ``(word of the query, word of the document, similarity)``, each the whole word that a token is a piece of;
+            tokens that stand for no text or for punctuation are left out.
         """
         found = [
-            (self.query[q.start : q.stop], self.document[d.start : d.stop], match.similarity)
+            (_word(self.query, match.query_token), _word(self.document, match.document_token), match.similarity)
             for match in self.matches
-            for q, d in [(match.query_token, match.document_token)]
-            if q.start is not None and d.start is not None
         ]
-        return sorted(found, key=lambda match: -match[2])[:limit]
+        named = [match for match in found if match[0] and match[1]]
+        return sorted(named, key=lambda match: -match[2])[:limit]
+
+
+def _word(text: str, token: Token) -> str:
+    """The word that a token lies in; empty for punctuation and for tokens that stand for no text."""
+    if token.start is None or token.stop is None or not any(map(str.isalnum, text[token.start : token.stop])):
+        return ""
+    start, stop = token.start, token.stop
+    while start > 0 and text[start - 1].isalnum() and text[start].isalnum():
+        start -= 1
+    while stop < len(text) and text[stop].isalnum() and text[stop - 1].isalnum():
+        stop += 1
+    return text[start:stop].strip()
 
 
 def explain_pair(encoder: Encoder, query: str, document: str) -> Explanation:

@@ -21,7 +21,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 HIDDEN, DIM = 32, 16
 
 needs_jina = pytest.mark.skipif(
-    not hasattr(transformers, "JinaEmbeddingsV3Model"), reason="needs a transformers that has JinaEmbeddingsV3Model"
+    not hasattr(transformers, "JinaEmbeddingsV3Model"),
+    reason="needs transformers>=5.4 (JinaEmbeddingsV3Model)",
 )
 
 WORDS = """

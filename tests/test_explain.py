@@ -81,6 +81,14 @@ def test_words_lists_the_strongest_first(tiny: ColBERT) -> None:
     assert all(query in "a fox in paris" and document in TEXT for query, document, _ in words)
 
 
+def test_words_are_whole_and_punctuation_is_none(tiny: ColBERT) -> None:
+    # "planes" is two pieces here, and the only other token of the document is a mark.
+    words = tiny.explain("planes", "planes!").words()
+    assert words
+    assert {word for match in words for word in match[:2]} == {"planes"}
+    assert tiny.explain("!", "planes!").words() == []
+
+
 def test_a_document_without_vectors_explains_nothing(checkpoint: Callable[[str], Path]) -> None:
     model = ColBERT(checkpoint("pylate_nobos"), device="cpu", query_marker="", document_marker="")
     explanation = model.explain("a cat", "")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import checkpoints
 from colbert_integrations import ColBERT, RankedDocument
-from colbert_integrations.errors import CheckpointNotFoundError, InputError, NonFiniteError
+from colbert_integrations.errors import CheckpointNotFoundError, InputError, MissingExtraError, NonFiniteError
 from colbert_integrations.scoring.reference import reference_maxsim
 
 DOCUMENTS = [
@@ -269,6 +269,13 @@ def test_pickles_hold_settings_only(tiny: ColBERT) -> None:
     assert restored.settings.skiplist_words == ("a",)
     assert restored is pickle.loads(stored)
     assert restored.encode_query("a").lengths == [16]
+
+
+def test_a_spec_and_an_error_can_be_pickled(tiny: ColBERT) -> None:
+    assert pickle.loads(pickle.dumps(tiny.spec)) == tiny.spec
+    assert str(pickle.loads(pickle.dumps(tiny.spec))) == str(tiny.spec)
+    error = MissingExtraError("Token pooling", "pooling")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_copies_share_the_weights(tiny: ColBERT) -> None:

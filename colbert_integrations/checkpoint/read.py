@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 from ..errors import InputError, MissingWeightsError
 from .files import BGE_HEAD, ROOT_HEADS, Files, read_files
@@ -57,7 +56,7 @@ def read_checkpoint(
         architecture=_architecture(files),
         backbone=files.backbone,
         dtype=str(files.config.get("dtype") or files.config.get("torch_dtype") or "float32"),
-        sources=MappingProxyType(values.sources),
+        sources=values.sources,
         notes=tuple(values.notes),
         **values.attributes,
     )
@@ -96,7 +95,7 @@ def _override(spec: ColBERTSpec, overrides: SpecOverrides) -> ColBERTSpec:
     given = {name: value for name, value in vars(overrides).items() if value is not None}
     sources = {**spec.sources, **dict.fromkeys(given, "argument")}
     expands = given.pop("query_expansion", spec.query_expansion != "none")
-    changed = replace(spec, **given, sources=MappingProxyType(sources))
+    changed = replace(spec, **given, sources=sources)
     changed = _check_truncation(changed)
     if not expands:
         return replace(changed, query_expansion="none", expansion_length=0, attend_to_expansion_tokens=False)

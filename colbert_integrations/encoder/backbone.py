@@ -235,7 +235,7 @@ def _load_flash_xlm_roberta(checkpoint: Checkpoint, options: LoadOptions) -> Loa
 
         raise UnsupportedCheckpointError(
             f"{checkpoint.spec.name} needs JinaEmbeddingsV3Model, which transformers {__version__} does not have: "
-            "pip install -U 'transformers>=5.5'"
+            "pip install -U 'transformers>=5.4'"
         ) from error
     config = dict(checkpoint.config)
     rope = {"rope_type": "default", "rope_theta": _rope_theta(checkpoint)}

@@ -81,7 +81,7 @@ def _check_attention(spec: ColBERTSpec, attention: str | None) -> None:
     if unseen and attention is not None and attention.startswith(("flash_attention", "kernels-community/flash")):
         raise InputError(
             f"attn_implementation={attention!r} drops tokens that nobody attends to, and with them the query "
-            f"expansion that {spec.name} scores by: use 'sdpa' or 'eager'"
+            f"expansion that {spec.name} scores by: use 'sdpa'"
         )
 
 
