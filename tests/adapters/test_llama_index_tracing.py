@@ -142,7 +142,8 @@ async def test_openinference_shows_a_reranker_span_in_its_place(
     spans: InMemorySpanExporter, stanford: dict[str, Any], nodes: list[NodeWithScore], how: str
 ):
     reranker = ColBERTRerank(**stanford, top_n=2)
-    engine = RetrieverQueryEngine.from_args(Listed(nodes), llm=MockLLM(), node_postprocessors=[reranker])
+    distinct = nodes[:4]  # a retriever of an older core drops nodes of equal text
+    engine = RetrieverQueryEngine.from_args(Listed(distinct), llm=MockLLM(), node_postprocessors=[reranker])
     response = engine.query(QUERY) if how == "sync" else await engine.aquery(QUERY)
     finished = spans.get_finished_spans()
     [ours] = [span for span in finished if span.attributes["openinference.span.kind"] == "RERANKER"]
@@ -152,7 +153,7 @@ async def test_openinference_shows_a_reranker_span_in_its_place(
     assert ours.attributes["reranker.query"] == QUERY
     assert ours.attributes["reranker.top_k"] == 2
     assert ours.attributes["reranker.model_name"] == stanford["model"]
-    assert documents(ours.attributes, "input") == [(node.node_id, 0.25) for node in nodes]
+    assert documents(ours.attributes, "input") == [(node.node_id, 0.25) for node in distinct]
     assert documents(ours.attributes, "output") == [(n.node_id, n.score) for n in response.source_nodes]
 
 
