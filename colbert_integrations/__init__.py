@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .checkpoint import ColBERTSpec
+    from .colbert_index import ColBERTIndex
     from .embeddings import TokenEmbeddings
     from .errors import ColBERTError, TruncationWarning
     from .explain import Explanation
+    from .index import Hit, MemoryStore
     from .model import ColBERT, RankedDocument
     from .scoring import maxsim
 
@@ -22,8 +24,11 @@ __version__ = "0.1.0"
 __all__ = [
     "ColBERT",
     "ColBERTError",
+    "ColBERTIndex",
     "ColBERTSpec",
     "Explanation",
+    "Hit",
+    "MemoryStore",
     "RankedDocument",
     "TokenEmbeddings",
     "TruncationWarning",
@@ -33,8 +38,11 @@ __all__ = [
 _ROOMS = {
     "ColBERT": ".model",
     "ColBERTError": ".errors",
+    "ColBERTIndex": ".colbert_index",
     "ColBERTSpec": ".checkpoint",
     "Explanation": ".explain",
+    "Hit": ".index",
+    "MemoryStore": ".index",
     "RankedDocument": ".model",
     "TokenEmbeddings": ".embeddings",
     "TruncationWarning": ".errors",

@@ -1,4 +1,4 @@
-"""What the reranker adapters of both frameworks share: their fields, and the way from these to one shared ColBERT.
+"""What the adapters of both frameworks share: their fields, and the way from these to one shared ColBERT.
 
 Both frameworks are built on pydantic; nothing else of either is known here.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from typing_extensions import Self
 
 from .errors import InputError
 from .settings import DEFAULT_MODEL, Settings
@@ -18,15 +19,15 @@ from .settings import DEFAULT_MODEL, Settings
 if TYPE_CHECKING:  # at run time only once a text is ranked: the model's room imports torch
     from .model import ColBERT, RankedDocument
 
-__all__ = ["RerankerFields", "check_items", "check_query"]
+__all__ = ["ModelFields", "RerankerFields", "check_items", "check_query"]
 
 T = TypeVar("T")
 
 
-class RerankerFields(BaseModel):
-    """Fields of a reranker, and ranking by a ``ColBERT`` that everybody with the same settings shares.
+class ModelFields(BaseModel):
+    """Fields that say which model, and the ``ColBERT`` that everybody with the same settings shares.
 
-    Making a reranker is cheap: weights are loaded by the first call with documents. Pickles, copies and dictionaries
+    Filling them in is cheap: weights are loaded by the first call that needs them. Pickles, copies and dictionaries
     hold settings, never weights.
     """
 
@@ -60,17 +61,11 @@ class RerankerFields(BaseModel):
     colbert_options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of ``ColBERT``, by name; not ``token``, which would be written out with the settings."""
 
-    normalize_scores: bool = True
-    """Scores from 0 to 1: the mean over the query's vectors. False: the raw sum. Neither is a probability."""
-
-    score_threshold: float | None = None
-    """Lowest score that is returned, on the scale of the scores. None: no limit."""
-
     _colbert: ColBERT | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
     @classmethod
-    def _accept_colbert(cls, data: Any, handler: ModelWrapValidatorHandler[RerankerFields]) -> RerankerFields:
+    def _accept_colbert(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         given = data.get("model") if isinstance(data, dict) else None
         if _is_colbert(given):
             made = handler(cls._with_fields_of(given, data))
@@ -114,25 +109,54 @@ class RerankerFields(BaseModel):
             raise InputError(f"{', '.join(twice)} are fields of their own, not for colbert_options")
         return Settings.of({**own, **self.colbert_options})
 
-    def _rank(self, query: str, texts: list[str], top_n: int | None) -> list[RankedDocument]:
-        if not texts:
-            return []
-        # Tools hand over queries with line ends around them, which some tokenizers would count.
-        return self.colbert.rank(
-            query.strip(),
-            texts,
-            top_n,
-            normalize_scores=self.normalize_scores,
-            score_threshold=self.score_threshold,
-        )
-
-    async def _arank(self, query: str, texts: list[str], top_n: int | None) -> list[RankedDocument]:
-        return await self._run_async(self._rank, query, texts, top_n) if texts else []
-
     async def _run_async(self, function: Callable[..., T], *args: Any) -> T:
         # The first use of a model imports torch, which takes seconds.
         colbert = await asyncio.to_thread(getattr, self, "colbert") if self._colbert is None else self.colbert
         return await colbert.run_async(function, *args)
+
+
+class RerankerFields(ModelFields):
+    """Fields of a reranker, and ranking by them."""
+
+    normalize_scores: bool = True
+    """Scores from 0 to 1: the mean over the query's vectors. False: the raw sum. Neither is a probability."""
+
+    score_threshold: float | None = None
+    """Lowest score that is returned, on the scale of the scores. None: no limit."""
+
+    index: Any = Field(default=None, exclude=True, repr=False)
+    """A ``ColBERTIndex``: documents that it holds, by id and with the same text, are not encoded again. None: none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_of_index(cls, data: Any) -> Any:
+        index = data.get("index") if isinstance(data, dict) else None
+        if index is None:
+            return data
+        from .colbert_index import ColBERTIndex
+
+        if not isinstance(index, ColBERTIndex):
+            raise InputError(f"index must be a ColBERTIndex, not {type(index).__name__}")
+        if data.get("model", index.model) is not index.model:
+            raise InputError("the model of an index ranks its documents: leave model out")
+        return {**data, "model": index.model}
+
+    def _rank(self, query: str, texts: list[str], ids: list[str | None], top_n: int | None) -> list[RankedDocument]:
+        if not texts:
+            return []
+        # Tools hand over queries with line ends around them, which some tokenizers would count.
+        query, scale, threshold = query.strip(), self.normalize_scores, self.score_threshold
+        if self.index is not None:
+            ranked: list[RankedDocument] = self.index.rank(
+                query, texts, ids, top_n, normalize_scores=scale, score_threshold=threshold
+            )
+            return ranked
+        return self.colbert.rank(query, texts, top_n, normalize_scores=scale, score_threshold=threshold)
+
+    async def _arank(
+        self, query: str, texts: list[str], ids: list[str | None], top_n: int | None
+    ) -> list[RankedDocument]:
+        return await self._run_async(self._rank, query, texts, ids, top_n) if texts else []
 
 
 def check_query(query: object) -> str:

@@ -5,12 +5,17 @@
     ColBERTError
     ├── InputError (ValueError)           an argument, a text or a vector that can't be used
     │   ├── ShapeError                    arrays whose shapes or dimensions don't fit
-    │   └── NonFiniteError                NaN or infinity where a score should be
+    │   ├── NonFiniteError                NaN or infinity where a score or a vector should be
+    │   └── FilterError                   a filter that the language of filters does not have
     ├── CheckpointError                   a checkpoint that can't be used as it is
     │   ├── CheckpointNotFoundError       no such folder, repository, revision or file
     │   ├── MissingWeightsError           it would run with random or missing weights
     │   ├── UnsupportedCheckpointError    a kind of model that this package does not run
     │   └── RemoteCodeError               it needs code from the repository, without consent
+    ├── StoreError                        an index that can't be opened, saved or used
+    │   ├── DamagedIndexError             a file of it is missing or not as it was written
+    │   └── FingerprintError              it holds vectors of another model
+    ├── AddError                          some documents could not be added; the others are
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
     TruncationWarning (UserWarning)       text was cut at the model's length
@@ -20,16 +25,23 @@ Each message names the value that was wrong and what would be right.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 __all__ = [
+    "AddError",
     "CheckpointError",
     "CheckpointNotFoundError",
     "ColBERTError",
+    "DamagedIndexError",
+    "FilterError",
+    "FingerprintError",
     "InputError",
     "MissingExtraError",
     "MissingWeightsError",
     "NonFiniteError",
     "RemoteCodeError",
     "ShapeError",
+    "StoreError",
     "TruncationWarning",
     "UnsupportedCheckpointError",
 ]
@@ -51,6 +63,10 @@ class NonFiniteError(InputError):
     """A vector or a score is NaN or infinite."""
 
 
+class FilterError(InputError):
+    """A filter asks for something that the language of filters does not have."""
+
+
 class CheckpointError(ColBERTError):
     """A checkpoint can't be used as it is."""
 
@@ -69,6 +85,37 @@ class UnsupportedCheckpointError(CheckpointError):
 
 class RemoteCodeError(CheckpointError):
     """A checkpoint needs code from its repository and the caller did not consent."""
+
+
+class StoreError(ColBERTError):
+    """An index can't be opened, saved or used."""
+
+
+class DamagedIndexError(StoreError):
+    """A file of a saved index is missing, or its content is not what was written."""
+
+
+class FingerprintError(StoreError):
+    """An index holds vectors of another model."""
+
+
+class AddError(ColBERTError):
+    """Some documents could not be added; all others were.
+
+    Args:
+        failures: The id of each document that was refused, and why.
+        added: Ids of the documents that are stored now, those that were there unchanged included.
+    """
+
+    def __init__(self, failures: Mapping[str, Exception], added: Sequence[str]) -> None:
+        self.failures = dict(failures)
+        self.added = list(added)
+        first = "; ".join(f"{name}: {error}" for name, error in list(self.failures.items())[:3])
+        more = f"; and {len(self.failures) - 3} more, see .failures" if len(self.failures) > 3 else ""
+        super().__init__(f"{len(self.failures)} documents were not added ({first}{more}); {len(self.added)} were")
+
+    def __reduce__(self) -> tuple[type[AddError], tuple[dict[str, Exception], list[str]]]:
+        return type(self), (self.failures, self.added)
 
 
 class MissingExtraError(ColBERTError, ImportError):

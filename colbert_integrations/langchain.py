@@ -71,7 +71,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         """
         texts = self._texts(documents, query)
         with self._traced(documents, query, callbacks) as output:
-            output += self._copies(documents, self._rank(query, texts, self.top_n))
+            output += self._copies(documents, self._rank(query, texts, _ids(documents), self.top_n))
         return output
 
     async def acompress_documents(
@@ -94,7 +94,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         """
         texts = self._texts(documents, query)
         async with self._atraced(documents, query, callbacks) as output:
-            output += self._copies(documents, await self._arank(query, texts, self.top_n))
+            output += self._copies(documents, await self._arank(query, texts, _ids(documents), self.top_n))
         return output
 
     def rerank(
@@ -115,7 +115,9 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             NonFiniteError: If a score is not a number.
             CheckpointError: If the model can't be loaded; on the first call only.
         """
-        return _entries(self._rank(query, self._texts(documents, query, any_text=True), self._limit(top_n)))
+        return _entries(
+            self._rank(query, self._texts(documents, query, any_text=True), _ids(documents), self._limit(top_n))
+        )
 
     async def arerank(
         self, documents: Sequence[str | Document | Mapping[str, Any]], query: str, *, top_n: int | None = -1
@@ -135,7 +137,9 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             NonFiniteError: As ``rerank``.
             CheckpointError: As ``rerank``.
         """
-        return _entries(await self._arank(query, self._texts(documents, query, any_text=True), self._limit(top_n)))
+        return _entries(
+            await self._arank(query, self._texts(documents, query, any_text=True), _ids(documents), self._limit(top_n))
+        )
 
     def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
         """Make a runnable that fits into a chain with ``|``, which a compressor does not.
@@ -146,11 +150,15 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
 
         def rank(inputs: dict[str, Any]) -> list[Document]:
             documents, query = _pair(inputs)
-            return self._copies(documents, self._rank(query, self._texts(documents, query), self.top_n))
+            return self._copies(
+                documents, self._rank(query, self._texts(documents, query), _ids(documents), self.top_n)
+            )
 
         async def arank(inputs: dict[str, Any]) -> list[Document]:
             documents, query = _pair(inputs)
-            return self._copies(documents, await self._arank(query, self._texts(documents, query), self.top_n))
+            return self._copies(
+                documents, await self._arank(query, self._texts(documents, query), _ids(documents), self.top_n)
+            )
 
         # The runnable is a run of its own in traces, so none is opened inside.
         return RunnableLambda(rank, arank, name=type(self).__name__)
@@ -226,6 +234,10 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             await run.on_chain_error(error)
             raise
         await run.on_chain_end({"documents": output})
+
+
+def _ids(documents: Sequence[Any]) -> list[str | None]:
+    return [document.id if isinstance(document, Document) else None for document in documents]
 
 
 def _with_fields(text: str, metadata: Mapping[str, Any], names: list[str]) -> str:

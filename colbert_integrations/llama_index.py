@@ -73,7 +73,7 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
             EventPayload.TOP_K: top_n,
         }
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
-            ranked = self._scored(nodes, self._rank(query, texts, self.top_n))
+            ranked = self._scored(nodes, self._rank(query, texts, [node.node.node_id for node in nodes], self.top_n))
             event.on_end(payload={EventPayload.NODES: ranked})
         _dispatcher.event(ReRankEndEvent(nodes=ranked))
         return ranked

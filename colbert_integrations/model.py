@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import gc
+import hashlib
+import json
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
 
-from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, locate, read_checkpoint
+from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, locate, read_checkpoint, weights_digest
 from .embeddings import TokenEmbeddings
 from .encoder import EncodeOptions, Encoder, Forward, LoadOptions, Side, choose_device, choose_dtype, load_encoder
 from .errors import InputError, NonFiniteError
 from .explain import Explanation, explain_pair
+from .fingerprint import Fingerprint
 from .pooling import pool_tokens
 from .scoring import maxsim
 from .settings import DEFAULT_MODEL, Settings
+from .worker import Worker
 
 __all__ = ["ColBERT", "RankedDocument"]
 
@@ -32,6 +34,18 @@ __all__ = ["ColBERT", "RankedDocument"]
 # are kept busy only by many tokens at once.
 _BATCH_TOKENS_CPU = 2048
 _BATCH_TOKENS_OTHER = 32_768
+
+# Of a spec, what does not change the meaning of a vector: where it was read from, how much of a text is seen, and in
+# which number format.
+_NOT_IN_FINGERPRINT = frozenset(
+    {"name", "layout", "backbone", "sources", "notes", "matryoshka_dims", "dtype"}
+    | {"query_length", "document_length", "expansion_length"}
+)
+# Of the settings, what another machine may want otherwise, and consent to run code, which nobody gives by a file.
+_OF_THIS_MACHINE = frozenset(
+    {"device", "dtype", "batch_tokens", "batch_size", "attn_implementation"}
+    | {"cache_dir", "local_files_only", "trust_remote_code"}
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -147,11 +161,12 @@ class ColBERT:
         self.settings = settings
         self._forward = forward
         self._spec: ColBERTSpec | None = None
+        self._fingerprint: Fingerprint | None = None
         self._encoder: Encoder | None = None
-        self._executor: ThreadPoolExecutor | None = None
+        self._folder: Path | None = None
         self._lock = threading.Lock()
-        # Of its own, so that an event loop never waits for a load that another thread is at.
-        self._executor_lock = threading.Lock()
+        # One thread: a device runs one forward pass after another anyway.
+        self._worker = Worker()
 
     @classmethod
     def shared(cls, model: str | os.PathLike[str] = DEFAULT_MODEL, **settings: Any) -> ColBERT:
@@ -250,6 +265,7 @@ class ColBERT:
         *,
         normalize_scores: bool = False,
         score_threshold: float | None = None,
+        known: Mapping[str, torch.Tensor] | None = None,
         show_progress: bool | None = False,
     ) -> list[RankedDocument]:
         """Order documents by how well they answer a query.
@@ -262,6 +278,8 @@ class ColBERT:
             top_n: Most documents to return, at least 1. None: all.
             normalize_scores: Whether scores are means over the query's vectors, cut to 0..1, instead of sums.
             score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
+            known: Vectors of texts that this model encoded before, ``(num_tokens, dim)`` each; those texts are not
+                encoded again. None: there are none.
             show_progress: Whether to show a bar. None: on a terminal, for work over two seconds.
 
         Returns:
@@ -284,7 +302,7 @@ class ColBERT:
         self._check_rank(query, texts, top_n, normalize_scores)
         if not texts:
             return []
-        scores = self._scores(query, texts, normalize_scores, show_progress)
+        scores = self._scores(query, texts, known or {}, normalize_scores, show_progress)
         order = sorted(range(len(texts)), key=lambda index: -scores[index])
         kept = [index for index in order if score_threshold is None or scores[index] >= score_threshold]
         return [RankedDocument(index, scores[index]) for index in kept[:top_n]]
@@ -336,11 +354,18 @@ class ColBERT:
                 "normalize_scores=False"
             )
 
-    def _scores(self, query: str, texts: list[str], normalized: bool, show_progress: bool | None) -> list[float]:
+    def _scores(
+        self,
+        query: str,
+        texts: list[str],
+        known: Mapping[str, torch.Tensor],
+        normalized: bool,
+        show_progress: bool | None,
+    ) -> list[float]:
         # Equal texts must get equal scores, or the order of ties would hang on how they were batched.
         unique = list(dict.fromkeys(texts))
         query_embeddings = self._encode([query], "query", False)
-        sums = maxsim(query_embeddings, self._encode(unique, "document", show_progress))[0].tolist()
+        sums = maxsim(query_embeddings, self._documents(unique, known, show_progress))[0].tolist()
         scores = dict(zip(unique, sums, strict=True))
         _check_finite(texts, scores)
         if not normalized:
@@ -348,6 +373,18 @@ class ColBERT:
         count = max(1, query_embeddings.lengths[0])
         # Rounding can carry the mean of cosines past 1, and it can be negative.
         return [min(1.0, max(0.0, scores[text] / count)) for text in texts]
+
+    def _documents(
+        self, texts: list[str], known: Mapping[str, torch.Tensor], show_progress: bool | None
+    ) -> TokenEmbeddings:
+        """Vectors of texts, those that are not known encoded."""
+        encoded = self._encode([text for text in texts if text not in known], "document", show_progress)
+        if len(encoded) == len(texts):
+            return encoded
+        fresh = iter(encoded)
+        return TokenEmbeddings.from_list(
+            [known[text].to(encoded.values) if text in known else next(fresh) for text in texts]
+        )
 
     # ------------------------------------------------------------------------------------------------- lifecycle
 
@@ -379,23 +416,30 @@ class ColBERT:
         """Dimension of the vectors."""
         return self.spec.dim
 
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Identity of the vectors this model makes; the weight files are read whole, once."""
+        if self._fingerprint is None:
+            spec = self.spec
+            assert self._folder is not None
+            own = {name: value for name, value in asdict(spec).items() if name not in _NOT_IN_FINGERPRINT}
+            said = json.dumps({"weights": weights_digest(self._folder), **own}, sort_keys=True)
+            digest = hashlib.sha256(said.encode()).hexdigest()[:32]
+            kept = {name: value for name, value in self.settings.changed().items() if name not in _OF_THIS_MACHINE}
+            self._fingerprint = Fingerprint(digest, self.settings.model, spec.dim, kept)
+        return self._fingerprint
+
     def close(self) -> None:
         """Free the weights and the worker thread; the next call loads them again."""
         with self._lock:
             self._encoder = None
-        with self._executor_lock:
-            executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(wait=False)
+        self._worker.close()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     async def run_async(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function in this model's own worker thread, with the caller's context variables.
-
-        One thread per model, not the event loop's pool: 50 reranks that wait for one device would block that pool for
-        everybody else.
 
         Args:
             function: What to run.
@@ -405,12 +449,7 @@ class ColBERT:
         Returns:
             What it returns.
         """
-        context = contextvars.copy_context()
-        with self._executor_lock:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="colbert")
-            future = self._executor.submit(context.run, lambda: function(*args, **kwargs))
-        return await asyncio.wrap_future(future)
+        return await self._worker.run(function, *args, **kwargs)
 
     def _ready(self) -> Encoder:
         encoder = self._encoder
@@ -433,9 +472,10 @@ class ColBERT:
         )
         overrides = SpecOverrides(**{item.name: getattr(settings, item.name) for item in fields(SpecOverrides)})
         bundled = settings.model.startswith("bundled/")
+        self._folder = locate(settings.model, hub)
         checkpoint = read_checkpoint(
             settings.model,
-            locate(settings.model, hub),
+            self._folder,
             overrides,
             allow_unprojected=settings.allow_unprojected or bundled,
             projection_dim=settings.projection_dim,

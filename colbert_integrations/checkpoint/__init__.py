@@ -1,11 +1,13 @@
 """From a name or a folder to data: what a checkpoint says of itself, and the weights of its head.
 
 ``hub.py`` finds the folder, ``folder.py`` reads files in it, ``formats.py`` is the table of on-disk formats,
-``refusals.py`` the table of what is refused and why, ``spec.py`` the result.
+``refusals.py`` the table of what is refused and why, ``spec.py`` the result,
+``digest.py`` the identity of the weights.
 """
 
 from __future__ import annotations
 
+from .digest import weights_digest
 from .hub import HubOptions, locate
 from .read import read_checkpoint
 from .spec import Checkpoint, ColBERTSpec, DenseSpec, PoolingSpec, SpecOverrides
@@ -19,4 +21,5 @@ __all__ = [
     "SpecOverrides",
     "locate",
     "read_checkpoint",
+    "weights_digest",
 ]

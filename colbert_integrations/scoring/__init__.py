@@ -1,7 +1,7 @@
 """The one door to scoring: checks what it is given, then hands it to the implementation that fits.
 
-``reference.py`` is the definition in plain loops; ``ragged.py`` is the portable torch path, the one in use on every
-device today.
+``reference.py`` is the definition in plain loops; ``ragged.py`` goes through packed batches chunk by chunk, and
+``stacked.py`` scores a chunk, on every device; stores use it too, block by block.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, ShapeError
 from .ragged import ragged_maxsim
+from .stacked import StackedQueries
 
-__all__ = ["maxsim"]
+__all__ = ["StackedQueries", "maxsim"]
 
 
 def maxsim(

@@ -1,0 +1,506 @@
+"""ColBERTIndex: a model and a store joined, so that texts go in and texts come out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+from itertools import count, islice, zip_longest
+from typing import Any, NoReturn, overload
+
+from .embeddings import TokenEmbeddings
+from .errors import AddError, InputError, StoreError
+from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument, json_copy
+from .model import ColBERT, RankedDocument
+from .settings import DEFAULT_MODEL
+
+__all__ = ["ColBERTIndex"]
+
+# Texts that are in memory at once while adding: enough to find neighbours of like length to encode together.
+_WINDOW = 512
+_BAR_AFTER_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A document on its way in."""
+
+    id: str
+    text: str
+    metadata: Mapping[str, Any]
+
+
+class ColBERTIndex:
+    """Texts, searchable by late interaction.
+
+    Args:
+        model: A name, a path or a ``ColBERT``.
+        store: Where vectors, texts and metadata are kept. None: a new ``MemoryStore``, in this process.
+        pool_factor: About 1 in ``pool_factor`` vectors of a document is kept, by merging similar ones; 1 keeps all.
+
+    Raises:
+        InputError: If an argument is impossible.
+        FingerprintError: If the store holds vectors of another model.
+        CheckpointError: If the model has to be loaded to find that out, and can't be.
+
+    Example:
+        >>> index = ColBERTIndex("bundled/all-MiniLM-L6-v2")
+        >>> index.add(["How to bake bread", "Why wings lift a plane"], ids=["bread", "wings"])
+        ['bread', 'wings']
+        >>> index.search("how do planes fly", k=1)[0].text
+        'Why wings lift a plane'
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | ColBERT = DEFAULT_MODEL,
+        store: Store | None = None,
+        *,
+        pool_factor: float = 1,
+    ) -> None:
+        if pool_factor < 1:
+            raise InputError(f"pool_factor must be at least 1, not {pool_factor}")
+        self.model = model if isinstance(model, ColBERT) else ColBERT.shared(model)
+        self.store = MemoryStore() if store is None else store
+        self.pool_factor = pool_factor
+        if self.store.fingerprint is not None:
+            self.store.bind(self.model.fingerprint)
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    def add(
+        self,
+        texts: Iterable[str],
+        ids: Iterable[str] | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        show_progress: bool | None = None,
+    ) -> list[str]:
+        """Encode and store texts; one whose id is there replaces the old one.
+
+        A document that is there with the same text is not encoded again, so running this twice costs little. Texts
+        may come from a generator: only a few hundred are in memory at once.
+
+        Args:
+            texts: The texts.
+            ids: An id for each. None: a hash of text and metadata, so that the same document is stored once.
+            metadatas: JSON-able data with string keys for each. None: empty.
+            show_progress: Whether to show a bar. None: on a terminal, for work over two seconds.
+
+        Returns:
+            The id of each text, in order.
+
+        Raises:
+            InputError: If the arguments are not lists or generators of one length.
+            AddError: If some documents can't be stored, after all others were; it lists them and says why.
+            StoreError: If the store can't be used.
+        """
+        self._bind()
+        total = _common_length(texts, ids, metadatas)
+        done, failures = list[str](), dict[str, Exception]()
+        rows, numbers = _rows(texts, ids, metadatas), count()
+        with _progress_bar(total, show_progress) as bar:
+            while window := list(islice(rows, _WINDOW)):
+                documents = _valid(window, numbers, failures)
+                failed = self._store(documents)
+                failures.update(failed)
+                done += [document.id for document in documents if document.id not in failed]
+                bar.update(len(window))
+        if failures:
+            raise AddError(failures, done)
+        return done
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove documents.
+
+        Args:
+            ids: Their ids; unknown ones are passed over.
+
+        Raises:
+            InputError: If the ids are not a list of strings.
+            StoreError: If the store can't be used.
+        """
+        self.store.delete(ids)
+
+    def _bind(self) -> None:
+        if self.store.fingerprint is None:
+            self.store.bind(self.model.fingerprint)
+
+    def _store(self, documents: list[_Document]) -> dict[str, Exception]:
+        """Store documents of one window; return those that can't be, and why."""
+        wanted = list({document.id: document for document in documents}.values())
+        there = {document.id: document for document in self.store.get([document.id for document in wanted])}
+        same = {document.id for document in wanted if _text_of(there, document) == document.text}
+        moved = [
+            document for document in wanted if document.id in same and there[document.id].metadata != document.metadata
+        ]
+        if moved:
+            self.store.set_metadata([document.id for document in moved], [document.metadata for document in moved])
+        return self._encode_and_upsert([document for document in wanted if document.id not in same])
+
+    def _encode_and_upsert(self, documents: list[_Document]) -> dict[str, Exception]:
+        if not documents:
+            return {}
+        try:
+            self.store.upsert(
+                [document.id for document in documents],
+                self._encode([document.text for document in documents]),
+                [document.text for document in documents],
+                [document.metadata for document in documents],
+            )
+        except InputError as error:
+            if len(documents) == 1:
+                return {documents[0].id: error}
+        else:
+            return {}
+        # One of them can't be encoded or stored: halve until it is alone, so that it takes no other with it.
+        middle = len(documents) // 2
+        return self._encode_and_upsert(documents[:middle]) | self._encode_and_upsert(documents[middle:])
+
+    def _encode(self, texts: list[str]) -> TokenEmbeddings:
+        unique = list(dict.fromkeys(texts))
+        encoded = self.model.encode_document(unique, pool_factor=self.pool_factor, show_progress=False)
+        if len(unique) == len(texts):
+            return encoded
+        place = {text: position for position, text in enumerate(unique)}
+        return TokenEmbeddings.from_list([encoded[place[text]] for text in texts])
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def get(self, ids: Sequence[str]) -> list[StoredDocument]:
+        """Look documents up.
+
+        Args:
+            ids: Their ids.
+
+        Returns:
+            The documents that are there, in the order of ``ids``, without their vectors.
+
+        Raises:
+            InputError: If the ids are not a list of strings.
+            StoreError: If the store can't be used.
+        """
+        return self.store.get(ids)
+
+    @overload
+    def search(  # type: ignore[overload-overlap]  # a string is a sequence of strings too; the first one counts
+        self,
+        query: str,
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+        normalize_scores: bool = False,
+        score_threshold: float | None = None,
+    ) -> list[Hit]: ...
+
+    @overload
+    def search(
+        self,
+        query: Sequence[str],
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+        normalize_scores: bool = False,
+        score_threshold: float | None = None,
+    ) -> list[list[Hit]]: ...
+
+    def search(
+        self,
+        query: str | Sequence[str],
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+        normalize_scores: bool = False,
+        score_threshold: float | None = None,
+    ) -> list[Hit] | list[list[Hit]]:
+        """Find the documents that answer a query best.
+
+        ``score = sum_s max_t <q_s, d_t>``, divided by the number of query vectors if normalised.
+
+        Args:
+            query: A query, or several, which are searched together: quicker than one by one.
+            k: Most documents to find for each, at least 1.
+            filter: Conditions that documents must meet, such as ``{"year": {"$gte": 2020}}``, or a function of a
+                ``StoredDocument``. None: all do.
+            ids: Look among these documents only. None: among all.
+            search: ``"exact"`` scores every document; for others see the store. None: the store's own choice.
+            candidates: For a candidate stage, how many documents are scored exactly. None: the store's own choice.
+            normalize_scores: Whether scores are means over the query's vectors, cut to 0..1, instead of sums.
+            score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
+
+        Returns:
+            At most ``k`` hits, score descending, then id ascending; a list of them for each query of several.
+
+        Raises:
+            InputError: If an argument can't be used.
+            StoreError: If the store can't be used.
+        """
+        encoded = self._encode_queries(query, normalize_scores)
+        found = self.store.search(encoded, k, filter, ids=ids, search=search, candidates=candidates)
+        return self._finished(query, encoded, found, normalize_scores, score_threshold)
+
+    async def asearch(
+        self,
+        query: str,
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+        normalize_scores: bool = False,
+        score_threshold: float | None = None,
+    ) -> list[Hit]:
+        """Do what ``search`` does for one query without blocking the event loop; see there for the arguments."""
+        encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
+        found = await self.store.asearch(encoded, k, filter, ids=ids, search=search, candidates=candidates)
+        hits: list[Hit] = self._finished(query, encoded, found, normalize_scores, score_threshold)  # type: ignore[assignment]  # one query, one list
+        return hits
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        ids: Sequence[str | None],
+        top_n: int | None = None,
+        *,
+        normalize_scores: bool = False,
+        score_threshold: float | None = None,
+    ) -> list[RankedDocument]:
+        """Order documents as ``ColBERT.rank`` does, with the stored vectors of those that are here.
+
+        Args:
+            query: The query.
+            documents: The candidates.
+            ids: The id of each, or None. A document that is stored under its id with the very same text is not
+                encoded again; its score is that of its stored vectors, which may be rounded or pooled.
+            top_n: Most documents to return, at least 1. None: all.
+            normalize_scores: Whether scores are means over the query's vectors, cut to 0..1, instead of sums.
+            score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
+
+        Returns:
+            The best documents, score descending, equal ones in the order given.
+
+        Raises:
+            InputError: If an argument is impossible.
+            NonFiniteError: If a score is not a number.
+            StoreError: If the store can't be used.
+        """
+        if len(ids) != len(documents):
+            raise InputError(f"{len(documents)} documents but {len(ids)} ids")
+        self._bind()
+        asked = set(documents)
+        stored = self.store.get(list({name for name in ids if name}), embeddings=True)
+        known = {
+            document.text: document.embeddings
+            for document in stored
+            if document.text in asked and document.embeddings is not None
+        }
+        return self.model.rank(
+            query,
+            documents,
+            top_n,
+            normalize_scores=normalize_scores,
+            score_threshold=score_threshold,
+            known={text: vectors for text, vectors in known.items() if text is not None},
+        )
+
+    def _encode_queries(self, query: str | Sequence[str], normalize_scores: bool) -> TokenEmbeddings:
+        self._bind()
+        if normalize_scores and not self.model.spec.normalize:
+            raise InputError(
+                f"{self.model.settings.model} does not normalise its vectors, so its scores have no bounds: pass "
+                "normalize_scores=False"
+            )
+        return self.model.encode_query(query)
+
+    def _finished(
+        self,
+        query: str | Sequence[str],
+        encoded: TokenEmbeddings,
+        found: list[list[Hit]],
+        normalized: bool,
+        threshold: float | None,
+    ) -> list[Hit] | list[list[Hit]]:
+        if normalized:
+            found = [_normalized(hits, length) for hits, length in zip(found, encoded.lengths, strict=True)]
+        if threshold is not None:
+            found = [[hit for hit in hits if hit.score >= threshold] for hits in found]
+        return found[0] if isinstance(query, str) else found
+
+    # --------------------------------------------------------------------------------------------------- persistence
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the index to a folder, as one step: what was there before stays whole until the end.
+
+        Only what changed since the last time is written.
+
+        Args:
+            folder: Where; made if it is not there.
+
+        Raises:
+            StoreError: If it can't be written, or the store is kept elsewhere anyway.
+        """
+        if not isinstance(self.store, MemoryStore):
+            raise StoreError(f"a {type(self.store).__name__} keeps its documents itself: there is nothing to save")
+        self._bind()
+        self.store.save(folder)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        model: str | os.PathLike[str] | ColBERT | None = None,
+        *,
+        device: str | None = None,
+        verify: bool = True,
+        pool_factor: float = 1,
+    ) -> ColBERTIndex:
+        """Open a saved index.
+
+        Args:
+            folder: Where it was saved.
+            model: The model whose vectors it holds. None: the one it was made with, by its name and settings.
+            device: Where vectors are kept and searched. None: the CPU, where files are read only as far as they are
+                needed.
+            verify: Whether the checksums of all files are compared. Sizes are in any case.
+            pool_factor: For documents that are added from now on.
+
+        Returns:
+            The index.
+
+        Raises:
+            StoreError: If there is no index.
+            DamagedIndexError: If a file is missing or damaged, naming it.
+            FingerprintError: If it holds vectors of another model, naming both.
+            CheckpointError: If the model can't be loaded.
+        """
+        store = MemoryStore.load(folder, device=device, verify=verify)
+        if model is None:
+            if store.fingerprint is None:
+                raise StoreError(f"{os.fspath(folder)} does not say which model it was made with: pass model=")
+            model = ColBERT.shared(**store.fingerprint.settings)
+        return cls(model, store, pool_factor=pool_factor)
+
+    def close(self) -> None:
+        """Close the store; the model, which others may share, stays."""
+        self.store.close()
+
+    # -------------------------------------------------------------------------------------------------- async twins
+
+    async def aadd(
+        self,
+        texts: Iterable[str],
+        ids: Iterable[str] | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        show_progress: bool | None = None,
+    ) -> list[str]:
+        """Do what ``add`` does without blocking the event loop; see there for the arguments."""
+        return await self.model.run_async(self.add, texts, ids, metadatas, show_progress=show_progress)
+
+    async def adelete(self, ids: Sequence[str]) -> None:
+        """Do what ``delete`` does without blocking the event loop."""
+        await self.store.adelete(ids)
+
+    async def aget(self, ids: Sequence[str]) -> list[StoredDocument]:
+        """Do what ``get`` does without blocking the event loop."""
+        return await self.store.aget(ids)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ColBERTIndex:
+        return self  # as open files are: a copy of an adapter searches the same documents
+
+    def __reduce__(self) -> NoReturn:
+        raise StoreError("an index is not pickled, which would copy its documents: save it and load it")
+
+    def __len__(self) -> int:
+        return self.store.count()
+
+    def __enter__(self) -> ColBERTIndex:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"ColBERTIndex({self.model.settings.model!r}, {self.store!r})"
+
+
+# ------------------------------------------------------------------------------------------------------------ adding
+
+
+def _common_length(*columns: object) -> int | None:
+    """The length that all columns have which have one, checked before any work is done."""
+    for column in columns:
+        if isinstance(column, (str, bytes)):
+            raise InputError("texts, ids and metadatas must be lists or generators, not one string")
+    lengths = {len(column) for column in columns if isinstance(column, Sized)}
+    if len(lengths) > 1:
+        raise InputError(f"texts, ids and metadatas must have one length, not {sorted(lengths)}")
+    return next(iter(lengths), None)
+
+
+_END, _NO_ID = object(), object()
+
+
+def _rows(
+    texts: Iterable[Any], ids: Iterable[Any] | None, metadatas: Iterable[Any] | None
+) -> Iterator[tuple[Any, Any, Any]]:
+    given = [column for column in (texts, ids, metadatas) if column is not None]
+    for row in zip_longest(*given, fillvalue=_END):
+        if any(cell is _END for cell in row):
+            raise InputError("texts, ids and metadatas must have one length; what came before is stored")
+        cells = iter(row)
+        yield next(cells), next(cells) if ids is not None else _NO_ID, next(cells) if metadatas is not None else None
+
+
+def _valid(rows: list[tuple[Any, Any, Any]], numbers: Iterator[int], failures: dict[str, Exception]) -> list[_Document]:
+    """The documents that can be stored as far as one can tell; the others go to the failures."""
+    documents = []
+    for (text, name, metadata), number in zip(rows, numbers):
+        try:
+            documents.append(_document(text, name, metadata, number))
+        except InputError as error:
+            failures[name if isinstance(name, str) and name else f"number {number}"] = error
+    return documents
+
+
+def _document(text: Any, name: Any, metadata: Any, number: int) -> _Document:
+    if not isinstance(text, str):
+        raise InputError(f"a text must be a string, not {type(text).__name__}")
+    if name is not _NO_ID and (not isinstance(name, str) or not name):
+        raise InputError(f"an id must be a string that is not empty, not {name!r}")
+    checked = json_copy(metadata, name if isinstance(name, str) else f"number {number}")
+    return _Document(name if isinstance(name, str) else _content_id(text, checked), text, checked)
+
+
+def _content_id(text: str, metadata: Mapping[str, Any]) -> str:
+    said = json.dumps([text, metadata], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+
+def _text_of(there: Mapping[str, StoredDocument], document: _Document) -> str | None:
+    return there[document.id].text if document.id in there else None
+
+
+def _normalized(hits: list[Hit], length: int) -> list[Hit]:
+    # Rounding can carry the mean of cosines past 1, and it can be negative.
+    return [replace(hit, score=min(1.0, max(0.0, hit.score / max(1, length)))) for hit in hits]
+
+
+def _progress_bar(total: int | None, show: bool | None) -> Any:
+    from tqdm.auto import tqdm
+
+    delay = _BAR_AFTER_S if show is None else 0.0
+    return tqdm(total=total, desc="Indexing", unit="text", delay=delay, disable=None if show is None else not show)

@@ -1,0 +1,35 @@
+"""Fingerprint: which model's vectors an index holds, so that another's are never mixed with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Fingerprint"]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Identity of the vectors that a model makes, as plain data that is kept with an index.
+
+    Attributes:
+        digest: Hash of the weights and of everything in the spec that decides a vector; lengths and number formats
+            apart, which change how much of a text is seen and how exactly, not what a vector means. Two fingerprints
+            are equal if their digests are.
+        model: Name or path of the checkpoint.
+        dim: Dimension of its vectors.
+        settings: Arguments with which ``ColBERT`` makes it again.
+    """
+
+    digest: str
+    model: str = field(compare=False)
+    dim: int = field(compare=False)
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fingerprint as JSON-able data; ``Fingerprint(**data)`` makes it again."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.model} (dim {self.dim}, {self.digest})"

@@ -1,0 +1,26 @@
+"""Stores of token embeddings and the search in them; a store sees embeddings, never a model.
+
+``store.py`` is the protocol, ``memory.py`` the store in this process. Below it: ``segment.py`` packs documents,
+``layout.py`` decides in which form (``quantization.py``, ``pooled.py``), ``scan.py`` scores them, ``persistence.py``
+keeps them in a folder, ``filters.py`` is the language of filters.
+"""
+
+from __future__ import annotations
+
+from .filters import Condition, matches, parse_filter
+from .memory import MemoryStore
+from .metadata import json_copy
+from .store import Filter, Hit, Search, Store, StoredDocument
+
+__all__ = [
+    "Condition",
+    "Filter",
+    "Hit",
+    "MemoryStore",
+    "Search",
+    "Store",
+    "StoredDocument",
+    "json_copy",
+    "matches",
+    "parse_filter",
+]

@@ -1,0 +1,151 @@
+"""The language of filters: conditions on metadata that every store understands.
+
+::
+
+    {"year": 2020}                        equal; a list in the metadata contains it
+    {"year": {"$gte": 2020, "$lt": 2024}} $gt, $gte, $lt, $lte: numbers
+    {"language": {"$in": ["en", "de"]}}   one of
+    {"draft": {"$ne": True}}              not equal, or not there
+    {"author.name": "Ada"}                a dot looks into a nested mapping
+
+All conditions must hold. A key that is not there meets none but ``$ne``. ``True`` is not ``1``; ``1`` is ``1.0``.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ..errors import FilterError
+
+__all__ = ["Condition", "matches", "parse_filter"]
+
+_MISSING = object()
+_RANGES: dict[str, Callable[[Any, Any], bool]] = {
+    "$gt": operator.gt,
+    "$gte": operator.ge,
+    "$lt": operator.lt,
+    "$lte": operator.le,
+}
+OPERATORS = ("$eq", "$ne", "$in", *_RANGES)
+
+Scalar: TypeAlias = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of a filter.
+
+    Attributes:
+        key: Where in the metadata, with dots between levels.
+        operator: One of ``$eq``, ``$ne``, ``$in``, ``$gt``, ``$gte``, ``$lt``, ``$lte``.
+        value: What to compare with: a scalar, a tuple of scalars for ``$in``, a number for the ranges.
+    """
+
+    key: str
+    operator: str
+    value: Any
+
+
+def parse_filter(filter: Mapping[str, Any]) -> tuple[Condition, ...]:
+    """Read a filter.
+
+    Args:
+        filter: Conditions by key, as the module's docstring shows.
+
+    Returns:
+        The conditions, all of which must hold.
+
+    Raises:
+        FilterError: If it says something that the language does not have.
+
+    Example:
+        >>> parse_filter({"year": {"$gte": 2020}})
+        (Condition(key='year', operator='$gte', value=2020),)
+    """
+    if not isinstance(filter, Mapping):
+        raise FilterError(f"a filter must be a mapping such as {{'year': 2020}}, or a function, not {filter!r}")
+    return tuple(condition for key, value in filter.items() for condition in _conditions(key, value))
+
+
+def matches(metadata: Mapping[str, Any], conditions: Sequence[Condition]) -> bool:
+    """Whether metadata meets all conditions.
+
+    Args:
+        metadata: The metadata of a document.
+        conditions: As ``parse_filter`` gives them.
+
+    Returns:
+        True if each holds; also if there are none.
+
+    Example:
+        >>> matches({"tags": ["a", "b"]}, parse_filter({"tags": "b"}))
+        True
+    """
+    return all(_holds(_look_up(metadata, condition.key), condition) for condition in conditions)
+
+
+def _conditions(key: object, value: object) -> list[Condition]:
+    if not isinstance(key, str) or key.startswith("$"):
+        raise FilterError(f"a filter has metadata keys, all of which must hold, not {key!r}")
+    if not isinstance(value, Mapping):
+        return [Condition(key, "$eq", _scalar(key, value))]
+    if not value:
+        raise FilterError(f"{key!r} has no condition: name one of {', '.join(OPERATORS)}")
+    return [Condition(key, name, _operand(key, name, operand)) for name, operand in value.items()]
+
+
+def _operand(key: str, name: object, operand: object) -> Any:
+    if name not in OPERATORS:
+        raise FilterError(f"{name!r} for {key!r} is none of {', '.join(OPERATORS)}")
+    if name == "$in":
+        if isinstance(operand, (str, Mapping)) or not isinstance(operand, (Sequence, set, frozenset)):
+            raise FilterError(f"$in for {key!r} takes a list, not {operand!r}")
+        return tuple(_scalar(key, value) for value in operand)
+    if name in _RANGES and (isinstance(operand, bool) or not isinstance(operand, (int, float)) or operand != operand):
+        raise FilterError(f"{name} for {key!r} takes a number, not {operand!r}")
+    return _scalar(key, operand)
+
+
+def _scalar(key: str, value: object) -> Scalar:
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    raise FilterError(f"{key!r} is compared with a string, a number, a boolean or None, not {value!r}")
+
+
+def _look_up(metadata: Mapping[str, Any], key: str) -> Any:
+    found: Any = metadata
+    for part in key.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            return _MISSING
+        found = found[part]
+    return found
+
+
+def _holds(found: Any, condition: Condition) -> bool:
+    if condition.operator == "$ne":
+        return not _any(found, lambda value: _equal(value, condition.value))
+    if found is _MISSING:
+        return False
+    if condition.operator == "$eq":
+        return _any(found, lambda value: _equal(value, condition.value))
+    if condition.operator == "$in":
+        return _any(found, lambda value: any(_equal(value, wanted) for wanted in condition.value))
+    compare = _RANGES[condition.operator]
+    return _any(found, lambda value: _is_number(value) and compare(value, condition.value))
+
+
+def _any(found: Any, test: Callable[[Any], bool]) -> bool:
+    """Whether the value, or an element of a list, passes."""
+    return any(map(test, found)) if isinstance(found, list) else test(found)
+
+
+def _equal(value: Any, wanted: Scalar) -> bool:
+    # JSON's booleans are no numbers, Python's are.
+    return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

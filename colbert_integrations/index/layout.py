@@ -1,0 +1,173 @@
+"""Layout: in which form a store keeps vectors, and how they are scored in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+import torch
+
+from ..embeddings import TokenEmbeddings
+from ..errors import InputError, NonFiniteError
+from ..scoring import StackedQueries
+from .quantization import PackedBits, decode_int8, encode_int8
+
+__all__ = ["Columns", "Layout"]
+
+Columns: TypeAlias = Mapping[str, torch.Tensor]
+"""``vectors`` and ``codes`` with a row for each token, ``steps`` with an entry for each document."""
+
+_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The form in which vectors are kept.
+
+    Attributes:
+        dim: Dimension of the vectors.
+        dtype: Of vectors that are kept as they are.
+        nbits: 8, 4 or 2: vectors are kept as codes of that many bits a dimension. None: as they are.
+        keep_originals: With ``nbits``, whether they are kept as they are too, to score by.
+    """
+
+    dim: int
+    dtype: Literal["float16", "float32"] = "float16"
+    nbits: Literal[8, 4, 2] | None = None
+    keep_originals: bool = False
+
+    @cached_property
+    def _bits(self) -> PackedBits | None:
+        return PackedBits(self.nbits, self.dim) if self.nbits in (4, 2) else None
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether vectors are kept as they are."""
+        return self.nbits is None or self.keep_originals
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What a token costs in memory and on disk, in bytes."""
+        return sum(tensor.shape[1] * tensor.element_size() for tensor in self._per_token(1, "meta").values())
+
+    def empty(self, rows: int, device: torch.device | str, *, pin: bool = False) -> dict[str, torch.Tensor]:
+        """Make room for tokens.
+
+        Args:
+            rows: For how many.
+            device: Where.
+            pin: Whether host memory is pinned, so that a GPU can read it while it computes.
+
+        Returns:
+            A tensor for each column, its content undefined.
+        """
+        columns = self._per_token(rows, device, pin)
+        if self.nbits == 8:
+            # A document has at least one token, so there are at most as many steps as rows.
+            columns["steps"] = torch.empty(rows, dtype=torch.float32, device=device, pin_memory=pin)
+        return columns
+
+    def _per_token(self, rows: int, device: torch.device | str, pin: bool = False) -> dict[str, torch.Tensor]:
+        shapes: dict[str, tuple[int, torch.dtype]] = {}
+        if self.has_vectors:
+            shapes["vectors"] = self.dim, _DTYPES[self.dtype]
+        if self._bits is not None:
+            shapes["codes"] = self._bits.width, torch.uint8
+        elif self.nbits == 8:
+            shapes["codes"] = self.dim, torch.int8
+        return {
+            name: torch.empty(rows, width, dtype=dtype, device=device, pin_memory=pin)
+            for name, (width, dtype) in shapes.items()
+        }
+
+    @torch.no_grad()
+    def encode(self, embeddings: TokenEmbeddings) -> dict[str, torch.Tensor]:
+        """Bring vectors into this form.
+
+        Args:
+            embeddings: The vectors, at least one for each document.
+
+        Returns:
+            The columns.
+
+        Raises:
+            NonFiniteError: If a value is not a number, or too large for float16.
+            InputError: If the dimension differs.
+        """
+        if embeddings.dim != self.dim:
+            raise InputError(f"the store holds vectors of dim {self.dim}, not {embeddings.dim}")
+        values, columns = embeddings.values.float(), dict[str, torch.Tensor]()
+        if not torch.isfinite(values).all():
+            bad = [i for i, matrix in enumerate(embeddings) if not torch.isfinite(matrix).all()]
+            raise NonFiniteError(f"the vectors of document {bad[0]} are not all finite")
+        if self.has_vectors:
+            columns["vectors"] = embeddings.values.to(_DTYPES[self.dtype])
+            if not torch.isfinite(columns["vectors"]).all():
+                raise NonFiniteError("a value is too large for float16: use dtype='float32'")
+        if self._bits is not None:
+            columns["codes"] = self._bits.encode(values)
+        elif self.nbits == 8:
+            columns["codes"], columns["steps"] = encode_int8(values, embeddings.offsets.diff())
+        return columns
+
+    def decode(self, columns: Columns, lengths: torch.Tensor) -> torch.Tensor:
+        """The best vectors that are kept.
+
+        Args:
+            columns: Some documents.
+            lengths: Tokens of each, ``(documents,)`` int64.
+
+        Returns:
+            ``(tokens, dim)``; in ``dtype`` if kept as they are, else float32.
+        """
+        if self.has_vectors:
+            return columns["vectors"]
+        if self._bits is not None:
+            return self._bits.decode(columns["codes"]) @ self._bits.rotation.T.to(columns["codes"].device)
+        return decode_int8(columns["codes"], columns["steps"], lengths)
+
+    def ready(self, queries: TokenEmbeddings) -> ReadyQueries:
+        """Make queries ready to be scored against documents in this form.
+
+        Args:
+            queries: At least one query, float32.
+
+        Returns:
+            The queries, as they are and as codes need them.
+        """
+        plain = StackedQueries(queries)
+        if self._bits is None:
+            return ReadyQueries(self, plain, plain)
+        rotated = TokenEmbeddings(queries.values @ self._bits.rotation.to(queries.device), queries.offsets)
+        return ReadyQueries(self, plain, StackedQueries(rotated))
+
+
+@dataclass(frozen=True)
+class ReadyQueries:
+    """Queries ready to be scored against documents in one layout.
+
+    Attributes:
+        layout: Of the documents.
+        plain: For vectors as they are.
+        coded: For codes; rotated where codes are.
+    """
+
+    layout: Layout
+    plain: StackedQueries
+    coded: StackedQueries
+
+    def score(self, columns: Columns, lengths: torch.Tensor) -> torch.Tensor:
+        """Score by the best vectors that are kept, ``(queries, documents)`` float32."""
+        bits = self.layout._bits
+        if bits is not None and not self.layout.has_vectors:
+            return self.coded.score(bits.decode(columns["codes"]), lengths)
+        return self.plain.score(self.layout.decode(columns, lengths), lengths)
+
+    def screen(self, columns: Columns, lengths: torch.Tensor) -> torch.Tensor:
+        """Score by codes, the fastest way, ``(queries, documents)`` float32."""
+        bits = self.layout._bits
+        if bits is not None:
+            return self.coded.score(bits.decode(columns["codes"]), lengths)
+        return self.coded.score(columns["codes"], lengths, columns["steps"])

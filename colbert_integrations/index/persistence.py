@@ -1,0 +1,305 @@
+"""A store's documents in a folder: written as one step, checked when read, vectors mapped rather than loaded.
+
+::
+
+    manifest.json                  what belongs to the index, with the size and the SHA-256 of each file
+    NAME-COUNT.safetensors         vectors of the first COUNT documents of the segment NAME
+    NAME-COUNT.pooled.safetensors  the merged ones of the pooled candidate stage, if they were made
+    NAME-COUNT.jsonl               id, text, metadata and number of tokens of each document, a line each
+
+A file's name says all of its content, so files never change: a save writes those that are new, then replaces the
+manifest, then removes what the new manifest does not name. After a kill at any moment the manifest is the old one or
+the new one, and all that it names is there. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from ..errors import DamagedIndexError, StoreError
+from .layout import Layout
+from .segment import Segment, View
+
+__all__ = ["Saved", "read_index", "write_index"]
+
+_FORMAT, _VERSION = "colbert_integrations index", 1
+_MANIFEST = "manifest.json"
+_OURS = re.compile(r"[0-9a-f]{32}-\d+(\.pooled)?\.(safetensors|jsonl)|manifest\.json\.new")
+_LOCK_WAIT_S = 60
+_BLOCK_BYTES = 2**22
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a folder holds.
+
+    Attributes:
+        layout: Form of the vectors; None where there are none yet.
+        views: The documents.
+        about: What else the store wants to find again, as JSON-able data.
+    """
+
+    layout: Layout | None
+    views: tuple[View, ...]
+    about: Mapping[str, Any]
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def write_index(folder: Path, saved: Saved) -> None:
+    """Write an index, as one step.
+
+    Args:
+        folder: Where; made if it is not there.
+        saved: What to write. Files that are there already are not written again.
+
+    Raises:
+        StoreError: If that fails; the index that was there is whole, and nothing else is left behind.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            _write(folder, saved)
+    except OSError as error:
+        raise StoreError(f"can't save the index to {folder}: {error}. What was there is as it was") from error
+
+
+def _write(folder: Path, saved: Saved) -> None:
+    there = _files_of(_manifest_or_none(folder))
+    new: list[Path] = []
+    try:
+        manifest = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "layout": None if saved.layout is None else asdict(saved.layout),
+            "about": dict(saved.about),
+            "segments": [_write_view(folder, view, there, new) for view in saved.views],
+        }
+        _write_file(folder / f"{_MANIFEST}.new", _sealed(manifest), new)
+        _sync_folder(folder)  # the files must be there for good before something names them
+        os.replace(folder / f"{_MANIFEST}.new", folder / _MANIFEST)
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
+    _sync_folder(folder)
+    _sweep(folder, set(_files_of(manifest)))
+
+
+def _write_view(folder: Path, view: View, there: Mapping[str, Any], new: list[Path]) -> dict[str, Any]:
+    stem, count = f"{view.segment.name}-{len(view)}", len(view)
+    pooled = view.segment.pooled_if_made(count)
+    contents = {f"{stem}.safetensors": partial(_vectors, view.segment, count), f"{stem}.jsonl": partial(_lines, view)}
+    if pooled is not None:
+        contents[f"{stem}.pooled.safetensors"] = partial(_vectors, pooled, count)
+    files = {}
+    for name, content in contents.items():
+        path = folder / name
+        if name not in there or not path.exists() or path.stat().st_size != there[name]["bytes"]:
+            there = {**there, name: _write_file(path, content(), new)}
+        files[name] = there[name]
+    return {
+        "name": view.segment.name,
+        "documents": count,
+        "deleted": (~view.alive).nonzero()[:, 0].tolist(),
+        "files": files,
+    }
+
+
+def _vectors(segment: Segment, count: int) -> bytes:
+    rows = segment.bounds[count]
+    columns = {name: tensor[: count if name == "steps" else rows] for name, tensor in segment.columns.items()}
+    lengths = torch.tensor(segment.bounds[: count + 1]).diff()
+    return save({**columns, "lengths": lengths})
+
+
+def _lines(view: View) -> bytes:
+    segment = view.segment
+    rows = zip(segment.ids, segment.texts, segment.metadatas, range(len(view)))  # the view's, whatever came later
+    lines = (json.dumps({"id": name, "text": text, "metadata": note}) for name, text, note, _ in rows)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _write_file(path: Path, content: bytes, new: list[Path]) -> dict[str, Any]:
+    new.append(path)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    said = json.dumps(manifest, indent=1)
+    return json.dumps({**manifest, "sha256": hashlib.sha256(said.encode()).hexdigest()}, indent=1).encode()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # knows no such thing
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sweep(folder: Path, named: set[str]) -> None:
+    """Remove what older saves left, and nothing that is not ours."""
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name) and path.name not in named:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:  # Windows: somebody has it open; the next save tries again
+                continue
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time, of all processes; a killed one holds no lock."""
+    try:
+        with FileLock(folder / ".lock", timeout=_LOCK_WAIT_S):
+            yield
+    except Timeout as error:
+        raise StoreError(f"another process has been saving to {folder} for {_LOCK_WAIT_S} seconds") from error
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+def read_index(folder: Path, *, verify: bool) -> Saved:
+    """Read an index; vectors are mapped into memory, not copied.
+
+    Args:
+        folder: Where it was written.
+        verify: Whether checksums of all files are compared; sizes are in any case.
+
+    Returns:
+        What it holds, on the CPU.
+
+    Raises:
+        StoreError: If there is none, or a newer version of this package wrote it.
+        DamagedIndexError: If a file is missing or is not as it was written.
+    """
+    while True:
+        manifest = _manifest(folder)
+        try:
+            return _read(folder, manifest, verify)
+        except DamagedIndexError:
+            # Somebody may have saved since, and removed what the older manifest names.
+            if _manifest(folder) == manifest:
+                raise
+
+
+def _read(folder: Path, manifest: Mapping[str, Any], verify: bool) -> Saved:
+    for name, entry in _files_of(manifest).items():
+        _check_file(folder / name, entry, verify)
+    layout = None if manifest["layout"] is None else Layout(**manifest["layout"])
+    assert layout is not None or not manifest["segments"]
+    views = tuple(_read_view(folder, entry, layout) for entry in manifest["segments"] if layout is not None)
+    return Saved(layout, views, manifest["about"])
+
+
+def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout) -> View:
+    stem, count = f"{entry['name']}-{entry['documents']}", entry["documents"]
+    segment = _read_segment(folder / f"{stem}.safetensors", layout, entry["name"])
+    path = folder / f"{stem}.jsonl"
+    with path.open(encoding="utf-8") as file:
+        documents = [json.loads(line) for line in file]
+    if len(documents) != count or len(segment.bounds) != count + 1:
+        raise DamagedIndexError(f"{path} has {len(documents)} documents, not {count}")
+    segment.ids = [document["id"] for document in documents]
+    segment.texts = [document["text"] for document in documents]
+    segment.metadatas = [document["metadata"] for document in documents]
+    if f"{stem}.pooled.safetensors" in entry["files"]:
+        pooled = _read_segment(folder / f"{stem}.pooled.safetensors", Layout(layout.dim, nbits=8), "")
+        pooled.ids = [""] * count
+        segment.adopt_pooled(pooled)
+    alive = torch.ones(count, dtype=torch.bool)
+    return View(segment, alive).without(entry["deleted"])
+
+
+def _read_segment(path: Path, layout: Layout, name: str) -> Segment:
+    try:
+        columns = load_file(path)  # maps the file: pages are read when they are searched
+    except SafetensorError as error:
+        raise DamagedIndexError(f"{path} can't be read: {error}") from error
+    lengths = columns.pop("lengths").tolist()
+    segment = Segment(layout, columns, name)
+    for length in lengths:
+        segment.bounds.append(segment.bounds[-1] + length)
+    segment.sealed = True
+    return segment
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / _MANIFEST
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise StoreError(f"no index in {folder}: it has no {_MANIFEST}") from error
+    except OSError as error:
+        raise StoreError(f"can't read {path}: {error}") from error
+    try:
+        manifest: dict[str, Any] = json.loads(content)
+        known = manifest.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedIndexError(f"{path} is damaged: it is not a manifest") from error
+    if hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest() != known:
+        raise DamagedIndexError(f"{path} is damaged: its checksum differs")
+    if manifest["format"] != _FORMAT or manifest["version"] > _VERSION:
+        raise StoreError(
+            f"{path} is of version {manifest['version']}, and this release reads up to {_VERSION}: "
+            "upgrade colbert-integrations"
+        )
+    return manifest
+
+
+def _manifest_or_none(folder: Path) -> dict[str, Any] | None:
+    """What is there, if it can be told: a save replaces a damaged index too."""
+    try:
+        return _manifest(folder)
+    except StoreError:
+        return None
+
+
+def _files_of(manifest: Mapping[str, Any] | None) -> dict[str, Any]:
+    segments = [] if manifest is None else manifest["segments"]
+    return {name: entry for segment in segments for name, entry in segment["files"].items()}
+
+
+def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
+    try:
+        size = path.stat().st_size
+        digest = _digest(path) if verify and size == entry["bytes"] else entry["sha256"]
+    except FileNotFoundError as error:
+        raise DamagedIndexError(f"{path} is missing") from error
+    except OSError as error:
+        raise StoreError(f"can't read {path}: {error}") from error
+    if size != entry["bytes"]:
+        raise DamagedIndexError(f"{path} is damaged: it has {size} bytes, not {entry['bytes']}")
+    if digest != entry["sha256"]:
+        raise DamagedIndexError(f"{path} is damaged: its checksum differs")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,148 @@
+"""Scanning: score the documents of many views block by block, and keep the best."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+
+import torch
+
+from .layout import Columns, ReadyQueries
+from .segment import Block, Segment, View, gather
+
+__all__ = ["Best", "rescore", "scan"]
+
+# Similarities alive at once: 2**22 float32 = 16 MiB, with rows that fit the caches beside them.
+_BLOCK_ELEMENTS = 2**22
+_FEWEST_ROWS, _MOST_ROWS = 1024, 8192
+# A GPU has other caches and pays for each launch.
+_BLOCK_ELEMENTS_GPU = 2**27
+_MOST_ROWS_GPU = 2**18
+
+Scorer = Callable[[Columns, torch.Tensor], torch.Tensor]
+
+
+class Best:
+    """The highest scores so far of each query, and which documents they belong to.
+
+    Args:
+        queries: Number of queries.
+        width: How many are kept for each.
+        device: Where scores come from.
+    """
+
+    def __init__(self, queries: int, width: int, device: torch.device) -> None:
+        self.width = width
+        self.scores = torch.empty(queries, 0, device=device)  # (queries, up to width) float32, descending
+        self.places = torch.empty(queries, 0, dtype=torch.int64, device=device)
+
+    def add(self, scores: torch.Tensor, places: torch.Tensor) -> None:
+        """Take in documents.
+
+        Args:
+            scores: ``(queries, documents)`` float32.
+            places: What they are known by, ``(documents,)`` int64.
+        """
+        joined = torch.cat([self.scores, scores], dim=1)
+        chosen = joined.topk(min(self.width, joined.shape[1]), dim=1)
+        known = torch.cat([self.places, places.expand(len(scores), -1)], dim=1)
+        self.scores, self.places = chosen.values, known.gather(1, chosen.indices)
+
+    def edge_is_tied(self, k: int) -> bool:
+        """Whether documents beyond the width could score as high as the k-th."""
+        full = self.scores.shape[1] == self.width > k
+        return full and bool((self.scores[:, k - 1] == self.scores[:, -1]).any())
+
+
+def scan(
+    views: Sequence[View],
+    wanted: Sequence[torch.Tensor],
+    queries: ReadyQueries,
+    best: Best,
+    twin: Callable[[View], Segment] | None = None,
+    *,
+    codes: bool = False,
+) -> None:
+    """Score every wanted document.
+
+    Args:
+        views: What there is.
+        wanted: For each view, which of its documents, ``(documents,)`` bool on the CPU.
+        queries: The queries, ready for the layout of what is scanned.
+        best: Takes the scores; a document is known by its position in the concatenation of all views.
+        twin: Gives the segment to scan instead of a view's own. None: its own.
+        codes: Whether codes are scored rather than the best vectors that are kept.
+    """
+    score = queries.screen if codes else queries.score
+    rows = _block_rows(len(queries.plain.values), best.scores.device)
+    for view, mask, start in zip(views, wanted, starts(views), strict=True):
+        if mask.any():
+            segment = view.segment if twin is None else twin(view)
+            _scan_view(view.blocks(segment, mask, rows), mask, score, best, start)
+
+
+def starts(views: Sequence[View]) -> list[int]:
+    """Position of each view's first document in the concatenation of all, ``len(views)`` of them."""
+    return list(accumulate(map(len, views), initial=0))[:-1]
+
+
+def _block_rows(query_tokens: int, device: torch.device) -> int:
+    if device.type == "cpu":
+        return max(_FEWEST_ROWS, min(_MOST_ROWS, _BLOCK_ELEMENTS // max(1, query_tokens)))
+    return max(_FEWEST_ROWS, min(_MOST_ROWS_GPU, _BLOCK_ELEMENTS_GPU // max(1, query_tokens)))
+
+
+def _scan_view(blocks: Iterator[Block], wanted: torch.Tensor, score: Scorer, best: Best, start: int) -> None:
+    """One top-k a view, not one a block: sorting costs more than scoring a block."""
+    device, scores, places = best.scores.device, list[torch.Tensor](), list[torch.Tensor]()
+    wanted = wanted.to(device)
+    for block in (_on(block, device) for block in blocks):
+        found = score(block.columns, block.lengths)
+        scores.append(found.masked_fill_(~wanted[block.positions], float("-inf")))
+        places.append(block.positions + start)
+    best.add(torch.cat(scores, dim=1), torch.cat(places))
+
+
+def _on(block: Block, device: torch.device) -> Block:
+    """The block where it is scored; from pinned memory it travels without holding up the host."""
+    columns = {name: tensor.to(device, non_blocking=True) for name, tensor in block.columns.items()}
+    return Block(block.positions.to(device), columns, block.lengths.to(device))
+
+
+def rescore(views: Sequence[View], queries: Sequence[ReadyQueries], candidates: Best, best: Best) -> None:
+    """Score the candidates of each query by the best vectors that are kept.
+
+    Args:
+        views: What was scanned.
+        queries: Each query by itself.
+        candidates: The candidates.
+        best: Takes the scores.
+    """
+    rows = []
+    for query, places, found in zip(queries, candidates.places.tolist(), candidates.scores.tolist(), strict=True):
+        real = sorted(place for place, score in zip(places, found, strict=True) if score > float("-inf"))
+        rows.append(_scores_of(views, query, real, best.scores.device))
+    width = max(map(len, rows), default=0)
+    scores = torch.full((len(rows), width), float("-inf"))
+    places_of = torch.zeros(len(rows), width, dtype=torch.int64)
+    for row, pairs in enumerate(rows):
+        if pairs:
+            place, score = zip(*pairs, strict=True)
+            places_of[row, : len(pairs)], scores[row, : len(pairs)] = torch.tensor(place), torch.tensor(score)
+    order = scores.topk(min(best.width, width), dim=1)
+    best.scores, best.places = order.values, places_of.gather(1, order.indices)
+
+
+def _scores_of(
+    views: Sequence[View], query: ReadyQueries, places: list[int], device: torch.device
+) -> list[tuple[int, float]]:
+    """Places and scores of documents, given by rising places."""
+    pairs, begins = list[tuple[int, float]](), starts(views)
+    for view, begin in zip(views, begins, strict=True):
+        here = places[bisect_left(places, begin) : bisect_left(places, begin + len(view))]
+        if here:
+            block = _on(gather(view.segment, [place - begin for place in here]), device)
+            scores = query.score(block.columns, block.lengths)[0].tolist()
+            pairs += zip(here, scores, strict=True)
+    return pairs

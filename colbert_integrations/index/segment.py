@@ -1,0 +1,270 @@
+"""Segment: some documents, packed, that only ever grows at its end; and the views that searches see of it."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from ..embeddings import TokenEmbeddings
+from .layout import Columns, Layout
+from .pooled import merge_tokens
+
+__all__ = ["Batch", "Block", "Segment", "View", "gather"]
+
+# For the pooled candidate stage: 1 in how many vectors is left, and of how many documents at once.
+_POOL_FACTOR = 4
+_POOL_DOCUMENTS = 256
+
+
+@dataclass
+class Batch:
+    """Documents on their way into a segment.
+
+    Attributes:
+        ids: Their ids.
+        texts: Their texts.
+        metadatas: Their metadata.
+        lengths: Tokens of each.
+        columns: Their vectors, in a store's layout.
+    """
+
+    ids: list[str]
+    texts: list[str | None]
+    metadatas: list[dict[str, Any]]
+    lengths: list[int]
+    columns: Columns
+
+    def split(self, rows: int) -> tuple[Batch, Batch]:
+        """Cut after as many documents as fit into some rows; what is left may be all, or none."""
+        documents, used = 0, 0
+        for length in self.lengths:
+            if used + length > rows:
+                break
+            documents, used = documents + 1, used + length
+        return self._part(slice(0, documents), slice(0, used)), self._part(slice(documents, None), slice(used, None))
+
+    def _part(self, documents: slice, rows: slice) -> Batch:
+        columns = {name: tensor[documents if name == "steps" else rows] for name, tensor in self.columns.items()}
+        return Batch(
+            self.ids[documents], self.texts[documents], self.metadatas[documents], self.lengths[documents], columns
+        )
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring documents of a view, some of which are wanted.
+
+    Attributes:
+        positions: Places in the segment of the documents whose vectors these are, ``(documents,)`` int64.
+        columns: Their vectors.
+        lengths: Tokens of each, ``(documents,)`` int64.
+    """
+
+    positions: torch.Tensor
+    columns: Columns
+    lengths: torch.Tensor
+
+
+class Segment:
+    """Documents one after another in preallocated memory.
+
+    What was appended never changes, so readers need no lock: a reader that knows how many documents there were sees
+    these whole, whatever is appended behind them.
+
+    Args:
+        layout: Form of the vectors.
+        columns: The memory: as many rows as the segment can ever hold.
+        name: A unique one. None: a new one.
+    """
+
+    def __init__(self, layout: Layout, columns: Columns, name: str | None = None) -> None:
+        self.layout = layout
+        self.columns = columns
+        self.name = name or uuid.uuid4().hex
+        self.ids: list[str] = []
+        self.texts: list[str | None] = []
+        self.metadatas: list[dict[str, Any]] = []
+        self.bounds = [0]  # where documents begin, in rows; the last entry is the number of rows in use
+        self.sealed = False
+        self._pooled: Segment | None = None
+        self._pool_lock = threading.Lock()
+
+    @property
+    def capacity(self) -> int:
+        """Rows that fit."""
+        return len(next(tensor for name, tensor in self.columns.items() if name != "steps"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the vectors are."""
+        return next(iter(self.columns.values())).device
+
+    @property
+    def free(self) -> int:
+        """Rows that still fit; none if it is sealed."""
+        return 0 if self.sealed else self.capacity - self.bounds[-1]
+
+    def append(self, batch: Batch) -> None:
+        """Add documents that fit; one writer at a time.
+
+        Args:
+            batch: The documents.
+        """
+        first, document = self.bounds[-1], len(self.ids)
+        for name, tensor in batch.columns.items():
+            start = document if name == "steps" else first
+            self.columns[name][start : start + len(tensor)].copy_(tensor)
+        self.register(batch.ids, batch.texts, batch.metadatas, batch.lengths)
+
+    def register(
+        self, ids: list[str], texts: list[str | None], metadatas: list[dict[str, Any]], lengths: list[int]
+    ) -> None:
+        """Take note of documents whose vectors are in place."""
+        self.texts += texts
+        self.metadatas += metadatas
+        for length in lengths:
+            self.bounds.append(self.bounds[-1] + length)
+        self.ids += ids  # last: its length is how many documents there are
+
+    def pooled(self, documents: int) -> Segment:
+        """The same documents with fewer vectors, for a candidate stage; made when first asked for.
+
+        Args:
+            documents: How many of the first are needed.
+
+        Returns:
+            A segment with at least so many documents, in the same places, in int8.
+        """
+        with self._pool_lock:
+            if self._pooled is None:
+                small = Layout(self.layout.dim, nbits=8)
+                # Each document may end with a group that is not full.
+                self._pooled = Segment(small, small.empty(self.capacity, self.device))
+            self._extend_pooled(self._pooled, documents)
+            return self._pooled
+
+    def pooled_if_made(self, documents: int) -> Segment | None:
+        """The pooled twin, if it was made for at least so many documents."""
+        with self._pool_lock:
+            made = self._pooled is not None and len(self._pooled.ids) >= documents
+            return self._pooled if made else None
+
+    def adopt_pooled(self, pooled: Segment) -> None:
+        """Take pooled vectors that were saved."""
+        self._pooled = pooled
+
+    def _extend_pooled(self, pooled: Segment, documents: int) -> None:
+        start = len(pooled.ids)
+        for stop in range(start + _POOL_DOCUMENTS, documents + _POOL_DOCUMENTS, _POOL_DOCUMENTS):
+            block = self.block(start, min(stop, documents))
+            values = self.layout.decode(block.columns, block.lengths)
+            offsets = torch.nn.functional.pad(block.lengths.cumsum(0), (1, 0))
+            merged = merge_tokens(TokenEmbeddings(values.float(), offsets), _POOL_FACTOR)
+            count = len(merged)
+            pooled.append(
+                Batch([""] * count, [None] * count, [{}] * count, merged.lengths, pooled.layout.encode(merged))
+            )
+            start = stop
+
+    def block(self, start: int, stop: int) -> Block:
+        """Neighbouring documents, without a copy."""
+        bounds = self.bounds[start : stop + 1]
+        rows, documents = slice(bounds[0], bounds[-1]), slice(start, stop)
+        columns = {name: tensor[documents if name == "steps" else rows] for name, tensor in self.columns.items()}
+        device = next(iter(columns.values())).device
+        lengths = torch.tensor([b - a for a, b in pairwise(bounds)], device=device)
+        return Block(torch.arange(start, stop, device=device), columns, lengths)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a reader sees of a segment.
+
+    Attributes:
+        segment: The segment, which may have grown since.
+        alive: Which of its documents are there, ``(documents,)`` bool on the CPU.
+        deleted_rows: Rows of those that are not.
+    """
+
+    segment: Segment
+    alive: torch.Tensor
+    deleted_rows: int = 0
+
+    def __len__(self) -> int:
+        return len(self.alive)
+
+    @property
+    def free(self) -> int:
+        """Rows that still fit behind this view; none if something lies there that it does not see."""
+        return self.segment.free if len(self) == len(self.segment.ids) else 0
+
+    @property
+    def rows(self) -> int:
+        """Rows in use, those of deleted documents included."""
+        return self.segment.bounds[len(self)]
+
+    def grown(self, documents: int) -> View:
+        """A view of more documents at the end."""
+        return View(self.segment, torch.cat([self.alive, torch.ones(documents, dtype=torch.bool)]), self.deleted_rows)
+
+    def without(self, positions: list[int]) -> View:
+        """A view in which documents are deleted."""
+        alive, bounds = self.alive.clone(), self.segment.bounds
+        alive[positions] = False
+        gone = sum(bounds[position + 1] - bounds[position] for position in positions)
+        return View(self.segment, alive, self.deleted_rows + gone)
+
+    def blocks(self, segment: Segment, wanted: torch.Tensor, rows: int) -> Iterator[Block]:
+        """The wanted documents, in blocks of a bounded size.
+
+        Args:
+            segment: The view's segment, or its pooled twin.
+            wanted: Which documents, ``(documents,)`` bool on the CPU.
+            rows: Most rows of a block; a document with more stands alone.
+
+        Yields:
+            Blocks; some of their documents may not be wanted, where leaving them out would cost more than it saves.
+        """
+        bounds, start, rest, rest_rows = segment.bounds, 0, list[int](), 0
+        while start < len(self):
+            stop = max(start + 1, bisect_right(bounds, bounds[start] + rows, start, len(self) + 1) - 1)
+            chosen = (wanted[start:stop].nonzero()[:, 0] + start).tolist()
+            if 2 * len(chosen) >= stop - start:
+                yield segment.block(start, stop)
+            else:
+                rest += chosen
+                rest_rows += sum(bounds[position + 1] - bounds[position] for position in chosen)
+            if rest_rows >= rows:
+                yield gather(segment, rest)
+                rest, rest_rows = [], 0
+            start = stop
+        if rest:
+            yield gather(segment, rest)
+
+
+def gather(segment: Segment, positions: list[int]) -> Block:
+    """Documents from anywhere in a segment, copied together.
+
+    Args:
+        segment: The segment.
+        positions: Places of at least one document.
+
+    Returns:
+        Their vectors, in the order of ``positions``.
+    """
+    bounds = segment.bounds
+    ranges = [slice(bounds[position], bounds[position + 1]) for position in positions]
+    columns = {
+        name: tensor[positions] if name == "steps" else torch.cat([tensor[part] for part in ranges])
+        for name, tensor in segment.columns.items()
+    }
+    device = next(iter(columns.values())).device
+    lengths = torch.tensor([part.stop - part.start for part in ranges], device=device)
+    return Block(torch.tensor(positions, device=device), columns, lengths)

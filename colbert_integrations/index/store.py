@@ -1,0 +1,336 @@
+"""Store: the protocol of everything that keeps token embeddings and searches them, in this process or elsewhere."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from ..embeddings import TokenEmbeddings
+from ..errors import FingerprintError
+from ..fingerprint import Fingerprint
+from ..worker import Worker
+
+__all__ = ["Filter", "Hit", "Search", "Store", "StoredDocument"]
+
+Metadata: TypeAlias = Mapping[str, Any]
+
+Search: TypeAlias = Literal["exact", "codes", "pooled"]
+"""How a search finds documents; ``"exact"`` scores every one, the others name a candidate stage."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredDocument:
+    """What a store keeps of a document.
+
+    Attributes:
+        id: Its id.
+        text: Its text, None if none was given.
+        metadata: JSON-able data with string keys; a copy, free to change.
+        embeddings: Its vectors, ``(num_tokens, dim)``; None where they were not asked for.
+    """
+
+    id: str
+    text: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    embeddings: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A document that a search found.
+
+    Attributes:
+        id: Its id.
+        score: Its MaxSim with the query; higher is better, comparable within one query only.
+        text: Its text, None if none was given.
+        metadata: Its metadata; a copy, free to change.
+    """
+
+    id: str
+    score: float
+    text: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+Filter: TypeAlias = Mapping[str, Any] | Callable[[StoredDocument], bool]
+"""Conditions on metadata, all of which must hold, or a function of a document without its vectors."""
+
+
+class Store(ABC):
+    """Keeps documents as token embeddings and finds those that score highest for a query.
+
+    Ids are strings, metadata is JSON. All stores give the same results: raw MaxSim sums in float32, ordered by score
+    descending, then id ascending. A search sees the documents of whole calls only, never half an ``upsert``. Texts
+    are kept, not encoded: a store knows no model, only the ``fingerprint`` of the one whose vectors it holds.
+    """
+
+    def __init__(self) -> None:
+        self._worker = Worker(threads=2)
+
+    # ------------------------------------------------------------------------------------------- to be implemented
+
+    @property
+    @abstractmethod
+    def dim(self) -> int | None:
+        """Dimension of the vectors; None until the first ones come."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> Fingerprint | None:
+        """The model whose vectors these are; None while nobody has said."""
+
+    @abstractmethod
+    def upsert(
+        self,
+        ids: Sequence[str],
+        embeddings: TokenEmbeddings,
+        texts: Sequence[str | None] | None = None,
+        metadatas: Sequence[Metadata | None] | None = None,
+    ) -> None:
+        """Store documents; one whose id is there replaces the old one.
+
+        Args:
+            ids: Their ids, not empty; of a repeated one the last counts.
+            embeddings: Their vectors, at least one each, ``len(ids)`` entries.
+            texts: Their texts. None: none.
+            metadatas: JSON-able data with string keys for each. None: empty.
+
+        Raises:
+            InputError: If anything can't be stored; nothing is, then.
+            StoreError: If the store is closed.
+        """
+
+    @abstractmethod
+    def set_metadata(self, ids: Sequence[str], metadatas: Sequence[Metadata]) -> None:
+        """Replace the metadata of documents, their vectors and texts stay.
+
+        Args:
+            ids: Ids of documents; unknown ones are passed over.
+            metadatas: The new metadata of each.
+
+        Raises:
+            InputError: If the lengths differ or metadata is not JSON.
+            StoreError: If the store is closed.
+        """
+
+    @abstractmethod
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove documents.
+
+        Args:
+            ids: Their ids; unknown ones are passed over.
+
+        Raises:
+            StoreError: If the store is closed.
+        """
+
+    @abstractmethod
+    def get(self, ids: Sequence[str], *, embeddings: bool = False) -> list[StoredDocument]:
+        """Look documents up.
+
+        Args:
+            ids: Their ids.
+            embeddings: Whether their vectors are wanted too.
+
+        Returns:
+            The documents that are there, in the order of ``ids``.
+
+        Raises:
+            StoreError: If the store is closed.
+        """
+
+    @abstractmethod
+    def count(self) -> int:
+        """Count the documents.
+
+        Returns:
+            How many there are.
+
+        Raises:
+            StoreError: If the store is closed.
+        """
+
+    @abstractmethod
+    def search(
+        self,
+        queries: TokenEmbeddings,
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+    ) -> list[list[Hit]]:
+        """Find the documents that score highest.
+
+        ``score(q, d) = sum_s max_t <q_s, d_t>``
+
+        Args:
+            queries: One or more queries.
+            k: Most documents to find for each, at least 1.
+            filter: Conditions that documents must meet, applied before scoring; see ``filters``. None: all do.
+            ids: Look among these documents only. None: among all.
+            search: ``"exact"``: score every document; others name a candidate stage that the store offers. None: the
+                store's own choice, which is exact unless it was made otherwise.
+            candidates: For a candidate stage, how many documents are scored exactly: more is slower and finds more.
+                None: the store's own choice.
+
+        Returns:
+            For each query at most ``k`` hits, score descending, then id ascending.
+
+        Raises:
+            InputError: If an argument can't be used, or the store does not offer this ``search``.
+            StoreError: If the store is closed.
+        """
+
+    @abstractmethod
+    def iter_documents(self) -> Iterator[StoredDocument]:
+        """All documents with their vectors, as they were when the first was asked for.
+
+        Yields:
+            Documents, in no particular order.
+
+        Raises:
+            StoreError: If the store is closed.
+        """
+
+    @abstractmethod
+    def bind(self, fingerprint: Fingerprint) -> None:
+        """Say which model's vectors are kept here.
+
+        Args:
+            fingerprint: Of the model.
+
+        Raises:
+            FingerprintError: If they are another model's.
+            StoreError: If the store is closed.
+        """
+
+    def close(self) -> None:
+        """Free what the store holds in this process; further calls are errors."""
+        self._worker.close()
+
+    # ------------------------------------------------------------------------------------------------ same for all
+
+    def copy_from(self, source: Store, *, batch_tokens: int = 2**17) -> int:
+        """Take over all documents of another store; nothing is encoded again.
+
+        Args:
+            source: The other store.
+            batch_tokens: About how many vectors are moved at once.
+
+        Returns:
+            How many documents came.
+
+        Raises:
+            FingerprintError: If this store holds another model's vectors.
+            InputError: If a document can't be stored here.
+            StoreError: If a store is closed.
+        """
+        if source.fingerprint is not None:
+            self.bind(source.fingerprint)
+        moved, batch, tokens = 0, list[StoredDocument](), 0
+        for document in source.iter_documents():
+            assert document.embeddings is not None
+            batch.append(document)
+            tokens += len(document.embeddings)
+            if tokens >= batch_tokens:
+                moved, batch, tokens = moved + self._take(batch), [], 0
+        return moved + self._take(batch)
+
+    def _take(self, batch: list[StoredDocument]) -> int:
+        matrices = [document.embeddings for document in batch if document.embeddings is not None]
+        if matrices:
+            self.upsert(
+                [document.id for document in batch],
+                TokenEmbeddings.from_list(matrices),
+                [document.text for document in batch],
+                [document.metadata for document in batch],
+            )
+        return len(batch)
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------------- async twins
+
+    async def aupsert(
+        self,
+        ids: Sequence[str],
+        embeddings: TokenEmbeddings,
+        texts: Sequence[str | None] | None = None,
+        metadatas: Sequence[Metadata | None] | None = None,
+    ) -> None:
+        """Do what ``upsert`` does without blocking the event loop; see there for the arguments."""
+        await self._worker.run(self.upsert, ids, embeddings, texts, metadatas)
+
+    async def aset_metadata(self, ids: Sequence[str], metadatas: Sequence[Metadata]) -> None:
+        """Do what ``set_metadata`` does without blocking the event loop; see there for the arguments."""
+        await self._worker.run(self.set_metadata, ids, metadatas)
+
+    async def adelete(self, ids: Sequence[str]) -> None:
+        """Do what ``delete`` does without blocking the event loop; see there for the arguments."""
+        await self._worker.run(self.delete, ids)
+
+    async def aget(self, ids: Sequence[str], *, embeddings: bool = False) -> list[StoredDocument]:
+        """Do what ``get`` does without blocking the event loop; see there for the arguments."""
+        return await self._worker.run(self.get, ids, embeddings=embeddings)
+
+    async def acount(self) -> int:
+        """Do what ``count`` does without blocking the event loop."""
+        return await self._worker.run(self.count)
+
+    async def asearch(
+        self,
+        queries: TokenEmbeddings,
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+    ) -> list[list[Hit]]:
+        """Do what ``search`` does without blocking the event loop; see there for the arguments."""
+        return await self._worker.run(self.search, queries, k, filter, ids=ids, search=search, candidates=candidates)
+
+    async def aiter_documents(self) -> AsyncIterator[StoredDocument]:
+        """Do what ``iter_documents`` does without blocking the event loop."""
+        documents = self.iter_documents()
+        while (document := await self._worker.run(next, documents, None)) is not None:
+            yield document
+
+    async def acopy_from(self, source: Store, *, batch_tokens: int = 2**17) -> int:
+        """Do what ``copy_from`` does without blocking the event loop; see there for the arguments."""
+        return await self._worker.run(self.copy_from, source, batch_tokens=batch_tokens)
+
+    async def aclose(self) -> None:
+        """Do what ``close`` does without blocking the event loop."""
+        await self._worker.run(self.close)
+
+
+def check_same(kept: Fingerprint | None, fingerprint: Fingerprint, where: str) -> None:
+    """Refuse another model's vectors.
+
+    Args:
+        kept: Fingerprint of the vectors that are there. None: nobody has said.
+        fingerprint: Fingerprint of those that are to join them.
+        where: What holds them, for the message.
+
+    Raises:
+        FingerprintError: If they differ.
+    """
+    if kept is not None and kept != fingerprint:
+        raise FingerprintError(
+            f"{where} holds vectors of {kept}, which do not fit those of {fingerprint}: use that model, or index the "
+            "texts again with this one"
+        )

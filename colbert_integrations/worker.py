@@ -1,0 +1,55 @@
+"""Worker: a thread of one's own for async callers, made on first use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+__all__ = ["Worker"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Worker:
+    """Runs functions for async callers in threads of its own, not in the event loop's pool.
+
+    50 calls that wait for one device would block that pool for everybody else.
+
+    Args:
+        threads: Most threads at once; further calls wait their turn.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._executor: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function with the caller's context variables.
+
+        Args:
+            function: What to run.
+            *args: Its arguments.
+            **kwargs: Its arguments by name.
+
+        Returns:
+            What it returns.
+        """
+        context = contextvars.copy_context()
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(max_workers=self._threads, thread_name_prefix="colbert")
+            future = self._executor.submit(context.run, lambda: function(*args, **kwargs))
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Let the threads end when their work is done; the next call makes new ones."""
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False)
