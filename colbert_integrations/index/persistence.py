@@ -5,7 +5,7 @@
     manifest.json                  what belongs to the index, with the size and the SHA-256 of each file
     NAME-COUNT.safetensors         vectors of the first COUNT documents of the segment NAME
     NAME-COUNT.pooled.safetensors  the merged ones of the pooled candidate stage, if they were made
-    NAME-COUNT.jsonl               id, text, metadata and number of tokens of each document, a line each
+    NAME-COUNT.jsonl               id, text and metadata of each document, a line each
 
 A file's name says all of its content, so files never change: a save writes those that are new, then replaces the
 manifest, then removes what the new manifest does not name. After a kill at any moment the manifest is the old one or

@@ -122,7 +122,8 @@ class PackedBits:
         """
         codes = packed[:, : self._code_bytes].reshape(-1).int()
         levels = self._table.to(packed.device).index_select(0, codes).view(len(packed), self._code_bytes)
-        scales = packed[:, self._code_bytes :].contiguous().view(torch.float16)  # (tokens, 1)
+        last = packed[:, self._code_bytes :].flatten().clone()  # a copy: a view may lie at an odd byte
+        scales = last.view(torch.float16)[:, None]  # (tokens, 1)
         return levels.view(torch.float16)[:, : self.dim].float() * scales
 
 

@@ -77,6 +77,8 @@ class StackedQueries:
         if rows.is_cuda:
             # cuBLAS takes only some shapes as int8, and half precision holds these products exactly enough.
             return (rows.half() @ codes.half()).float()
+        if rows.shape[1] == 1 or not codes.numel():
+            return rows.float() @ codes.float()  # _int_mm gives garbage for a dim of 1 (torch 2.13)
         return torch._int_mm(rows, codes).float()  # below 2**24 for any dim up to 1,040: exact
 
     def _as_int8(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,323 @@
+"""The contract that every store keeps, whatever is behind it."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from colbert_integrations import Hit, TokenEmbeddings
+from colbert_integrations.errors import (
+    FilterError,
+    FingerprintError,
+    InputError,
+    NonFiniteError,
+    ShapeError,
+    StoreError,
+)
+from colbert_integrations.fingerprint import Fingerprint
+from colbert_integrations.index import Store, StoredDocument
+from stores import DIM, STORES, brute_force, dyadic, fill, found
+
+QUERIES = dyadic(99, 3, 1, 5)
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest) -> Any:
+    made = STORES[request.param]()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def documents() -> dict[str, torch.Tensor]:
+    return {f"d{number}": matrix for number, matrix in enumerate(dyadic(1, 4, 1, 7, 3, 2, 9, 5))}
+
+
+def ids(hits: list[list[Hit]]) -> list[list[str]]:
+    return [[hit.id for hit in row] for row in hits]
+
+
+# ------------------------------------------------------------------------------------------------------------- search
+
+
+def test_search_gives_the_sums_of_the_formula_in_order(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents)
+    assert found(store, QUERIES, 4) == brute_force(documents, QUERIES, 4)
+
+
+def test_equal_scores_are_ordered_by_id_also_where_k_cuts_them(store: Store) -> None:
+    same = dyadic(2, 3)[0]
+    names = [f"{number:03}" for number in range(150)]
+    fill(store, {name: same for name in reversed(names)})
+    assert ids(store.search(QUERIES, 5)) == [names[:5]] * 3
+
+
+def test_k_may_be_more_than_there_is(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents)
+    assert [len(row) for row in store.search(QUERIES, 100)] == [7, 7, 7]
+
+
+def test_an_empty_store_finds_nothing(store: Store) -> None:
+    assert store.search(QUERIES) == [[], [], []]
+    assert (store.count(), len(store), store.dim) == (0, 0, None)
+    assert list(store.iter_documents()) == store.get(["a"]) == []
+
+
+def test_no_query_finds_nothing(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents)
+    assert store.search(QUERIES[:0]) == []
+
+
+def test_all_similarities_may_be_negative(store: Store) -> None:
+    one = torch.ones(1, DIM)
+    fill(store, {"a": -one, "b": -one / 2})
+    assert found(store, TokenEmbeddings.from_list([one]), 2) == [[("b", -DIM / 2), ("a", -float(DIM))]]
+
+
+def test_hits_carry_text_and_metadata_that_are_free_to_change(store: Store) -> None:
+    fill(store, {"a": torch.ones(2, DIM)}, [{"tags": ["x"], "in": {"deep": 1}}])
+    hit = store.search(QUERIES[:1])[0][0]
+    assert (hit.text, hit.metadata, type(hit.score)) == ("a", {"tags": ["x"], "in": {"deep": 1}}, float)
+    hit.metadata["tags"].append("y")
+    hit.metadata["in"]["deep"] = 2
+    assert store.get(["a"])[0].metadata == {"tags": ["x"], "in": {"deep": 1}}
+
+
+def test_only_named_documents_are_searched(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents)
+    some = {name: documents[name] for name in ("d1", "d5")}
+    assert found(store, QUERIES, 9, ids=["d5", "d1", "unknown"]) == brute_force(some, QUERIES, 9)
+    assert store.search(QUERIES[:1], ids=[]) == [[]]
+
+
+# ------------------------------------------------------------------------------------------------------------- filter
+
+
+def test_filters_are_applied_before_scoring(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents, [{"n": number, "odd": bool(number % 2)} for number in range(7)])
+    odd = {name: documents[name] for name in ("d1", "d3", "d5")}
+    assert found(store, QUERIES, 2, filter={"odd": True}) == brute_force(odd, QUERIES, 2)
+    late = {name: documents[name] for name in ("d5", "d6")}
+    assert found(store, QUERIES, 9, filter={"n": {"$gt": 4}}) == brute_force(late, QUERIES, 9)
+    assert store.search(QUERIES[:1], filter={"n": 7}) == [[]]
+
+
+def test_a_filter_may_be_a_function_of_the_document(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents, [{"n": number} for number in range(7)])
+    seen: list[StoredDocument] = []
+
+    def wanted(document: StoredDocument) -> bool:
+        seen.append(document)
+        return document.metadata["n"] < 2 and document.text == document.id
+
+    assert found(store, QUERIES, 9, filter=wanted) == brute_force({n: documents[n] for n in ("d0", "d1")}, QUERIES, 9)
+    assert len(seen) == 7
+
+
+def test_filter_and_ids_must_both_hold(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents, [{"n": number} for number in range(7)])
+    assert ids(store.search(QUERIES[:1], ids=["d1", "d2"], filter={"n": {"$gte": 2}})) == [["d2"]]
+
+
+def test_a_filter_outside_the_language_is_refused_also_on_an_empty_store(store: Store) -> None:
+    with pytest.raises(FilterError, match="regex"):
+        store.search(QUERIES, filter={"a": {"$regex": "x"}})
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def test_upsert_replaces_and_says_it_again_changes_nothing(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents)
+    fill(store, {"d2": documents["d3"], "new": documents["d1"]}, [{"v": 2}, {}])
+    for _ in range(2):
+        now = {**documents, "d2": documents["d3"], "new": documents["d1"]}
+        assert store.count() == 8
+        assert found(store, QUERIES, 20) == brute_force(now, QUERIES, 20)
+        assert store.get(["d2"])[0].metadata == {"v": 2}
+        fill(store, {"d2": documents["d3"], "new": documents["d1"]}, [{"v": 2}, {}])
+
+
+def test_of_a_repeated_id_the_last_counts(store: Store) -> None:
+    first, last = torch.ones(2, DIM), torch.ones(3, DIM) / 2
+    store.upsert(["a", "b", "a"], TokenEmbeddings.from_list([first, first, last]), ["1", "2", "3"])
+    assert store.count() == 2
+    assert [document.text for document in store.get(["a", "b"])] == ["3", "2"]
+    assert torch.equal(store.get(["a"], embeddings=True)[0].embeddings.float(), last)  # type: ignore[union-attr]
+
+
+def test_delete_passes_over_unknown_ids(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents)
+    store.delete(["d0", "unknown", "d6", "d0"])
+    left = {name: matrix for name, matrix in documents.items() if name not in ("d0", "d6")}
+    assert store.count() == 5
+    assert found(store, QUERIES, 20) == brute_force(left, QUERIES, 20)
+    assert store.get(["d0", "d1"])[0].id == "d1"
+    store.delete(list(documents))
+    assert (store.count(), store.search(QUERIES)) == (0, [[], [], []])
+
+
+def test_get_keeps_the_order_asked_for(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents)
+    assert [document.id for document in store.get(["d4", "none", "d1"])] == ["d4", "d1"]
+    assert store.get(["d4"])[0].embeddings is None
+    vectors = store.get(["d4"], embeddings=True)[0].embeddings
+    assert vectors is not None
+    assert torch.equal(vectors.float(), documents["d4"])
+
+
+def test_metadata_is_replaced_without_touching_vectors(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents, [{"n": number} for number in range(7)])
+    store.set_metadata(["d3", "unknown", "d1"], [{"n": "three"}, {}, {"m": 1}])
+    assert [document.metadata for document in store.get(["d1", "d2", "d3"])] == [{"m": 1}, {"n": 2}, {"n": "three"}]
+    assert store.count() == 7
+    assert found(store, QUERIES, 20) == brute_force(documents, QUERIES, 20)
+    assert ids(store.search(QUERIES[:1], filter={"n": "three"})) == [["d3"]]
+
+
+def test_metadata_comes_back_as_json_has_it(store: Store) -> None:
+    given = {"pages": (1, 2), "big": 2**53 + 1, "none": None, "text": "\u0000 é 漢", "nested": {"a": [{"b": 1.5}]}}
+    fill(store, {"a": torch.ones(1, DIM)}, [given])
+    given["nested"]["a"].append(0)  # type: ignore[index]  # what the caller does later is not seen
+    expected = {**given, "pages": [1, 2], "nested": {"a": [{"b": 1.5}]}}
+    assert store.get(["a"])[0].metadata == expected
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+ONE = TokenEmbeddings.from_list([torch.ones(1, DIM)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ((["a", "b"], ONE), InputError, "2 ids but 1 embeddings"),
+        ((["a"], ONE, ["x", "y"]), InputError, "1 ids but 2 texts"),
+        ((["a"], ONE, None, [{}, {}]), InputError, "1 ids but 2 metadatas"),
+        (("a", ONE), InputError, "must be a list"),
+        (([1], ONE), InputError, "not 1"),
+        ([[""], ONE], InputError, "not empty"),
+        ((["a"], ONE, [3]), InputError, "text of document 'a'"),
+        ((["a"], TokenEmbeddings.from_list([torch.ones(0, DIM)])), InputError, "'a' has no vectors"),
+        ((["a"], TokenEmbeddings.from_list([torch.full((1, DIM), math.nan)])), NonFiniteError, "not all finite"),
+        ((["a"], TokenEmbeddings.from_list([torch.full((1, DIM), math.inf)])), NonFiniteError, "not all finite"),
+        ((["a"], TokenEmbeddings.from_list([torch.ones(1, DIM + 1)])), InputError, f"dim {DIM}, not {DIM + 1}"),
+        ((["a"], TokenEmbeddings.from_list([torch.ones(2**20 // DIM, DIM)])), InputError, "more than 1048575"),
+        ((["a"], ONE, None, [{1: 2}]), InputError, "keys must be strings"),
+        ((["a"], ONE, None, [{"x": [{2: 3}]}]), InputError, "keys must be strings"),
+        ((["a"], ONE, None, [{"x": datetime.date(2020, 1, 1)}]), InputError, "not JSON"),
+        ((["a"], ONE, None, [{"x": math.nan}]), InputError, "not JSON"),
+        ((["a"], ONE, None, ["x"]), InputError, "must be a mapping"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_documents_are_refused_and_nothing_is_lost(
+    store: Store, arguments: tuple[Any, ...], error: type[Exception], said: str
+) -> None:
+    fill(store, {"kept": torch.ones(1, DIM)})
+    with pytest.raises(error, match=said):
+        store.upsert(*arguments)
+    assert [document.id for document in store.iter_documents()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"k": 0}, "k must be"),
+        ({"k": True}, "k must be"),
+        ({"k": 1.5}, "k must be"),
+        ({"k": None}, "k must be"),
+        ({"search": "fast"}, "search must be"),
+        ({"candidates": 0}, "candidates must be"),
+        ({"ids": "d0"}, "ids must be a list"),
+        ({"filter": {"a": object()}}, "compared with"),
+    ],
+)
+def test_bad_searches_are_refused(store: Store, options: dict[str, Any], said: str) -> None:
+    fill(store, {"d0": torch.ones(1, DIM)})
+    with pytest.raises(InputError, match=said):
+        store.search(QUERIES, **options)
+
+
+def test_queries_that_do_not_fit_are_refused(store: Store) -> None:
+    fill(store, {"d0": torch.ones(1, DIM)})
+    with pytest.raises(ShapeError, match=f"dim 3, the store holds vectors of dim {DIM}"):
+        store.search(TokenEmbeddings.from_list([torch.ones(1, 3)]))
+    with pytest.raises(InputError, match="not all finite"):
+        store.search(TokenEmbeddings.from_list([torch.full((1, DIM), math.nan)]))
+
+
+# ------------------------------------------------------------------------------------------- fingerprint, copy, close
+
+HERE, THERE = Fingerprint("abc", "one", DIM), Fingerprint("def", "two", DIM)
+
+
+def test_a_store_is_bound_to_one_model(store: Store) -> None:
+    assert store.fingerprint is None
+    store.bind(HERE)
+    store.bind(Fingerprint("abc", "the same by another name", DIM))
+    with pytest.raises(FingerprintError, match=r"the same by another name \(dim 8, abc\).*two \(dim 8, def\)"):
+        store.bind(THERE)
+    assert store.fingerprint == HERE
+
+
+@pytest.mark.parametrize("target", STORES)
+def test_documents_move_between_stores_unchanged(store: Store, documents: dict[str, torch.Tensor], target: str) -> None:
+    fill(store, documents, [{"n": number} for number in range(7)])
+    store.bind(HERE)
+    with STORES[target]() as other:
+        assert other.copy_from(store, batch_tokens=6) == 7
+        assert other.search(QUERIES, 20) == store.search(QUERIES, 20)
+        assert other.fingerprint == HERE
+        assert other.get(["d3"])[0].metadata == {"n": 3}
+
+
+def test_documents_of_another_model_do_not_move_in(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents)
+    store.bind(HERE)
+    with type(store)() as other:
+        other.bind(THERE)
+        with pytest.raises(FingerprintError):
+            other.copy_from(store)
+        assert other.count() == 0
+
+
+def test_a_closed_store_says_so(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents)
+    store.close()
+    store.close()
+    calls = [
+        lambda: fill(store, documents),
+        lambda: store.search(QUERIES),
+        lambda: store.get(["d1"]),
+        lambda: store.delete(["d1"]),
+        lambda: store.set_metadata(["d1"], [{}]),
+        lambda: list(store.iter_documents()),
+        lambda: store.bind(HERE),
+        store.count,
+    ]
+    for call in calls:
+        with pytest.raises(StoreError, match="closed"):
+            call()
+
+
+# -------------------------------------------------------------------------------------------------------------- async
+
+
+async def test_async_twins_do_the_same(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    await store.aupsert(list(documents), TokenEmbeddings.from_list(list(documents.values())), list(documents))
+    assert await store.acount() == 7
+    assert await store.asearch(QUERIES, 3, ids=["d1", "d2"]) == store.search(QUERIES, 3, ids=["d1", "d2"])
+    await store.aset_metadata(["d1"], [{"a": 1}])
+    assert (await store.aget(["d1"]))[0].metadata == {"a": 1}
+    await store.adelete(["d1"])
+    assert {document.id async for document in store.aiter_documents()} == set(documents) - {"d1"}
+    with type(store)() as other:
+        assert await other.acopy_from(store) == 6
+    await store.aclose()
+    with pytest.raises(StoreError):
+        await store.acount()

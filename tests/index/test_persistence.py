@@ -1,0 +1,326 @@
+"""Saving and loading: round trips, damage that is named, writing only what changed, errors that leave all as it was."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+from colbert_integrations import MemoryStore, TokenEmbeddings
+from colbert_integrations.errors import DamagedIndexError, StoreError
+from colbert_integrations.fingerprint import Fingerprint
+from colbert_integrations.index import memory, persistence
+from stores import dyadic, fill, found, units
+
+QUERIES = dyadic(99, 3, 1, 5)
+PRINT = Fingerprint("abc", "model", 8, {"model": "model", "projection_dim": 8})
+
+
+@pytest.fixture
+def documents() -> dict[str, torch.Tensor]:
+    return {f"d{number}": matrix for number, matrix in enumerate(dyadic(1, 4, 1, 7, 3, 2, 9, 5))}
+
+
+@pytest.fixture
+def store(documents: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
+    """A store of several segments with something deleted."""
+    monkeypatch.setattr(memory, "_FEWEST_ROWS", 8)
+    monkeypatch.setattr(memory, "_MOST_ROWS", 16)
+    made = MemoryStore()
+    fill(made, documents, [{"n": number} for number in range(7)])
+    made.delete(["d1"])
+    made.bind(PRINT)
+    return made
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+# --------------------------------------------------------------------------------------------------------- round trip
+
+
+FORMS: list[dict[str, Any]] = [
+    {},
+    {"dtype": "float32"},
+    *({"nbits": nbits, "keep_originals": originals} for nbits in (8, 4, 2) for originals in (False, True)),
+]
+
+
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_a_loaded_store_is_the_saved_one(tmp_path: Path, options: dict[str, Any]) -> None:
+    store = MemoryStore(**options, search="pooled", candidates=3)
+    embeddings = units(3, 5, 2, 9, 1)
+    store.upsert(["a", "b", "c", "d"], embeddings, ["A", None, "\u0000é漢\n", ""], [{"x": 1}, {}, {"y": [1]}, None])
+    store.bind(PRINT)
+    queries = units(4, 3, 6)
+    expected = store.search(queries, 2)
+    store.save(tmp_path / "deep" / "folder")
+    loaded = MemoryStore.load(tmp_path / "deep" / "folder")
+    assert loaded.search(queries, 2) == expected
+    assert loaded.search(queries, 4, search="exact") == store.search(queries, 4, search="exact")
+    assert [(d.id, d.text, d.metadata) for d in loaded.get(list("abcd"))] == [
+        ("a", "A", {"x": 1}),
+        ("b", None, {}),
+        ("c", "\u0000é漢\n", {"y": [1]}),
+        ("d", "", {}),
+    ]
+    assert (loaded.fingerprint, loaded.dim) == (PRINT, 32)
+    assert loaded.fingerprint is not None
+    assert loaded.fingerprint.settings == PRINT.settings
+    assert (loaded.search_default, loaded.candidates_default, repr(loaded)) == ("pooled", 3, repr(store))
+
+
+def test_an_empty_store_can_be_saved(tmp_path: Path) -> None:
+    MemoryStore(nbits=4).save(tmp_path)
+    loaded = MemoryStore.load(tmp_path)
+    assert (loaded.count(), loaded.search(QUERIES)) == (0, [[], [], []])
+    fill(loaded, {"a": torch.ones(1, 8)})
+    assert loaded.count() == 1
+
+
+def test_a_loaded_store_can_be_written_to(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    loaded = MemoryStore.load(tmp_path)
+    for target in (store, loaded):
+        fill(target, {"new": torch.ones(3, 8), "d2": torch.ones(1, 8)})
+        target.delete(["d4", "d5", "d6"])
+    assert loaded.search(QUERIES, 20) == store.search(QUERIES, 20)
+    loaded.save(tmp_path)
+    assert MemoryStore.load(tmp_path).search(QUERIES, 20) == store.search(QUERIES, 20)
+
+
+def test_vectors_are_mapped_not_copied(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.upsert(["a"], TokenEmbeddings.from_list([torch.ones(4000, 128)]))
+    store.save(tmp_path)
+    loaded = MemoryStore.load(tmp_path)
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc to see what is mapped")
+    assert str(next(tmp_path.glob("*.safetensors"))) in maps.read_text()
+    assert loaded.count() == 1
+
+
+# -------------------------------------------------------------------------------------------------------- incremental
+
+
+def test_a_second_save_writes_only_what_changed(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    store.save(tmp_path)
+    kept = {path.name for path in tmp_path.iterdir() if path.stat().st_mtime_ns == before.get(path.name)}
+    assert kept >= before.keys() - {"manifest.json", ".lock"}
+    fill(store, {"new": torch.ones(2, 8)})
+    store.save(tmp_path)
+    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    changed = {name for name in after if after[name] != before.get(name)} - {"manifest.json", ".lock"}
+    gone = before.keys() - after.keys()
+    assert len(changed) == 2  # the last segment: its vectors and its texts
+    assert all(name.split("-")[0] in {other.split("-")[0] for other in changed} for name in gone)
+
+
+def test_a_save_leaves_other_files_alone(store: MemoryStore, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "model.safetensors").write_text("mine too")
+    store.save(tmp_path)
+    store.delete(["d2", "d3", "d5"])
+    store.save(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "model.safetensors").read_text() == "mine too"
+    assert MemoryStore.load(tmp_path).count() == 3
+
+
+def test_a_save_clears_away_what_a_killed_one_left(store: MemoryStore, tmp_path: Path) -> None:
+    for name in (f"{'0' * 32}-12.safetensors", f"{'0' * 32}-12.jsonl", "manifest.json.new"):
+        (tmp_path / name).write_bytes(b"half")
+    store.save(tmp_path)
+    assert not [name for name in files(tmp_path) if name.startswith("0" * 32) or name.endswith(".new")]
+
+
+# ------------------------------------------------------------------------------------------------------------- damage
+
+
+def damaged_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name != ".lock")
+
+
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_flipped_byte_is_found_and_the_file_named(
+    store: MemoryStore, tmp_path: Path, number: int, verify: bool
+) -> None:
+    store.save(tmp_path)
+    path = damaged_files(tmp_path)[number]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    if verify or path.name == "manifest.json":
+        with pytest.raises(DamagedIndexError, match=path.name):
+            MemoryStore.load(tmp_path, verify=verify)
+
+
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_file_cut_short_or_missing_is_named(store: MemoryStore, tmp_path: Path, number: int, verify: bool) -> None:
+    store.save(tmp_path)
+    path = damaged_files(tmp_path)[number]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedIndexError, match=path.name):
+        MemoryStore.load(tmp_path, verify=verify)
+    path.unlink()
+    with pytest.raises(StoreError, match=path.name):
+        MemoryStore.load(tmp_path, verify=verify)
+
+
+def test_there_must_be_an_index(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no manifest.json"):
+        MemoryStore.load(tmp_path)
+    with pytest.raises(StoreError, match="no manifest.json"):
+        MemoryStore.load(tmp_path / "nowhere")
+
+
+def test_an_index_of_a_later_version_is_refused(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_bytes())
+    manifest.pop("sha256")
+    (tmp_path / "manifest.json").write_bytes(persistence._sealed({**manifest, "version": 2}))
+    with pytest.raises(StoreError, match=r"version 2.*upgrade"):
+        MemoryStore.load(tmp_path)
+
+
+def test_a_damaged_index_can_be_saved_over(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(b"{")
+    store.save(tmp_path)
+    assert found(MemoryStore.load(tmp_path), QUERIES, 9) == found(store, QUERIES, 9)
+
+
+def test_a_load_during_a_save_sees_one_of_the_two(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(tmp_path)
+    real = persistence._check_file
+    saved = []
+
+    def save_first(*arguments: Any) -> None:
+        if not saved:
+            saved.append(True)
+            fill(store, {"new": torch.ones(2, 8)})
+            store.delete(["d0", "d2", "d3"])
+            store.save(tmp_path)
+        real(*arguments)
+
+    monkeypatch.setattr(persistence, "_check_file", save_first)
+    assert MemoryStore.load(tmp_path).search(QUERIES, 9) == store.search(QUERIES, 9)
+
+
+# ----------------------------------------------------------------------------------------- a disk that does not obey
+
+
+def full_after(bytes_left: int) -> Callable[..., Any]:
+    real = Path.open
+
+    class Disk:
+        left = bytes_left
+
+    def open_full(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        file = real(self, mode, *arguments, **options)
+        if "w" in mode:
+            write = file.write
+
+            def limited(content: bytes) -> int:
+                write(content[: Disk.left])
+                if len(content) > Disk.left:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                Disk.left -= len(content)
+                return len(content)
+
+            file = _Wrapped(file, limited)
+        return file
+
+    return open_full
+
+
+class _Wrapped:
+    def __init__(self, file: Any, write: Callable[[bytes], int]) -> None:
+        self._file, self.write = file, write
+
+    def __enter__(self) -> _Wrapped:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("room", [0, 100, 700, 1500])
+def test_a_full_disk_leaves_the_old_index_whole(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    store.save(tmp_path)
+    before, old = files(tmp_path), found(store, QUERIES, 9)
+    fill(store, {f"new{number}": torch.ones(5, 8) for number in range(20)})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full_after(room))
+        with pytest.raises(StoreError, match="No space left"):
+            store.save(tmp_path)
+    assert files(tmp_path) == before
+    assert found(MemoryStore.load(tmp_path), QUERIES, 9) == old
+    store.save(tmp_path)  # once there is room again
+    assert MemoryStore.load(tmp_path).count() == 26
+
+
+@contextmanager
+def bound_by_permissions() -> Iterator[None]:
+    """Whoever runs the tests: root would write anywhere."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_folder_that_may_not_be_written_is_an_error_of_ours(store: MemoryStore) -> None:
+    with tempfile.TemporaryDirectory() as name:  # not below tmp_path, which others can't even look into
+        folder = Path(name)
+        store.save(folder)
+        before, old = files(folder), found(store, QUERIES, 9)
+        fill(store, {"new": torch.ones(5, 8)})
+        folder.chmod(0o555)
+        with bound_by_permissions():
+            with pytest.raises(StoreError, match="can't save the index"):
+                store.save(folder)
+            assert found(MemoryStore.load(folder), QUERIES, 9) == old
+        folder.chmod(0o755)
+        assert files(folder) == before
+
+
+def test_a_place_that_can_not_be_a_folder_is_an_error_of_ours(store: MemoryStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match="can't save the index"):
+        store.save(tmp_path / "file" / "index")
+    with pytest.raises(StoreError):
+        store.save(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_two_savers_do_not_mix(store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.save(tmp_path)
+    monkeypatch.setattr(persistence, "_LOCK_WAIT_S", 0.05)
+    with FileLock(tmp_path / ".lock"), pytest.raises(StoreError, match="another process"):
+        store.save(tmp_path)
+    store.save(tmp_path)

@@ -1,0 +1,288 @@
+"""Search on real-valued vectors: against float64, in every form they are kept in, exact and approximate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colbert_integrations import MemoryStore, TokenEmbeddings
+from colbert_integrations.errors import InputError
+from colbert_integrations.index import memory, scan
+from colbert_integrations.index.pooled import merge_tokens
+from colbert_integrations.index.quantization import PackedBits, decode_int8, encode_int8
+from colbert_integrations.scoring.reference import reference_maxsim
+from stores import units
+
+FP32, FP16 = torch.finfo(torch.float32).eps, torch.finfo(torch.float16).eps
+
+
+def named(embeddings: TokenEmbeddings) -> list[str]:
+    return [f"d{number:04}" for number in range(len(embeddings))]
+
+
+def bound(dtype: str, query_tokens: int, dim: int) -> float:
+    """What rounding unit vectors to the dtype, and then summing in float32, can err."""
+    rounding = FP16 / 2 * dim**0.5 if dtype == "float16" else 0.0
+    return query_tokens * (rounding + FP32 * dim)
+
+
+# -------------------------------------------------------------------------------------------------------------- exact
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=40),
+    query_lengths=st.lists(st.integers(1, 33), min_size=1, max_size=4),
+    dim=st.sampled_from([1, 3, 48, 64, 96, 128]),
+    dtype=st.sampled_from(["float16", "float32"]),
+    k=st.integers(1, 12),
+    rows=st.sampled_from([1, 7, 64]),
+    seed=st.integers(0, 99),
+)
+def test_exact_search_equals_float64(
+    lengths: list[int], query_lengths: list[int], dim: int, dtype: Any, k: int, rows: int, seed: int
+) -> None:
+    documents, queries = units(seed, *lengths, dim=dim), units(seed + 100, *query_lengths, dim=dim)
+    expected = reference_maxsim(queries, documents)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "_FEWEST_ROWS", 50)
+        patch.setattr(memory, "_MOST_ROWS", 50)
+        patch.setattr(scan, "_FEWEST_ROWS", rows)
+        patch.setattr(scan, "_MOST_ROWS", rows)
+        store = MemoryStore(dtype)
+        store.upsert(named(documents), documents)
+        hits = store.search(queries, k)
+    for row, found, length in zip(expected.tolist(), hits, query_lengths, strict=True):
+        tolerance = bound(dtype, length, dim)
+        assert len(found) == min(k, len(lengths))
+        best = sorted(row, reverse=True)[: len(found)]
+        assert [hit.score for hit in found] == pytest.approx(best, abs=tolerance, rel=0)
+        assert all(hit.score == pytest.approx(row[int(hit.id[1:])], abs=tolerance, rel=0) for hit in found)
+
+
+def test_a_score_is_the_same_alone_and_in_a_batch_of_queries() -> None:
+    documents, queries = units(1, *range(5, 90), dim=64), units(2, 32, 8, 17, 32, dim=64)
+    store = MemoryStore("float32")
+    store.upsert(named(documents), documents)
+    together = store.search(queries, 85)
+    for number, hits in enumerate(together):
+        alone = {hit.id: hit.score for hit in store.search(queries[number : number + 1], 85)[0]}
+        assert {hit.id: hit.score for hit in hits} == pytest.approx(alone, abs=bound("float32", 32, 64), rel=0)
+
+
+# -------------------------------------------------------------------------------------------------------------- codes
+
+
+@pytest.mark.parametrize("dim", [1, 5, 48, 128])
+@pytest.mark.parametrize("nbits", [4, 2])
+def test_a_vector_survives_rounding_to_few_bits(nbits: int, dim: int) -> None:
+    bits = PackedBits(nbits, dim)
+    vectors = units(3, 500, dim=dim).values * 3
+    packed = bits.encode(vectors)
+    assert packed.shape == (500, -(-dim * nbits // 8) + 2)
+    back = bits.decode(packed) @ bits.rotation.T
+    assert torch.allclose(back.norm(dim=1), torch.full((500,), 3.0), rtol=2 * FP16)  # the scale keeps the norm
+    if dim >= 48:
+        # Max 1960, table I: the mean square error of 4 and 16 levels on a normal variable, 0.1175 and 0.009497;
+        # bringing the norm back costs about as much again where it was a quarter of that.
+        error = (back - vectors).square().sum(1).mean() / 9
+        assert error < {2: 0.1175, 4: 0.009497}[nbits] * 1.15
+        assert error > {2: 0.1175, 4: 0.009497}[nbits] * 0.85
+
+
+def test_the_lowest_bits_hold_the_first_dimension() -> None:
+    bits = PackedBits(2, 4)
+    levels = torch.tensor([[-1.5104, -0.4528, 0.4528, 1.5104]])
+    packed = bits.encode(levels @ bits.rotation.T)
+    assert packed[0, 0] == 0b11_10_01_00
+    assert torch.allclose(bits.decode(packed), levels, rtol=2 * FP16)
+
+
+def test_the_rotation_is_the_same_everywhere() -> None:
+    rotation = PackedBits(4, 3).rotation
+    assert torch.allclose(rotation @ rotation.T, torch.eye(3), atol=8 * FP32)
+    # numpy.random.RandomState(0).standard_normal((3, 3)), Gram-Schmidt by hand on its first column.
+    first = torch.tensor([1.764052345967664, 2.240893199201458, 0.9500884175255894])
+    assert torch.allclose(rotation[:, 0], first / first.norm(), atol=8 * FP32)
+
+
+def test_int8_rounds_to_the_nearest_step_of_the_document() -> None:
+    values = torch.tensor([[1.27, 0.004], [-0.5, 0.0], [0.254, -0.001]])
+    codes, steps = encode_int8(values, torch.tensor([2, 1]))
+    assert steps.tolist() == pytest.approx([0.01, 0.002])
+    assert codes.tolist() == [[127, 0], [-50, 0], [127, 0]]
+    back = decode_int8(codes, steps, torch.tensor([2, 1]))
+    assert torch.allclose(back, torch.tensor([[1.27, 0.0], [-0.5, 0.0], [0.254, 0.0]]))
+
+
+def test_a_document_of_zeros_has_codes() -> None:
+    for nbits in (8, 4, 2):
+        store = MemoryStore(nbits=nbits)  # type: ignore[arg-type]
+        store.upsert(["zero", "one"], TokenEmbeddings.from_list([torch.zeros(2, 8), torch.eye(8)]))
+        hits = store.search(TokenEmbeddings.from_list([torch.eye(8)]))[0]
+        assert [hit.id for hit in hits] == ["one", "zero"]
+        assert hits[1].score == 0
+
+
+@pytest.mark.parametrize("nbits", [8, 4, 2])
+def test_exact_search_over_codes_is_maxsim_of_what_they_stand_for(nbits: Any) -> None:
+    documents, queries = units(5, *range(1, 60), dim=48), units(6, 32, 7, dim=48)
+    store = MemoryStore(nbits=nbits)
+    store.upsert(named(documents), documents)
+    kept = [document.embeddings for document in store.get(named(documents), embeddings=True)]
+    expected = reference_maxsim(queries, [matrix for matrix in kept if matrix is not None])
+    for row, hits in zip(expected.tolist(), store.search(queries, 59), strict=True):
+        assert {hit.id: hit.score for hit in hits} == pytest.approx(
+            dict(zip(named(documents), row, strict=True)), abs=bound("float32", 32, 48), rel=0
+        )
+
+
+@pytest.mark.parametrize("nbits", [8, 4, 2])
+def test_candidates_by_codes_are_scored_by_the_originals(nbits: Any) -> None:
+    documents, queries = units(7, *[12] * 300, dim=64), units(8, 32, 32, dim=64)
+    store = MemoryStore("float32", nbits=nbits, keep_originals=True)
+    store.upsert(named(documents), documents)
+    exact, some = store.search(queries, 300), store.search(queries, 10, search="codes", candidates=100)
+    for all_hits, hits in zip(exact, some, strict=True):
+        true = {hit.id: hit.score for hit in all_hits}
+        assert {hit.id: hit.score for hit in hits} == pytest.approx(
+            {hit.id: true[hit.id] for hit in hits}, abs=bound("float32", 32, 64), rel=0
+        )
+        assert len({hit.id for hit in hits} & {hit.id for hit in all_hits[:10]}) >= (10 if nbits == 8 else 7)
+
+
+def test_rounding_to_codes_again_changes_nothing() -> None:
+    documents = units(9, 5, 8, 3, dim=32)
+    for nbits in (8, 4, 2):
+        first, second = MemoryStore(nbits=nbits), MemoryStore(nbits=nbits)  # type: ignore[arg-type]
+        first.upsert(["a", "b", "c"], documents)
+        second.copy_from(first)
+        queries = units(10, 4, dim=32)
+        assert [hit.score for hit in second.search(queries)[0]] == pytest.approx(
+            [hit.score for hit in first.search(queries)[0]], abs=4 * FP16 * 4, rel=0
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- pooled
+
+
+def test_like_vectors_are_merged_into_their_mean() -> None:
+    a, b = torch.eye(4)[0], torch.eye(4)[1]
+    near_a, near_b = a + 0.1 * torch.eye(4)[2], b + 0.1 * torch.eye(4)[3]
+    # Four clusters of two begin as neighbours, so only a second look brings like to like.
+    merged = merge_tokens(TokenEmbeddings.from_list([torch.stack([a, near_a, b, near_b]), a[None]]), 2)
+    assert merged.lengths == [2, 1]
+    assert torch.allclose(merged[0], torch.stack([(a + near_a) / 2, (b + near_b) / 2]))
+    crossed = merge_tokens(TokenEmbeddings.from_list([torch.stack([a, a, a, b, near_b, near_b])]), 3)
+    assert torch.allclose(crossed[0], torch.stack([a, (b + 2 * near_b) / 3]))
+
+
+def test_merging_does_not_depend_on_the_neighbours() -> None:
+    documents = units(11, 9, 30, 1, 17)
+    together = merge_tokens(documents, 4)
+    assert together.lengths == [3, 8, 1, 5]
+    for number in range(4):
+        alone = merge_tokens(documents[number : number + 1], 4)
+        assert torch.allclose(together[number], alone[0], atol=32 * FP32)
+
+
+def test_pooled_search_finds_a_document_among_many_and_scores_it_exactly() -> None:
+    documents = units(12, *[20] * 400)
+    store = MemoryStore("float32")
+    store.upsert(named(documents), documents)
+    for wanted in (0, 17, 399):
+        query = documents[wanted : wanted + 1]  # the document itself: 20 by its own vectors
+        hit = store.search(query, 1, search="pooled", candidates=20)[0][0]
+        assert (hit.id, hit.score) == (f"d{wanted:04}", pytest.approx(20, abs=bound("float32", 20, 32), rel=0))
+
+
+def test_pooled_vectors_keep_up_with_what_comes_and_goes() -> None:
+    store, documents = MemoryStore("float32"), units(13, *[6] * 60)
+    store.upsert(named(documents)[:30], documents[:30])
+    assert store.search(documents[:1], 1, search="pooled", candidates=5)[0][0].id == "d0000"
+    store.upsert(named(documents)[30:], documents[30:])
+    assert store.search(documents[59:], 1, search="pooled", candidates=5)[0][0].id == "d0059"
+    store.upsert(["d0059"], documents[:1])
+    store.delete(["d0000"])
+    assert store.search(documents[:1], 1, search="pooled", candidates=5)[0][0].id == "d0059"
+
+
+def test_more_candidates_never_find_worse() -> None:
+    documents, queries = units(14, *[15] * 500, dim=16), units(15, 8, dim=16)
+    store = MemoryStore("float32")
+    store.upsert(named(documents), documents)
+    scores = [
+        sum(hit.score for hit in store.search(queries, 10, search="pooled", candidates=candidates)[0])
+        for candidates in (10, 30, 100, 499)
+    ]
+    assert scores == sorted(scores)
+    assert scores[-1] == pytest.approx(sum(hit.score for hit in store.search(queries, 10)[0]), abs=1e-4)
+
+
+def test_a_store_may_prefer_a_candidate_stage() -> None:
+    documents = units(16, *[5] * 50)
+    store = MemoryStore("float32", search="pooled", candidates=10)
+    store.upsert(named(documents), documents)
+    assert store.search(documents[:1], 3) == store.search(documents[:1], 3, search="pooled", candidates=10)
+
+
+# ----------------------------------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": "bfloat16"}, "dtype must be"),
+        ({"nbits": 3}, "nbits must be"),
+        ({"keep_originals": True}, "goes with nbits"),
+        ({"search": "codes"}, "needs codes"),
+        ({"search": "magic"}, "search must be"),
+        ({"candidates": -1}, "candidates must be"),
+    ],
+)
+def test_impossible_stores_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        MemoryStore(**options)
+
+
+def test_codes_can_not_be_searched_where_there_are_none() -> None:
+    store = MemoryStore()
+    store.upsert(["a"], units(1, 2))
+    with pytest.raises(InputError, match="make the store with nbits"):
+        store.search(units(2, 2), search="codes")
+
+
+def test_a_value_too_large_for_float16_is_refused() -> None:
+    large = TokenEmbeddings.from_list([torch.full((1, 4), 70000.0)])
+    with pytest.raises(InputError, match="dtype='float32'"):
+        MemoryStore().upsert(["a"], large)
+    store = MemoryStore("float32")
+    store.upsert(["a"], large)
+    assert store.search(TokenEmbeddings.from_list([torch.ones(1, 4)]))[0][0].score == 280000
+
+
+@pytest.mark.gpu
+def test_a_store_larger_than_its_share_of_the_gpu_streams() -> None:
+    documents, queries = units(20, *[100] * 2000, dim=128), units(21, 32, 32, dim=128)
+    here, there = MemoryStore(), MemoryStore(device="cuda", device_bytes=10_000_000)
+    for store in (here, there):
+        store.upsert(named(documents), documents)
+    for expected, hits in zip(here.search(queries, 20), there.search(queries, 20), strict=True):
+        assert [hit.id for hit in hits] == [hit.id for hit in expected]
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-3)
+    assert {view.segment.device.type for view in there._now().views} == {"cpu", "cuda"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{"search": "pooled"}, {"nbits": 8, "search": "codes"}, {"nbits": 4}], ids=str)
+def test_the_gpu_finds_what_the_cpu_finds(options: dict[str, Any]) -> None:
+    documents, queries = units(22, *[50] * 3000, dim=96), units(23, 32, 20, dim=96)
+    here, there = MemoryStore(**options), MemoryStore(**options, device="cuda")
+    for store in (here, there):
+        store.upsert(named(documents), documents)
+    for expected, hits in zip(here.search(queries, 10), there.search(queries, 10), strict=True):
+        assert len({hit.id for hit in hits} & {hit.id for hit in expected}) >= 9

@@ -1,0 +1,58 @@
+"""StackedQueries: the oneDNN product against torch's own, and int8 against exact integers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colbert_integrations import TokenEmbeddings
+from colbert_integrations.scoring import StackedQueries, stacked
+from colbert_integrations.scoring.reference import reference_maxsim
+from test_maxsim import float32_bound, unit_matrices
+
+
+@pytest.mark.skipif(not stacked._ONEDNN, reason="needs torch's oneDNN operators on x86")
+@settings(deadline=None, max_examples=40)
+@given(
+    query_sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    document_sizes=st.lists(st.integers(0, 50), min_size=1, max_size=8),
+    dim=st.sampled_from([1, 3, 17, 48, 96, 128]),
+    seed=st.integers(0, 99),
+)
+def test_both_products_agree_with_float64(
+    query_sizes: list[int], document_sizes: list[int], dim: int, seed: int
+) -> None:
+    queries, documents = unit_matrices(query_sizes, dim, seed), unit_matrices(document_sizes, dim, seed + 1)
+    packed = TokenEmbeddings.from_list(documents)
+    expected = reference_maxsim(queries, documents)
+    fast = StackedQueries(TokenEmbeddings.from_list(queries))
+    assert fast._packed is not None
+    plain = StackedQueries(TokenEmbeddings.from_list(queries))
+    plain._packed = None
+    for stack in (fast, plain):
+        actual = stack.score(packed.values, packed.offsets.diff()).double()
+        torch.testing.assert_close(actual, expected, rtol=0, atol=float32_bound(queries, dim))
+
+
+@pytest.mark.parametrize("dim", [1, 5, 16, 128])
+def test_int8_products_are_exact_integers(dim: int) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    codes = [torch.randint(-127, 128, (length, dim), generator=generator).to(torch.int8) for length in (3, 17, 1)]
+    for code in codes:
+        code[0] = 127  # the largest sums there can be
+    query = torch.randint(-127, 128, (5, dim), generator=generator).float()
+    query[:, 0] = 127  # so that one step of each token is worth 1
+    steps = torch.tensor([0.5, 2.0, 1.0])
+    packed = TokenEmbeddings.from_list(codes)
+    scores = StackedQueries(TokenEmbeddings.from_list([query])).score(packed.values, packed.offsets.diff(), steps)
+    expected = reference_maxsim([query], [code.float() * step for code, step in zip(codes, steps, strict=True)])
+    assert scores.double().tolist() == expected.tolist()
+
+
+def test_no_flag_of_the_process_is_changed() -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled, torch.get_num_threads()
+    rows = torch.ones(4, 8)
+    StackedQueries(TokenEmbeddings.from_list([rows])).score(rows, torch.tensor([4]))
+    assert (torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled, torch.get_num_threads()) == before
