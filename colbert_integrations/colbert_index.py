@@ -73,7 +73,7 @@ class ColBERTIndex:
     def add(
         self,
         texts: Iterable[str],
-        ids: Iterable[str] | None = None,
+        ids: Iterable[str | None] | None = None,
         metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         *,
         show_progress: bool | None = None,
@@ -85,7 +85,8 @@ class ColBERTIndex:
 
         Args:
             texts: The texts.
-            ids: An id for each. None: a hash of text and metadata, so that the same document is stored once.
+            ids: An id for each. None, for one or for all: a hash of text and metadata, so that the same document is
+                stored once.
             metadatas: JSON-able data with string keys for each. None: empty.
             show_progress: Whether to show a bar. None: on a terminal, for work over two seconds.
 
@@ -402,7 +403,7 @@ class ColBERTIndex:
     async def aadd(
         self,
         texts: Iterable[str],
-        ids: Iterable[str] | None = None,
+        ids: Iterable[str | None] | None = None,
         metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         *,
         show_progress: bool | None = None,
@@ -451,7 +452,7 @@ def _common_length(*columns: object) -> int | None:
     return next(iter(lengths), None)
 
 
-_END, _NO_ID = object(), object()
+_END = object()
 
 
 def _rows(
@@ -462,7 +463,7 @@ def _rows(
         if any(cell is _END for cell in row):
             raise InputError("texts, ids and metadatas must have one length; what came before is stored")
         cells = iter(row)
-        yield next(cells), next(cells) if ids is not None else _NO_ID, next(cells) if metadatas is not None else None
+        yield next(cells), next(cells) if ids is not None else None, next(cells) if metadatas is not None else None
 
 
 def _valid(rows: list[tuple[Any, Any, Any]], numbers: Iterator[int], failures: dict[str, Exception]) -> list[_Document]:
@@ -479,10 +480,10 @@ def _valid(rows: list[tuple[Any, Any, Any]], numbers: Iterator[int], failures: d
 def _document(text: Any, name: Any, metadata: Any, number: int) -> _Document:
     if not isinstance(text, str):
         raise InputError(f"a text must be a string, not {type(text).__name__}")
-    if name is not _NO_ID and (not isinstance(name, str) or not name):
+    if name is not None and (not isinstance(name, str) or not name):
         raise InputError(f"an id must be a string that is not empty, not {name!r}")
     checked = json_copy(metadata, name if isinstance(name, str) else f"number {number}")
-    return _Document(name if isinstance(name, str) else _content_id(text, checked), text, checked)
+    return _Document(_content_id(text, checked) if name is None else name, text, checked)
 
 
 def _content_id(text: str, metadata: Mapping[str, Any]) -> str:

@@ -16,13 +16,26 @@ import pytest
 import colbert_integrations
 
 PACKAGE = Path(colbert_integrations.__file__).parent
-CORE = {".checkpoint", ".embeddings", ".encoder", ".errors", ".explain", ".pooling", ".scoring", ".settings"}
+CORE = {
+    ".checkpoint",
+    ".embeddings",
+    ".encoder",
+    ".errors",
+    ".explain",
+    ".fingerprint",
+    ".pooling",
+    ".scoring",
+    ".settings",
+    ".worker",
+}
 
 # Room -> what it may import beside itself and the standard library; ours with a dot, a dotted name with all below it.
 ROOMS = {
     "__init__": set[str](),
     "errors": set[str](),
     "settings": {".errors"},
+    "fingerprint": set[str](),
+    "worker": set[str](),
     "embeddings": {".errors", "torch"},
     "checkpoint": {".errors", "huggingface_hub", "numpy", "safetensors", "torch"},
     "encoder": {".checkpoint", ".embeddings", ".errors", "torch", "tqdm", "transformers"},
@@ -30,12 +43,21 @@ ROOMS = {
     "pooling": {".embeddings", ".errors", "numpy", "scipy", "torch"},
     "explain": {".encoder"},
     "model": {*CORE, "torch"},
-    "adapter": {".errors", ".model", ".settings", "pydantic"},
-    "langchain": {".adapter", ".errors", "langchain_core", "pydantic"},
-    "llama_index": {".adapter", ".errors", "llama_index.core", "pydantic"},
+    # It sees embeddings, never texts to encode.
+    "index": {".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
+    | {"filelock", "numpy", "safetensors", "torch"},
+    "colbert_index": {".embeddings", ".errors", ".index", ".model", ".settings", "tqdm"},
+    "adapter": {".colbert_index", ".errors", ".model", ".settings", "pydantic", "typing_extensions"},
+    "langchain": {".adapter", ".colbert_index", ".errors", ".index"}
+    | {"langchain_core", "pydantic", "typing_extensions"},
+    "llama_index": {".adapter", ".colbert_index", ".errors", ".index"} | {"llama_index.core", "pydantic"},
 }
 # What type checkers may see beyond that; never imported when the package runs.
-TYPING = {"__init__": {*CORE, ".model"}, "langchain": {".model"}, "llama_index": {".model"}}
+TYPING = {
+    "__init__": {*CORE, ".colbert_index", ".index", ".model"},
+    "langchain": {".model"},
+    "llama_index": {".model"},
+}
 # Formats are data: reading them takes tensors, but no layers.
 FORBIDDEN = {"checkpoint": {"torch.nn"}}
 

@@ -74,7 +74,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
         found = state_of(MemoryStore.load(folder))
         assert found >= number, f"state {found} after {number}"
         number = found
-        print(number)
+        sys.stdout.write(f"{number}\n")
 
 
 if __name__ == "__main__":

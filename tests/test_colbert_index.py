@@ -1,0 +1,284 @@
+"""ColBERTIndex: texts in, texts out; nothing is encoded twice, and one bad document takes no other with it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings
+from colbert_integrations import colbert_index as module
+from colbert_integrations.encoder import Encoder
+from colbert_integrations.errors import AddError, FingerprintError, InputError, StoreError
+
+TEXTS = ["wing lift", "boundary layer flow", "heat transfer", "shock wave", "wing lift"]
+
+
+@pytest.fixture
+def index(tiny: ColBERT) -> ColBERTIndex:
+    return ColBERTIndex(tiny, MemoryStore("float32"))
+
+
+@pytest.fixture
+def encoded(tiny: ColBERT, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The documents that were encoded, in order."""
+    seen: list[str] = []
+    real = ColBERT.encode_document
+
+    def encode(self: ColBERT, documents: Sequence[str], **options: Any) -> TokenEmbeddings:
+        seen.extend(documents)
+        return real(self, documents, **options)
+
+    monkeypatch.setattr(ColBERT, "encode_document", encode)
+    return seen
+
+
+# ------------------------------------------------------------------------------------------------------------- search
+
+
+def test_search_ranks_as_the_model_does(index: ColBERTIndex, tiny: ColBERT) -> None:
+    ids = index.add(TEXTS, ids=list("abcde"))
+    ranked = tiny.rank("wing shock", TEXTS)
+    hits = index.search("wing shock", k=5)
+    assert [hit.id for hit in hits] == [ids[entry.index] for entry in ranked]
+    assert [hit.score for hit in hits] == pytest.approx([entry.score for entry in ranked], abs=1e-5)
+    assert [hit.text for hit in hits] == [TEXTS[entry.index] for entry in ranked]
+
+
+def test_several_queries_are_searched_together(index: ColBERTIndex) -> None:
+    index.add(TEXTS)
+    together = index.search(["wing", "heat"], k=2)
+    for query, hits in zip(["wing", "heat"], together, strict=True):
+        assert [hit.id for hit in hits] == [hit.id for hit in index.search(query, k=2)]
+    assert index.search([], k=2) == []
+
+
+def test_scores_can_be_normalised_and_cut(index: ColBERTIndex, tiny: ColBERT) -> None:
+    index.add(TEXTS)
+    sums, means = index.search("wing", k=9), index.search("wing", k=9, normalize_scores=True)
+    length = tiny.encode_query("wing").lengths[0]
+    assert [hit.score for hit in means] == pytest.approx([min(1, max(0, hit.score / length)) for hit in sums])
+    threshold = means[1].score
+    kept = index.search("wing", k=9, normalize_scores=True, score_threshold=threshold)
+    assert kept == [hit for hit in means if hit.score >= threshold]
+
+
+async def test_async_twins_do_the_same(index: ColBERTIndex) -> None:
+    ids = await index.aadd(TEXTS, metadatas=[{"n": number} for number in range(5)])
+    assert await index.asearch("wing", 2, {"n": {"$gt": 0}}) == index.search("wing", 2, {"n": {"$gt": 0}})
+    assert [document.text for document in await index.aget(ids[:1])] == TEXTS[:1]
+    await index.adelete(ids)
+    assert len(index) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------- add
+
+
+def test_unchanged_texts_are_not_encoded_again(index: ColBERTIndex, encoded: list[str]) -> None:
+    index.add(TEXTS, ids=list("abcde"))
+    assert encoded == TEXTS[:4]  # the text that is there twice only once
+    index.add(TEXTS, ids=list("abcde"))
+    assert len(encoded) == 4
+    index.add(["wing drag", *TEXTS[1:]], ids=list("abcde"))
+    assert encoded[4:] == ["wing drag"]
+    assert index.get(["a"])[0].text == "wing drag"
+
+
+def test_changed_metadata_alone_encodes_nothing(index: ColBERTIndex, encoded: list[str]) -> None:
+    index.add(TEXTS, ids=list("abcde"), metadatas=[{"v": 1}] * 5)
+    before = index.search("wing", k=5)
+    encoded.clear()
+    index.add(TEXTS, ids=list("abcde"), metadatas=[{"v": 2}, *[{"v": 1}] * 4])
+    assert encoded == []
+    assert index.get(["a"])[0].metadata == {"v": 2}
+    assert [(hit.id, hit.score) for hit in index.search("wing", k=5)] == [(hit.id, hit.score) for hit in before]
+
+
+def test_without_ids_the_same_document_is_stored_once(index: ColBERTIndex) -> None:
+    first = index.add(TEXTS)
+    assert first[0] == first[4]
+    assert len(index) == 4
+    assert index.add(TEXTS) == first
+    other = index.add([TEXTS[0]], metadatas=[{"source": "elsewhere"}])
+    assert other[0] not in first
+    assert len(index) == 5
+    assert index.add(["given", "not given"], ids=["mine", None])[0] == "mine"
+
+
+def test_a_generator_is_read_in_windows(index: ColBERTIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WINDOW", 3)
+    ahead: list[int] = []
+
+    def texts() -> Iterator[str]:
+        for number in range(10):
+            ahead.append(number - len(index))
+            yield f"wing number {number}"
+
+    ids = index.add(texts(), ids=(str(number) for number in range(10)))
+    assert ids == [str(number) for number in range(10)]
+    assert len(index) == 10
+    assert max(ahead) <= 3
+
+
+def test_bad_documents_are_reported_and_the_others_stored(index: ColBERTIndex) -> None:
+    texts: list[Any] = ["wing", 3, "bad \ud800", "heat", "flow", "shock", "layer"]
+    metadatas: list[Any] = [None, None, None, {1: 2}, None, {"ok": True}, None]
+    with pytest.raises(AddError, match=r"4 documents were not added.*and 1 more.*3 were") as caught:
+        index.add(texts, ids=["a", "b", "c", "d", "", "f", "g"], metadatas=metadatas)
+    assert caught.value.failures.keys() == {"b", "c", "d", "number 4"}
+    assert caught.value.added == ["a", "f", "g"]
+    assert {document.id for document in index.store.iter_documents()} == {"a", "f", "g"}
+    assert "Unicode" in str(caught.value.failures["c"])
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.added) == (str(caught.value), caught.value.added)
+
+
+def test_a_document_that_the_store_refuses_takes_no_other_with_it(
+    index: ColBERTIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("colbert_integrations.index.memory._MOST_FLOATS", 600)
+    with pytest.raises(AddError, match="more than 600 numbers") as caught:
+        index.add([*TEXTS[:4], "wing " * 100], ids=list("abcde"))
+    assert (list(caught.value.failures), caught.value.added) == (["e"], list("abcd"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("one text",), "not one string"),
+        ((["a", "b"], ["1"]), r"one length, not \[1, 2\]"),
+        ((["a"], "i"), "not one string"),
+        ((["a"], None, [{}, {}]), "one length"),
+    ],
+)
+def test_impossible_arguments_are_refused_before_any_work(
+    index: ColBERTIndex, encoded: list[str], arguments: tuple[Any, ...], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        index.add(*arguments)
+    assert (len(index), encoded) == (0, [])
+
+
+def test_generators_of_different_lengths_are_refused_when_one_ends(index: ColBERTIndex) -> None:
+    with pytest.raises(InputError, match="one length"):
+        index.add(iter(TEXTS), ids=iter(["a", "b"]))
+
+
+def test_vectors_can_be_pooled_before_they_are_stored(tiny: ColBERT) -> None:
+    whole, pooled = ColBERTIndex(tiny), ColBERTIndex(tiny, pool_factor=2)
+    for index in (whole, pooled):
+        index.add(["boundary layer flow over a wing with heat transfer"], ids=["a"])
+    vectors = pooled.store.get(["a"], embeddings=True)[0].embeddings
+    expected = tiny.encode_document("boundary layer flow over a wing with heat transfer", pool_factor=2)
+    assert vectors is not None
+    assert torch.allclose(vectors.float(), expected[0], atol=1e-3)
+    assert pooled.store.num_tokens < whole.store.num_tokens  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="pool_factor"):
+        ColBERTIndex(tiny, pool_factor=0.5)
+
+
+# --------------------------------------------------------------------------------------------------------------- rank
+
+
+def test_rank_takes_stored_vectors_where_the_text_is_the_same(
+    index: ColBERTIndex, tiny: ColBERT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add(TEXTS[:3], ids=["a", "b", "c"])
+    model_encoded: list[str] = []
+    real = Encoder.encode
+
+    def encode(self: Encoder, texts: Sequence[str], side: Any, **options: Any) -> TokenEmbeddings:
+        model_encoded.extend(texts if side == "document" else [])
+        return real(self, texts, side, **options)
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    candidates = ["wing lift", "changed", "heat transfer", "new", "wing lift"]
+    ranked = index.rank("wing heat", candidates, ["a", "b", "c", None, "unknown"])
+    assert model_encoded == ["changed", "new"]
+    expected = tiny.rank("wing heat", candidates)
+    assert [entry.index for entry in ranked] == [entry.index for entry in expected]
+    assert [entry.score for entry in ranked] == pytest.approx([entry.score for entry in expected], abs=1e-5)
+    with pytest.raises(InputError, match="2 documents but 1 ids"):
+        index.rank("wing", ["a", "b"], ["a"])
+
+
+# -------------------------------------------------------------------------------------------------- save, load, models
+
+
+def test_a_loaded_index_searches_and_grows(
+    index: ColBERTIndex, tiny: ColBERT, tmp_path: Path, encoded: list[str]
+) -> None:
+    index.add(TEXTS, ids=list("abcde"), metadatas=[{"n": number} for number in range(5)])
+    index.save(tmp_path)
+    encoded.clear()
+    loaded = ColBERTIndex.load(tmp_path, tiny)
+    assert loaded.search("wing", k=5) == index.search("wing", k=5)
+    loaded.add(TEXTS, ids=list("abcde"), metadatas=[{"n": number} for number in range(5)])
+    assert encoded == []
+
+
+def test_an_index_knows_the_model_it_was_made_with(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    model = ColBERT(checkpoint("plain"), device="cpu", allow_unprojected=True, projection_dim=8)
+    index = ColBERTIndex(model)
+    index.add(TEXTS)
+    index.save(tmp_path)
+    loaded = ColBERTIndex.load(tmp_path)
+    assert loaded.model.settings.projection_dim == 8
+    assert loaded.search("wing", k=5) == index.search("wing", k=5)
+
+
+def test_another_model_is_refused_and_both_are_named(
+    index: ColBERTIndex, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    index.add(TEXTS)
+    index.save(tmp_path)
+    other = ColBERT(checkpoint("stanford"), device="cpu", document_marker="")
+    with pytest.raises(FingerprintError) as caught:
+        ColBERTIndex.load(tmp_path, other)
+    assert index.model.fingerprint.digest in str(caught.value)
+    assert other.fingerprint.digest in str(caught.value)
+
+
+def test_the_fingerprint_is_of_weights_and_spec_not_of_names(
+    checkpoint: Callable[[str], Path], tiny: ColBERT, tmp_path: Path
+) -> None:
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(checkpoint("stanford"), copied)
+    assert ColBERT(copied, device="cpu").fingerprint == tiny.fingerprint
+    assert ColBERT(copied, device="cpu", document_length=20, batch_size=2).fingerprint == tiny.fingerprint
+    assert ColBERT(copied, device="cpu", query_prompt="q: ").fingerprint != tiny.fingerprint
+    weights = next(path for path in copied.iterdir() if path.suffix in (".safetensors", ".bin"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # the last bit of the last weight
+    weights.write_bytes(content)
+    assert ColBERT(copied, device="cpu").fingerprint != tiny.fingerprint
+
+
+def test_a_store_that_is_kept_elsewhere_is_not_saved(tiny: ColBERT, tmp_path: Path) -> None:
+    class Elsewhere(MemoryStore):
+        pass
+
+    index = ColBERTIndex(tiny, Elsewhere())
+    index.store.__class__ = type("Remote", (module.Store,), {name: None for name in module.Store.__abstractmethods__})
+    with pytest.raises(StoreError, match="keeps its documents itself"):
+        index.save(tmp_path)
+
+
+def test_an_index_is_not_pickled_and_not_copied(index: ColBERTIndex) -> None:
+    assert copy.deepcopy(index) is index
+    with pytest.raises(StoreError, match="save it and load it"):
+        pickle.dumps(index)
+
+
+def test_closing_ends_it(index: ColBERTIndex) -> None:
+    index.add(TEXTS)
+    with index:
+        assert len(index) == 4
+    with pytest.raises(StoreError, match="closed"):
+        index.search("wing")
