@@ -127,19 +127,19 @@ class RerankerFields(ModelFields):
     index: Any = Field(default=None, exclude=True, repr=False)
     """A ``ColBERTIndex``: documents that it holds, by id and with the same text, are not encoded again. None: none."""
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _model_of_index(cls, data: Any) -> Any:
+    def _model_of_index(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         index = data.get("index") if isinstance(data, dict) else None
         if index is None:
-            return data
+            return handler(data)
         from .colbert_index import ColBERTIndex
 
         if not isinstance(index, ColBERTIndex):
             raise InputError(f"index must be a ColBERTIndex, not {type(index).__name__}")
         if data.get("model", index.model) is not index.model:
             raise InputError("the model of an index ranks its documents: leave model out")
-        return {**data, "model": index.model}
+        return handler({**data, "model": index.model})
 
     def _rank(self, query: str, texts: list[str], ids: list[str | None], top_n: int | None) -> list[RankedDocument]:
         if not texts:

@@ -98,6 +98,19 @@ class ColBERTIndex:
             AddError: If some documents can't be stored, after all others were; it lists them and says why.
             StoreError: If the store can't be used.
         """
+        done = list[str]()
+        for added in self._steps(texts, ids, metadatas, show_progress):
+            done += added
+        return done
+
+    def _steps(
+        self,
+        texts: Iterable[str],
+        ids: Iterable[str | None] | None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None,
+        show_progress: bool | None,
+    ) -> Iterator[list[str]]:
+        """Add window by window; the ids of each."""
         self._bind()
         total = _common_length(texts, ids, metadatas)
         done, failures = list[str](), dict[str, Exception]()
@@ -107,11 +120,12 @@ class ColBERTIndex:
                 documents = _valid(window, numbers, failures)
                 failed = self._store(documents)
                 failures.update(failed)
-                done += [document.id for document in documents if document.id not in failed]
+                added = [document.id for document in documents if document.id not in failed]
+                done += added
                 bar.update(len(window))
+                yield added
         if failures:
             raise AddError(failures, done)
-        return done
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove documents.
@@ -409,7 +423,11 @@ class ColBERTIndex:
         show_progress: bool | None = None,
     ) -> list[str]:
         """Do what ``add`` does without blocking the event loop; see there for the arguments."""
-        return await self.model.run_async(self.add, texts, ids, metadatas, show_progress=show_progress)
+        # Window by window, so that searches of the same model have their turn in between.
+        steps, done = self._steps(texts, ids, metadatas, show_progress), list[str]()
+        while (added := await self.model.run_async(next, steps, None)) is not None:
+            done += added
+        return done
 
     async def adelete(self, ids: Sequence[str]) -> None:
         """Do what ``delete`` does without blocking the event loop."""

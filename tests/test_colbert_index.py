@@ -142,7 +142,7 @@ def test_bad_documents_are_reported_and_the_others_stored(index: ColBERTIndex) -
 def test_a_document_that_the_store_refuses_takes_no_other_with_it(
     index: ColBERTIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_integrations.index.memory._MOST_FLOATS", 600)
+    monkeypatch.setattr("colbert_integrations.index.checks._MOST_FLOATS", 600)
     with pytest.raises(AddError, match="more than 600 numbers") as caught:
         index.add([*TEXTS[:4], "wing " * 100], ids=list("abcde"))
     assert (list(caught.value.failures), caught.value.added) == (["e"], list("abcd"))

@@ -50,7 +50,8 @@ ROOMS = {
     "adapter": {".colbert_index", ".errors", ".model", ".settings", "pydantic", "typing_extensions"},
     "langchain": {".adapter", ".colbert_index", ".errors", ".index"}
     | {"langchain_core", "pydantic", "typing_extensions"},
-    "llama_index": {".adapter", ".colbert_index", ".errors", ".index"} | {"llama_index.core", "pydantic"},
+    "llama_index": {".adapter", ".colbert_index", ".errors", ".index"}
+    | {"llama_index.core", "pydantic", "typing_extensions"},
 }
 # What type checkers may see beyond that; never imported when the package runs.
 TYPING = {

@@ -111,20 +111,31 @@ class PackedBits:
         shifts = torch.arange(self._per_byte, device=places.device) * self.nbits
         return (padded << shifts).sum(-1).to(torch.uint8)
 
-    def decode(self, packed: torch.Tensor) -> torch.Tensor:
-        """The vectors as they are searched: rotated.
+    def unpack(self, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vectors as they are searched: rotated, and apart from their scales.
 
         Args:
             packed: ``(tokens, width)`` uint8.
 
         Returns:
-            ``(tokens, dim)`` float32; times ``rotation.T``, the vectors that came in, up to rounding.
+            Levels, ``(tokens, dim)`` float16, and scales, ``(tokens,)`` float32.
         """
         codes = packed[:, : self._code_bytes].reshape(-1).int()
         levels = self._table.to(packed.device).index_select(0, codes).view(len(packed), self._code_bytes)
         last = packed[:, self._code_bytes :].flatten().clone()  # a copy: a view may lie at an odd byte
-        scales = last.view(torch.float16)[:, None]  # (tokens, 1)
-        return levels.view(torch.float16)[:, : self.dim].float() * scales
+        return levels.view(torch.float16)[:, : self.dim], last.view(torch.float16).float()
+
+    def decode(self, packed: torch.Tensor) -> torch.Tensor:
+        """Undo ``encode`` up to rounding.
+
+        Args:
+            packed: ``(tokens, width)`` uint8.
+
+        Returns:
+            ``(tokens, dim)`` float32.
+        """
+        levels, scales = self.unpack(packed)
+        return (levels.float() * scales[:, None]) @ self.rotation.T.to(packed.device)
 
 
 @lru_cache(maxsize=8)

@@ -8,10 +8,12 @@ from itertools import accumulate
 
 import torch
 
-from .layout import Columns, ReadyQueries
+from ..embeddings import TokenEmbeddings
+from .layout import Columns, Layout, ReadyQueries
 from .segment import Block, Segment, View, gather
+from .store import Search
 
-__all__ = ["Best", "rescore", "scan"]
+__all__ = ["Finder", "starts"]
 
 # Similarities alive at once: 2**22 float32 = 16 MiB, with rows that fit the caches beside them.
 _BLOCK_ELEMENTS = 2**22
@@ -146,3 +148,38 @@ def _scores_of(
             scores = query.score(block.columns, block.lengths)[0].tolist()
             pairs += zip(here, scores, strict=True)
     return pairs
+
+
+class Finder:
+    """One search, under way."""
+
+    def __init__(
+        self, views: Sequence[View], wanted: Sequence[torch.Tensor], layout: Layout, queries: TokenEmbeddings
+    ) -> None:
+        self._views, self._wanted, self._layout, self._queries = views, wanted, layout, queries
+        self._ready = layout.ready(queries)
+
+    def _best(self, width: int) -> Best:
+        return Best(len(self._queries), width, self._queries.device)
+
+    def exact(self, k: int) -> Best:
+        """Score everything by the best vectors that are kept."""
+        width = k + 16
+        while True:
+            best = self._best(width)
+            scan(self._views, self._wanted, self._ready, best)
+            if not best.edge_is_tied(k):
+                return best
+            width *= 8  # equal scores are ordered by id, so all of them must be there
+
+    def approximate(self, candidates: int, mode: Search) -> Best:
+        """Find candidates, then score those by the best vectors that are kept."""
+        found, best = self._best(candidates), self._best(candidates)
+        if mode == "codes":
+            scan(self._views, self._wanted, self._ready, found, codes=True)
+        else:
+            small = Layout(self._layout.dim, nbits=8).ready(self._queries)
+            scan(self._views, self._wanted, small, found, lambda view: view.segment.pooled(len(view)), codes=True)
+        each = [self._layout.ready(self._queries[i : i + 1]) for i in range(len(self._queries))]
+        rescore(self._views, each, found, best)
+        return best

@@ -155,6 +155,21 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def ids(self, filter: Filter | None = None) -> list[str]:
+        """List the ids of documents.
+
+        Args:
+            filter: Conditions that documents must meet. None: all do.
+
+        Returns:
+            Their ids, rising.
+
+        Raises:
+            FilterError: If the language of filters does not have what it asks for.
+            StoreError: If the store is closed.
+        """
+
+    @abstractmethod
     def search(
         self,
         queries: TokenEmbeddings,
@@ -289,6 +304,10 @@ class Store(ABC):
     async def acount(self) -> int:
         """Do what ``count`` does without blocking the event loop."""
         return await self._worker.run(self.count)
+
+    async def aids(self, filter: Filter | None = None) -> list[str]:
+        """Do what ``ids`` does without blocking the event loop; see there for the arguments."""
+        return await self._worker.run(self.ids, filter)
 
     async def asearch(
         self,

@@ -118,6 +118,15 @@ def test_a_filter_may_be_a_function_of_the_document(store: Store, documents: dic
     assert len(seen) == 7
 
 
+def test_ids_are_listed_in_order_and_filtered(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    assert store.ids() == []
+    fill(store, dict(reversed(documents.items())), [{"n": number} for number in range(7)])
+    store.delete(["d3"])
+    assert store.ids() == ["d0", "d1", "d2", "d4", "d5", "d6"]
+    assert store.ids({"n": {"$lt": 2}}) == ["d5", "d6"]
+    assert store.ids(lambda document: document.id < "d2") == ["d0", "d1"]
+
+
 def test_filter_and_ids_must_both_hold(store: Store, documents: dict[str, torch.Tensor]) -> None:
     fill(store, documents, [{"n": number} for number in range(7)])
     assert ids(store.search(QUERIES[:1], ids=["d1", "d2"], filter={"n": {"$gte": 2}})) == [["d2"]]
@@ -311,6 +320,7 @@ def test_a_closed_store_says_so(store: Store, documents: dict[str, torch.Tensor]
 async def test_async_twins_do_the_same(store: Store, documents: dict[str, torch.Tensor]) -> None:
     await store.aupsert(list(documents), TokenEmbeddings.from_list(list(documents.values())), list(documents))
     assert await store.acount() == 7
+    assert await store.aids(lambda document: document.id == "d3") == ["d3"]
     assert await store.asearch(QUERIES, 3, ids=["d1", "d2"]) == store.search(QUERIES, 3, ids=["d1", "d2"])
     await store.aset_metadata(["d1"], [{"a": 1}])
     assert (await store.aget(["d1"]))[0].metadata == {"a": 1}

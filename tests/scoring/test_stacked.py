@@ -46,9 +46,17 @@ def test_int8_products_are_exact_integers(dim: int) -> None:
     query[:, 0] = 127  # so that one step of each token is worth 1
     steps = torch.tensor([0.5, 2.0, 1.0])
     packed = TokenEmbeddings.from_list(codes)
-    scores = StackedQueries(TokenEmbeddings.from_list([query])).score(packed.values, packed.offsets.diff(), steps)
+    scores = StackedQueries(TokenEmbeddings.from_list([query])).score_int8(packed.values, packed.offsets.diff(), steps)
     expected = reference_maxsim([query], [code.float() * step for code, step in zip(codes, steps, strict=True)])
     assert scores.double().tolist() == expected.tolist()
+
+
+def test_rows_can_be_scaled() -> None:
+    queries, documents = unit_matrices([4, 2], 8, 1), unit_matrices([3, 5], 8, 2)
+    packed, scales = TokenEmbeddings.from_list(documents), torch.tensor([1.0, 2.0, 0.5, 0.25, 4.0, 1.0, 2.0, 8.0])
+    scores = StackedQueries(TokenEmbeddings.from_list(queries)).score(packed.values, packed.offsets.diff(), scales)
+    expected = reference_maxsim(queries, torch.split(packed.values * scales[:, None], [3, 5]))
+    torch.testing.assert_close(scores.double(), expected, rtol=0, atol=8 * float32_bound(queries, 8))
 
 
 def test_no_flag_of_the_process_is_changed() -> None:

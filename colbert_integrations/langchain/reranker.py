@@ -1,4 +1,4 @@
-"""ColBERT for LangChain: a document compressor. Converts and delegates; no model code, only langchain-core."""
+"""ColBERT as a LangChain document compressor."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError, MissingExtraError
-
-try:
-    from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
-    from langchain_core.documents import BaseDocumentCompressor, Document
-    from langchain_core.runnables import Runnable, RunnableLambda
-except ImportError as error:
-    raise MissingExtraError("colbert_integrations.langchain", "langchain") from error
-
+from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field
 
-from .adapter import RerankerFields, check_items, check_query
+from ..adapter import RerankerFields, check_items, check_query
+from ..errors import InputError
 
 if TYPE_CHECKING:
-    from .model import RankedDocument
+    from ..model import RankedDocument
 
 __all__ = ["ColBERTReranker"]
 

@@ -1,26 +1,21 @@
-"""ColBERT for LlamaIndex: a node postprocessor. Converts and delegates; no model code, only llama-index-core."""
+"""ColBERT as a LlamaIndex node postprocessor."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError, MissingExtraError
-
-try:
-    from llama_index.core.callbacks import CBEventType, EventPayload
-    from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # re-exported without __all__
-    from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
-    from llama_index.core.postprocessor.types import BaseNodePostprocessor
-    from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
-except ImportError as error:
-    raise MissingExtraError("colbert_integrations.llama_index", "llama-index") from error
-
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # re-exported without __all__
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from pydantic import BaseModel, ConfigDict, Field
 
-from .adapter import RerankerFields, check_items, check_query
+from ..adapter import RerankerFields, check_items, check_query
+from ..errors import InputError
 
 if TYPE_CHECKING:
-    from .model import RankedDocument
+    from ..model import RankedDocument
 
 __all__ = ["ColBERTRerank"]
 

@@ -1,0 +1,68 @@
+"""What every store refuses, so that what one takes the others take too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..embeddings import TokenEmbeddings
+from ..errors import InputError
+from .metadata import json_copy
+
+__all__ = ["check_count", "check_form", "check_ids", "checked"]
+
+# What Qdrant's servers accept is what is accepted here, so that every index can move there.
+_MOST_FLOATS = 2**20 - 1
+
+
+def check_form(dtype: object, nbits: object, keep_originals: bool) -> None:
+    """Refuse forms of vectors that there are not."""
+    if dtype not in ("float16", "float32"):
+        raise InputError(f"dtype must be 'float16' or 'float32', not {dtype!r}")
+    if nbits not in (None, 8, 4, 2):
+        raise InputError(f"nbits must be 8, 4, 2 or None for vectors as they are, not {nbits!r}")
+    if keep_originals and nbits is None:
+        raise InputError("keep_originals goes with nbits: without it vectors are kept as they are anyway")
+
+
+def check_count(name: str, value: int | None) -> int | None:
+    """The value, if it is None or a whole number from 1."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise InputError(f"{name} must be a whole number from 1, not {value!r}")
+    return value
+
+
+def check_ids(ids: Sequence[str]) -> Sequence[str]:
+    """The ids, if they are a list of strings that are not empty."""
+    if isinstance(ids, str):
+        raise InputError(f"ids must be a list of strings, not the string {ids!r}")
+    for name in ids:
+        if not isinstance(name, str) or not name:
+            raise InputError(f"an id must be a string that is not empty, not {name!r}")
+    return ids
+
+
+def checked(
+    ids: Sequence[str],
+    embeddings: TokenEmbeddings,
+    texts: Sequence[str | None] | None,
+    metadatas: Sequence[Mapping[str, Any] | None] | None,
+) -> tuple[list[str], list[str | None], list[dict[str, Any]]]:
+    """Ids, texts and metadata of documents that can be stored, copied from what ``Store.upsert`` was given."""
+    names = list(check_ids(ids))
+    bodies: list[str | None] = [None] * len(names) if texts is None else list(texts)
+    notes = [None] * len(names) if metadatas is None else list(metadatas)
+    for what, number in (("embeddings", len(embeddings)), ("texts", len(bodies)), ("metadatas", len(notes))):
+        if number != len(names):
+            raise InputError(f"{len(names)} ids but {number} {what}")
+    for name, length, body in zip(names, embeddings.lengths, bodies, strict=True):
+        if not length:
+            raise InputError(f"document {name!r} has no vectors, so nothing can find it")
+        if length * embeddings.dim > _MOST_FLOATS:
+            raise InputError(
+                f"document {name!r} has {length} vectors of {embeddings.dim}: more than {_MOST_FLOATS} numbers; "
+                "split its text, or pool its vectors"
+            )
+        if body is not None and not isinstance(body, str):
+            raise InputError(f"the text of document {name!r} must be a string, not {type(body).__name__}")
+    return names, bodies, [json_copy(note, name) for name, note in zip(names, notes, strict=True)]

@@ -1,0 +1,139 @@
+"""What retriever and vector store share: the index behind them, and documents on their way in and out of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from langchain_core.documents import Document
+
+from ..adapter import check_items, check_query
+from ..errors import InputError
+
+if TYPE_CHECKING:  # at run time only once an index is made: its room imports torch
+    from ..colbert_index import ColBERTIndex
+    from ..index import Filter, Hit, Store, StoredDocument
+    from ..model import ColBERT
+
+__all__ = ["DocumentFilter", "columns", "document_of", "document_of_hit", "make_index", "store_filter", "stripped"]
+
+DocumentFilter: TypeAlias = Mapping[str, Any] | Callable[[Document], bool]
+"""Conditions on metadata, as in ``index.filters``, or a function of a document."""
+
+
+def make_index(
+    model: str | os.PathLike[str] | ColBERT | None = None, store: Store | None = None, index: ColBERTIndex | None = None
+) -> ColBERTIndex:
+    """The index to search: the one that is given, or a new one of model and store.
+
+    Args:
+        model: A name, a path or a ``ColBERT``. None: that of the index, or the default.
+        store: Where documents are kept. None: that of the index, or a new one in this process.
+        index: An index, which has a model and a store.
+
+    Returns:
+        The index.
+
+    Raises:
+        InputError: If an argument is of a wrong type, or index and others contradict.
+        StoreError: If the store holds vectors of another model.
+    """
+    from ..colbert_index import ColBERTIndex
+    from ..index import Store
+
+    if store is not None and not isinstance(store, Store):
+        raise InputError(f"store must be a Store, not {type(store).__name__}")
+    if index is None:
+        return ColBERTIndex(store=store) if model is None else ColBERTIndex(model, store)
+    if not isinstance(index, ColBERTIndex):
+        raise InputError(f"index must be a ColBERTIndex, not {type(index).__name__}")
+    if store is not None and store is not index.store:
+        raise InputError("an index has a store of its own: leave store out")
+    # Its name is what a copy from the fields of another adapter has.
+    if model is not None and model is not index.model and model != index.model.settings.model:
+        raise InputError("an index has a model of its own: leave model out")
+    return index
+
+
+# ----------------------------------------------------------------------------------------------------------------- in
+
+
+def columns(documents: Sequence[Document]) -> tuple[list[str], list[dict[str, Any]], list[str | None]]:
+    """Texts, metadata and ids of documents.
+
+    Args:
+        documents: The documents.
+
+    Returns:
+        The three lists.
+
+    Raises:
+        InputError: If they are not a list of documents.
+    """
+    for place, document in enumerate(check_items(documents, "documents")):
+        if not isinstance(document, Document):
+            raise InputError(f"documents[{place}] must be a Document, not {type(document).__name__}")
+    return (
+        [document.page_content for document in documents],
+        [document.metadata for document in documents],
+        [document.id for document in documents],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- out
+
+
+def document_of(stored: StoredDocument) -> Document:
+    """Make a new document of a stored one.
+
+    Args:
+        stored: The stored document; its metadata is a copy already.
+
+    Returns:
+        The document; without text if the store has none for it.
+    """
+    return Document(stored.text or "", id=stored.id, metadata=stored.metadata)
+
+
+def document_of_hit(hit: Hit, score_key: str | None = None) -> Document:
+    """Make a new document of what a search found.
+
+    Args:
+        hit: What was found; its metadata is a copy already.
+        score_key: Where the score goes in the metadata. None: nowhere.
+
+    Returns:
+        The document; without text if the store has none for it.
+    """
+    metadata = hit.metadata if score_key is None else {**hit.metadata, score_key: hit.score}
+    return Document(hit.text or "", id=hit.id, metadata=metadata)
+
+
+def store_filter(filter: DocumentFilter | None) -> Filter | None:
+    """Make the filter that a store takes.
+
+    Args:
+        filter: Conditions, or a function of a ``Document``. None: none.
+
+    Returns:
+        The conditions, or a function of what the store has.
+    """
+    if filter is None or not callable(filter):
+        return filter
+    return lambda stored: filter(document_of(stored))
+
+
+def stripped(query: object) -> str:
+    """Take the white space off a query.
+
+    Args:
+        query: The query.
+
+    Returns:
+        What is left: tools hand over queries with line ends around them, which some tokenizers would count.
+
+    Raises:
+        InputError: If it is not a string.
+    """
+    return check_query(query).strip()

@@ -1,0 +1,315 @@
+"""ColBERT as a LangChain retriever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
+from typing_extensions import Self
+
+from ..adapter import ModelFields
+from ..errors import InputError
+from .documents import DocumentFilter, columns, document_of, document_of_hit, make_index, store_filter, stripped
+
+if TYPE_CHECKING:
+    from ..colbert_index import ColBERTIndex
+    from ..index import Hit, Store
+    from ..model import ColBERT
+else:  # what pydantic sees: the real ones come with torch, so they are checked when an index is made
+    ColBERTIndex = Store = Any
+
+__all__ = ["ColBERTRetriever"]
+
+
+class ColBERTRetriever(ModelFields, BaseRetriever):
+    """Find documents with ColBERT, as a LangChain retriever.
+
+    Documents are searched in this process, or wherever the store keeps them. Each result is a new document, free to
+    change. Copies search the same documents; dumps and pickles carry none: save and load are for that.
+
+    Example:
+        >>> retriever = ColBERTRetriever.from_texts(
+        ...     ["How to bake bread", "Why the wings of a plane lift it"], model="bundled/all-MiniLM-L6-v2", k=1
+        ... )
+        >>> retriever.invoke("how do planes fly")[0].page_content
+        'Why the wings of a plane lift it'
+    """
+
+    # Said again: BaseRetriever's own would let a misspelt field pass without a word.
+    model_config = ModelFields.model_config
+
+    k: int = Field(default=4, ge=1)
+    """Most documents to find."""
+
+    filter: dict[str, Any] | Callable[[Document], bool] | None = None
+    """Conditions on metadata, such as ``{"year": {"$gte": 2020}}``, or a function of a document. None: all."""
+
+    search: Literal["exact", "codes", "pooled"] | None = None
+    """``"exact"`` scores every document, the others name a candidate stage. None: the store's own choice."""
+
+    candidates: int | None = Field(default=None, ge=1)
+    """For a candidate stage, how many documents are scored exactly. None: the store's own choice."""
+
+    normalize_scores: bool = True
+    """Scores from 0 to 1: the mean over the query's vectors. False: the raw sum. Neither is a probability."""
+
+    score_threshold: float | None = None
+    """Lowest score that is returned, on the scale of the scores. None: no limit."""
+
+    score_key: str | None = None
+    """Metadata key under which the score is returned. None: it is not, so that what several queries or retrievers
+    find is equal where it is the same, which LangChain merges by."""
+
+    index: ColBERTIndex = Field(default=None, exclude=True, repr=False)  # type: ignore[assignment]  # there when made
+    """What is searched; it may be shared with other adapters. Not with ``store``, and it brings its model."""
+
+    store: Store | None = Field(default=None, exclude=True, repr=False)
+    """Only to be passed: where the index keeps documents. None: in this process."""
+
+    documents: list[Document] | None = Field(default=None, exclude=True, repr=False)
+    """Only to be passed: documents to add at once."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_index(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, dict):
+            return handler(data)
+        given = {name: data.get(name) for name in ("index", "store", "documents")}
+        fields = {name: value for name, value in data.items() if name not in given}
+        if given["index"] is not None:
+            fields["model"] = make_index(data.get("model"), given["store"], given["index"]).model
+        made = handler(fields)
+        made.index = given["index"] if given["index"] is not None else make_index(made.colbert, given["store"])
+        if given["documents"] is not None:
+            made.add_documents(given["documents"])
+        return made
+
+    # --------------------------------------------------------------------------------------------------------- making
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Sequence[str],
+        metadatas: Sequence[dict[str, Any] | None] | None = None,
+        ids: Sequence[str | None] | None = None,
+        **fields: Any,
+    ) -> Self:
+        """Make a retriever of texts.
+
+        Args:
+            texts: The texts.
+            metadatas: JSON-able data for each. None: empty.
+            ids: An id for each. None, here or there: a hash of text and metadata.
+            **fields: Fields of the retriever.
+
+        Returns:
+            The retriever.
+
+        Raises:
+            InputError: If the arguments have different lengths.
+            AddError: If some can't be stored.
+            ValidationError: If a field is unknown or impossible.
+        """
+        made = cls(**fields)
+        made.index.add(texts, ids, metadatas)
+        return made
+
+    @classmethod
+    def from_documents(cls, documents: Sequence[Document], **fields: Any) -> Self:
+        """Make a retriever of documents.
+
+        Args:
+            documents: The documents.
+            **fields: Fields of the retriever.
+
+        Returns:
+            The retriever.
+
+        Raises:
+            InputError: If they are not a list of documents.
+            AddError: If some can't be stored.
+            ValidationError: If a field is unknown or impossible.
+        """
+        made = cls(**fields)
+        made.add_documents(documents)
+        return made
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: Sequence[str],
+        metadatas: Sequence[dict[str, Any] | None] | None = None,
+        ids: Sequence[str | None] | None = None,
+        **fields: Any,
+    ) -> Self:
+        """Do what ``from_texts`` does without blocking the event loop; see there for the arguments."""
+        made = await asyncio.to_thread(cls, **fields)  # the first index of a process imports torch
+        await made.index.aadd(texts, ids, metadatas)
+        return made
+
+    @classmethod
+    async def afrom_documents(cls, documents: Sequence[Document], **fields: Any) -> Self:
+        """Do what ``from_documents`` does without blocking the event loop; see there for the arguments."""
+        made = await asyncio.to_thread(cls, **fields)
+        await made.aadd_documents(documents)
+        return made
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike[str], model: str | os.PathLike[str] | ColBERT | None = None, **fields: Any
+    ) -> Self:
+        """Open what was saved. For an index on a GPU pass ``index=ColBERTIndex.load(folder, device="cuda")``.
+
+        Args:
+            folder: Where it was saved.
+            model: The model whose vectors it holds. None: the one it was made with, by its name and settings.
+            **fields: Other fields of the retriever, which are not saved.
+
+        Returns:
+            The retriever.
+
+        Raises:
+            StoreError: If there is no index, a file is damaged, or it holds vectors of another model.
+            CheckpointError: If the model can't be loaded.
+            ValidationError: If a field is unknown or impossible.
+        """
+        from ..colbert_index import ColBERTIndex
+
+        return cls(index=ColBERTIndex.load(folder, model), **fields)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the documents and their vectors to a folder, as one step, and only what changed.
+
+        Args:
+            folder: Where; made if it is not there.
+
+        Raises:
+            StoreError: If it can't be written, or the store is kept elsewhere anyway.
+        """
+        self.index.save(folder)
+
+    # ------------------------------------------------------------------------------------------------------ documents
+
+    def add_documents(self, documents: Sequence[Document], ids: Sequence[str | None] | None = None) -> list[str]:
+        """Add documents; one whose id is there replaces the old one, and is encoded only if its text changed.
+
+        Args:
+            documents: The documents, with JSON-able metadata.
+            ids: An id for each. None: the documents' own, or where there is none a hash of text and metadata.
+
+        Returns:
+            The id of each, in order.
+
+        Raises:
+            InputError: If they are not a list of documents, or not as many as ids.
+            AddError: If some can't be stored, after all others were; it lists them and says why.
+            StoreError: If the store can't be used.
+        """
+        texts, metadatas, own = columns(documents)
+        return self.index.add(texts, own if ids is None else ids, metadatas)
+
+    async def aadd_documents(self, documents: Sequence[Document], ids: Sequence[str | None] | None = None) -> list[str]:
+        """Do what ``add_documents`` does without blocking the event loop; see there for the arguments."""
+        texts, metadatas, own = columns(documents)
+        return await self.index.aadd(texts, own if ids is None else ids, metadatas)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove documents.
+
+        Args:
+            ids: Their ids; unknown ones are passed over.
+
+        Raises:
+            InputError: If the ids are not a list of strings.
+            StoreError: If the store can't be used.
+        """
+        self.index.delete(ids)
+
+    async def adelete(self, ids: Sequence[str]) -> None:
+        """Do what ``delete`` does without blocking the event loop; see there for the arguments."""
+        await self.index.adelete(ids)
+
+    def get_by_ids(self, ids: Sequence[str]) -> list[Document]:
+        """Look documents up.
+
+        Args:
+            ids: Their ids.
+
+        Returns:
+            Those that are there, in the order of ``ids``.
+
+        Raises:
+            InputError: If the ids are not a list of strings.
+            StoreError: If the store can't be used.
+        """
+        return [document_of(stored) for stored in self.index.get(ids)]
+
+    async def aget_by_ids(self, ids: Sequence[str]) -> list[Document]:
+        """Do what ``get_by_ids`` does without blocking the event loop; see there for the arguments."""
+        return [document_of(stored) for stored in await self.index.aget(ids)]
+
+    # ------------------------------------------------------------------------------------------------------ retrieval
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: DocumentFilter | None = None,
+        score_threshold: float | None = None,
+        search: Literal["exact", "codes", "pooled"] | None = None,
+        candidates: int | None = None,
+    ) -> list[Document]:
+        options = self._options(k, filter, score_threshold, search, candidates)
+        return self._documents(self.index.search(stripped(query), **options))
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: DocumentFilter | None = None,
+        score_threshold: float | None = None,
+        search: Literal["exact", "codes", "pooled"] | None = None,
+        candidates: int | None = None,
+    ) -> list[Document]:
+        options = self._options(k, filter, score_threshold, search, candidates)
+        return self._documents(await self.index.asearch(stripped(query), **options))
+
+    def _options(
+        self,
+        k: int | None,
+        filter: DocumentFilter | None,
+        score_threshold: float | None,
+        search: Literal["exact", "codes", "pooled"] | None,
+        candidates: int | None,
+    ) -> dict[str, Any]:
+        """Arguments of a search of the index: of this call, else of the fields."""
+        if self._settings() != self.index.model.settings:
+            raise InputError("settings of the model were changed, but the index is the old model's: make a new one")
+        return {
+            "k": self.k if k is None else k,
+            "filter": store_filter(self.filter if filter is None else filter),
+            "score_threshold": self.score_threshold if score_threshold is None else score_threshold,
+            "search": self.search if search is None else search,
+            "candidates": self.candidates if candidates is None else candidates,
+            "normalize_scores": self.normalize_scores,
+        }
+
+    def _documents(self, hits: list[Hit]) -> list[Document]:
+        return [document_of_hit(hit, self.score_key) for hit in hits]
+
+    def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
+        params = super()._get_ls_params(**kwargs)
+        params["ls_vector_store_provider"] = type(self.index.store).__name__
+        params["ls_embedding_provider"] = "colbert_integrations"
+        params["ls_embedding_model"] = self.model
+        return params

@@ -1,0 +1,119 @@
+"""Nodes as documents of a store, and back: nothing of a node is lost but the vector of another model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llama_index.core.schema import BaseNode, IndexNode, MediaResource, MetadataMode, TextNode
+
+from ..errors import InputError
+
+__all__ = ["KEY", "REF_DOC_ID", "node_of", "ref_doc_id_of", "stored_metadata", "stored_text"]
+
+KEY = "_llama_index"
+"""The one metadata key that is ours: below it lies what a node has beside its metadata."""
+
+REF_DOC_ID = f"{KEY}.ref_doc_id"
+"""Where filters find the document that a node comes from."""
+
+
+def stored_text(node: BaseNode, mode: MetadataMode) -> str:
+    """The text of a node that is encoded.
+
+    Args:
+        node: The node.
+        mode: Which metadata belongs to the text.
+
+    Returns:
+        Metadata and content by the templates of the node; may be empty.
+    """
+    return node.get_content(metadata_mode=mode)
+
+
+def stored_metadata(node: BaseNode) -> dict[str, Any]:
+    """The node as metadata of a document: its own metadata as it is, so that filters see it, and the rest below KEY.
+
+    Args:
+        node: The node.
+
+    Returns:
+        What ``node_of`` reads.
+
+    Raises:
+        InputError: If the node uses our key, or holds something that has no JSON.
+    """
+    if KEY in node.metadata:
+        raise InputError(f"node {node.node_id!r} has the metadata key {KEY!r}, which is kept for this package")
+    rest = {"classes": [_name(line) for line in type(node).__mro__ if issubclass(line, BaseNode)], "node": _dump(node)}
+    if node.ref_doc_id is not None:
+        rest["ref_doc_id"] = node.ref_doc_id
+    return {**node.metadata, KEY: rest}
+
+
+def node_of(name: str, text: str | None, metadata: Mapping[str, Any]) -> BaseNode:
+    """A new node, equal to the one that was stored.
+
+    Args:
+        name: Id of the document.
+        text: Its text.
+        metadata: Its metadata.
+
+    Returns:
+        The node, free to change. A document that did not come from here is a ``TextNode``.
+    """
+    own = {key: value for key, value in metadata.items() if key != KEY}
+    rest = metadata.get(KEY)
+    if rest is None:
+        return TextNode(id_=name, text=text or "", metadata=own)
+    return _class_of(rest["classes"]).from_dict({**json.loads(rest["node"]), "metadata": own})
+
+
+def ref_doc_id_of(metadata: Mapping[str, Any]) -> str | None:
+    """The id of the document that a stored node comes from.
+
+    Args:
+        metadata: Metadata of the stored node.
+
+    Returns:
+        The id, None if it has none.
+    """
+    found: str | None = metadata.get(KEY, {}).get("ref_doc_id")
+    return found
+
+
+def _dump(node: BaseNode) -> str:
+    if isinstance(node, IndexNode) and not isinstance(node.obj, BaseNode):
+        node = node.model_copy(update={"obj": None})  # an engine or a retriever: nothing that could be stored
+    try:
+        dumped = node.model_dump(mode="json", exclude={"metadata", "embedding"})
+        for field, resource in _binaries(node):
+            dumped[field]["data"] = resource.decode()
+        return json.dumps(dumped)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"node {node.node_id!r} has no JSON: {error}") from error
+
+
+def _binaries(node: BaseNode) -> Iterator[tuple[str, bytes]]:
+    """Contents of images, sounds and films, which the framework leaves out of its dumps; as base64 already."""
+    for field in type(node).model_fields:
+        resource = getattr(node, field)
+        if isinstance(resource, MediaResource) and resource.data is not None:
+            yield field, resource.data
+
+
+def _class_of(names: list[str]) -> type[BaseNode]:
+    """The first of a node's classes that this program has; looked for, never imported on a file's word."""
+    known = {_name(found): found for found in _subclasses(BaseNode)}
+    return next((known[name] for name in names if name in known), TextNode)
+
+
+def _subclasses(base: type[Any]) -> Iterator[type[BaseNode]]:
+    for found in base.__subclasses__():
+        yield found
+        yield from _subclasses(found)
+
+
+def _name(found: type) -> str:
+    return f"{found.__module__}.{found.__qualname__}"

@@ -1,0 +1,443 @@
+"""ColBERT as a LlamaIndex retriever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
+from llama_index.core.indices.base import BaseIndex
+from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.storage.docstore.types import BaseDocumentStore
+from pydantic import ValidationError
+from typing_extensions import Self, TypedDict, Unpack
+
+from ..adapter import ModelFields, check_items, check_query
+from ..errors import InputError
+from .filters import NodeFilter, store_filter
+from .nodes import REF_DOC_ID, node_of, stored_metadata, stored_text
+
+if TYPE_CHECKING:
+    from ..colbert_index import ColBERTIndex
+    from ..index import Hit, Search, Store
+    from ..model import ColBERT
+
+__all__ = ["ColBERTRetriever"]
+
+
+class SearchOptions(TypedDict, total=False):
+    """Arguments of ``ColBERTRetriever`` that say how it searches."""
+
+    similarity_top_k: int
+    filters: NodeFilter | None
+    node_ids: Sequence[str] | None
+    doc_ids: Sequence[str] | None
+    normalize_scores: bool
+    score_threshold: float | None
+    search: Search | None
+    candidates: int | None
+    metadata_mode: MetadataMode
+    show_progress: bool | None
+    callback_manager: CallbackManager | None
+    objects: list[IndexNode] | None
+    object_map: dict[str, Any] | None
+    verbose: bool
+
+
+class Options(SearchOptions, total=False):
+    """Arguments of ``ColBERTRetriever`` beside those that say what it searches."""
+
+    store: Store | None
+    model: str | os.PathLike[str] | ColBERT | None
+    device: str | None
+    dtype: str | None
+    query_length: int | None
+    document_length: int | None
+    long_documents: Literal["window", "truncate"] | None
+    window_overlap: int | None
+    batch_size: int | None
+    colbert_options: dict[str, Any] | None
+
+
+class ColBERTRetriever(BaseRetriever):
+    """Find nodes with ColBERT, as a LlamaIndex retriever.
+
+    Nodes are kept as they are in a ``ColBERTIndex``; what comes back are new nodes, free to change. Scores are Python
+    floats. White space around a query is ignored. Of a query with several ``embedding_strs``, such as HyDE makes,
+    each is searched, and a node's score is the highest that it gets.
+
+    Args:
+        nodes: Nodes to add. They are encoded at once: inside an event loop use ``aadd_nodes``. None: none yet.
+        index: What is searched, and grows by ``add_nodes``; brings its model. None: a new index.
+        store: Where a new index keeps the nodes. None: in this process.
+        similarity_top_k: Most nodes to find.
+        filters: What nodes must meet: the framework's filters, conditions as ``index.search`` takes them, or a
+            function of a node. None: nothing.
+        node_ids: Look among these nodes only. None: among all.
+        doc_ids: Look among nodes of these documents only, by ``ref_doc_id``. None: of all.
+        normalize_scores: Whether scores are means over the query's vectors, cut to 0..1, instead of sums.
+        score_threshold: Lowest score that is returned, on the scale of the scores. None: no limit.
+        search: ``"exact"`` scores every node, others name a candidate stage. None: the store's own choice.
+        candidates: For a candidate stage, how many nodes are scored exactly. None: the store's own choice.
+        metadata_mode: Which metadata is encoded with the content.
+        model: A name, a path or a ``ColBERT``. None: that of the index, or the default.
+        device: As of ``ColBERT``.
+        dtype: As of ``ColBERT``.
+        query_length: As of ``ColBERT``.
+        document_length: As of ``ColBERT``.
+        long_documents: As of ``ColBERT``. None: ``"window"``.
+        window_overlap: As of ``ColBERT``.
+        batch_size: As of ``ColBERT``.
+        colbert_options: Further arguments of ``ColBERT``, by name.
+        show_progress: Whether adding shows a bar. None: on a terminal, for work over two seconds.
+        callback_manager: Gets the framework's retrieval events.
+        objects: Index nodes whose objects are followed when one of the same ``index_id`` is found.
+        object_map: The same by ``index_id``. Objects of nodes that are added are taken along; those that are not
+            nodes themselves are not saved.
+        verbose: Whether following an object is printed.
+
+    Raises:
+        InputError: If an argument is impossible.
+        FilterError: If the filters ask for what stores can't do.
+        AddError: If some nodes can't be stored, after all others were.
+        CheckpointError: If the model can't be loaded; without nodes this shows at the first call.
+
+    Example:
+        >>> from llama_index.core.schema import TextNode
+        >>> nodes = [TextNode(text="How to bake bread"), TextNode(text="Why the wings of a plane lift it")]
+        >>> retriever = ColBERTRetriever(nodes, model="bundled/all-MiniLM-L6-v2", similarity_top_k=1)
+        >>> retriever.retrieve("how do planes fly")[0].node.get_content()
+        'Why the wings of a plane lift it'
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[BaseNode] | None = None,
+        index: ColBERTIndex | None = None,
+        store: Store | None = None,
+        similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
+        filters: NodeFilter | None = None,
+        node_ids: Sequence[str] | None = None,
+        doc_ids: Sequence[str] | None = None,
+        normalize_scores: bool = True,
+        score_threshold: float | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+        metadata_mode: MetadataMode = MetadataMode.EMBED,
+        model: str | os.PathLike[str] | ColBERT | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        query_length: int | None = None,
+        document_length: int | None = None,
+        long_documents: Literal["window", "truncate"] | None = None,
+        window_overlap: int | None = None,
+        batch_size: int | None = None,
+        colbert_options: dict[str, Any] | None = None,
+        show_progress: bool | None = None,
+        callback_manager: CallbackManager | None = None,
+        objects: list[IndexNode] | None = None,
+        object_map: dict[str, Any] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(callback_manager=callback_manager, object_map=object_map, objects=objects, verbose=verbose)
+        self.object_map = dict(self.object_map)  # ours: it grows with the nodes
+        settings = {
+            "model": model,
+            "device": device,
+            "dtype": dtype,
+            "query_length": query_length,
+            "document_length": document_length,
+            "long_documents": long_documents,
+            "window_overlap": window_overlap,
+            "batch_size": batch_size,
+            "colbert_options": colbert_options,
+        }
+        self._fields = _model_fields(index, store, settings)
+        self._index, self._store, self._opening = index, store, threading.Lock()
+        self.similarity_top_k = similarity_top_k
+        self._filter = store_filter(filters, _ids(doc_ids, "doc_ids"))
+        self._node_ids = _ids(node_ids, "node_ids")
+        self._normalize_scores, self._score_threshold = normalize_scores, score_threshold
+        self._search, self._candidates = search, None if candidates is None else _count("candidates", candidates)
+        self._metadata_mode, self._show_progress = MetadataMode(metadata_mode), show_progress
+        if nodes is not None and len(_nodes(nodes)):
+            self.add_nodes(nodes)
+
+    # --------------------------------------------------------------------------------------------------------- making
+
+    @classmethod
+    def from_defaults(
+        cls,
+        nodes: Sequence[BaseNode] | None = None,
+        index: BaseIndex[Any] | ColBERTIndex | None = None,
+        docstore: BaseDocumentStore | None = None,
+        **options: Unpack[Options],
+    ) -> Self:
+        """Make a retriever of what there is, as other retrievers of the framework do.
+
+        Args:
+            nodes: The nodes.
+            index: An index of the framework, whose nodes are encoded, or a ``ColBERTIndex``, which is searched.
+            docstore: Where the nodes are.
+            **options: Arguments of the class.
+
+        Returns:
+            The retriever.
+
+        Raises:
+            InputError: If not exactly one of the three is given, or an argument is impossible.
+            AddError: If some nodes can't be stored.
+        """
+        if sum(given is not None for given in (nodes, index, docstore)) != 1:
+            raise InputError("pass exactly one of nodes, index and docstore")
+        if isinstance(index, BaseIndex):
+            docstore, index = index.docstore, None
+            if not docstore.docs:
+                raise InputError("the index has no nodes in its docstore; its vector store may have them: pass nodes=")
+        if docstore is not None:
+            nodes = list(docstore.docs.values())
+        return cls(nodes, index, **options)
+
+    @classmethod
+    def from_persist_dir(
+        cls,
+        path: str | os.PathLike[str],
+        model: str | os.PathLike[str] | ColBERT | None = None,
+        *,
+        device: str | None = None,
+        verify: bool = True,
+        **options: Unpack[SearchOptions],
+    ) -> Self:
+        """Open what ``persist`` wrote.
+
+        Args:
+            path: The folder.
+            model: The model that the nodes were encoded with. None: by the name and settings it had then.
+            device: Where vectors are kept and searched. None: the CPU.
+            verify: Whether the checksums of all files are compared.
+            **options: Arguments of the class; they are not saved.
+
+        Returns:
+            The retriever.
+
+        Raises:
+            StoreError: If there is no index, or it is damaged, or of another model.
+            CheckpointError: If the model can't be loaded.
+        """
+        from ..colbert_index import ColBERTIndex
+
+        return cls(index=ColBERTIndex.load(path, model, device=device, verify=verify), **options)
+
+    def persist(self, path: str | os.PathLike[str]) -> None:
+        """Write the nodes and their vectors to a folder, as one step; see ``ColBERTIndex.save``.
+
+        Args:
+            path: The folder; made if it is not there.
+
+        Raises:
+            StoreError: If it can't be written, or the store is kept elsewhere anyway.
+        """
+        self.index.save(path)
+
+    @property
+    def index(self) -> ColBERTIndex:
+        """What is searched; ``ColBERTRerank(index=...)`` takes it, so as not to encode nodes again."""
+        with self._opening:
+            if self._index is None:
+                from ..colbert_index import ColBERTIndex
+
+                self._index = ColBERTIndex(self._fields.colbert, self._store)
+            return self._index
+
+    @property
+    def similarity_top_k(self) -> int:
+        """Most nodes to find."""
+        return self._similarity_top_k
+
+    @similarity_top_k.setter
+    def similarity_top_k(self, value: int) -> None:
+        self._similarity_top_k = _count("similarity_top_k", value)
+
+    # -------------------------------------------------------------------------------------------------------- writing
+
+    def add_nodes(self, nodes: Sequence[BaseNode]) -> list[str]:
+        """Encode and store nodes; one whose id is there replaces the old one, without encoding if its text is the same.
+
+        Args:
+            nodes: The nodes. Embeddings that they carry are of other models, and not kept.
+
+        Returns:
+            Their ids.
+
+        Raises:
+            InputError: If an item is no node, or a node can't be written as JSON; nothing is added, then.
+            AddError: If some can't be stored, after all others were; it lists them and says why.
+            StoreError: If the store can't be used.
+        """
+        index, rows = self._prepared(nodes)
+        return index.add(*rows, show_progress=self._show_progress)
+
+    def _prepared(
+        self, nodes: Sequence[BaseNode]
+    ) -> tuple[ColBERTIndex, tuple[list[str], list[str], list[dict[str, Any]]]]:
+        """The index, and texts, ids and metadata to add to it."""
+        metadatas = [stored_metadata(node) for node in _nodes(nodes)]
+        texts = [stored_text(node, self._metadata_mode) for node in nodes]
+        index = self._checked_index()
+        objects = {node.index_id: node.obj for node in nodes if isinstance(node, IndexNode) and node.obj is not None}
+        self.object_map.update({key: found for key, found in objects.items() if not isinstance(found, BaseNode)})
+        return index, (texts, [node.node_id for node in nodes], metadatas)
+
+    def delete_nodes(self, node_ids: Sequence[str]) -> None:
+        """Remove nodes.
+
+        Args:
+            node_ids: Their ids; unknown ones are passed over.
+
+        Raises:
+            InputError: If the ids are not a list of strings.
+            StoreError: If the store can't be used.
+        """
+        wanted = _ids(node_ids, "node_ids")
+        if wanted and not self._is_new():
+            self.index.delete(wanted)
+
+    def delete_ref_doc(self, ref_doc_id: str) -> None:
+        """Remove all nodes of a document.
+
+        Args:
+            ref_doc_id: Its id; an unknown one is passed over.
+
+        Raises:
+            StoreError: If the store can't be used.
+        """
+        if not self._is_new():
+            self.index.delete(self.index.store.ids({REF_DOC_ID: ref_doc_id}))
+
+    async def aadd_nodes(self, nodes: Sequence[BaseNode]) -> list[str]:
+        """Do what ``add_nodes`` does without blocking the event loop; see there."""
+        index, rows = await asyncio.to_thread(self._prepared, nodes)
+        return await index.aadd(*rows, show_progress=self._show_progress)
+
+    async def adelete_nodes(self, node_ids: Sequence[str]) -> None:
+        """Do what ``delete_nodes`` does without blocking the event loop; see there."""
+        await asyncio.to_thread(self.delete_nodes, node_ids)
+
+    async def adelete_ref_doc(self, ref_doc_id: str) -> None:
+        """Do what ``delete_ref_doc`` does without blocking the event loop; see there."""
+        await asyncio.to_thread(self.delete_ref_doc, ref_doc_id)
+
+    # ------------------------------------------------------------------------------------------------------ searching
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        queries = _queries(query_bundle)
+        if self._is_new():
+            return []
+        self._check_search()
+        return self._merged(self.index.search(queries, **self._search_arguments()))
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        queries = _queries(query_bundle)
+        if self._is_new():
+            return []
+        # In threads: what the first use of a model imports takes seconds, and a thousand nodes are not made in no time.
+        index = await asyncio.to_thread(self._checked_index)
+        arguments = self._search_arguments()
+        found = await asyncio.gather(*(index.asearch(query, **arguments) for query in queries))
+        return await asyncio.to_thread(self._merged, found)
+
+    def _search_arguments(self) -> dict[str, Any]:
+        return {
+            "k": self.similarity_top_k,
+            "filter": self._filter,
+            "ids": self._node_ids,
+            "search": self._search,
+            "candidates": self._candidates,
+            "normalize_scores": self._normalize_scores,
+            "score_threshold": self._score_threshold,
+        }
+
+    def _merged(self, found: Sequence[Sequence[Hit]]) -> list[NodeWithScore]:
+        """The best of what several queries found; what is best for one of them is in that one's list."""
+        best: dict[str, Hit] = {}
+        for hit in chain.from_iterable(found):
+            if hit.id not in best or hit.score > best[hit.id].score:
+                best[hit.id] = hit
+        hits = sorted(best.values(), key=lambda hit: (-hit.score, hit.id))[: self.similarity_top_k]
+        return [NodeWithScore(node=node_of(hit.id, hit.text, hit.metadata), score=hit.score) for hit in hits]
+
+    def _is_new(self) -> bool:
+        """Whether nothing was ever added, so that there is no need to load anything."""
+        return self._index is None and self._store is None
+
+    def _checked_index(self) -> ColBERTIndex:
+        self._check_search()
+        return self.index
+
+    def _check_search(self) -> None:
+        """Refuse what only the rooms with torch can judge, before texts are encoded."""
+        from ..index import Search, parse_filter
+
+        if self._search is not None and self._search not in get_args(Search):
+            raise InputError(f"search must be one of {', '.join(map(repr, get_args(Search)))}, not {self._search!r}")
+        if isinstance(self._filter, Mapping):
+            parse_filter(self._filter)
+
+
+def _model_fields(index: ColBERTIndex | None, store: Store | None, settings: Mapping[str, Any]) -> ModelFields:
+    given = {name: value for name, value in settings.items() if value is not None}
+    if index is not None:
+        _check_index(index, store)
+        if given.get("model", index.model) is not index.model:
+            raise InputError("an index brings its model: leave model out")
+        given["model"] = index.model
+    try:
+        return ModelFields(**given)
+    except ValidationError as error:
+        raise InputError(
+            "; ".join(f"{'.'.join(map(str, one['loc']))} {one['msg']}" for one in error.errors())
+        ) from error
+
+
+def _check_index(index: object, store: Store | None) -> None:
+    from ..colbert_index import ColBERTIndex
+
+    if not isinstance(index, ColBERTIndex):
+        raise InputError(f"index must be a ColBERTIndex, not {type(index).__name__}; for others there is from_defaults")
+    if store is not None:
+        raise InputError("an index brings its store: leave store out")
+
+
+def _queries(query_bundle: QueryBundle) -> list[str]:
+    # Tools hand over queries with line ends around them, which some tokenizers would count.
+    given = query_bundle.embedding_strs or [query_bundle.query_str]
+    return list(dict.fromkeys(check_query(query).strip() for query in given))
+
+
+def _nodes(nodes: object) -> Sequence[BaseNode]:
+    items = check_items(nodes, "nodes")
+    for place, node in enumerate(items):
+        if not isinstance(node, BaseNode):
+            raise InputError(f"nodes[{place}] must be a node, not {type(node).__name__}")
+    return items
+
+
+def _ids(ids: Sequence[str] | None, name: str) -> list[str] | None:
+    if ids is None:
+        return None
+    items = list(check_items(ids, name))
+    if not all(isinstance(item, str) for item in items):
+        raise InputError(f"{name} must be a list of strings, not {items!r}")
+    return items
+
+
+def _count(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} must be a whole number from 1, not {value!r}")
+    return value

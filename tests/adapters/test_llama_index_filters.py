@@ -1,0 +1,263 @@
+"""MetadataFilters in our language of filters, against the framework's own function for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from llama_index.core.schema import TextNode
+from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.utils import build_metadata_filter_fn
+
+from colbert_integrations import ColBERT, MemoryStore
+from colbert_integrations.errors import FilterError
+from colbert_integrations.index import matches, parse_filter
+from colbert_integrations.llama_index import ColBERTRetriever
+from colbert_integrations.llama_index.filters import translate
+
+METADATAS: list[dict[str, Any]] = [
+    {},
+    {"other": "a"},
+    {"key": None},
+    {"key": ""},
+    {"key": "a"},
+    {"key": "ab"},
+    {"key": "5"},
+    {"key": 0},
+    {"key": 5},
+    {"key": 5.0},
+    {"key": -1.5},
+    {"key": 10**9},
+    {"key": "a", "other": 3},
+    {"key": 5, "other": "b"},
+]
+LISTS: list[dict[str, Any]] = [{"key": []}, {"key": ["a"]}, {"key": ["b", "a", 5]}, {"key": [5.0, None]}]
+VALUES = ["", "a", "ab", "c", "5", 0, 5, 5.0, 7, -1.5]
+RANGES = [FilterOperator.GT, FilterOperator.GTE, FilterOperator.LT, FilterOperator.LTE]
+
+
+def one(operator: FilterOperator, value: Any, key: str = "key") -> MetadataFilters:
+    return MetadataFilters(filters=[MetadataFilter(key=key, value=value, operator=operator)])
+
+
+def ours(filters: MetadataFilters, metadata: dict[str, Any]) -> bool:
+    return matches(metadata, parse_filter(translate(filters)))
+
+
+def theirs(filters: MetadataFilters, metadata: dict[str, Any]) -> bool:
+    return build_metadata_filter_fn(lambda name: metadata, filters)("node")
+
+
+# --------------------------------------------------------------------------------------------- as the framework has it
+
+
+@pytest.mark.parametrize("operator", [FilterOperator.EQ, FilterOperator.NE])
+@pytest.mark.parametrize("value", VALUES)
+def test_equality_is_the_frameworks(operator: FilterOperator, value: Any):
+    filters = one(operator, value)
+    assert [ours(filters, metadata) for metadata in METADATAS] == [theirs(filters, metadata) for metadata in METADATAS]
+
+
+@pytest.mark.parametrize("values", [[], ["a"], ["a", "5"], [5], [0, 7], [-1.5, 5.0]])
+def test_membership_is_the_frameworks(values: list[Any]):
+    filters = one(FilterOperator.IN, values)
+    found = [ours(filters, metadata) for metadata in METADATAS]
+    assert found == [theirs(filters, metadata) for metadata in METADATAS]
+    assert any(found) == bool(values)
+
+
+@pytest.mark.parametrize("operator", RANGES)
+@pytest.mark.parametrize("value", [0, 5, 5.5, -1.5, 10**9])
+def test_ranges_of_numbers_are_the_frameworks(operator: FilterOperator, value: Any):
+    # With a text in the metadata the framework raises a TypeError.
+    comparable = [metadata for metadata in METADATAS if not isinstance(metadata.get("key"), str)]
+    filters = one(operator, value)
+    assert [ours(filters, metadata) for metadata in comparable] == [theirs(filters, found) for found in comparable]
+    assert not any(ours(filters, metadata) for metadata in METADATAS if metadata not in comparable)
+
+
+@pytest.mark.parametrize("value", ["a", "b", "c", 5, 5.0, 7])
+def test_what_a_list_contains_is_the_frameworks(value: Any):
+    filters = one(FilterOperator.CONTAINS, value)
+    nothing = [{}, {"key": None}]
+    assert [ours(filters, metadata) for metadata in LISTS + nothing] == [
+        theirs(filters, metadata) for metadata in LISTS + nothing
+    ]
+
+
+@pytest.mark.parametrize("condition", [FilterCondition.AND, None])
+def test_joined_filters_are_the_frameworks(condition: FilterCondition | None):
+    parts = [
+        MetadataFilter(key="key", value=5, operator=FilterOperator.EQ),
+        MetadataFilter(key="other", value="b", operator=FilterOperator.EQ),
+    ]
+    for chosen in (parts, parts[:1], parts[1:], []):
+        filters = MetadataFilters(filters=chosen, condition=condition)
+        found = [ours(filters, metadata) for metadata in METADATAS]
+        assert found == [theirs(filters, metadata) for metadata in METADATAS]
+        assert any(found)
+
+
+def test_several_conditions_of_one_key_hold_together():
+    between = MetadataFilters(filters=[*one(FilterOperator.GTE, 0).filters, *one(FilterOperator.LT, 6).filters])
+    assert translate(between) == {"key": {"$gte": 0, "$lt": 6}}
+    numbers = [metadata for metadata in METADATAS if not isinstance(metadata.get("key"), str)]
+    assert [ours(between, found) for found in numbers] == [theirs(between, found) for found in numbers]
+
+
+def test_nested_filters_are_joined():
+    # The framework's own function has none.
+    inner = MetadataFilters(filters=[one(FilterOperator.EQ, "b", "other"), one(FilterOperator.GT, 4)])
+    filters = MetadataFilters(filters=[inner, MetadataFilter(key="key", value=[5, 6], operator=FilterOperator.IN)])
+    assert translate(filters) == {"other": {"$eq": "b"}, "key": {"$gt": 4, "$in": [5, 6]}}
+    assert [metadata for metadata in METADATAS if ours(filters, metadata)] == [{"key": 5, "other": "b"}]
+
+
+def test_a_single_filter_may_be_joined_by_or():
+    filters = MetadataFilters(filters=one(FilterOperator.EQ, "a").filters, condition=FilterCondition.OR)
+    assert [ours(filters, metadata) for metadata in METADATAS] == [theirs(filters, metadata) for metadata in METADATAS]
+
+
+# --------------------------------------------------------------------------------- other than the framework, on purpose
+
+
+@pytest.mark.parametrize(
+    ("operator", "value", "found", "here", "there"),
+    [
+        # A list in the metadata: one of it is asked for, as in every store of ours.
+        (FilterOperator.EQ, "a", ["a", "b"], True, False),
+        (FilterOperator.NE, "a", ["a", "b"], False, True),
+        (FilterOperator.IN, ["a", "c"], ["a", "b"], True, False),
+        # JSON's booleans are no numbers.
+        (FilterOperator.EQ, 1, True, False, True),
+        (FilterOperator.NE, 0, False, True, False),
+        (FilterOperator.GT, 0, True, False, True),
+        # CONTAINS asks a list; within a text the framework looks for a part of it.
+        (FilterOperator.CONTAINS, "a", "cab", False, True),
+    ],
+)
+def test_differs_from_the_framework(operator: FilterOperator, value: Any, found: Any, here: bool, there: bool):
+    filters, metadata = one(operator, value), {"key": found}
+    assert ours(filters, metadata) is here
+    assert theirs(filters, metadata) is there
+
+
+def test_a_dot_looks_into_a_nested_mapping():
+    filters = one(FilterOperator.EQ, "Ada", "author.name")
+    assert ours(filters, {"author": {"name": "Ada"}})
+    assert not theirs(filters, {"author": {"name": "Ada"}})
+
+
+# ------------------------------------------------------------------------------------------------- what can't be said
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        FilterOperator.NIN,
+        FilterOperator.ANY,
+        FilterOperator.ALL,
+        FilterOperator.TEXT_MATCH,
+        FilterOperator.TEXT_MATCH_INSENSITIVE,
+        FilterOperator.IS_EMPTY,
+    ],
+)
+def test_other_operators_are_named_and_refused(operator: FilterOperator):
+    with pytest.raises(FilterError, match=f"^{operator.name} of 'key' is none of EQ, .*pass a function"):
+        translate(one(operator, ["a"] if operator in (FilterOperator.ANY, FilterOperator.ALL) else "a"))
+
+
+def test_every_operator_of_the_framework_is_known_or_refused():
+    for operator in FilterOperator:
+        try:
+            translate(one(operator, ["a"] if operator is FilterOperator.IN else 5))
+        except FilterError as error:
+            assert str(error).startswith(operator.name)  # noqa: PT017  # some are translated
+
+
+@pytest.mark.parametrize("condition", [FilterCondition.OR, FilterCondition.NOT])
+@pytest.mark.parametrize("nested", [False, True])
+def test_other_conditions_are_named_and_refused(condition: FilterCondition, nested: bool):
+    parts = [*one(FilterOperator.EQ, "a").filters, *one(FilterOperator.EQ, 3, "other").filters]
+    filters = MetadataFilters(filters=parts, condition=condition)
+    with pytest.raises(FilterError, match=f"joined by {condition.name}, only by AND: pass a function"):
+        translate(MetadataFilters(filters=[filters]) if nested else filters)
+
+
+def test_a_negated_single_filter_is_refused():
+    with pytest.raises(FilterError, match="joined by NOT"):
+        translate(MetadataFilters(filters=one(FilterOperator.EQ, "a").filters, condition=FilterCondition.NOT))
+
+
+@pytest.mark.parametrize(
+    ("operator", "value", "message"),
+    [
+        (FilterOperator.EQ, None, "EQ of 'key' compares with None"),
+        (FilterOperator.NE, None, "NE of 'key' compares with None"),
+        (FilterOperator.EQ, ["a"], r"EQ of 'key' takes no list, not \['a'\]"),
+        (FilterOperator.IN, "a", "IN of 'key' takes a list, not 'a'"),
+        (FilterOperator.GT, "2024-01-01", "GT of 'key' takes a number, not '2024-01-01': pass a function"),
+    ],
+)
+def test_impossible_values_are_refused(operator: FilterOperator, value: Any, message: str):
+    with pytest.raises(FilterError, match=message):
+        translate(one(operator, value))
+
+
+def test_an_operator_asked_twice_of_one_key_is_refused():
+    tags = [MetadataFilter(key="tags", value=tag, operator=FilterOperator.CONTAINS) for tag in ("a", "b")]
+    with pytest.raises(FilterError, match="two filters ask .*'tags', 'a' and 'b'"):
+        translate(MetadataFilters(filters=tags))
+    assert translate(MetadataFilters(filters=[tags[0], tags[0]])) == {"tags": {"$eq": "a"}}
+
+
+# ------------------------------------------------------------------------------------------------------ in a retriever
+
+
+@pytest.fixture
+def found(shared_model: ColBERT) -> Any:
+    nodes = [TextNode(text="lions", id_=str(n), metadata=metadata) for n, metadata in enumerate(METADATAS + LISTS)]
+    index = ColBERTRetriever(nodes, model=shared_model, store=MemoryStore()).index
+
+    def ids(filters: Any) -> set[int]:
+        retriever = ColBERTRetriever(index=index, similarity_top_k=99, filters=filters)
+        return {int(node.node_id) for node in retriever.retrieve("lions")}
+
+    return ids
+
+
+@pytest.mark.parametrize("operator", [FilterOperator.EQ, FilterOperator.NE])
+@pytest.mark.parametrize("value", ["a", 5, "nowhere"])
+def test_a_retriever_finds_what_the_filters_let_pass(found: Any, operator: FilterOperator, value: Any):
+    filters = one(operator, value)
+    wanted = {n for n, metadata in enumerate(METADATAS) if theirs(filters, metadata)}
+    assert {n for n in found(filters) if n < len(METADATAS)} == wanted
+
+
+def test_mappings_functions_and_filters_find_the_same(found: Any):
+    wanted = {n for n, metadata in enumerate(METADATAS) if metadata.get("key") == 5}
+    filters = MetadataFilters(filters=[*one(FilterOperator.GTE, 5).filters, *one(FilterOperator.LT, 6).filters])
+    # A range finds numbers in lists too.
+    assert found(filters) == found({"key": {"$gte": 5, "$lt": 6}}) == wanted | {16, 17}
+    assert found(lambda node: node.metadata.get("key") == 5) == wanted
+    assert found(MetadataFilters(filters=[])) == found({}) == found(None) == set(range(len(METADATAS + LISTS)))
+
+
+def test_a_function_gets_the_node_itself(found: Any):
+    seen: list[Any] = []
+    found(lambda node: seen.append(node) or False)
+    assert {type(node) for node in seen} == {TextNode}
+    assert sorted(int(node.node_id) for node in seen) == list(range(len(METADATAS + LISTS)))
+    assert {node.node_id: node.metadata for node in seen}["4"] == {"key": "a"}
+
+
+def test_what_cannot_be_said_is_refused_when_the_retriever_is_made(missing: dict[str, Any]):
+    with pytest.raises(FilterError, match="TEXT_MATCH"):
+        ColBERTRetriever([TextNode(text="a")], **missing, filters=one(FilterOperator.TEXT_MATCH, "a"))
+    with pytest.raises(FilterError, match="not MetadataFilter$"):
+        ColBERTRetriever(**missing, filters=one(FilterOperator.EQ, "a").filters[0])
+
+
+def test_an_error_in_a_function_reaches_the_caller(found: Any):
+    with pytest.raises(KeyError, match="nothing"):
+        found(lambda node: node.metadata["nothing"])
