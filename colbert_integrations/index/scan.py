@@ -15,9 +15,9 @@ from .store import Search
 
 __all__ = ["Finder", "starts"]
 
-# Similarities alive at once: 2**22 float32 = 16 MiB, with rows that fit the caches beside them.
-_BLOCK_ELEMENTS = 2**22
-_FEWEST_ROWS, _MOST_ROWS = 1024, 8192
+# Similarities alive at once: 2**20 float32 = 4 MiB, so that they and the rows they come from stay in the caches.
+_BLOCK_ELEMENTS = 2**20
+_FEWEST_ROWS, _MOST_ROWS = 512, 8192
 # A GPU has other caches and pays for each launch.
 _BLOCK_ELEMENTS_GPU = 2**27
 _MOST_ROWS_GPU = 2**18
