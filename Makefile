@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check docs-check test-lowest test-wheel bench-cranfield clean
+.PHONY: help demo test check test-lowest test-wheel bench-cranfield bench-index bench-index-peers clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -44,6 +44,22 @@ test-wheel:  ## Install the built wheel with each extra alone in a clean environ
 bench-cranfield: $(VENV)/.core  ## Retrieval quality on Cranfield, appended to benchmarks/results/cranfield.csv
 	@$(INSTALL) -e '.[benchmark]'
 	@$(BIN)/python benchmarks/cranfield.py
+
+bench-index: $(VENV)/.core  ## The index: quality on Cranfield, and 1,000 to 100,000 passages
+	@$(INSTALL) -e '.[benchmark]'
+	@$(BIN)/python benchmarks/index_cranfield.py
+	@$(BIN)/python benchmarks/index_scale.py
+	@$(BIN)/python benchmarks/plot_index.py
+
+bench-index-peers: $(VENV)/.core  ## The index beside LanceDB and PyLate, each in an environment of its own
+	@$(INSTALL) -e '.[benchmark]'
+	@test -x .venv-lancedb/bin/python || $(PYTHON) -m venv .venv-lancedb
+	@.venv-lancedb/bin/python -m pip install --quiet -r benchmarks/peers/lancedb.txt
+	@test -x .venv-pylate/bin/python || $(PYTHON) -m venv .venv-pylate
+	@.venv-pylate/bin/python -m pip install --quiet -r benchmarks/peers/pylate.txt
+	@.venv-pylate/bin/python -m pip install --quiet --no-deps -r benchmarks/peers/pylate-no-deps.txt
+	@$(BIN)/python benchmarks/index_peers.py --sizes 1000 10000 100000 \
+		--lancedb .venv-lancedb/bin/python --pylate .venv-pylate/bin/python
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -59,6 +59,19 @@ def test_example_brings_the_answer_from_far_down_to_the_top(run, name):
     assert int(re.fullmatch(r"The answer was at place (\d+), and is at 1 now.", printed[-1])[1]) > 3
 
 
+@pytest.mark.parametrize("name", ["langchain_retriever.py", "llama_index_retriever.py"])
+def test_example_finds_the_answer_among_all_passages(run, name):
+    printed = run(name).splitlines()  # the script itself asserts what it shows
+    scores = [float(line.split()[0]) for line in printed[1:4]]
+    assert 1 >= scores[0] > scores[1] > scores[2] > 0
+    assert re.search(r"give the same answer\.$|^Found among \d+ passages\.$", printed[-1])
+
+
+def test_demo_searches_everything_with_colbert_alone(blocks):
+    for table in blocks.values():
+        assert len(re.findall(r"[:;]\s+0\.\d\d ", table.partition("ColBERT over everything")[2])) == 3
+
+
 def test_demo_asks_both_frameworks_the_same(blocks):
     asked = {framework: {question for question, other in blocks if other == framework} for _, framework in blocks}
     assert set(asked) == {"LangChain", "LlamaIndex"}
