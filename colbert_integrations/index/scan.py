@@ -15,13 +15,6 @@ from .store import Search
 
 __all__ = ["Finder", "starts"]
 
-# Similarities alive at once: 2**20 float32 = 4 MiB, so that they and the rows they come from stay in the caches.
-_BLOCK_ELEMENTS = 2**20
-_FEWEST_ROWS, _MOST_ROWS = 512, 8192
-# A GPU has other caches and pays for each launch.
-_BLOCK_ELEMENTS_GPU = 2**27
-_MOST_ROWS_GPU = 2**18
-
 Scorer = Callable[[Columns, torch.Tensor], torch.Tensor]
 
 
@@ -77,22 +70,15 @@ def scan(
         codes: Whether codes are scored rather than the best vectors that are kept.
     """
     score = queries.screen if codes else queries.score
-    rows = _block_rows(len(queries.plain.values), best.scores.device)
     for view, mask, start in zip(views, wanted, starts(views), strict=True):
         if mask.any():
             segment = view.segment if twin is None else twin(view)
-            _scan_view(view.blocks(segment, mask, rows), mask, score, best, start)
+            _scan_view(view.blocks(segment, mask, queries.plain.block_rows), mask, score, best, start)
 
 
 def starts(views: Sequence[View]) -> list[int]:
     """Position of each view's first document in the concatenation of all, ``len(views)`` of them."""
     return list(accumulate(map(len, views), initial=0))[:-1]
-
-
-def _block_rows(query_tokens: int, device: torch.device) -> int:
-    if device.type == "cpu":
-        return max(_FEWEST_ROWS, min(_MOST_ROWS, _BLOCK_ELEMENTS // max(1, query_tokens)))
-    return max(_FEWEST_ROWS, min(_MOST_ROWS_GPU, _BLOCK_ELEMENTS_GPU // max(1, query_tokens)))
 
 
 def _scan_view(blocks: Iterator[Block], wanted: torch.Tensor, score: Scorer, best: Best, start: int) -> None:

@@ -12,9 +12,8 @@ from .stacked import StackedQueries
 
 __all__ = ["ragged_maxsim"]
 
-# Similarities alive at once: 2**22 float32 = 16 MiB. Larger chunks leave the CPU's caches, smaller ones pay the
-# launch of five operations too often.
-_CHUNK_ELEMENTS = 2**22
+# Most tokens of queries that are stacked.
+_QUERY_TOKENS = 4096
 
 
 def ragged_maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings) -> torch.Tensor:
@@ -32,9 +31,9 @@ def ragged_maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings) -> torch
     """
     double = torch.float64 in (queries.dtype, documents.dtype)
     scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=documents.device)
-    for first, last in _chunks(queries.lengths, _CHUNK_ELEMENTS // 64):
+    for first, last in _chunks(queries.lengths, _QUERY_TOKENS):
         stacked = StackedQueries(queries[first:last], torch.float64 if double else torch.float32)
-        for start, stop in _chunks(documents.lengths, _CHUNK_ELEMENTS // max(1, len(stacked.values))):
+        for start, stop in _chunks(documents.lengths, stacked.block_rows):
             some = documents[start:stop]
             scores[first:last, start:stop] = stacked.score(some.values, some.offsets.diff())
     return scores

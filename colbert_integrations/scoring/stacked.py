@@ -11,17 +11,24 @@ from ..embeddings import TokenEmbeddings
 __all__ = ["StackedQueries"]
 
 # oneDNN's product, in fp32 and without touching a process-wide flag: 37 ns a row of 128 against 32 query tokens
-# where torch.mm, by MKL, takes 66 (two Zen 5 cores). Private to torch, hence the check; measured on x86 only.
+# where torch.mm, by MKL, takes 65 (two Zen 5 cores). Private to torch, hence the check; measured on x86 only.
 _ONEDNN = (
     platform.machine() in ("x86_64", "AMD64")
     and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
 )
 _TYPICAL_ROWS = 4096
+# oneDNN compiles a kernel for each shape that it meets, which takes longer than running it: 100 ns a row with new
+# shapes against 25 with known ones. So blocks and queries are filled up to few shapes.
+_ROW_STEP, _SMALL_ROW_STEP, _TOKEN_STEP = 1024, 256, 16
+# Similarities alive at once: 2**20 float32 = 4 MiB, so that they and the rows they come from stay in a CPU's caches.
+_BLOCK_ELEMENTS, _FEWEST_ROWS, _MOST_ROWS = 2**20, 512, 8192
+# A GPU has other caches and pays for each launch.
+_BLOCK_ELEMENTS_GPU, _MOST_ROWS_GPU = 2**27, 2**18
 
 
 class StackedQueries:
-    """Queries made ready to be scored against many blocks of documents.
+    """Queries made ready to be scored against many blocks of documents, by one thread at a time.
 
     Args:
         queries: At least one query.
@@ -32,8 +39,22 @@ class StackedQueries:
         self.lengths = queries.lengths
         self.values = queries.values.to(dtype)  # (query_tokens, dim)
         self._int8: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._scratch: dict[torch.dtype, torch.Tensor] = {}
         onednn = _ONEDNN and self.values.device.type == "cpu" and dtype == torch.float32 and self.values.numel()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(self.values, _TYPICAL_ROWS) if onednn else None
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(self._filled(), _TYPICAL_ROWS) if onednn else None
+
+    def _filled(self) -> torch.Tensor:
+        """The query tokens with zeros up to one of few shapes; what zeros score is cut off before the sums."""
+        missing = -len(self.values) % _TOKEN_STEP
+        return torch.nn.functional.pad(self.values, (0, 0, 0, missing))  # (filled query_tokens, dim)
+
+    @property
+    def block_rows(self) -> int:
+        """How many rows of documents are best scored at once."""
+        tokens = max(1, len(self.values))
+        if self.values.device.type == "cpu":
+            return max(_FEWEST_ROWS, min(_MOST_ROWS, _BLOCK_ELEMENTS // tokens))
+        return max(_FEWEST_ROWS, min(_MOST_ROWS_GPU, _BLOCK_ELEMENTS_GPU // tokens))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -82,34 +103,47 @@ class StackedQueries:
         return self._sums(best * (steps[:, None] * self._as_int8()[1]), lengths)
 
     def _similarities(self, rows: torch.Tensor) -> torch.Tensor:
-        """Of every row with every query token, ``(tokens, query_tokens)``."""
-        rows = rows.to(self.values.dtype)
+        """Of every row with every query token, and maybe with zeros, ``(tokens, query_tokens or more)``."""
         if self._packed is None or not len(rows):
-            return rows @ self.values.T
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, None, "none", [], "")
-        return product
+            return rows.to(self.values.dtype) @ self.values.T
+        filled = self._in_scratch(rows, torch.float32)
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(filled, self._packed, None, "none", [], "")
+        return product[: len(rows)]
 
     def _int8_similarities(self, rows: torch.Tensor) -> torch.Tensor:
         codes, _ = self._as_int8()
         if rows.is_cuda:
             # cuBLAS takes only some shapes as int8, and half precision holds these products exactly enough.
             return (rows.half() @ codes.half()).float()
-        if rows.shape[1] == 1 or not codes.numel():
+        if rows.shape[1] == 1 or not len(rows) or not codes.numel():
             return rows.float() @ codes.float()  # _int_mm gives garbage for a dim of 1 (torch 2.13)
-        return torch._int_mm(rows, codes).float()  # below 2**24 for any dim up to 1,040: exact
+        # Below 2**24 for any dim up to 1,040, so float32 holds it exactly.
+        return torch._int_mm(self._in_scratch(rows, torch.int8), codes)[: len(rows)].float()
+
+    def _in_scratch(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The rows, and behind them whatever was there, ``(filled tokens, dim)``."""
+        step = _SMALL_ROW_STEP if len(rows) <= _ROW_STEP else _ROW_STEP
+        filled = -(-len(rows) // step) * step
+        if len(self._scratch.get(dtype, ())) < filled:
+            self._scratch[dtype] = torch.zeros(max(filled, self.block_rows), rows.shape[1], dtype=dtype)
+        scratch = self._scratch[dtype][:filled]
+        scratch[: len(rows)].copy_(rows)
+        return scratch
 
     def _as_int8(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The queries as int8, ``(dim, query_tokens)``, and what one step of each token is worth."""
+        """The queries as int8, ``(dim, filled query_tokens)``, and what one step of each token is worth."""
         if self._int8 is None:
-            steps = self.values.abs().amax(1).clamp_min(1e-12) / 127
-            codes = (self.values / steps[:, None]).round_().to(torch.int8)
+            values = self._filled()
+            steps = values.abs().amax(1).clamp_min(1e-12) / 127
+            codes = (values / steps[:, None]).round_().to(torch.int8)
             self._int8 = codes.T.contiguous(), steps
         return self._int8
 
     def _sums(self, best: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Sum the query tokens of each query, ``(queries, documents)``."""
+        best = best[:, : len(self.values)]
         if len(set(self.lengths)) == 1:
-            sums = best.view(len(best), len(self.lengths), self.lengths[0]).sum(-1).T
+            sums = best.reshape(len(best), len(self.lengths), self.lengths[0]).sum(-1).T
         else:
             sums = torch.stack([part.sum(-1) for part in torch.split(best, self.lengths, dim=1)])
         return sums.to(torch.float32).masked_fill_(lengths == 0, float("-inf"))

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import InputError
-from colbert_integrations.index import memory, scan
+from colbert_integrations.index import memory
 from colbert_integrations.index.pooled import merge_tokens
 from colbert_integrations.index.quantization import PackedBits, decode_int8, encode_int8
+from colbert_integrations.scoring import stacked
 from colbert_integrations.scoring.reference import reference_maxsim
 from stores import units
 
@@ -51,8 +52,8 @@ def test_exact_search_equals_float64(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "_FEWEST_ROWS", 50)
         patch.setattr(memory, "_MOST_ROWS", 50)
-        patch.setattr(scan, "_FEWEST_ROWS", rows)
-        patch.setattr(scan, "_MOST_ROWS", rows)
+        patch.setattr(stacked, "_FEWEST_ROWS", rows)
+        patch.setattr(stacked, "_MOST_ROWS", rows)
         store = MemoryStore(dtype)
         store.upsert(named(documents), documents)
         hits = store.search(queries, k)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from colbert_integrations import TokenEmbeddings, maxsim
 from colbert_integrations.errors import InputError, ShapeError
-from colbert_integrations.scoring import ragged
+from colbert_integrations.scoring import ragged, stacked
 from colbert_integrations.scoring.reference import reference_maxsim
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -65,7 +65,9 @@ def test_chunking_does_not_matter(budget: int, seed: int) -> None:
     documents = unit_matrices([4, 0, 9, 1, 2], 8, seed + 50)
     whole = maxsim(queries, documents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ragged, "_CHUNK_ELEMENTS", budget)
+        patch.setattr(ragged, "_QUERY_TOKENS", budget)
+        patch.setattr(stacked, "_FEWEST_ROWS", budget)
+        patch.setattr(stacked, "_MOST_ROWS", budget)
         torch.testing.assert_close(maxsim(queries, documents), whole, rtol=0, atol=float32_bound(queries, 8))
 
 
