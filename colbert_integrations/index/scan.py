@@ -84,10 +84,10 @@ def starts(views: Sequence[View]) -> list[int]:
 def _scan_view(blocks: Iterator[Block], wanted: torch.Tensor, score: Scorer, best: Best, start: int) -> None:
     """One top-k a view, not one a block: sorting costs more than scoring a block."""
     device, scores, places = best.scores.device, list[torch.Tensor](), list[torch.Tensor]()
-    wanted = wanted.to(device)
+    everything, wanted = bool(wanted.all()), wanted.to(device)
     for block in (_on(block, device) for block in blocks):
         found = score(block.columns, block.lengths)
-        scores.append(found.masked_fill_(~wanted[block.positions], float("-inf")))
+        scores.append(found if everything else found.masked_fill_(~wanted[block.positions], float("-inf")))
         places.append(block.positions + start)
     best.add(torch.cat(scores, dim=1), torch.cat(places))
 

@@ -7,7 +7,6 @@ import uuid
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -93,6 +92,7 @@ class Segment:
         self.metadatas: list[dict[str, Any]] = []
         self.bounds = [0]  # where documents begin, in rows; the last entry is the number of rows in use
         self.sealed = False
+        self._lengths = torch.empty(0, dtype=torch.int64)
         self._pooled: Segment | None = None
         self._pool_lock = threading.Lock()
 
@@ -175,12 +175,17 @@ class Segment:
 
     def block(self, start: int, stop: int) -> Block:
         """Neighbouring documents, without a copy."""
-        bounds = self.bounds[start : stop + 1]
-        rows, documents = slice(bounds[0], bounds[-1]), slice(start, stop)
+        rows, documents = slice(self.bounds[start], self.bounds[stop]), slice(start, stop)
         columns = {name: tensor[documents if name == "steps" else rows] for name, tensor in self.columns.items()}
-        device = next(iter(columns.values())).device
-        lengths = torch.tensor([b - a for a, b in pairwise(bounds)], device=device)
-        return Block(torch.arange(start, stop, device=device), columns, lengths)
+        return Block(torch.arange(start, stop, device=self.device), columns, self._lengths_of(stop)[start:stop])
+
+    def _lengths_of(self, documents: int) -> torch.Tensor:
+        """Tokens of at least the first documents, ``(documents or more,)`` int64."""
+        lengths = self._lengths
+        if len(lengths) < documents:  # made anew when it has grown: a list, block by block, cost as much as scoring
+            bounds = self.bounds[: len(self.ids) + 1]
+            lengths = self._lengths = torch.tensor(bounds, device=self.device).diff()
+        return lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,21 +237,27 @@ class View:
         Yields:
             Blocks; some of their documents may not be wanted, where leaving them out would cost more than it saves.
         """
-        bounds, start, rest, rest_rows = segment.bounds, 0, list[int](), 0
-        while start < len(self):
-            stop = max(start + 1, bisect_right(bounds, bounds[start] + rows, start, len(self) + 1) - 1)
-            chosen = (wanted[start:stop].nonzero()[:, 0] + start).tolist()
-            if 2 * len(chosen) >= stop - start:
+        bounds, rest, rest_rows, everything = segment.bounds, list[int](), 0, bool(wanted.all())
+        for start, stop in self._ranges(bounds, rows):
+            if everything or 2 * int(wanted[start:stop].sum()) >= stop - start:
                 yield segment.block(start, stop)
-            else:
-                rest += chosen
-                rest_rows += sum(bounds[position + 1] - bounds[position] for position in chosen)
+                continue
+            chosen = (wanted[start:stop].nonzero()[:, 0] + start).tolist()
+            rest += chosen
+            rest_rows += sum(bounds[position + 1] - bounds[position] for position in chosen)
             if rest_rows >= rows:
                 yield gather(segment, rest)
                 rest, rest_rows = [], 0
-            start = stop
         if rest:
             yield gather(segment, rest)
+
+    def _ranges(self, bounds: list[int], rows: int) -> Iterator[tuple[int, int]]:
+        """Ranges of neighbouring documents with at most so many rows, or of one document."""
+        start = 0
+        while start < len(self):
+            stop = max(start + 1, bisect_right(bounds, bounds[start] + rows, start, len(self) + 1) - 1)
+            yield start, stop
+            start = stop
 
 
 def gather(segment: Segment, positions: list[int]) -> Block:
