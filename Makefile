@@ -20,7 +20,7 @@ $(VENV)/.demo: $(VENV)/.core
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	@$(INSTALL) -e '.[dev]'
+	@$(INSTALL) -e '.[dev,conformance]'
 	@touch $@
 
 demo: $(VENV)/.demo  ## Rerank real text in LangChain and LlamaIndex, offline

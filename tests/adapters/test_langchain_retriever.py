@@ -18,7 +18,6 @@ from langchain_core.documents import Document
 from langchain_core.load import dumpd
 from langchain_core.runnables import ConfigurableField
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
-from langchain_tests.integration_tests import RetrieversIntegrationTests
 from pydantic import ValidationError
 
 import checkpoints
@@ -29,21 +28,6 @@ from colbert_integrations.errors import AddError, FilterError, FingerprintError,
 from colbert_integrations.langchain import ColBERTRetriever
 
 YEARS = [2019, 2020, 2021, 2022, 2023, 2024]
-
-
-class TestLangChainsOwnSuite(RetrieversIntegrationTests):
-    @property
-    def retriever_constructor(self) -> type[ColBERTRetriever]:
-        return ColBERTRetriever
-
-    @property
-    def retriever_constructor_params(self) -> dict[str, Any]:
-        documents = [Document(text, id=f"id-{i}") for i, text in enumerate(TEXTS)]
-        return {"model": "bundled/all-MiniLM-L6-v2", "device": "cpu", "documents": documents}
-
-    @property
-    def retriever_query_example(self) -> str:
-        return QUERY
 
 
 @pytest.fixture

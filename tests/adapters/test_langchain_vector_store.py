@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
-from langchain_tests.integration_tests import VectorStoreIntegrationTests
 
 from adapters.drivers import QUERY, TEXTS
 from adapters.test_concurrency import STALL_S, least_stall
@@ -19,12 +18,6 @@ from adapters.test_langchain_retriever import brute_force, ids, in_order
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
 from colbert_integrations.errors import AddError, FilterError, FingerprintError, InputError, StoreError
 from colbert_integrations.langchain import ColBERTRetriever, ColBERTVectorStore
-
-
-class TestLangChainsOwnSuite(VectorStoreIntegrationTests):
-    @pytest.fixture
-    def vectorstore(self) -> ColBERTVectorStore:
-        return ColBERTVectorStore(ColBERT.shared("bundled/all-MiniLM-L6-v2", device="cpu"))
 
 
 @pytest.fixture
