@@ -159,9 +159,21 @@ class ColBERTIndex:
         if not documents:
             return {}
         try:
+            encoded = self._encode([document.text for document in documents])
+        except InputError as error:
+            if len(documents) == 1:
+                return {documents[0].id: error}
+        else:
+            return self._upsert(documents, encoded)
+        # One of them can't be encoded: halve until it is alone, so that it takes no other with it.
+        middle = len(documents) // 2
+        return self._encode_and_upsert(documents[:middle]) | self._encode_and_upsert(documents[middle:])
+
+    def _upsert(self, documents: list[_Document], encoded: TokenEmbeddings) -> dict[str, Exception]:
+        try:
             self.store.upsert(
                 [document.id for document in documents],
-                self._encode([document.text for document in documents]),
+                encoded,
                 [document.text for document in documents],
                 [document.metadata for document in documents],
             )
@@ -170,9 +182,10 @@ class ColBERTIndex:
                 return {documents[0].id: error}
         else:
             return {}
-        # One of them can't be encoded or stored: halve until it is alone, so that it takes no other with it.
+        # The same for one that can't be stored, without encoding again.
         middle = len(documents) // 2
-        return self._encode_and_upsert(documents[:middle]) | self._encode_and_upsert(documents[middle:])
+        first, second = (documents[:middle], encoded[:middle]), (documents[middle:], encoded[middle:])
+        return self._upsert(*first) | self._upsert(*second)
 
     def _encode(self, texts: list[str]) -> TokenEmbeddings:
         unique = list(dict.fromkeys(texts))

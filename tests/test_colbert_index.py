@@ -139,13 +139,21 @@ def test_bad_documents_are_reported_and_the_others_stored(index: ColBERTIndex) -
     assert (str(again), again.added) == (str(caught.value), caught.value.added)
 
 
-def test_a_document_that_the_store_refuses_takes_no_other_with_it(
-    index: ColBERTIndex, monkeypatch: pytest.MonkeyPatch
+def test_a_document_that_the_store_refuses_takes_no_other_with_it_and_nothing_is_encoded_twice(
+    index: ColBERTIndex, encoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_integrations.index.checks._MOST_FLOATS", 600)
-    with pytest.raises(AddError, match="more than 600 numbers") as caught:
-        index.add([*TEXTS[:4], "wing " * 100], ids=list("abcde"))
-    assert (list(caught.value.failures), caught.value.added) == (["e"], list("abcd"))
+    real = index.store.upsert
+
+    def upsert(ids: Sequence[str], *arguments: Any) -> None:
+        if "c" in ids:
+            raise InputError("not this one")
+        real(ids, *arguments)
+
+    monkeypatch.setattr(index.store, "upsert", upsert)
+    with pytest.raises(AddError, match="c: not this one") as caught:
+        index.add(TEXTS, ids=list("abcde"))
+    assert (list(caught.value.failures), caught.value.added) == (["c"], list("abde"))
+    assert len(encoded) == 4
 
 
 @pytest.mark.parametrize(

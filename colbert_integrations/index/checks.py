@@ -11,9 +11,6 @@ from .metadata import json_copy
 
 __all__ = ["check_count", "check_form", "check_ids", "checked"]
 
-# What Qdrant's servers accept is what is accepted here, so that every index can move there.
-_MOST_FLOATS = 2**20 - 1
-
 
 def check_form(dtype: object, nbits: object, keep_originals: bool) -> None:
     """Refuse forms of vectors that there are not."""
@@ -58,11 +55,6 @@ def checked(
     for name, length, body in zip(names, embeddings.lengths, bodies, strict=True):
         if not length:
             raise InputError(f"document {name!r} has no vectors, so nothing can find it")
-        if length * embeddings.dim > _MOST_FLOATS:
-            raise InputError(
-                f"document {name!r} has {length} vectors of {embeddings.dim}: more than {_MOST_FLOATS} numbers; "
-                "split its text, or pool its vectors"
-            )
         if body is not None and not isinstance(body, str):
             raise InputError(f"the text of document {name!r} must be a string, not {type(body).__name__}")
     return names, bodies, [json_copy(note, name) for name, note in zip(names, notes, strict=True)]
