@@ -39,7 +39,7 @@ ROOMS = {
     "embeddings": {".errors", "torch"},
     "checkpoint": {".errors", "huggingface_hub", "numpy", "safetensors", "torch"},
     "encoder": {".checkpoint", ".embeddings", ".errors", "torch", "tqdm", "transformers"},
-    "scoring": {".embeddings", ".errors", "torch"},
+    "scoring": {".embeddings", ".errors", "colbert_integrations_kernel", "torch", "triton"},
     "pooling": {".embeddings", ".errors", "numpy", "scipy", "torch"},
     "explain": {".encoder"},
     "model": {*CORE, "torch"},

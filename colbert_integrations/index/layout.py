@@ -19,6 +19,8 @@ __all__ = ["Columns", "Layout"]
 Columns: TypeAlias = Mapping[str, torch.Tensor]
 """``vectors`` and ``codes`` with a row for each token, ``steps`` with an entry for each document."""
 
+# Rows of codes that are unpacked at once, on a CPU or a GPU.
+_UNPACKED_ROWS = 2**15
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -162,6 +164,12 @@ class ReadyQueries:
     layout: Layout
     plain: StackedQueries
     coded: StackedQueries
+
+    @property
+    def block_rows(self) -> int:
+        """How many rows of documents are best scored at once."""
+        rows = self.plain.block_rows
+        return rows if self.layout._bits is None else min(rows, _UNPACKED_ROWS)
 
     def score(self, columns: Columns, lengths: torch.Tensor) -> torch.Tensor:
         """Score by the best vectors that are kept, ``(queries, documents)`` float32."""

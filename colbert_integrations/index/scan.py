@@ -73,7 +73,7 @@ def scan(
     for view, mask, start in zip(views, wanted, starts(views), strict=True):
         if mask.any():
             segment = view.segment if twin is None else twin(view)
-            _scan_view(view.blocks(segment, mask, queries.plain.block_rows), mask, score, best, start)
+            _scan_view(view.blocks(segment, mask, queries.block_rows), mask, score, best, start)
 
 
 def starts(views: Sequence[View]) -> list[int]:

@@ -20,6 +20,8 @@ __all__ = ["Batch", "Block", "Segment", "View", "gather"]
 # For the pooled candidate stage: 1 in how many vectors is left, and of how many documents at once.
 _POOL_FACTOR = 4
 _POOL_DOCUMENTS = 256
+# Most rows that are copied together; blocks without a copy may be larger.
+_GATHERED_ROWS = 2**15
 
 
 @dataclass
@@ -238,6 +240,7 @@ class View:
             Blocks; some of their documents may not be wanted, where leaving them out would cost more than it saves.
         """
         bounds, rest, rest_rows, everything = segment.bounds, list[int](), 0, bool(wanted.all())
+        rows = rows if everything else min(rows, _GATHERED_ROWS)
         for start, stop in self._ranges(bounds, rows):
             if everything or 2 * int(wanted[start:stop].sum()) >= stop - start:
                 yield segment.block(start, stop)

@@ -1,7 +1,8 @@
 """The one door to scoring: checks what it is given, then hands it to the implementation that fits.
 
-``reference.py`` is the definition in plain loops; ``ragged.py`` goes through packed batches chunk by chunk, and
-``stacked.py`` scores a chunk, on every device; stores use it too, block by block.
+``reference.py`` is the definition in plain loops; ``ragged.py`` goes through a batch block by block, and ``stacked.py``
+scores a block: on a CPU by the compiled kernel (``native.py``) where it is installed, else by torch. Stores use
+``stacked.py`` too, on blocks of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def maxsim(
     Args:
         queries: Token vectors of the queries, as ``TokenEmbeddings`` or a list of ``(num_tokens_i, dim)`` tensors,
             any real dtype. Moved to the documents' device.
-        documents: Token vectors of the documents, in the same forms and of the same ``dim``.
+        documents: Token vectors of the documents, in the same forms and of the same ``dim``. bfloat16 ones may be
+            multiplied in bfloat16, the queries rounded to it.
 
     Returns:
         ``(len(queries), len(documents))`` float32 on the documents' device, accumulated in float32 whatever the
@@ -50,12 +52,24 @@ def maxsim(
         >>> maxsim([query], [document, -document]).tolist()
         [[1.5, 0.0]]
     """
-    packed_queries, packed_documents = _packed(queries, "queries"), _packed(documents, "documents")
-    if not len(packed_queries) or not len(packed_documents):
-        return torch.zeros(len(packed_queries), len(packed_documents), device=packed_documents.device)
-    if packed_queries.dim != packed_documents.dim:
-        raise ShapeError(f"queries have dim {packed_queries.dim}, documents have dim {packed_documents.dim}")
-    return ragged_maxsim(packed_queries.to(packed_documents.device), packed_documents)
+    packed_queries, listed = _packed(queries, "queries"), _listed(documents)
+    if not len(packed_queries) or not len(listed):
+        device = listed[0].device if len(listed) else getattr(listed, "device", None)
+        return torch.zeros(len(packed_queries), len(listed), device=device)
+    dim, device = listed[0].shape[1], listed[0].device
+    if packed_queries.dim != dim:
+        raise ShapeError(f"queries have dim {packed_queries.dim}, documents have dim {dim}")
+    return ragged_maxsim(packed_queries.to(device), listed)
+
+
+def _listed(documents: TokenEmbeddings | Sequence[torch.Tensor]) -> TokenEmbeddings | Sequence[torch.Tensor]:
+    """The documents as they are if they are alike, else packed."""
+    if isinstance(documents, (TokenEmbeddings, torch.Tensor)):
+        return _packed(documents, "documents")
+    matrices = list(documents)
+    alike = matrices and all(isinstance(matrix, torch.Tensor) and matrix.ndim == 2 for matrix in matrices)
+    kinds = {(matrix.shape[1], matrix.dtype, matrix.device) for matrix in matrices} if alike else set()
+    return matrices if len(kinds) == 1 else _packed(matrices, "documents")
 
 
 def _packed(side: TokenEmbeddings | Sequence[torch.Tensor], name: str) -> TokenEmbeddings:

@@ -1,14 +1,15 @@
-"""The portable MaxSim on ragged batches: plain torch, any device, no padding and no mask."""
+"""MaxSim on ragged batches, block by block: no padding, no mask, and no more memory than a block needs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 
 from ..embeddings import TokenEmbeddings
-from .stacked import StackedQueries
+from .stacked import Documents, StackedQueries
 
 __all__ = ["ragged_maxsim"]
 
@@ -16,35 +17,44 @@ __all__ = ["ragged_maxsim"]
 _QUERY_TOKENS = 4096
 
 
-def ragged_maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings) -> torch.Tensor:
-    """Score packed batches, chunk by chunk.
+def ragged_maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings | Sequence[torch.Tensor]) -> torch.Tensor:
+    """Score batches, block by block.
 
     ``scores[i, j] = sum_s max_t <queries[i][s], documents[j][t]>``
 
     Args:
         queries: At least one query, on the documents' device.
-        documents: At least one document, of the same ``dim``.
+        documents: At least one document, packed or one matrix each, of the same ``dim``. Matrices are joined in
+            blocks that stay in the caches, or not at all: joining all of them costs more than scoring them.
 
     Returns:
         ``(len(queries), len(documents))`` float32 on the documents' device; ``-inf`` for a document without tokens.
         A NaN in a vector makes its scores NaN.
     """
-    double = torch.float64 in (queries.dtype, documents.dtype)
-    scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=documents.device)
-    for first, last in _chunks(queries.lengths, _QUERY_TOKENS):
+    lengths = documents.lengths if isinstance(documents, TokenEmbeddings) else list(map(len, documents))
+    device, dtype = documents[0].device, documents[0].dtype
+    double = torch.float64 in (queries.dtype, dtype)
+    on_device = torch.tensor(lengths, dtype=torch.int64, device=device)
+    bounds = [0, *accumulate(lengths)]
+    scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=device)
+    for first, last in _ranges([0, *accumulate(queries.lengths)], _QUERY_TOKENS):
         stacked = StackedQueries(queries[first:last], torch.float64 if double else torch.float32)
-        for start, stop in _chunks(documents.lengths, stacked.block_rows):
-            some = documents[start:stop]
-            scores[first:last, start:stop] = stacked.score(some.values, some.offsets.diff())
+        for start, stop in _ranges(bounds, stacked.block_rows):
+            block = _block(documents, bounds, start, stop)
+            scores[first:last, start:stop] = stacked.score(block, on_device[start:stop])
     return scores
 
 
-def _chunks(lengths: list[int], budget: int) -> Iterator[tuple[int, int]]:
-    """Ranges of neighbours whose lengths sum up to the budget; one longer than the budget stands alone."""
-    cuts, total = [0], 0
-    for position, length in enumerate(lengths):
-        if total and total + length > budget:
-            cuts.append(position)
-            total = 0
-        total += length
-    return pairwise([*cuts, len(lengths)])
+def _block(documents: TokenEmbeddings | Sequence[torch.Tensor], bounds: list[int], start: int, stop: int) -> Documents:
+    if isinstance(documents, TokenEmbeddings):
+        return documents.values[bounds[start] : bounds[stop]]
+    return documents[start:stop]
+
+
+def _ranges(bounds: list[int], budget: int) -> Iterator[tuple[int, int]]:
+    """Ranges of neighbours with at most so many rows; one with more stands alone."""
+    start, end = 0, len(bounds) - 1
+    while start < end:
+        stop = max(start + 1, bisect_right(bounds, bounds[start] + budget) - 1)
+        yield start, stop
+        start = stop

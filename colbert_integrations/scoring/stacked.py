@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 
 import torch
 
 from ..embeddings import TokenEmbeddings
+from . import native
+from .native import Arithmetic, Kernel, NativeQueries
 
 __all__ = ["StackedQueries"]
 
@@ -25,10 +28,17 @@ _ROW_STEP, _SMALL_ROW_STEP, _TOKEN_STEP = 1024, 256, 16
 _BLOCK_ELEMENTS, _FEWEST_ROWS, _MOST_ROWS = 2**20, 512, 8192
 # A GPU has other caches and pays for each launch.
 _BLOCK_ELEMENTS_GPU, _MOST_ROWS_GPU = 2**27, 2**18
+# The compiled kernel keeps no similarities: few calls are best.
+_MOST_ROWS_NATIVE = 2**20
+
+Documents = torch.Tensor | Sequence[torch.Tensor]
+"""Vectors of documents, packed into one matrix or one matrix each."""
 
 
 class StackedQueries:
     """Queries made ready to be scored against many blocks of documents, by one thread at a time.
+
+    On a CPU the compiled kernel does it where it is installed, else torch; both agree within float32's rounding.
 
     Args:
         queries: At least one query.
@@ -38,20 +48,20 @@ class StackedQueries:
     def __init__(self, queries: TokenEmbeddings, dtype: torch.dtype = torch.float32) -> None:
         self.lengths = queries.lengths
         self.values = queries.values.to(dtype)  # (query_tokens, dim)
+        on_cpu = self.values.device.type == "cpu" and dtype == torch.float32 and self.values.numel() > 0
+        self._kernel = native.load() if on_cpu else None
+        self._native: dict[Arithmetic, NativeQueries] = {}
+        self._onednn = _ONEDNN and on_cpu
+        self._packed: torch.Tensor | None = None
         self._int8: tuple[torch.Tensor, torch.Tensor] | None = None
         self._scratch: dict[torch.dtype, torch.Tensor] = {}
-        onednn = _ONEDNN and self.values.device.type == "cpu" and dtype == torch.float32 and self.values.numel()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(self._filled(), _TYPICAL_ROWS) if onednn else None
-
-    def _filled(self) -> torch.Tensor:
-        """The query tokens with zeros up to one of few shapes; what zeros score is cut off before the sums."""
-        missing = -len(self.values) % _TOKEN_STEP
-        return torch.nn.functional.pad(self.values, (0, 0, 0, missing))  # (filled query_tokens, dim)
 
     @property
     def block_rows(self) -> int:
         """How many rows of documents are best scored at once."""
         tokens = max(1, len(self.values))
+        if self._kernel is not None:
+            return _MOST_ROWS_NATIVE
         if self.values.device.type == "cpu":
             return max(_FEWEST_ROWS, min(_MOST_ROWS, _BLOCK_ELEMENTS // tokens))
         return max(_FEWEST_ROWS, min(_MOST_ROWS_GPU, _BLOCK_ELEMENTS_GPU // tokens))
@@ -60,13 +70,14 @@ class StackedQueries:
         return len(self.lengths)
 
     @torch.no_grad()
-    def score(self, rows: torch.Tensor, lengths: torch.Tensor, row_scales: torch.Tensor | None = None) -> torch.Tensor:
+    def score(self, rows: Documents, lengths: torch.Tensor, row_scales: torch.Tensor | None = None) -> torch.Tensor:
         """Score a block of documents.
 
         ``scores[i, j] = sum_s max_t <queries[i][s], documents[j][t]>``
 
         Args:
-            rows: Token vectors of the documents, ``(tokens, dim)``, any dtype.
+            rows: Token vectors of the documents, ``(tokens, dim)`` or one such matrix each, any dtype. bfloat16 may
+                be multiplied as such, the queries rounded to it.
             lengths: Tokens of each document, ``(documents,)`` int64, on the device of ``rows``.
             row_scales: What each row is to be multiplied by, ``(tokens,)``; cheaper here than on the rows, as a query
                 has fewer tokens than a row has numbers. None: 1.
@@ -76,9 +87,14 @@ class StackedQueries:
             tokens. A NaN in a vector makes its scores NaN.
 
         Source:
-            The maximum over a document is a scatter of its similarity rows onto one row, so documents of any length
-            share one matrix product; it is independent of order, hence deterministic on a GPU too.
+            Without the kernel, the maximum over a document is a scatter of its similarity rows onto one row, so
+            documents of any length share one matrix product; it is independent of order, hence deterministic on a GPU
+            too.
         """
+        dtype = rows.dtype if isinstance(rows, torch.Tensor) else rows[0].dtype
+        queries = self._native_for(dtype, scaled=row_scales is not None)
+        if queries is not None:
+            return queries.score(rows, lengths, row_scales=row_scales)
         similarities = self._similarities(rows)
         if row_scales is not None:
             similarities *= row_scales[:, None]
@@ -99,16 +115,51 @@ class StackedQueries:
             ``(queries, documents)`` float32; ``-inf`` for a document without tokens. The queries are rounded to int8
             too, which is what makes it approximate.
         """
+        if self._kernel is not None and self._kernel.supports(Arithmetic.INT8, codes.shape[1]):
+            return self._native_int8(self._kernel).score(codes, lengths, document_steps=steps)
         best = _best(self._int8_similarities(codes), lengths)  # (documents, query_tokens)
         return self._sums(best * (steps[:, None] * self._as_int8()[1]), lengths)
 
-    def _similarities(self, rows: torch.Tensor) -> torch.Tensor:
+    # ----------------------------------------------------------------------------------------------- the kernel
+
+    def _native_for(self, dtype: torch.dtype, *, scaled: bool) -> NativeQueries | None:
+        """The queries for the kernel, in the arithmetic that is best for documents of a dtype."""
+        kernel = self._kernel
+        if kernel is None or dtype not in native.STORAGES:
+            return None
+        direct = dtype == torch.bfloat16 and not scaled
+        direct = direct and kernel.supports(Arithmetic.BFLOAT16, self.values.shape[1])
+        arithmetic = Arithmetic.BFLOAT16 if direct else Arithmetic.FLOAT32
+        if arithmetic not in self._native:
+            self._native[arithmetic] = NativeQueries(kernel, self.values, self.lengths, arithmetic)
+        return self._native[arithmetic]
+
+    def _native_int8(self, kernel: Kernel) -> NativeQueries:
+        if Arithmetic.INT8 not in self._native:
+            codes, steps = self._as_int8()
+            count = len(self.values)
+            codes, steps = codes.T[:count], steps[:count]
+            self._native[Arithmetic.INT8] = NativeQueries(kernel, codes, self.lengths, Arithmetic.INT8, steps)
+        return self._native[Arithmetic.INT8]
+
+    # ---------------------------------------------------------------------------------------------------- torch
+
+    def _filled(self) -> torch.Tensor:
+        """The query tokens with zeros up to one of few shapes; what zeros score is cut off before the sums."""
+        missing = -len(self.values) % _TOKEN_STEP
+        return torch.nn.functional.pad(self.values, (0, 0, 0, missing))  # (filled query_tokens, dim)
+
+    def _similarities(self, rows: Documents) -> torch.Tensor:
         """Of every row with every query token, and maybe with zeros, ``(tokens, query_tokens or more)``."""
-        if self._packed is None or not len(rows):
-            return rows.to(self.values.dtype) @ self.values.T
-        filled = self._in_scratch(rows, torch.float32)
+        count = len(rows) if isinstance(rows, torch.Tensor) else sum(map(len, rows))
+        if not self._onednn or not count:
+            joined = rows if isinstance(rows, torch.Tensor) else torch.cat(list(rows))
+            return joined.to(self.values.dtype) @ self.values.T
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._filled(), _TYPICAL_ROWS)
+        filled = self._in_scratch(rows, count, torch.float32)
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(filled, self._packed, None, "none", [], "")
-        return product[: len(rows)]
+        return product[:count]
 
     def _int8_similarities(self, rows: torch.Tensor) -> torch.Tensor:
         codes, _ = self._as_int8()
@@ -118,16 +169,21 @@ class StackedQueries:
         if rows.shape[1] == 1 or not len(rows) or not codes.numel():
             return rows.float() @ codes.float()  # _int_mm gives garbage for a dim of 1 (torch 2.13)
         # Below 2**24 for any dim up to 1,040, so float32 holds it exactly.
-        return torch._int_mm(self._in_scratch(rows, torch.int8), codes)[: len(rows)].float()
+        return torch._int_mm(self._in_scratch(rows, len(rows), torch.int8), codes)[: len(rows)].float()
 
-    def _in_scratch(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _in_scratch(self, rows: Documents, count: int, dtype: torch.dtype) -> torch.Tensor:
         """The rows, and behind them whatever was there, ``(filled tokens, dim)``."""
-        step = _SMALL_ROW_STEP if len(rows) <= _ROW_STEP else _ROW_STEP
-        filled = -(-len(rows) // step) * step
+        step = _SMALL_ROW_STEP if count <= _ROW_STEP else _ROW_STEP
+        filled = -(-count // step) * step
         if len(self._scratch.get(dtype, ())) < filled:
-            self._scratch[dtype] = torch.zeros(max(filled, self.block_rows), rows.shape[1], dtype=dtype)
+            self._scratch[dtype] = torch.zeros(max(filled, self.block_rows), self.values.shape[1], dtype=dtype)
         scratch = self._scratch[dtype][:filled]
-        scratch[: len(rows)].copy_(rows)
+        if isinstance(rows, torch.Tensor):
+            scratch[:count].copy_(rows)
+        elif rows[0].dtype == dtype:
+            torch.cat(list(rows), out=scratch[:count])
+        else:
+            scratch[:count].copy_(torch.cat(list(rows)))
         return scratch
 
     def _as_int8(self) -> tuple[torch.Tensor, torch.Tensor]:

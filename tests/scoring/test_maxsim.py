@@ -12,6 +12,8 @@ from colbert_integrations.errors import InputError, ShapeError
 from colbert_integrations.scoring import ragged, stacked
 from colbert_integrations.scoring.reference import reference_maxsim
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -68,6 +70,7 @@ def test_chunking_does_not_matter(budget: int, seed: int) -> None:
         patch.setattr(ragged, "_QUERY_TOKENS", budget)
         patch.setattr(stacked, "_FEWEST_ROWS", budget)
         patch.setattr(stacked, "_MOST_ROWS", budget)
+        patch.setattr(stacked, "_MOST_ROWS_NATIVE", budget)
         torch.testing.assert_close(maxsim(queries, documents), whole, rtol=0, atol=float32_bound(queries, 8))
 
 
@@ -97,10 +100,43 @@ def test_a_strided_view_scores_like_its_copy() -> None:
     torch.testing.assert_close(maxsim([query], [document]), maxsim([query.clone()], [document.contiguous()]))
 
 
-def test_packed_and_listed_inputs_score_alike() -> None:
-    queries, documents = unit_matrices([2, 3], 4, 0), unit_matrices([5, 0, 1], 4, 1)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packed_and_listed_inputs_score_alike(dtype: torch.dtype) -> None:
+    queries, documents = unit_matrices([2, 3], 4, 0), unit_matrices([5, 0, 1, 40], 4, 1, dtype)
     packed = maxsim(TokenEmbeddings.from_list(queries), TokenEmbeddings.from_list(documents))
     assert torch.equal(packed, maxsim(queries, documents))
+
+
+def test_listed_documents_may_be_views_of_anything() -> None:
+    wide = torch.randn(20, 12, generator=torch.Generator().manual_seed(0))
+    documents = [wide[3:9, :6], wide[::3, 6:], wide.T[:6, :6]]
+    queries = unit_matrices([4], 6, 1)
+    expected = reference_maxsim(queries, documents)
+    torch.testing.assert_close(
+        maxsim(queries, documents).double(), expected, rtol=0, atol=20 * float32_bound(queries, 6)
+    )
+
+
+def test_documents_of_two_dtypes_score_like_floats() -> None:
+    queries, documents = unit_matrices([4], 6, 1), [*unit_matrices([3], 6, 2), *unit_matrices([5], 6, 3, torch.float16)]
+    expected = reference_maxsim(queries, documents)
+    torch.testing.assert_close(maxsim(queries, documents).double(), expected, rtol=0, atol=float32_bound(queries, 6))
+
+
+@settings(deadline=None, max_examples=30)
+@given(lengths=st.lists(st.integers(0, 210), min_size=1, max_size=4), dim=st.sampled_from([1, 2, 3, 48, 96, 128]))
+def test_documents_longer_than_any_tile_or_chunk(lengths: list[int], dim: int) -> None:
+    queries, documents = unit_matrices([33, 5], dim, 1), unit_matrices(lengths, dim, 2)
+    expected = reference_maxsim(queries, documents)
+    torch.testing.assert_close(maxsim(queries, documents).double(), expected, rtol=0, atol=float32_bound(queries, dim))
+
+
+def test_bfloat16_documents_score_within_their_own_rounding() -> None:
+    # A query in float32 may be rounded to the documents' dtype: half a unit in the last of 8 places, a token.
+    queries, documents = unit_matrices([32], 128, 1), unit_matrices([150, 7], 128, 2, torch.bfloat16)
+    expected = reference_maxsim(queries, documents)
+    bound = 32 * 2**-9 + float32_bound(queries, 128)
+    torch.testing.assert_close(maxsim(queries, documents).double(), expected, rtol=0, atol=bound)
 
 
 def test_half_precision_sums_in_float32() -> None:
@@ -113,6 +149,21 @@ def test_half_precision_sums_in_float32() -> None:
 def test_nan_is_not_hidden() -> None:
     document = torch.tensor([[0.0], [float("nan")]])
     assert maxsim([torch.ones(1, 1)], [document, torch.ones(1, 1)]).isnan().tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("place", [0, 11, 12, 30, 99])
+def test_nan_is_not_hidden_by_what_comes_after(dtype: torch.dtype, place: int) -> None:
+    document = torch.ones(100, 2, dtype=dtype)
+    document[place, 1] = float("nan")
+    assert maxsim([torch.ones(3, 2)], [document, torch.ones(100, 2, dtype=dtype)]).isnan().tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_infinities_are_numbers(dtype: torch.dtype) -> None:
+    document = torch.tensor([[float("inf"), 0.0], [-1.0, 1.0]], dtype=dtype)
+    query = torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
+    assert maxsim([query], [document]).item() == float("inf")  # inf + max(-inf, 2)
 
 
 @pytest.mark.parametrize(("queries", "documents"), [([], []), ([], [torch.ones(1, 2)]), ([torch.ones(1, 2)], [])])

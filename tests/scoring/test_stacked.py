@@ -12,6 +12,8 @@ from colbert_integrations.scoring import StackedQueries, stacked
 from colbert_integrations.scoring.reference import reference_maxsim
 from test_maxsim import float32_bound, unit_matrices
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 
 @pytest.mark.skipif(not stacked._ONEDNN, reason="needs torch's oneDNN operators on x86")
 @settings(deadline=None, max_examples=40)
@@ -27,35 +29,35 @@ def test_both_products_agree_with_float64(
     queries, documents = unit_matrices(query_sizes, dim, seed), unit_matrices(document_sizes, dim, seed + 1)
     packed = TokenEmbeddings.from_list(documents)
     expected = reference_maxsim(queries, documents)
-    fast = StackedQueries(TokenEmbeddings.from_list(queries))
-    assert fast._packed is not None
-    plain = StackedQueries(TokenEmbeddings.from_list(queries))
-    plain._packed = None
-    for stack in (fast, plain):
+    for onednn in (True, False):
+        stack = StackedQueries(TokenEmbeddings.from_list(queries))
+        stack._onednn = onednn
         actual = stack.score(packed.values, packed.offsets.diff()).double()
         torch.testing.assert_close(actual, expected, rtol=0, atol=float32_bound(queries, dim))
 
 
-@pytest.mark.parametrize("dim", [1, 5, 16, 128])
+@pytest.mark.parametrize("dim", [1, 5, 16, 48, 128])
 def test_int8_products_are_exact_integers(dim: int) -> None:
     generator = torch.Generator().manual_seed(dim)
-    codes = [torch.randint(-127, 128, (length, dim), generator=generator).to(torch.int8) for length in (3, 17, 1)]
+    codes = [torch.randint(-127, 128, (length, dim), generator=generator).to(torch.int8) for length in (3, 17, 1, 205)]
     for code in codes:
         code[0] = 127  # the largest sums there can be
     query = torch.randint(-127, 128, (5, dim), generator=generator).float()
     query[:, 0] = 127  # so that one step of each token is worth 1
-    steps = torch.tensor([0.5, 2.0, 1.0])
+    steps = torch.tensor([0.5, 2.0, 1.0, 4.0])
     packed = TokenEmbeddings.from_list(codes)
     scores = StackedQueries(TokenEmbeddings.from_list([query])).score_int8(packed.values, packed.offsets.diff(), steps)
     expected = reference_maxsim([query], [code.float() * step for code, step in zip(codes, steps, strict=True)])
     assert scores.double().tolist() == expected.tolist()
 
 
-def test_rows_can_be_scaled() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rows_can_be_scaled(dtype: torch.dtype) -> None:
     queries, documents = unit_matrices([4, 2], 8, 1), unit_matrices([3, 5], 8, 2)
-    packed, scales = TokenEmbeddings.from_list(documents), torch.tensor([1.0, 2.0, 0.5, 0.25, 4.0, 1.0, 2.0, 8.0])
+    packed = TokenEmbeddings.from_list(documents).to(dtype=dtype)
+    scales = torch.tensor([1.0, 2.0, 0.5, 0.25, 4.0, 1.0, 2.0, 8.0])
     scores = StackedQueries(TokenEmbeddings.from_list(queries)).score(packed.values, packed.offsets.diff(), scales)
-    expected = reference_maxsim(queries, torch.split(packed.values * scales[:, None], [3, 5]))
+    expected = reference_maxsim(queries, torch.split(packed.values.float() * scales[:, None], [3, 5]))
     torch.testing.assert_close(scores.double(), expected, rtol=0, atol=8 * float32_bound(queries, 8))
 
 

@@ -1,0 +1,220 @@
+"""The compiled kernel, where it is installed: loads ``colbert_integrations_kernel`` and calls it by ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Sequence
+from enum import IntEnum
+from functools import lru_cache
+
+import torch
+
+__all__ = ["STORAGES", "Arithmetic", "Kernel", "NativeQueries", "load"]
+
+STORAGES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+"""``enum storage`` of ``kernel/src/maxsim.h``: the forms in which documents can be."""
+
+
+class Arithmetic(IntEnum):
+    """In what products are made: ``enum arithmetic`` of ``kernel/src/maxsim.h``."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    INT8 = 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the query tokens, as the kernel takes them."""
+        return torch.int8 if self is Arithmetic.INT8 else torch.float32
+
+    @property
+    def coordinates(self) -> int:
+        """How many coordinates are multiplied at once; the dimension must be a multiple of it."""
+        return {Arithmetic.FLOAT32: 1, Arithmetic.BFLOAT16: 2, Arithmetic.INT8: 4}[self]
+
+
+class _Job(ctypes.Structure):
+    """``struct job`` of ``kernel/src/maxsim.h``."""
+
+    _fields_ = [
+        ("storage", ctypes.c_int32),
+        ("arithmetic", ctypes.c_int32),
+        ("dim", ctypes.c_int64),
+        ("rows", ctypes.c_void_p),
+        ("matrices", ctypes.c_void_p),
+        ("row_scales", ctypes.c_void_p),
+        ("document_steps", ctypes.c_void_p),
+        ("bounds", ctypes.c_void_p),
+        ("documents", ctypes.c_int64),
+        ("packed", ctypes.c_void_p),
+        ("token_steps", ctypes.c_void_p),
+        ("token_sums", ctypes.c_void_p),
+        ("query_bounds", ctypes.c_void_p),
+        ("queries", ctypes.c_int64),
+        ("scores", ctypes.c_void_p),
+    ]
+
+
+class Kernel:
+    """The functions of the compiled library, for one of the instruction sets that this CPU runs.
+
+    Args:
+        library: The library.
+        rank: Which instruction set, 0 the best; others are there to be tested.
+    """
+
+    def __init__(self, library: ctypes.CDLL, rank: int = 0) -> None:
+        library.maxsim_instruction_set.restype = ctypes.c_char_p
+        library.maxsim_packed_bytes.restype = ctypes.c_int64
+        library.maxsim_packed_bytes.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64]
+        library.maxsim_pack.restype = None
+        library.maxsim_pack.argtypes = [
+            *(ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+        ]
+        self._library, self._rank = library, rank
+
+    @property
+    def instruction_sets(self) -> list[str]:
+        """Names of the instruction sets that this CPU runs, best first."""
+        names, rank = list[str](), 0
+        while (name := self._library.maxsim_instruction_set(rank)) is not None:
+            names, rank = [*names, name.decode()], rank + 1
+        return names
+
+    def with_instruction_set(self, name: str) -> Kernel:
+        """The same library with another instruction set of this CPU."""
+        return Kernel(self._library, self.instruction_sets.index(name))
+
+    def supports(self, arithmetic: Arithmetic, dim: int) -> bool:
+        """Whether this CPU makes such products by itself for this dimension."""
+        return dim % arithmetic.coordinates == 0 and bool(self._library.maxsim_supports(self._rank, arithmetic))
+
+    def pack(self, values: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
+        """Lay out query tokens, ``(query_tokens, dim)``, for the inner loop; opaque bytes."""
+        values = values.to(arithmetic.dtype).contiguous()
+        packed = torch.empty(
+            self._library.maxsim_packed_bytes(self._rank, arithmetic, *values.shape), dtype=torch.uint8
+        )
+        self._library.maxsim_pack(self._rank, arithmetic, values.data_ptr(), *values.shape, packed.data_ptr())
+        return packed
+
+    def run(self, job: _Job) -> None:
+        """Do a job with as many threads as torch takes, out of the same pool: both are OpenMP's."""
+        if self._library.maxsim_score(self._rank, ctypes.byref(job), torch.get_num_threads()):
+            raise MemoryError("not enough memory to score")
+
+
+@lru_cache(maxsize=1)
+def load() -> Kernel | None:
+    """Load the kernel.
+
+    Returns:
+        The kernel; None if it is not installed.
+    """
+    if importlib.util.find_spec("colbert_integrations_kernel") is None:
+        return None
+    from colbert_integrations_kernel import LIBRARY
+
+    return Kernel(ctypes.CDLL(str(LIBRARY)))  # its calls give up the interpreter lock while they run
+
+
+class NativeQueries:
+    """Queries packed for the kernel; may be used by many threads at once.
+
+    Args:
+        kernel: The kernel.
+        values: Query tokens, ``(query_tokens, dim)``, float32, or int8 for products in int8.
+        lengths: Tokens of each query.
+        arithmetic: In what products are made.
+        token_steps: What the best similarity of each query token is multiplied by, ``(query_tokens,)`` float32.
+            None: 1.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        values: torch.Tensor,
+        lengths: Sequence[int],
+        arithmetic: Arithmetic = Arithmetic.FLOAT32,
+        token_steps: torch.Tensor | None = None,
+    ) -> None:
+        self._kernel, self._arithmetic, self._dim = kernel, arithmetic, values.shape[1]
+        self._packed = kernel.pack(values, arithmetic)
+        self._bounds = _bounds(torch.tensor(lengths, dtype=torch.int64))
+        self._token_steps = _contiguous(token_steps)
+        self._token_sums = values.sum(1, dtype=torch.int32) if arithmetic is Arithmetic.INT8 else None
+
+    def score(
+        self,
+        documents: torch.Tensor | Sequence[torch.Tensor],
+        lengths: torch.Tensor,
+        *,
+        row_scales: torch.Tensor | None = None,
+        document_steps: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Score documents.
+
+        ``scores[i, j] = document_steps[j] sum_s token_steps[s] max_t <queries[i][s], row_scales[t] documents[j][t]>``
+
+        Args:
+            documents: Their vectors on the CPU, packed ``(tokens, dim)`` or one matrix each; all in one of float32,
+                float16, bfloat16 and int8, which for products in bfloat16 or int8 is that one.
+            lengths: Tokens of each, ``(documents,)`` int64.
+            row_scales: ``(tokens,)``, for packed vectors and products in float32. None: 1.
+            document_steps: ``(documents,)``. None: 1.
+
+        Returns:
+            ``(queries, documents)`` float32; ``-inf`` for a document without tokens; NaN where a vector holds NaN.
+
+        Raises:
+            MemoryError: If a thread can't get its few hundred kB.
+        """
+        scores = torch.empty(len(self._bounds) - 1, len(lengths))
+        if not scores.numel():
+            return scores
+        rows, matrices = _addresses(documents)
+        bounds = _bounds(lengths)
+        # Named, so that they live until the call is over.
+        scales, steps = _contiguous(row_scales), _contiguous(document_steps)
+        job = _Job(
+            storage=STORAGES[rows[0].dtype],
+            arithmetic=self._arithmetic,
+            dim=self._dim,
+            rows=None if matrices else rows[0].data_ptr(),
+            matrices=ctypes.cast(matrices, ctypes.c_void_p) if matrices else None,
+            row_scales=_address(scales),
+            document_steps=_address(steps),
+            bounds=bounds.data_ptr(),
+            documents=len(lengths),
+            packed=self._packed.data_ptr(),
+            token_steps=_address(self._token_steps),
+            token_sums=_address(self._token_sums),
+            query_bounds=self._bounds.data_ptr(),
+            queries=len(scores),
+            scores=scores.data_ptr(),
+        )
+        self._kernel.run(job)
+        return scores
+
+
+def _addresses(
+    documents: torch.Tensor | Sequence[torch.Tensor],
+) -> tuple[list[torch.Tensor], ctypes.Array[ctypes.c_void_p] | None]:
+    """What holds the rows, and where each matrix lies if there are several."""
+    if isinstance(documents, torch.Tensor):
+        return [documents.contiguous()], None
+    held = [matrix.contiguous() for matrix in documents]
+    return held, (ctypes.c_void_p * len(held))(*[matrix.data_ptr() for matrix in held])
+
+
+def _bounds(lengths: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+
+
+def _contiguous(values: torch.Tensor | None) -> torch.Tensor | None:
+    return None if values is None else values.float().contiguous()
+
+
+def _address(values: torch.Tensor | None) -> int | None:
+    return None if values is None else values.data_ptr()

@@ -1,0 +1,40 @@
+"""Builds the kernel as a plain shared library, for any Python: it is called by ctypes and knows nothing of Python."""
+
+import sys
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+
+class PlainLibrary(build_ext):
+    """A library whose name holds no Python version."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """The file of an extension."""
+        return fullname.replace(".", "/") + (".dll" if sys.platform == "win32" else ".so")
+
+
+class AnyPython(bdist_wheel):
+    """A wheel for one platform and every Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Python, ABI and platform that the wheel is for."""
+        return "py3", "none", super().get_tag()[2]
+
+
+# Apple's compiler has no OpenMP of its own; there the kernel runs on one thread.
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
+
+setup(
+    ext_modules=[
+        Extension(
+            "colbert_integrations_kernel.maxsim",
+            sources=["src/maxsim.c"],
+            depends=["src/maxsim.h", "src/tile.h"],
+            extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", *OPENMP],
+            extra_link_args=OPENMP,
+        )
+    ],
+    cmdclass={"build_ext": PlainLibrary, "bdist_wheel": AnyPython},
+)

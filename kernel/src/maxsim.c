@@ -1,0 +1,215 @@
+/* MaxSim on packed, ragged documents: scores[i][j] = sum over query tokens of the best dot product in document j.
+ *
+ * Products, maxima and sums are fused, so nothing is kept but one maximum per query token. The inner loops are in
+ * tile.h, compiled here for each instruction set; which one runs is asked of the CPU. Threads come from OpenMP, whose
+ * runtime (and so whose pool) is the one that torch has loaded.
+ */
+#include "maxsim.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+static int64_t bytes_in(int32_t storage)
+{
+    return storage == FLOAT32 ? 4 : storage == INT8 ? 1 : 2;
+}
+
+/* The end of a document: from the best of each query token to the scores. */
+static void finish(const struct job *job, int64_t document, int64_t length, const float *best, const int32_t *not_numbers)
+{
+    for (int64_t q = 0; q < job->queries; q++) {
+        double sum = 0; /* in double: adding thousands of float32 would lose digits, and costs nothing here */
+        for (int64_t t = job->query_bounds[q]; t < job->query_bounds[q + 1]; t++) {
+            double top = not_numbers[t] ? NAN : best[t];
+            if (job->arithmetic == IN_INT8)
+                top = ((const int32_t *)best)[t] - 128 * job->token_sums[t];
+            sum += job->token_steps ? top * job->token_steps[t] : top;
+        }
+        if (job->document_steps)
+            sum *= job->document_steps[document];
+        job->scores[q * job->documents + document] = length ? (float)sum : -INFINITY;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------- instruction sets */
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME(x) JOIN(x, ISA)
+
+#if defined(__x86_64__)
+
+/* float16 to float32, with a mask for the end of a row. */
+__attribute__((target("avx512f,avx512bw,avx512vl"))) static inline void
+wide_halves_as_floats(const uint16_t *row, int64_t dim, float scale, float *to)
+{
+    __m512 scales = _mm512_set1_ps(scale);
+    int64_t k = 0;
+    for (; k + 16 <= dim; k += 16)
+        _mm512_storeu_ps(to + k, _mm512_mul_ps(_mm512_cvtph_ps(_mm256_loadu_si256((const void *)(row + k))), scales));
+    if (k < dim) {
+        __mmask16 rest = (__mmask16)((1u << (dim - k)) - 1);
+        __m512 values = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(rest, row + k));
+        _mm512_mask_storeu_ps(to + k, rest, _mm512_mul_ps(values, scales));
+    }
+}
+
+#define ISA avx512_dot
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma,f16c")))
+#define LANES 16
+#define ROWS 12
+#define LARGER(a, b) ((FLOATS)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#define ANY_NAN(v) _mm512_cmp_ps_mask((__m512)(v), (__m512)(v), _CMP_UNORD_Q)
+#define halves_as_floats_avx512_dot wide_halves_as_floats
+#define HAS_BFLOAT16 1
+#define HAS_INT8 1
+#include "tile.h"
+
+#define ISA avx512
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")))
+#define LANES 16
+#define ROWS 12
+#define LARGER(a, b) ((FLOATS)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#define ANY_NAN(v) _mm512_cmp_ps_mask((__m512)(v), (__m512)(v), _CMP_UNORD_Q)
+#define halves_as_floats_avx512 wide_halves_as_floats
+#include "tile.h"
+
+#define ISA avx2
+#define TARGET __attribute__((target("avx2,fma,f16c")))
+#define LANES 8
+#define ROWS 6
+#define LARGER(a, b) ((FLOATS)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#define ANY_NAN(v) _mm256_movemask_ps(_mm256_cmp_ps((__m256)(v), (__m256)(v), _CMP_UNORD_Q))
+TARGET static inline void halves_as_floats_avx2(const uint16_t *row, int64_t dim, float scale, float *to)
+{
+    for (int64_t k = 0; k < dim; k++)
+        to[k] = _cvtsh_ss(row[k]) * scale;
+}
+#include "tile.h"
+
+#endif
+
+typedef float four_floats __attribute__((vector_size(16)));
+typedef int32_t four_ints __attribute__((vector_size(16)));
+
+static inline four_floats larger_of_four(four_floats a, four_floats b)
+{
+    four_ints first = a > b; /* all bits or none */
+    return (four_floats)(((four_ints)a & first) | ((four_ints)b & ~first));
+}
+
+static inline int any_nan_of_four(four_floats v)
+{
+    four_ints bad = v != v;
+    return (bad[0] | bad[1] | bad[2] | bad[3]) != 0;
+}
+
+#define ISA portable
+#define TARGET
+#define LANES 4
+#define ROWS 6
+#define LARGER(a, b) larger_of_four(a, b)
+#define ANY_NAN(v) any_nan_of_four(v)
+static inline void halves_as_floats_portable(const uint16_t *row, int64_t dim, float scale, float *to)
+{
+    for (int64_t k = 0; k < dim; k++) {
+        _Float16 half;
+        memcpy(&half, row + k, sizeof half);
+        to[k] = (float)half * scale;
+    }
+}
+#include "tile.h"
+
+/* --------------------------------------------------------------------------------------------------- dispatch */
+
+struct instruction_set {
+    const char *name;
+    int64_t panel_tokens;
+    int multiplies_bfloat16, multiplies_int8;
+    int (*score)(const struct job *, int32_t);
+};
+
+/* The instruction sets that this CPU runs, best first; NULL behind the last. */
+static const struct instruction_set *instruction_set(int32_t rank)
+{
+    static const struct instruction_set portable = {"portable", 8, 0, 0, score_portable};
+    const struct instruction_set *runs[4];
+    int32_t count = 0;
+#if defined(__x86_64__)
+    static const struct instruction_set avx512_dot = {"avx512_dot", 32, 1, 1, score_avx512_dot};
+    static const struct instruction_set avx512 = {"avx512", 32, 0, 0, score_avx512};
+    static const struct instruction_set avx2 = {"avx2", 16, 0, 0, score_avx2};
+    int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (wide && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"))
+        runs[count++] = &avx512_dot;
+    if (wide)
+        runs[count++] = &avx512;
+    /* Every CPU with AVX2 and FMA converts float16 too; GCC 12 can't ask for that. */
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        runs[count++] = &avx2;
+#endif
+    runs[count++] = &portable;
+    return rank < count ? runs[rank] : NULL;
+}
+
+/* ------------------------------------------------------------------------------------------------------- doors */
+
+const char *maxsim_instruction_set(int32_t rank)
+{
+    return instruction_set(rank) ? instruction_set(rank)->name : NULL;
+}
+
+int maxsim_supports(int32_t rank, int32_t arithmetic)
+{
+    const struct instruction_set *set = instruction_set(rank);
+    return arithmetic == IN_FLOAT32 || (arithmetic == IN_BFLOAT16 && set->multiplies_bfloat16) ||
+           (arithmetic == IN_INT8 && set->multiplies_int8);
+}
+
+static int64_t bytes_of(int32_t arithmetic)
+{
+    return arithmetic == IN_FLOAT32 ? 4 : arithmetic == IN_BFLOAT16 ? 2 : 1;
+}
+
+int64_t maxsim_packed_bytes(int32_t rank, int32_t arithmetic, int64_t tokens, int64_t dim)
+{
+    int64_t width = instruction_set(rank)->panel_tokens;
+    return (tokens + width - 1) / width * width * dim * bytes_of(arithmetic);
+}
+
+/* Rounds to the nearest, ties to even; a NaN stays one. */
+static uint16_t as_bfloat16(float value)
+{
+    union { float value; uint32_t bits; } u = {value};
+    if (value != value)
+        return 0x7fc0;
+    return (uint16_t)((u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16);
+}
+
+void maxsim_pack(int32_t rank, int32_t arithmetic, const void *values, int64_t tokens, int64_t dim, void *packed)
+{
+    int64_t width = instruction_set(rank)->panel_tokens, group = 4 / bytes_of(arithmetic); /* coordinates in 4 bytes */
+    memset(packed, 0, maxsim_packed_bytes(rank, arithmetic, tokens, dim));
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t k = 0; k < dim; k++) {
+            int64_t from = t * dim + k;
+            int64_t to = t / width * width * dim + k / group * group * width + t % width * group + k % group;
+            if (arithmetic == IN_FLOAT32)
+                ((float *)packed)[to] = ((const float *)values)[from];
+            else if (arithmetic == IN_BFLOAT16)
+                ((uint16_t *)packed)[to] = as_bfloat16(((const float *)values)[from]);
+            else
+                ((int8_t *)packed)[to] = ((const int8_t *)values)[from];
+        }
+}
+
+int maxsim_score(int32_t rank, const struct job *job, int32_t threads)
+{
+    return instruction_set(rank)->score(job, threads);
+}
