@@ -17,9 +17,11 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from .cache import CacheInfo, DocumentCache
 from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, locate, read_checkpoint, weights_digest
 from .embeddings import TokenEmbeddings
 from .encoder import EncodeOptions, Encoder, Forward, LoadOptions, Side, choose_device, choose_dtype, load_encoder
+from .encoder.merging import cancellable
 from .errors import InputError, NonFiniteError
 from .explain import Explanation, explain_pair
 from .fingerprint import Fingerprint
@@ -34,6 +36,9 @@ __all__ = ["ColBERT", "RankedDocument"]
 # are kept busy only by many tokens at once.
 _BATCH_TOKENS_CPU = 2048
 _BATCH_TOKENS_OTHER = 32_768
+# Async calls that run at once, each in a thread, where it waits for the batches that it shares with the others. With
+# one thread nothing could be shared; each more may cost a pool of torch's own threads.
+_ASYNC_THREADS = 32
 
 # Of a spec, what does not change the meaning of a vector: where it was read from, how much of a text is seen, and in
 # which number format.
@@ -43,7 +48,7 @@ _NOT_IN_FINGERPRINT = frozenset(
 )
 # Of the settings, what another machine may want otherwise, and consent to run code, which nobody gives by a file.
 _OF_THIS_MACHINE = frozenset(
-    {"device", "dtype", "batch_tokens", "batch_size", "attn_implementation"}
+    {"device", "dtype", "batch_tokens", "batch_size", "attn_implementation", "cache_bytes"}
     | {"cache_dir", "local_files_only", "trust_remote_code"}
 )
 
@@ -69,8 +74,8 @@ class ColBERT:
 
     ``score(q, d) = sum_s max_t <q_s, d_t>`` over the token vectors of query and document.
 
-    Safe to share between threads. Weights are loaded when it is made, freed by ``close`` and loaded again by the next
-    call. Pickles and copies carry settings, never weights.
+    Safe to share between threads; calls at the same time share batches. Weights are loaded when it is made, freed by
+    ``close`` and loaded again by the next call. Pickles and copies carry settings, never weights.
 
     Args:
         model: A folder, a repository on the hub, or ``"bundled/all-MiniLM-L6-v2"``.
@@ -83,7 +88,7 @@ class ColBERT:
             the whole document; ``"truncate"``: the beginning only, with a warning.
         forward: Runs the forward pass elsewhere, on token ids made here. None: in this process.
         window_overlap: Tokens that neighbouring windows share. None: 64, or half a window if that is less.
-        batch_tokens: Most tokens of a batch, padding counted. None: 2,048 on a CPU, 32,768 elsewhere.
+        batch_tokens: Most tokens of a batch; padding counts, if there is any. None: 2,048 on a CPU, 32,768 elsewhere.
         batch_size: Most texts or windows of a batch. None: only the tokens count.
         query_marker: Token after the first one of a query. None: as the checkpoint says; ``""``: none.
         document_marker: The same for documents.
@@ -102,6 +107,8 @@ class ColBERT:
         cache_dir: Where downloads are kept. None: the hub library's own place.
         local_files_only: Use only what was downloaded before.
         trust_remote_code: Whether code from the repository may run where transformers has no class of its own.
+        cache_bytes: Most bytes of memory, on the model's device, for the vectors of documents that ``rank`` saw
+            lately; they are not encoded again. ``close`` empties it. None or 0: none are kept.
 
     Raises:
         CheckpointError: If the checkpoint is not there, not whole, or of a kind that is not run; see ``errors``.
@@ -152,6 +159,7 @@ class ColBERT:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         trust_remote_code: bool = False,
+        cache_bytes: int | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "forward", "__class__")}
         self._start(Settings.of(given), forward)
@@ -165,8 +173,9 @@ class ColBERT:
         self._encoder: Encoder | None = None
         self._folder: Path | None = None
         self._lock = threading.Lock()
-        # One thread: a device runs one forward pass after another anyway.
-        self._worker = Worker()
+        self._worker = Worker(_ASYNC_THREADS)
+        # Of this object, and with it of one spec.
+        self._cache = DocumentCache(settings.cache_bytes)
 
     @classmethod
     def shared(cls, model: str | os.PathLike[str] = DEFAULT_MODEL, **settings: Any) -> ColBERT:
@@ -244,16 +253,7 @@ class ColBERT:
 
     def _encode(self, texts: list[str], side: Side, show_progress: bool | None) -> TokenEmbeddings:
         encoder = self._ready()
-        encoded = encoder.encode(texts, side, show_progress=show_progress)
-        pooling = encoder.spec.pooling
-        if pooling is None or side not in pooling.tasks:
-            return encoded
-        return pool_tokens(
-            encoded,
-            pooling.pool_factor,
-            num_protected_tokens=pooling.num_protected_tokens,
-            normalize=pooling.normalize,
-        )
+        return _pooled(encoder.encode(texts, side, show_progress=show_progress), side, encoder.spec)
 
     # --------------------------------------------------------------------------------------------------- ranking
 
@@ -319,7 +319,7 @@ class ColBERT:
             **options: The other arguments of ``rank``.
 
         Returns:
-            As ``rank``. A cancelled call returns at once; its work ends in the background.
+            As ``rank``. A cancelled call returns at once; what was not computed for it yet is dropped.
 
         Raises:
             InputError: As ``rank``.
@@ -364,27 +364,22 @@ class ColBERT:
     ) -> list[float]:
         # Equal texts must get equal scores, or the order of ties would hang on how they were batched.
         unique = list(dict.fromkeys(texts))
-        query_embeddings = self._encode([query], "query", False)
-        sums = maxsim(query_embeddings, self._documents(unique, known, show_progress))[0].tolist()
+        cache = self._cache  # before the encoder: close replaces them in the other order
+        known = {**known, **cache.find(text for text in unique if text not in known)}
+        missing = [text for text in unique if text not in known]
+        encoder = self._ready()
+        encoded = encoder.encode(missing, "document", query=query, show_progress=show_progress)
+        query_embeddings = _pooled(encoded[:1], "query", encoder.spec)
+        fresh = _pooled(encoded[1:], "document", encoder.spec)
+        sums = maxsim(query_embeddings, _joined(unique, known, fresh))[0].tolist()
         scores = dict(zip(unique, sums, strict=True))
         _check_finite(texts, scores)
+        cache.keep(missing, fresh)
         if not normalized:
             return [scores[text] for text in texts]
         count = max(1, query_embeddings.lengths[0])
         # Rounding can carry the mean of cosines past 1, and it can be negative.
         return [min(1.0, max(0.0, scores[text] / count)) for text in texts]
-
-    def _documents(
-        self, texts: list[str], known: Mapping[str, torch.Tensor], show_progress: bool | None
-    ) -> TokenEmbeddings:
-        """Vectors of texts, those that are not known encoded."""
-        encoded = self._encode([text for text in texts if text not in known], "document", show_progress)
-        if len(encoded) == len(texts):
-            return encoded
-        fresh = iter(encoded)
-        return TokenEmbeddings.from_list(
-            [known[text].to(encoded.values) if text in known else next(fresh) for text in texts]
-        )
 
     # ------------------------------------------------------------------------------------------------- lifecycle
 
@@ -429,17 +424,27 @@ class ColBERT:
             self._fingerprint = Fingerprint(digest, self.settings.model, spec.dim, kept)
         return self._fingerprint
 
+    def cache_info(self) -> CacheInfo:
+        """What the cache of documents has done since the model was made or closed, and what it holds."""
+        return self._cache.info()
+
     def close(self) -> None:
-        """Free the weights and the worker thread; the next call loads them again."""
+        """Free the weights, the cache and the worker threads; the next call loads them again.
+
+        Calls that run end with the weights that they have.
+        """
         with self._lock:
             self._encoder = None
+            self._cache = DocumentCache(self.settings.cache_bytes)
         self._worker.close()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     async def run_async(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function in this model's own worker thread, with the caller's context variables.
+        """Run a function in one of this model's own worker threads, with the caller's context variables.
+
+        Where the caller is cancelled, encoding that the function waits for is dropped.
 
         Args:
             function: What to run.
@@ -449,7 +454,8 @@ class ColBERT:
         Returns:
             What it returns.
         """
-        return await self._worker.run(function, *args, **kwargs)
+        with cancellable():
+            return await self._worker.run(function, *args, **kwargs)
 
     def _ready(self) -> Encoder:
         encoder = self._encoder
@@ -513,6 +519,29 @@ class ColBERT:
         spec = self._spec
         lengths = f"query_length={spec.query_length}, document_length={spec.document_length}"
         return f"{shown}, layout={spec.layout!r}, {lengths}, loaded={self.loaded})"
+
+
+def _pooled(encoded: TokenEmbeddings, side: Side, spec: ColBERTSpec) -> TokenEmbeddings:
+    """Vectors merged as the checkpoint says, which for most is not at all."""
+    pooling = spec.pooling
+    if pooling is None or side not in pooling.tasks:
+        return encoded
+    return pool_tokens(
+        encoded,
+        pooling.pool_factor,
+        num_protected_tokens=pooling.num_protected_tokens,
+        normalize=pooling.normalize,
+    )
+
+
+def _joined(texts: list[str], known: Mapping[str, torch.Tensor], encoded: TokenEmbeddings) -> TokenEmbeddings:
+    """Vectors of texts, in order: those that are known, and the others freshly encoded."""
+    if len(encoded) == len(texts):
+        return encoded
+    fresh = iter(encoded)
+    return TokenEmbeddings.from_list(
+        [known[text].to(encoded.values) if text in known else next(fresh) for text in texts]
+    )
 
 
 def _check_finite(texts: list[str], scores: dict[str, float]) -> None:

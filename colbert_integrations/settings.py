@@ -45,6 +45,7 @@ class Settings:
     cache_dir: str | None = None
     local_files_only: bool = False
     trust_remote_code: bool = False
+    cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
@@ -55,6 +56,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise InputError(f"{name} must be a positive whole number, not {value!r}")
+        size = self.cache_bytes
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
+            raise InputError(f"cache_bytes must be a whole number of bytes, 0 or more, not {size!r}")
 
     def changed(self) -> dict[str, Any]:
         """The settings that are not at their defaults, as JSON-able values, without the token."""

@@ -29,9 +29,16 @@ OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 setup(
     ext_modules=[
         Extension(
-            "colbert_integrations_kernel.maxsim",
-            sources=["src/maxsim.c"],
-            depends=["src/maxsim.h", "src/tile.h"],
+            "colbert_integrations_kernel.kernel",
+            sources=["src/kernel.c"],
+            depends=[
+                "src/kernel.h",
+                "src/vectors.h",
+                "src/maxsim.h",
+                "src/attention.h",
+                "src/linear.h",
+                "src/undefine.h",
+            ],
             extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", *OPENMP],
             extra_link_args=OPENMP,
         )

@@ -8,9 +8,12 @@ import copy
 import gc
 import json
 import pickle
+import random
 import threading
+import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import checkpoints
-from colbert_integrations import ColBERT, RankedDocument
+from colbert_integrations import ColBERT, RankedDocument, TruncationWarning
 from colbert_integrations.errors import CheckpointNotFoundError, InputError, MissingExtraError, NonFiniteError
 from colbert_integrations.scoring.reference import reference_maxsim
 
@@ -230,7 +233,7 @@ def test_sharing_keeps_nothing_alive(checkpoint: Callable[[str], Path]) -> None:
 def test_close_frees_the_weights_and_the_next_call_loads_them(checkpoint: Callable[[str], Path]) -> None:
     with ColBERT(checkpoint("stanford"), device="cpu") as model:
         before = model.rank(QUERY, DOCUMENTS)
-        weights = weakref.ref(model._ready()._forward.backbone)
+        weights = weakref.ref(model._ready()._forward)
     assert weights() is None
     assert not model.loaded
     assert model.rank(QUERY, DOCUMENTS) == before
@@ -332,13 +335,13 @@ async def test_arank_gives_what_rank_gives(tiny: ColBERT) -> None:
         await tiny.arank(QUERY, DOCUMENTS, 0)
 
 
-async def test_async_work_runs_in_one_thread_of_its_own_with_the_callers_context(tiny: ColBERT) -> None:
+async def test_async_work_runs_in_threads_of_its_own_with_the_callers_context(tiny: ColBERT) -> None:
     variable = contextvars.ContextVar("variable", default=0)
     variable.set(7)
-    found = await asyncio.gather(*[tiny.run_async(lambda: (threading.get_ident(), variable.get())) for _ in range(8)])
-    assert len(set(found)) == 1
-    assert found[0][0] != threading.get_ident()
-    assert found[0][1] == 7
+    names = await asyncio.gather(
+        *[tiny.run_async(lambda: (threading.current_thread().name, variable.get())) for _ in range(8)]
+    )
+    assert all(name.startswith("colbert") and value == 7 for name, value in names)
 
 
 async def test_a_cancelled_call_returns_and_the_next_one_works(tiny: ColBERT) -> None:
@@ -357,3 +360,145 @@ async def test_a_closed_model_answers_async_calls_again(checkpoint: Callable[[st
     await model.arank("a", ["a"])
     model.close()
     assert len(await model.arank("a", ["a"])) == 1
+
+
+# ------------------------------------------------------------------------------------------------- many calls at once
+
+PATIENCE_S = 30
+
+
+class Held:
+    """A forward pass that waits for leave, and records its batches."""
+
+    def __init__(self, model: ColBERT) -> None:
+        self.inner = model._ready()._forward
+        self.entered, self.leave = threading.Event(), threading.Event()
+        self.batches: list[list[list[int]]] = []
+
+    def __call__(self, sequences) -> torch.Tensor:
+        self.batches.append([sequence.ids for sequence in sequences])
+        self.entered.set()
+        assert self.leave.wait(PATIENCE_S)
+        return self.inner(sequences)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.001)
+
+
+def job(seed: int) -> tuple[str, list[str]]:
+    choose = random.Random(seed)
+    query, *texts = (" ".join(choose.choices(checkpoints.WORDS, k=k)) for k in (5, *choose.choices(range(16), k=20)))
+    return query, texts
+
+
+def by_index(ranked: list[RankedDocument]) -> list[float]:
+    return [entry.score for entry in sorted(ranked, key=lambda entry: entry.index)]
+
+
+def test_a_query_is_encoded_in_the_batches_of_its_documents(tiny: ColBERT) -> None:
+    forward = Held(tiny)
+    forward.leave.set()
+    ColBERT(tiny.settings.model, device="cpu", forward=forward).rank(QUERY, DOCUMENTS)
+    assert [len(batch) for batch in forward.batches] == [1 + len(set(DOCUMENTS))]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 19])
+def test_many_documents_are_ranked_piece_by_piece(count: int, tiny: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, texts = job(0)
+    wanted = by_index(tiny.rank(query, texts[:count]))
+    monkeypatch.setattr("colbert_integrations.encoder.encoder._TEXTS_AT_ONCE", 3)
+    assert by_index(tiny.rank(query, texts[:count])) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_ranking_warns_of_a_query_and_of_documents_that_were_cut(tiny: ColBERT) -> None:
+    model = ColBERT(tiny.settings.model, device="cpu", long_documents="truncate")
+    with pytest.warns(TruncationWarning) as caught:
+        model.rank("fox " * 90, ["a", "dog " * 90, "cat " * 90])
+    assert [str(warning.message)[:11] for warning in caught] == ["1 of 1 quer", "2 of 3 docu"]
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_64_threads_share_batches_and_get_what_they_get_alone(tiny: ColBERT, packed: bool) -> None:
+    jobs = [job(seed) for seed in range(64)]
+    wanted = [by_index(tiny.rank(*one)) for one in jobs]
+    forward = Held(tiny)
+    forward.packed = packed
+    model = ColBERT(tiny.settings.model, device="cpu", forward=forward)
+    with ThreadPoolExecutor(64) as pool:
+        found = [pool.submit(model.rank, *one) for one in jobs]
+        merger = model._ready()._merge
+        until(lambda: len(merger._waiting) >= 63)
+        forward.leave.set()
+        for future, scores in zip(found, wanted, strict=True):
+            assert by_index(future.result(PATIENCE_S)) == pytest.approx(scores, abs=1e-5)
+    tokens = sum(len(ids) for batch in forward.batches for ids in batch)
+    assert all(sum(map(len, batch)) <= 2048 for batch in forward.batches)
+    assert len(forward.batches) <= (2 + tokens / 1900 if packed else 40)
+
+
+async def test_64_async_ranks_share_batches_and_give_what_they_give_alone(tiny: ColBERT) -> None:
+    jobs = [job(seed) for seed in range(64)]
+    wanted = [by_index(tiny.rank(*one)) for one in jobs]
+    forward = Held(tiny)
+    model = ColBERT(tiny.settings.model, device="cpu", forward=forward)
+    calls = [asyncio.create_task(model.arank(*one)) for one in jobs]
+    merger = model._ready()._merge
+    await asyncio.to_thread(until, lambda: len(merger._waiting) >= 16)
+    forward.leave.set()
+    for found, scores in zip(await asyncio.gather(*calls), wanted, strict=True):
+        assert by_index(found) == pytest.approx(scores, abs=1e-5)
+    assert len(forward.batches) < 48
+
+
+async def test_what_a_cancelled_call_still_waits_for_is_not_computed(tiny: ColBERT) -> None:
+    forward = Held(tiny)
+    model = ColBERT(tiny.settings.model, device="cpu", forward=forward)
+    first = asyncio.create_task(model.arank("a", ["a fox"]))
+    await asyncio.to_thread(forward.entered.wait, PATIENCE_S)
+    gone = asyncio.create_task(model.arank("a", ["bread", "flour"]))
+    other = asyncio.create_task(model.arank("a", ["paris"]))
+    merger = model._ready()._merge
+    await asyncio.to_thread(until, lambda: len(merger._waiting) == 2)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    await asyncio.to_thread(until, lambda: len(merger._waiting) == 1)
+    forward.leave.set()
+    assert by_index(await first) == pytest.approx(by_index(tiny.rank("a", ["a fox"])), abs=1e-5)
+    assert by_index(await other) == pytest.approx(by_index(tiny.rank("a", ["paris"])), abs=1e-5)
+    assert [len(batch) for batch in forward.batches] == [2, 2]
+
+
+def test_calls_that_run_when_a_model_is_closed_end_well(tiny: ColBERT) -> None:
+    forward = Held(tiny)
+    model = ColBERT(tiny.settings.model, device="cpu", forward=forward)
+    encoder = model._ready()
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(model.rank, QUERY, DOCUMENTS) for _ in range(4)]
+        assert forward.entered.wait(PATIENCE_S)
+        until(lambda: len(encoder._merge._waiting) == 3)
+        model.close()
+        assert not model.loaded
+        forward.leave.set()
+        for call in calls:
+            assert by_index(call.result(PATIENCE_S)) == pytest.approx(by_index(tiny.rank(QUERY, DOCUMENTS)), abs=1e-5)
+    assert len(model.rank(QUERY, DOCUMENTS)) == len(DOCUMENTS)
+    assert model._ready() is not encoder
+
+
+def test_encoding_and_ranking_at_once_equal_one_after_another(tiny: ColBERT) -> None:
+    jobs = [job(seed) for seed in range(12)]
+    wanted = [tiny.encode_document(texts).values for _, texts in jobs]
+    scores = [by_index(tiny.rank(*one)) for one in jobs]
+    with ThreadPoolExecutor(24) as pool:
+        encoded = [pool.submit(tiny.encode_document, texts) for _, texts in jobs]
+        ranked = [pool.submit(tiny.rank, *one) for one in jobs]
+        for future, values in zip(encoded, wanted, strict=True):
+            torch.testing.assert_close(future.result(PATIENCE_S).values, values, rtol=0, atol=1e-5)
+        for future, expected in zip(ranked, scores, strict=True):
+            assert by_index(future.result(PATIENCE_S)) == pytest.approx(expected, abs=1e-5)

@@ -17,6 +17,7 @@ import colbert_integrations
 
 PACKAGE = Path(colbert_integrations.__file__).parent
 CORE = {
+    ".cache",
     ".checkpoint",
     ".embeddings",
     ".encoder",
@@ -36,10 +37,12 @@ ROOMS = {
     "settings": {".errors"},
     "fingerprint": set[str](),
     "worker": set[str](),
+    "cache": {"torch"},
     "embeddings": {".errors", "torch"},
     "checkpoint": {".errors", "huggingface_hub", "numpy", "safetensors", "torch"},
-    "encoder": {".checkpoint", ".embeddings", ".errors", "torch", "tqdm", "transformers"},
-    "scoring": {".embeddings", ".errors", "colbert_integrations_kernel", "torch", "triton"},
+    "encoder": {".checkpoint", ".embeddings", ".errors", ".kernel", "torch", "tqdm", "transformers"},
+    "kernel": {"colbert_integrations_kernel"},
+    "scoring": {".embeddings", ".errors", ".kernel", "torch", "triton"},
     "pooling": {".embeddings", ".errors", "numpy", "scipy", "torch"},
     "explain": {".encoder"},
     "model": {*CORE, "torch"},

@@ -29,6 +29,7 @@ _DTYPES = {
     "bf16": torch.bfloat16,
     "float16": torch.float16,
     "fp16": torch.float16,
+    "int8": torch.int8,
 }
 # A transformers model, whose attributes differ by class, and what transformers says of loading it.
 Backbone = Any
@@ -43,7 +44,7 @@ class LoadOptions:
 
     Attributes:
         device: Device of the weights.
-        dtype: Data type of the weights and the forward pass.
+        dtype: Data type of the weights and the forward pass; int8 is of the linear layers, the rest being float32.
         trust_remote_code: Whether code from the checkpoint's repository may run.
         attn_implementation: Name of an attention backend of transformers. None: its own choice.
         language: For X-MOD, whose adapters to use. None: the checkpoint's default language.
@@ -56,6 +57,11 @@ class LoadOptions:
     attn_implementation: str | None = None
     language: str | None = None
     token: str | None = field(default=None, repr=False)
+
+    @property
+    def float_dtype(self) -> torch.dtype:
+        """Data type of what is not rounded to int8."""
+        return torch.float32 if self.dtype == torch.int8 else self.dtype
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -85,16 +91,16 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     """Decide the data type of the weights and the forward pass; normalisation and scores are float32 in any case.
 
     Args:
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or torch's own. None or ``"auto"``: float32 on the CPU and
-            MPS; on CUDA bfloat16 where the card has it, else float16. Never the checkpoint's: transformers would run
-            a half-precision checkpoint in half precision even on a CPU.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` or torch's own. None or ``"auto"``: float32 on
+            the CPU and MPS; on CUDA bfloat16 where the card has it, else float16. Never the checkpoint's: transformers
+            would run a half-precision checkpoint in half precision even on a CPU.
         device: Where the model runs.
 
     Returns:
         The data type.
 
     Raises:
-        InputError: If it is none of these, or float16 on a CPU.
+        InputError: If it is none of these, or float16 on a CPU, or int8 elsewhere.
     """
     if dtype is None or dtype == "auto":
         if device.type != "cuda":
@@ -105,6 +111,8 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
         raise InputError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
     if chosen == torch.float16 and device.type == "cpu":
         raise InputError("dtype='float16' is unusably slow on a CPU: use 'bfloat16' or 'float32'")
+    if chosen == torch.int8 and device.type != "cpu":
+        raise InputError(f"dtype='int8' is for CPUs: use 'bfloat16' or 'float16' on {device.type}")
     return chosen
 
 
@@ -175,7 +183,7 @@ def _from_pretrained(
     load: Callable[..., Any], checkpoint: Checkpoint, options: LoadOptions, *, trust: bool = False, config: Any = None
 ) -> Loaded:
     arguments: dict[str, Any] = {
-        "dtype": options.dtype,
+        "dtype": options.float_dtype,
         "output_loading_info": True,
         "attn_implementation": options.attn_implementation,
         "trust_remote_code": trust or None,

@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 __all__ = ["batches_by_tokens", "window_starts"]
 
 
-def batches_by_tokens(lengths: Sequence[int], batch_tokens: int, batch_size: int | None) -> Iterator[list[int]]:
+def batches_by_tokens(
+    lengths: Sequence[int], batch_tokens: int, batch_size: int | None, *, packed: bool = False
+) -> Iterator[list[int]]:
     """Group sequences of like length, so that little padding is added.
 
     Args:
         lengths: Tokens of each sequence.
         batch_tokens: Most tokens of a batch, padding counted; a longer sequence stands alone.
         batch_size: Most sequences of a batch. None: only the tokens count.
+        packed: Whether nothing is padded, so that only the sequences' own tokens count.
 
     Yields:
         Positions in ``lengths``, longest first: running out of memory shows at the start, not at the end.
@@ -21,15 +24,19 @@ def batches_by_tokens(lengths: Sequence[int], batch_tokens: int, batch_size: int
     Example:
         >>> list(batches_by_tokens([3, 9, 4], batch_tokens=9, batch_size=None))
         [[1], [2, 0]]
+        >>> list(batches_by_tokens([3, 9, 4], batch_tokens=13, batch_size=None, packed=True))
+        [[1, 2], [0]]
     """
     order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
-    batch: list[int] = []
+    batch, tokens = list[int](), 0
     for position in order:
         longest = lengths[batch[0]] if batch else 0
-        if batch and (longest * (len(batch) + 1) > batch_tokens or len(batch) == batch_size):
+        size = tokens + lengths[position] if packed else longest * (len(batch) + 1)
+        if batch and (size > batch_tokens or len(batch) == batch_size):
             yield batch
-            batch = []
+            batch, tokens = [], 0
         batch.append(position)
+        tokens += lengths[position]
     if batch:
         yield batch
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch.nn.functional import normalize
 
+from ..checkpoint import ColBERTSpec
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, TruncationWarning
-from .batching import batches_by_tokens, window_starts
+from .batching import window_starts
 from .forward import Forward
+from .merging import Merger
 from .tokens import Side, TextTokens, Tokenizer, TokenSequence
 
 __all__ = ["EncodeOptions", "Encoder"]
@@ -26,6 +28,7 @@ _TEXTS_AT_ONCE = 4096
 # Work that ends before this many seconds shows no bar.
 _BAR_AFTER_S = 2.0
 _DEFAULT_OVERLAP = 64
+_NOUNS: dict[Side, str] = {"query": "queries", "document": "documents"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class EncodeOptions:
     Attributes:
         long_documents: ``"window"``: overlapping windows over the whole text; ``"truncate"``: its beginning.
         window_overlap: Tokens that neighbouring windows share. None: 64, or half a window if that is less.
-        batch_tokens: Most tokens of a batch, padding counted.
+        batch_tokens: Most tokens of a batch; padding counts, where the forward pass pads.
         batch_size: Most texts or windows of a batch. None: only the tokens count.
     """
 
@@ -45,12 +48,24 @@ class EncodeOptions:
     batch_size: int | None = None
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Texts that are encoded together: the sequences of each, and how many texts were cut."""
+
+    sequences: list[list[TokenSequence]]
+    cut: int
+
+
 class Encoder:
     """Texts to token embeddings.
 
+    Calls at the same time share batches; see ``Merger``. A forward pass runs one batch at a time, since a device runs
+    them one after another anyway and two would need twice the memory.
+
     Args:
         tokenizer: Makes token sequences, by the checkpoint's rules.
-        forward: Runs the model on them.
+        forward: Runs the model on them. Where it has an attribute ``packed`` that is true, it does not pad, and a
+            batch is counted by the sequences' own tokens; in any case those of equal length come next to each other.
         options: Batches and windows.
 
     Raises:
@@ -63,11 +78,11 @@ class Encoder:
         self._forward = forward
         self._options = options
         self._overlap = self._choose_overlap()
-        # What a text without tokens gives; a forward pass elsewhere need not have a device.
-        self._no_vectors = torch.empty(0, self.spec.dim, device=getattr(forward, "device", None))
         tokenizer.capacity("query")
-        # One batch at a time: a device runs them one after another anyway, and two would need twice the memory.
-        self._lock = threading.Lock()
+        run = _BatchRunner(forward, self.spec)
+        self._no_vectors = run.no_vectors
+        packed = getattr(forward, "packed", False)
+        self._merge = Merger(run, options.batch_tokens, options.batch_size, packed=packed)
 
     def _choose_overlap(self) -> int:
         capacity = self.tokenizer.capacity("document")
@@ -81,30 +96,43 @@ class Encoder:
             )
         return overlap
 
-    def encode(self, texts: Sequence[str], side: Side, *, show_progress: bool | None = False) -> TokenEmbeddings:
+    def encode(
+        self, texts: Sequence[str], side: Side, *, query: str | None = None, show_progress: bool | None = False
+    ) -> TokenEmbeddings:
         """Encode texts.
 
         Args:
             texts: The texts.
             side: Which rules they follow, those of queries or of documents.
+            query: A query to encode in the same batches, one forward pass less than on its own. None: none.
             show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Returns:
-            Unit vectors (where the checkpoint normalises), float32, on the model's device; ``len(texts)`` entries.
+            Unit vectors (where the checkpoint normalises), float32, on the model's device; an entry for the query, if
+            there is one, and then ``len(texts)`` entries.
 
         Raises:
             InputError: If a text is not valid Unicode.
         """
+        asked = _Piece([], 0) if query is None else self._piece([query], "query")
         parts, cut = [], 0
-        with _progress_bar(len(texts), side, show_progress) as bar:
-            for start in range(0, len(texts), _TEXTS_AT_ONCE):
-                tokens = self.tokenizer.tokens(texts[start : start + _TEXTS_AT_ONCE], side)
-                sequences = [self.sequences(text, side) for text in tokens]
-                cut += self._count_cut(tokens, side)
-                parts.append(self._encode_sequences(sequences, bar))
-        if cut:
-            self._warn_of_cuts(cut, len(texts), side)
-        return TokenEmbeddings.concat(parts or [TokenEmbeddings.from_list([self._no_vectors])[:0]])
+        with _progress_bar(len(asked.sequences) + len(texts), side, show_progress) as bar:
+            for piece in _joined(asked, self._pieces(texts, side)):
+                cut += piece.cut
+                parts.append(self._encode_sequences(piece.sequences, bar))
+        self._warn_of_cuts(asked.cut, 1, "query")
+        self._warn_of_cuts(cut, len(texts), side)
+        return TokenEmbeddings.concat(parts)
+
+    def _pieces(self, texts: Sequence[str], side: Side) -> Iterator[_Piece]:
+        """Tokenise texts piece by piece, each in another thread while the one before is encoded."""
+        starts = range(0, len(texts), _TEXTS_AT_ONCE)
+        pieces = (self._piece(texts[start : start + _TEXTS_AT_ONCE], side) for start in starts)
+        return pieces if len(starts) < 2 else _ahead(pieces)
+
+    def _piece(self, texts: Sequence[str], side: Side) -> _Piece:
+        tokens = self.tokenizer.tokens(texts, side)
+        return _Piece([self.sequences(text, side) for text in tokens], self._count_cut(tokens, side))
 
     def sequences(self, tokens: TextTokens, side: Side) -> list[TokenSequence]:
         """The sequences that a text is encoded as: one, or its windows.
@@ -130,10 +158,11 @@ class Encoder:
         return 0 if windows or capacity is None else sum(len(text.ids) > capacity for text in tokens)
 
     def _warn_of_cuts(self, cut: int, total: int, side: Side) -> None:
+        if not cut:
+            return
         length = self.spec.query_length if side == "query" else self.spec.document_length
         cure = "long_documents='window' scores them whole" if side == "document" else "raise query_length to keep more"
-        noun = "documents" if side == "document" else "queries"
-        message = f"{cut} of {total} {noun} cut at {side}_length={length} tokens; {cure}"
+        message = f"{cut} of {total} {_NOUNS[side]} cut at {side}_length={length} tokens; {cure}"
         warnings.warn(message, TruncationWarning, stacklevel=_callers_stacklevel())
 
     def _encode_sequences(self, sequences: list[list[TokenSequence]], bar: Any) -> TokenEmbeddings:
@@ -142,25 +171,34 @@ class Encoder:
         vectors: list[torch.Tensor | None] = [None] * len(flat)
         done_with = [index for index, windows in enumerate(sequences) for _ in windows]
         left = [len(windows) for windows in sequences]
-        lengths = [len(sequence.ids) for sequence in flat]
-        for batch in batches_by_tokens(lengths, self._options.batch_tokens, self._options.batch_size):
-            for position, matrix in zip(batch, self._run([flat[i] for i in batch]), strict=True):
-                vectors[position] = matrix
-                left[done_with[position]] -= 1
-                bar.update(left[done_with[position]] == 0)
+
+        def deliver(position: int, matrix: torch.Tensor) -> None:
+            vectors[position] = matrix
+            left[done_with[position]] -= 1
+            bar.update(left[done_with[position]] == 0)
+
+        self._merge(flat, deliver)
         counts = [sum(len(sequence.kept) for sequence in windows) for windows in sequences]
-        values = torch.cat([matrix for matrix in vectors if matrix is not None])
+        values = torch.cat([matrix for matrix in vectors if matrix is not None] or [self._no_vectors])
         return TokenEmbeddings(values, torch.tensor([0, *counts], dtype=torch.int64).cumsum(0))
 
-    def _run(self, sequences: list[TokenSequence]) -> list[torch.Tensor]:
+
+class _BatchRunner:
+    """Token sequences to the vectors that count, one batch at a time."""
+
+    def __init__(self, forward: Forward, spec: ColBERTSpec) -> None:
+        self._forward = forward
+        self._spec = spec
+        # What a text without tokens gives; a forward pass elsewhere need not have a device.
+        self.no_vectors = torch.empty(0, spec.dim, device=getattr(forward, "device", None))
+
+    def __call__(self, sequences: list[TokenSequence]) -> list[torch.Tensor]:
         """Encode one batch; halve it where the GPU's memory does not suffice."""
         if not any(sequence.ids for sequence in sequences):
             # An empty text, and a tokenizer that adds nothing to it.
-            return [self._no_vectors] * len(sequences)
+            return [self.no_vectors] * len(sequences)
         try:
-            with self._lock:
-                packed = self._forward(sequences)  # (tokens, dim)
-            return self._finish(packed, sequences)
+            return self._finish(self._forward(sequences), sequences)  # forward: (tokens, dim)
         except torch.OutOfMemoryError:
             if len(sequences) == 1:
                 raise
@@ -168,7 +206,7 @@ class Encoder:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         middle = len(sequences) // 2
-        return self._run(sequences[:middle]) + self._run(sequences[middle:])
+        return self(sequences[:middle]) + self(sequences[middle:])
 
     @torch.no_grad()
     def _finish(self, packed: torch.Tensor, sequences: list[TokenSequence]) -> list[torch.Tensor]:
@@ -178,11 +216,27 @@ class Encoder:
             rows += [first + position for position in sequence.kept]
             first += len(sequence.ids)
         chosen = packed[torch.tensor(rows, dtype=torch.int64, device=packed.device)].float()
-        if self.spec.truncate_dim is not None:
-            chosen = chosen[:, : self.spec.truncate_dim]  # before normalising, so that what is left is unit again
-        if self.spec.normalize:
+        if self._spec.truncate_dim is not None:
+            chosen = chosen[:, : self._spec.truncate_dim]  # before normalising, so that what is left is unit again
+        if self._spec.normalize:
             chosen = normalize(chosen, dim=-1)
         return list(torch.split(chosen, [len(sequence.kept) for sequence in sequences]))
+
+
+def _joined(asked: _Piece, pieces: Iterator[_Piece]) -> Iterator[_Piece]:
+    """The pieces, with other sequences put before those of the first; at least one piece."""
+    first = next(pieces, _Piece([], 0))
+    yield _Piece(asked.sequences + first.sequences, first.cut)
+    yield from pieces
+
+
+def _ahead(pieces: Iterator[_Piece]) -> Iterator[_Piece]:
+    """The same pieces, the next one made in a thread meanwhile; two are in memory at most."""
+    with ThreadPoolExecutor(1, thread_name_prefix="colbert-tokens") as executor:
+        coming = executor.submit(next, pieces, None)
+        while (piece := coming.result()) is not None:
+            coming = executor.submit(next, pieces, None)
+            yield piece
 
 
 def _callers_stacklevel() -> int:
@@ -199,5 +253,4 @@ def _progress_bar(total: int, side: Side, show: bool | None) -> Any:
     # disable=None is tqdm's own "off unless on a terminal"; a notebook's bar has no terminal and shows.
     delay = _BAR_AFTER_S if show is None else 0.0
     off = None if show is None else not show
-    noun = "documents" if side == "document" else "queries"
-    return tqdm(total=total, desc=f"Encoding {noun}", unit="text", delay=delay, disable=off)
+    return tqdm(total=total, desc=f"Encoding {_NOUNS[side]}", unit="text", delay=delay, disable=off)

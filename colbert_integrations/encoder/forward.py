@@ -11,14 +11,17 @@ from torch import nn
 
 from ..checkpoint import Checkpoint, ColBERTSpec, DenseSpec
 from ..errors import UnsupportedCheckpointError
-from .backbone import LoadOptions, load_backbone
 from .tokens import TokenSequence
 
-__all__ = ["Forward", "TorchForward"]
+__all__ = ["Forward", "TorchForward", "build_projection"]
 
 
 class Forward(Protocol):
-    """What runs the model on token ids; tokenisation, markers, skiplist and normalisation stay with the encoder."""
+    """What runs the model on token ids; tokenisation, markers, skiplist and normalisation stay with the encoder.
+
+    One with an attribute ``packed`` that is true does not pad, so batches for it are counted in real tokens. One with
+    an attribute ``device`` says where its vectors are.
+    """
 
     def __call__(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
         """Run a batch.
@@ -34,20 +37,16 @@ class Forward(Protocol):
 
 
 class TorchForward:
-    """The forward pass in this process, by transformers and torch.
+    """The forward pass by transformers: any backbone, any device, with padding.
 
     Args:
-        checkpoint: What to load.
-        options: Where to and how.
-
-    Raises:
-        CheckpointError: If the backbone would not be the trained one; see ``load_backbone``.
+        backbone: A transformers model.
+        projection: The layers between hidden states and vectors.
+        device: Where both are.
     """
 
-    def __init__(self, checkpoint: Checkpoint, options: LoadOptions) -> None:
-        self.backbone = load_backbone(checkpoint, options)
-        self.projection = build_projection(checkpoint).to(options.device, options.dtype)
-        self.device = options.device
+    def __init__(self, backbone: Any, projection: nn.Module, device: torch.device) -> None:
+        self.backbone, self.projection, self.device = backbone, projection, device
         self._takes_cache = "use_cache" in self.backbone.config.to_dict()
         # Some releases of transformers (5.3 is one) hide unattended tokens from LFM2's convolutions, but not in a batch
         # of one.

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ..checkpoint import Checkpoint, ColBERTSpec
 from ..errors import CheckpointError, InputError, RemoteCodeError
-from .backbone import LoadOptions, position_limit
+from .backbone import LoadOptions, load_backbone, position_limit
 from .encoder import EncodeOptions, Encoder
-from .forward import Forward, TorchForward
+from .forward import Forward, TorchForward, build_projection
+from .packed import PackedForward, can_pack
 from .tokens import Tokenizer
 
 __all__ = ["load_encoder"]
@@ -34,17 +37,31 @@ def load_encoder(
 
     Raises:
         CheckpointError: If the tokenizer can't be read, or the backbone would not be the trained one.
-        InputError: If an explicit length or ``attn_implementation`` is impossible for this checkpoint.
+        InputError: If an explicit length, ``attn_implementation`` or int8 is impossible for this checkpoint.
     """
     spec = checkpoint.spec
     _check_attention(spec, load.attn_implementation)
     tokenizer = _load_tokenizer(checkpoint, load)
     limit = None
     if forward is None:
-        forward = TorchForward(checkpoint, load)
-        limit = position_limit(forward.backbone)
+        backbone = load_backbone(checkpoint, load)
+        limit = position_limit(backbone)
+        forward = _choose_forward(checkpoint, backbone, load)
     spec = _limit_lengths(spec, limit, _open_length(tokenizer, checkpoint))
     return Encoder(Tokenizer(tokenizer, spec), forward, encode)
+
+
+def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions) -> Forward:
+    projection = build_projection(checkpoint).to(load.device, load.float_dtype)
+    if load.device.type == "cpu" and can_pack(backbone, load.attn_implementation):
+        return PackedForward(backbone, projection, load.dtype)
+    if load.dtype == torch.int8:
+        raise InputError(
+            f"dtype='int8' is for BERT and ModernBERT on a CPU, and {checkpoint.spec.name} is "
+            f"{checkpoint.spec.architecture} with attn_implementation={load.attn_implementation!r}: use 'bfloat16' or "
+            "'float32'"
+        )
+    return TorchForward(backbone, projection, load.device)
 
 
 def _open_length(tokenizer: Any, checkpoint: Checkpoint) -> int | None:

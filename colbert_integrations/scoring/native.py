@@ -1,23 +1,23 @@
-"""The compiled kernel, where it is installed: loads ``colbert_integrations_kernel`` and calls it by ctypes."""
+"""MaxSim by the compiled kernel: queries packed for it, and documents scored where they lie."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 from collections.abc import Sequence
 from enum import IntEnum
-from functools import lru_cache
 
 import torch
 
-__all__ = ["STORAGES", "Arithmetic", "Kernel", "NativeQueries", "load"]
+from ..kernel import Kernel
+
+__all__ = ["STORAGES", "Arithmetic", "NativeQueries", "supports"]
 
 STORAGES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
-"""``enum storage`` of ``kernel/src/maxsim.h``: the forms in which documents can be."""
+"""``enum storage`` of ``kernel/src/kernel.h``: the forms in which documents can be."""
 
 
 class Arithmetic(IntEnum):
-    """In what products are made: ``enum arithmetic`` of ``kernel/src/maxsim.h``."""
+    """In what products are made: ``enum arithmetic`` of ``kernel/src/kernel.h``."""
 
     FLOAT32 = 0
     BFLOAT16 = 1
@@ -35,7 +35,7 @@ class Arithmetic(IntEnum):
 
 
 class _Job(ctypes.Structure):
-    """``struct job`` of ``kernel/src/maxsim.h``."""
+    """``struct job`` of ``kernel/src/kernel.h``."""
 
     _fields_ = [
         ("storage", ctypes.c_int32),
@@ -56,67 +56,9 @@ class _Job(ctypes.Structure):
     ]
 
 
-class Kernel:
-    """The functions of the compiled library, for one of the instruction sets that this CPU runs.
-
-    Args:
-        library: The library.
-        rank: Which instruction set, 0 the best; others are there to be tested.
-    """
-
-    def __init__(self, library: ctypes.CDLL, rank: int = 0) -> None:
-        library.maxsim_instruction_set.restype = ctypes.c_char_p
-        library.maxsim_packed_bytes.restype = ctypes.c_int64
-        library.maxsim_packed_bytes.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64]
-        library.maxsim_pack.restype = None
-        library.maxsim_pack.argtypes = [
-            *(ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-        ]
-        self._library, self._rank = library, rank
-
-    @property
-    def instruction_sets(self) -> list[str]:
-        """Names of the instruction sets that this CPU runs, best first."""
-        names, rank = list[str](), 0
-        while (name := self._library.maxsim_instruction_set(rank)) is not None:
-            names, rank = [*names, name.decode()], rank + 1
-        return names
-
-    def with_instruction_set(self, name: str) -> Kernel:
-        """The same library with another instruction set of this CPU."""
-        return Kernel(self._library, self.instruction_sets.index(name))
-
-    def supports(self, arithmetic: Arithmetic, dim: int) -> bool:
-        """Whether this CPU makes such products by itself for this dimension."""
-        return dim % arithmetic.coordinates == 0 and bool(self._library.maxsim_supports(self._rank, arithmetic))
-
-    def pack(self, values: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
-        """Lay out query tokens, ``(query_tokens, dim)``, for the inner loop; opaque bytes."""
-        values = values.to(arithmetic.dtype).contiguous()
-        packed = torch.empty(
-            self._library.maxsim_packed_bytes(self._rank, arithmetic, *values.shape), dtype=torch.uint8
-        )
-        self._library.maxsim_pack(self._rank, arithmetic, values.data_ptr(), *values.shape, packed.data_ptr())
-        return packed
-
-    def run(self, job: _Job) -> None:
-        """Do a job with as many threads as torch takes, out of the same pool: both are OpenMP's."""
-        if self._library.maxsim_score(self._rank, ctypes.byref(job), torch.get_num_threads()):
-            raise MemoryError("not enough memory to score")
-
-
-@lru_cache(maxsize=1)
-def load() -> Kernel | None:
-    """Load the kernel.
-
-    Returns:
-        The kernel; None if it is not installed.
-    """
-    if importlib.util.find_spec("colbert_integrations_kernel") is None:
-        return None
-    from colbert_integrations_kernel import LIBRARY
-
-    return Kernel(ctypes.CDLL(str(LIBRARY)))  # its calls give up the interpreter lock while they run
+def supports(kernel: Kernel, arithmetic: Arithmetic, dim: int) -> bool:
+    """Whether this CPU makes such products by itself for this dimension."""
+    return dim % arithmetic.coordinates == 0 and bool(kernel.library.maxsim_supports(kernel.rank, arithmetic))
 
 
 class NativeQueries:
@@ -140,7 +82,10 @@ class NativeQueries:
         token_steps: torch.Tensor | None = None,
     ) -> None:
         self._kernel, self._arithmetic, self._dim = kernel, arithmetic, values.shape[1]
-        self._packed = kernel.pack(values, arithmetic)
+        values = values.to(arithmetic.dtype).contiguous()
+        size = kernel.library.maxsim_packed_bytes(kernel.rank, arithmetic, *values.shape)
+        self._packed = torch.empty(size, dtype=torch.uint8)
+        kernel.library.maxsim_pack(kernel.rank, arithmetic, values.data_ptr(), *values.shape, self._packed.data_ptr())
         self._bounds = _bounds(torch.tensor(lengths, dtype=torch.int64))
         self._token_steps = _contiguous(token_steps)
         self._token_sums = values.sum(1, dtype=torch.int32) if arithmetic is Arithmetic.INT8 else None
@@ -194,7 +139,9 @@ class NativeQueries:
             queries=len(scores),
             scores=scores.data_ptr(),
         )
-        self._kernel.run(job)
+        # As many threads as torch takes, out of the same pool: both are OpenMP's.
+        if self._kernel.library.maxsim_score(self._kernel.rank, ctypes.byref(job), torch.get_num_threads()):
+            raise MemoryError("not enough memory to score")
         return scores
 
 

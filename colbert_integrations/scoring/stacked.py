@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
+from .. import kernel as compiled
 from ..embeddings import TokenEmbeddings
-from . import native
-from .native import Arithmetic, Kernel, NativeQueries
+from ..kernel import Kernel
+from .native import STORAGES, Arithmetic, NativeQueries, supports
 
 __all__ = ["StackedQueries"]
 
@@ -49,7 +50,7 @@ class StackedQueries:
         self.lengths = queries.lengths
         self.values = queries.values.to(dtype)  # (query_tokens, dim)
         on_cpu = self.values.device.type == "cpu" and dtype == torch.float32 and self.values.numel() > 0
-        self._kernel = native.load() if on_cpu else None
+        self._kernel = compiled.load() if on_cpu else None
         self._native: dict[Arithmetic, NativeQueries] = {}
         self._onednn = _ONEDNN and on_cpu
         self._packed: torch.Tensor | None = None
@@ -115,7 +116,7 @@ class StackedQueries:
             ``(queries, documents)`` float32; ``-inf`` for a document without tokens. The queries are rounded to int8
             too, which is what makes it approximate.
         """
-        if self._kernel is not None and self._kernel.supports(Arithmetic.INT8, codes.shape[1]):
+        if self._kernel is not None and supports(self._kernel, Arithmetic.INT8, codes.shape[1]):
             return self._native_int8(self._kernel).score(codes, lengths, document_steps=steps)
         best = _best(self._int8_similarities(codes), lengths)  # (documents, query_tokens)
         return self._sums(best * (steps[:, None] * self._as_int8()[1]), lengths)
@@ -125,10 +126,10 @@ class StackedQueries:
     def _native_for(self, dtype: torch.dtype, *, scaled: bool) -> NativeQueries | None:
         """The queries for the kernel, in the arithmetic that is best for documents of a dtype."""
         kernel = self._kernel
-        if kernel is None or dtype not in native.STORAGES:
+        if kernel is None or dtype not in STORAGES:
             return None
         direct = dtype == torch.bfloat16 and not scaled
-        direct = direct and kernel.supports(Arithmetic.BFLOAT16, self.values.shape[1])
+        direct = direct and supports(kernel, Arithmetic.BFLOAT16, self.values.shape[1])
         arithmetic = Arithmetic.BFLOAT16 if direct else Arithmetic.FLOAT32
         if arithmetic not in self._native:
             self._native[arithmetic] = NativeQueries(kernel, self.values, self.lengths, arithmetic)

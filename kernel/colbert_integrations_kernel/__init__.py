@@ -1,8 +1,8 @@
-"""Where the compiled kernel lies; ``colbert_integrations.scoring.native`` loads and calls it."""
+"""Where the compiled kernel lies; ``colbert_integrations.kernel`` loads it."""
 
 from pathlib import Path
 
 __all__ = ["LIBRARY", "__version__"]
 
 __version__ = "0.1.0"
-LIBRARY = next(Path(__file__).parent.glob("maxsim.*"))
+LIBRARY = next(Path(__file__).parent.glob("kernel.*"))

@@ -1,48 +1,221 @@
-/* What the compiled kernel offers, and what one scoring job is. */
-#ifndef MAXSIM_H
-#define MAXSIM_H
+/* MaxSim, included once for each instruction set.
+ *
+ * A panel is TOKENS query tokens side by side, coordinate after coordinate, so that one coordinate of all of them is
+ * loaded as a few vectors. A tile is ROWS rows of a document against a panel: ROWS x WIDTH vectors of products, which
+ * stay in registers from the first coordinate to the last. What is left of a tile is one running maximum per token.
+ *
+ * A document's end needs no mask: its last tile is moved back to overlap the one before, since a maximum may see a row
+ * twice. A document with fewer rows than a tile repeats its last row.
+ */
+/* The maximum of a tile, into the running ones. These stay in memory: in registers they would crowd out the tile's own. */
+TARGET static inline void NAME(take)(FLOATS sums[ROWS][WIDTH], float *best, int32_t *not_numbers)
+{
+    for (int w = 0; w < WIDTH; w++) {
+        FLOATS top = FLOATS_AT(best + w * LANES), total = sums[0][w];
+        top = LARGER(sums[0][w], top);
+#pragma GCC unroll 16
+        for (int r = 1; r < ROWS; r++) {
+            top = LARGER(sums[r][w], top);
+            total += sums[r][w];
+        }
+        FLOATS_AT(best + w * LANES) = top;
+        /* A maximum hides NaN. A total does not, though it may also come from infinities: then look closely. */
+        if (__builtin_expect(ANY_NAN(total), 0))
+            for (int r = 0; r < ROWS; r++)
+                INTS_AT(not_numbers + w * LANES) |= sums[r][w] != sums[r][w];
+    }
+}
 
-#include <stdint.h>
+/* Where a tile begins: the last one of a document overlaps the one before. */
+#define TILE_START(start, count) ((start) + ROWS <= (count) ? (start) : (count) - ROWS)
 
-/* In which form the vectors of documents are kept. */
-enum storage { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, INT8 = 3 };
+TARGET static inline void NAME(best_floats)(const float *rows, int64_t count, int64_t dim, const float *panel,
+                                            float *best, int32_t *not_numbers)
+{
+    for (int64_t start = 0; start < count; start += ROWS) {
+        const float *row = rows + TILE_START(start, count) * dim;
+        FLOATS sums[ROWS][WIDTH];
+        NAME(multiply)(row, dim, dim, panel, sums);
+        NAME(take)(sums, best, not_numbers);
+    }
+}
 
-/* In which arithmetic products are made. Queries must have been packed for the same one. */
-enum arithmetic { IN_FLOAT32 = 0, IN_BFLOAT16 = 1, IN_INT8 = 2 };
+#if HAS_BFLOAT16
+TARGET static inline void NAME(best_bfloats)(const uint16_t *rows, int64_t count, int64_t dim, const uint16_t *panel,
+                                             float *best, int32_t *not_numbers)
+{
+    for (int64_t start = 0; start < count; start += ROWS) {
+        const uint16_t *row = rows + TILE_START(start, count) * dim;
+        FLOATS sums[ROWS][WIDTH] = {0};
+        for (int64_t k = 0; k < dim; k += 2) { /* two coordinates at once */
+            __m512bh left = (__m512bh)_mm512_loadu_si512(panel + k * TOKENS);
+            __m512bh right = (__m512bh)_mm512_loadu_si512(panel + k * TOKENS + 2 * LANES);
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; r++) {
+                int32_t pair;
+                memcpy(&pair, row + r * dim + k, sizeof pair);
+                __m512bh value = (__m512bh)_mm512_set1_epi32(pair);
+                sums[r][0] = (FLOATS)_mm512_dpbf16_ps((__m512)sums[r][0], value, left);
+                sums[r][1] = (FLOATS)_mm512_dpbf16_ps((__m512)sums[r][1], value, right);
+            }
+        }
+        NAME(take)(sums, best, not_numbers);
+    }
+}
+#endif
 
-/* One call: all documents against all queries. Row-major, contiguous arrays throughout; NULL where not needed. */
-struct job {
-    int32_t storage, arithmetic;
-    int64_t dim;
-    const void *rows;            /* (bounds[documents], dim), in the form of storage; NULL if matrices is given */
-    const void *const *matrices; /* (documents,): the rows of each document, wherever they lie */
-    const float *row_scales;     /* (bounds[documents],): what each row is multiplied by; in float32 only */
-    const float *document_steps; /* (documents,): what the sums of each document are multiplied by */
-    const int64_t *bounds;       /* (documents + 1,): where documents begin in rows, from 0 */
-    int64_t documents;
-    const void *packed;          /* what maxsim_pack made of the queries */
-    const float *token_steps;    /* (query tokens,): what the maxima of each query token are multiplied by */
-    const int32_t *token_sums;   /* (query tokens,): sum of the codes of each query token; in int8 only */
-    const int64_t *query_bounds; /* (queries + 1,): where queries begin in the query tokens, from 0 */
-    int64_t queries;
-    float *scores;               /* (queries, documents) */
+#if HAS_INT8
+TARGET static inline void NAME(best_bytes)(const uint8_t *rows, int64_t count, int64_t dim, const int8_t *panel,
+                                           int32_t *best)
+{
+    for (int64_t start = 0; start < count; start += ROWS) {
+        __m512i sums[ROWS][WIDTH];
+        NAME(multiply_bytes)(rows + TILE_START(start, count) * dim, dim, panel, sums);
+        for (int w = 0; w < WIDTH; w++) {
+            __m512i top = _mm512_loadu_si512(best + w * LANES);
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; r++)
+                top = _mm512_max_epi32(sums[r][w], top);
+            _mm512_storeu_si512(best + w * LANES, top);
+        }
+    }
+}
+#endif
+
+/* ------------------------------------------------------------------------------------------- rows as they are needed */
+
+/* Copy rows as float32, scaled; the last one again and again where there are fewer than a tile. */
+TARGET static void NAME(as_floats)(const struct job *job, const void *rows, const float *scales, int64_t count,
+                                   int64_t filled, float *out)
+{
+    int64_t dim = job->dim;
+    for (int64_t r = 0; r < filled; r++) {
+        int64_t from = r < count ? r : count - 1;
+        float scale = scales ? scales[from] : 1.0f, *to = out + r * dim;
+        if (job->storage == FLOAT32) {
+            const float *row = (const float *)rows + from * dim;
+            for (int64_t k = 0; k < dim; k++)
+                to[k] = row[k] * scale;
+        } else if (job->storage == FLOAT16) {
+            NAME(halves_as_floats)((const uint16_t *)rows + from * dim, dim, scale, to);
+        } else if (job->storage == BFLOAT16) {
+            NAME(bfloats_as_floats)((const uint16_t *)rows + from * dim, dim, scale, to);
+        } else {
+            const int8_t *row = (const int8_t *)rows + from * dim;
+            for (int64_t k = 0; k < dim; k++)
+                to[k] = (float)row[k] * scale;
+        }
+    }
+}
+
+#if HAS_INT8
+TARGET static void NAME(lifted)(const uint8_t *rows, int64_t count, int64_t filled, int64_t dim, uint8_t *out)
+{
+    for (int64_t r = 0; r < filled; r++) {
+        const uint8_t *row = rows + (r < count ? r : count - 1) * dim;
+        for (int64_t k = 0; k < dim; k++)
+            out[r * dim + k] = row[k] ^ 0x80; /* + 128 */
+    }
+}
+#endif
+
+#if HAS_BFLOAT16
+TARGET static void NAME(repeated)(const uint16_t *rows, int64_t count, int64_t filled, int64_t dim, uint16_t *out)
+{
+    for (int64_t r = 0; r < filled; r++)
+        memcpy(out + r * dim, rows + (r < count ? r : count - 1) * dim, sizeof *out * dim);
+}
+#endif
+
+/* ---------------------------------------------------------------------------------------------------- documents */
+
+/* Room that a thread needs. */
+struct NAME(room) {
+    void *rows;            /* (CHUNK, dim) float32, or as many values of a smaller form */
+    float *best;           /* (padded query tokens,) float32, or int32 */
+    int32_t *not_numbers;  /* (padded query tokens,) */
 };
 
-/* The instruction sets that this CPU runs are numbered by rank, 0 the best. */
-
-/* The name of one, or NULL where there is none of that rank. */
-const char *maxsim_instruction_set(int32_t rank);
-
-/* Whether it multiplies in an arithmetic by itself: float32 always, the others not on all. */
-int maxsim_supports(int32_t rank, int32_t arithmetic);
-
-/* Bytes that maxsim_pack writes. */
-int64_t maxsim_packed_bytes(int32_t rank, int32_t arithmetic, int64_t tokens, int64_t dim);
-
-/* Lay out query tokens, (tokens, dim), for the inner loop. They come as float32, for int8 as int8. */
-void maxsim_pack(int32_t rank, int32_t arithmetic, const void *values, int64_t tokens, int64_t dim, void *packed);
-
-/* Score: 0, or 1 if there is not enough memory. A document without rows scores -inf; a NaN makes its scores NaN. */
-int maxsim_score(int32_t rank, const struct job *job, int32_t threads);
-
+/* Some rows of a document through all panels. */
+TARGET static void NAME(chunk)(const struct job *job, struct NAME(room) *room, const void *rows, const float *scales,
+                               int64_t count, int64_t panels)
+{
+    int64_t dim = job->dim, filled = count < ROWS ? ROWS : count;
+#if HAS_BFLOAT16
+    if (job->arithmetic == IN_BFLOAT16) {
+        if (filled > count) {
+            NAME(repeated)(rows, count, filled, dim, room->rows);
+            rows = room->rows;
+        }
+        for (int64_t p = 0; p < panels; p++)
+            NAME(best_bfloats)(rows, filled, dim, (const uint16_t *)job->packed + p * TOKENS * dim,
+                               room->best + p * TOKENS, room->not_numbers + p * TOKENS);
+        return;
+    }
 #endif
+#if HAS_INT8
+    if (job->arithmetic == IN_INT8) {
+        NAME(lifted)(rows, count, filled, dim, room->rows);
+        for (int64_t p = 0; p < panels; p++)
+            NAME(best_bytes)(room->rows, filled, dim, (const int8_t *)job->packed + p * TOKENS * dim,
+                             (int32_t *)room->best + p * TOKENS);
+        return;
+    }
+#endif
+    if (job->storage != FLOAT32 || scales || filled > count) {
+        NAME(as_floats)(job, rows, scales, count, filled, room->rows);
+        rows = room->rows;
+    }
+    for (int64_t p = 0; p < panels; p++)
+        NAME(best_floats)(rows, filled, dim, (const float *)job->packed + p * TOKENS * dim, room->best + p * TOKENS,
+                          room->not_numbers + p * TOKENS);
+}
+
+TARGET static void NAME(document)(const struct job *job, struct NAME(room) *room, int64_t document, int64_t panels)
+{
+    int64_t begin = job->bounds[document], length = job->bounds[document + 1] - begin;
+    int64_t row_bytes = job->dim * bytes_in(job->storage);
+    const char *rows = job->matrices ? job->matrices[document] : (const char *)job->rows + begin * row_bytes;
+    for (int64_t t = 0; t < panels * TOKENS; t++) {
+        if (job->arithmetic == IN_INT8)
+            ((int32_t *)room->best)[t] = INT32_MIN;
+        else
+            room->best[t] = -INFINITY;
+        room->not_numbers[t] = 0;
+    }
+    for (int64_t start = 0; start < length; start += CHUNK) {
+        int64_t count = length - start < CHUNK ? length - start : CHUNK;
+        int64_t first = count < ROWS && start ? start - (ROWS - count) : start; /* see rows twice rather than fill up */
+        NAME(chunk)(job, room, rows + first * row_bytes, job->row_scales ? job->row_scales + begin + first : NULL,
+                    start + count - first, panels);
+    }
+    finish(job, document, length, room->best, room->not_numbers);
+}
+
+TARGET static int NAME(score)(const struct job *job, int32_t threads)
+{
+    int64_t tokens = job->query_bounds[job->queries], panels = (tokens + TOKENS - 1) / TOKENS;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        struct NAME(room) room = {
+            malloc(sizeof(float) * CHUNK * (job->dim + 1)),
+            malloc(sizeof(float) * (panels * TOKENS + 1)),
+            malloc(sizeof(int32_t) * (panels * TOKENS + 1)),
+        };
+        int whole = room.rows && room.best && room.not_numbers;
+        if (!whole) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic, 8)
+        for (int64_t document = 0; document < job->documents; document++)
+            if (whole)
+                NAME(document)(job, &room, document, panels);
+        free(room.rows);
+        free(room.best);
+        free(room.not_numbers);
+    }
+    return failed;
+}
+

@@ -8,14 +8,22 @@ from hypothesis import strategies as st
 from colbert_integrations.encoder.batching import batches_by_tokens, window_starts
 
 
-@given(st.lists(st.integers(0, 50)), st.integers(1, 120), st.none() | st.integers(1, 5))
-def test_each_sequence_is_in_one_batch_within_the_budget(lengths: list[int], budget: int, size: int | None) -> None:
-    batches = list(batches_by_tokens(lengths, budget, size))
+@given(st.lists(st.integers(0, 50)), st.integers(1, 120), st.none() | st.integers(1, 5), st.booleans())
+def test_each_sequence_is_in_one_batch_within_the_budget(
+    lengths: list[int], budget: int, size: int | None, packed: bool
+) -> None:
+    batches = list(batches_by_tokens(lengths, budget, size, packed=packed))
     assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
-    for batch in batches:
-        longest = max(lengths[position] for position in batch)
-        assert longest * len(batch) <= budget or len(batch) == 1
+    for batch, following in zip(batches, [*batches[1:], []], strict=False):
+        cost = tokens([lengths[position] for position in batch], packed)
+        assert cost <= budget or len(batch) == 1
         assert size is None or len(batch) <= size
+        if following and len(batch) != size:
+            assert tokens([lengths[position] for position in (*batch, following[0])], packed) > budget
+
+
+def tokens(lengths: list[int], packed: bool) -> int:
+    return sum(lengths) if packed else max(lengths) * len(lengths)
 
 
 @given(st.integers(0, 400), st.integers(1, 60), st.data())

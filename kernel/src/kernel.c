@@ -1,10 +1,9 @@
-/* MaxSim on packed, ragged documents: scores[i][j] = sum over query tokens of the best dot product in document j.
+/* The kernels for each instruction set, and the choice among them.
  *
- * Products, maxima and sums are fused, so nothing is kept but one maximum per query token. The inner loops are in
- * tile.h, compiled here for each instruction set; which one runs is asked of the CPU. Threads come from OpenMP, whose
- * runtime (and so whose pool) is the one that torch has loaded.
+ * maxsim.h, attention.h and linear.h hold the loops; they are compiled here once for each instruction set, and the CPU is asked
+ * which ones it runs. Threads come from OpenMP, whose runtime (and so whose pool) is the one that torch has loaded.
  */
-#include "maxsim.h"
+#include "kernel.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -17,6 +16,15 @@
 static int64_t bytes_in(int32_t storage)
 {
     return storage == FLOAT32 ? 4 : storage == INT8 ? 1 : 2;
+}
+
+/* Rounds to the nearest, ties to even; a NaN stays one. */
+static inline uint16_t as_bfloat16(float value)
+{
+    union { float value; uint32_t bits; } u = {value};
+    if (value != value)
+        return 0x7fc0;
+    return (uint16_t)((u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16);
 }
 
 /* The end of a document: from the best of each query token to the scores. */
@@ -68,7 +76,11 @@ wide_halves_as_floats(const uint16_t *row, int64_t dim, float scale, float *to)
 #define halves_as_floats_avx512_dot wide_halves_as_floats
 #define HAS_BFLOAT16 1
 #define HAS_INT8 1
-#include "tile.h"
+#include "vectors.h"
+#include "maxsim.h"
+#include "attention.h"
+#include "linear.h"
+#include "undefine.h"
 
 #define ISA avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")))
@@ -77,7 +89,11 @@ wide_halves_as_floats(const uint16_t *row, int64_t dim, float scale, float *to)
 #define LARGER(a, b) ((FLOATS)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define ANY_NAN(v) _mm512_cmp_ps_mask((__m512)(v), (__m512)(v), _CMP_UNORD_Q)
 #define halves_as_floats_avx512 wide_halves_as_floats
-#include "tile.h"
+#include "vectors.h"
+#include "maxsim.h"
+#include "attention.h"
+#include "linear.h"
+#include "undefine.h"
 
 #define ISA avx2
 #define TARGET __attribute__((target("avx2,fma,f16c")))
@@ -90,7 +106,11 @@ TARGET static inline void halves_as_floats_avx2(const uint16_t *row, int64_t dim
     for (int64_t k = 0; k < dim; k++)
         to[k] = _cvtsh_ss(row[k]) * scale;
 }
-#include "tile.h"
+#include "vectors.h"
+#include "maxsim.h"
+#include "attention.h"
+#include "linear.h"
+#include "undefine.h"
 
 #endif
 
@@ -123,7 +143,11 @@ static inline void halves_as_floats_portable(const uint16_t *row, int64_t dim, f
         to[k] = (float)half * scale;
     }
 }
-#include "tile.h"
+#include "vectors.h"
+#include "maxsim.h"
+#include "attention.h"
+#include "linear.h"
+#include "undefine.h"
 
 /* --------------------------------------------------------------------------------------------------- dispatch */
 
@@ -132,18 +156,20 @@ struct instruction_set {
     int64_t panel_tokens;
     int multiplies_bfloat16, multiplies_int8;
     int (*score)(const struct job *, int32_t);
+    int (*attention)(const struct attention *, int32_t);
+    int (*linear)(const struct linear *, int32_t); /* NULL if it doesn't multiply in int8 */
 };
 
 /* The instruction sets that this CPU runs, best first; NULL behind the last. */
 static const struct instruction_set *instruction_set(int32_t rank)
 {
-    static const struct instruction_set portable = {"portable", 8, 0, 0, score_portable};
+    static const struct instruction_set portable = {"portable", 8, 0, 0, score_portable, attention_portable, NULL};
     const struct instruction_set *runs[4];
     int32_t count = 0;
 #if defined(__x86_64__)
-    static const struct instruction_set avx512_dot = {"avx512_dot", 32, 1, 1, score_avx512_dot};
-    static const struct instruction_set avx512 = {"avx512", 32, 0, 0, score_avx512};
-    static const struct instruction_set avx2 = {"avx2", 16, 0, 0, score_avx2};
+    static const struct instruction_set avx512_dot = {"avx512_dot", 32, 1, 1, score_avx512_dot, attention_avx512_dot, linear_avx512_dot};
+    static const struct instruction_set avx512 = {"avx512", 32, 0, 0, score_avx512, attention_avx512, NULL};
+    static const struct instruction_set avx2 = {"avx2", 16, 0, 0, score_avx2, attention_avx2, NULL};
     int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (wide && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"))
@@ -183,15 +209,6 @@ int64_t maxsim_packed_bytes(int32_t rank, int32_t arithmetic, int64_t tokens, in
     return (tokens + width - 1) / width * width * dim * bytes_of(arithmetic);
 }
 
-/* Rounds to the nearest, ties to even; a NaN stays one. */
-static uint16_t as_bfloat16(float value)
-{
-    union { float value; uint32_t bits; } u = {value};
-    if (value != value)
-        return 0x7fc0;
-    return (uint16_t)((u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16);
-}
-
 void maxsim_pack(int32_t rank, int32_t arithmetic, const void *values, int64_t tokens, int64_t dim, void *packed)
 {
     int64_t width = instruction_set(rank)->panel_tokens, group = 4 / bytes_of(arithmetic); /* coordinates in 4 bytes */
@@ -212,4 +229,14 @@ void maxsim_pack(int32_t rank, int32_t arithmetic, const void *values, int64_t t
 int maxsim_score(int32_t rank, const struct job *job, int32_t threads)
 {
     return instruction_set(rank)->score(job, threads);
+}
+
+int linear(int32_t rank, const struct linear *job, int32_t threads)
+{
+    return instruction_set(rank)->linear(job, threads);
+}
+
+int attention(int32_t rank, const struct attention *job, int32_t threads)
+{
+    return instruction_set(rank)->attention(job, threads);
 }

@@ -1,0 +1,151 @@
+"""Attention over packed tokens on a CPU: by the compiled kernel where it is installed, else run by run in torch."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional
+
+from .. import kernel as compiled
+from ..kernel import Kernel
+
+__all__ = ["Run", "attention"]
+
+# ``enum storage`` of ``kernel/src/kernel.h``.
+_STORAGES = {torch.float32: 0, torch.bfloat16: 2}
+
+
+class Run(NamedTuple):
+    """Neighbouring sequences of one shape.
+
+    Attributes:
+        first: Row of their first token.
+        sequences: How many there are.
+        length: Tokens of each.
+        attended: How many leading tokens of each may be attended to.
+    """
+
+    first: int
+    sequences: int
+    length: int
+    attended: int
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: Sequence[Run], window: int | None = None
+) -> torch.Tensor:
+    """Let the tokens of each sequence attend to each other.
+
+    ``out = softmax(query key^T / sqrt(head_dim)) value``, for each head of each sequence
+
+    Args:
+        query: Of every token, ``(tokens, heads, head_dim)``, float32 or bfloat16.
+        key: The same.
+        value: The same.
+        runs: The sequences.
+        window: How many tokens to either side a token sees. None: all.
+
+    Returns:
+        ``(tokens, heads * head_dim)``, of the dtype of the inputs.
+
+    Raises:
+        MemoryError: If a thread of the kernel can't get room for the keys of one head.
+    """
+    kernel = compiled.load()
+    if kernel is None:
+        return _by_torch(query, key, value, runs, window)
+    return _by_kernel(kernel, query, key, value, runs, window)
+
+
+# ------------------------------------------------------------------------------------------------------- kernel
+
+
+class _Job(ctypes.Structure):
+    """``struct attention`` of ``kernel/src/kernel.h``."""
+
+    _fields_ = [
+        ("storage", ctypes.c_int32),
+        ("sequences", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("window", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("queries", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("bounds", ctypes.c_void_p),
+        ("attended", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+    ]
+
+
+def _by_kernel(
+    kernel: Kernel,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    runs: Sequence[Run],
+    window: int | None,
+) -> torch.Tensor:
+    tokens, heads, head_dim = query.shape
+    query, key, value = _alike(query, key, value)
+    lengths = torch.tensor([0, *(run.length for run in runs for _ in range(run.sequences))])
+    attended = torch.tensor([run.attended for run in runs for _ in range(run.sequences)])
+    bounds, out = lengths.cumsum(0), torch.empty(tokens, heads * head_dim, dtype=query.dtype)
+    job = _Job(
+        storage=_STORAGES[query.dtype],
+        sequences=len(attended),
+        heads=heads,
+        head_dim=head_dim,
+        stride=query.stride(0),
+        window=-1 if window is None else window,
+        scale=head_dim**-0.5,
+        queries=query.data_ptr(),
+        keys=key.data_ptr(),
+        values=value.data_ptr(),
+        bounds=bounds.data_ptr(),
+        attended=attended.data_ptr(),
+        out=out.data_ptr(),
+    )
+    if kernel.library.attention(kernel.rank, ctypes.byref(job), torch.get_num_threads()):
+        raise MemoryError("not enough memory to attend")
+    return out
+
+
+def _alike(*sides: torch.Tensor) -> list[torch.Tensor]:
+    """The same with the heads of a token side by side, and as far from one token to the next in all of them."""
+    head_dim = sides[0].shape[-1]
+    if len({side.stride(0) for side in sides}) == 1 and all(side.stride()[1:] == (head_dim, 1) for side in sides):
+        return list(sides)
+    return [side.contiguous() for side in sides]
+
+
+# -------------------------------------------------------------------------------------------------------- torch
+
+
+def _by_torch(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: Sequence[Run], window: int | None = None
+) -> torch.Tensor:
+    out = torch.empty(query.shape, dtype=query.dtype)
+    for run in runs:
+        rows = slice(run.first, run.first + run.sequences * run.length)
+        q, k, v = (
+            side[rows].view(run.sequences, run.length, *query.shape[1:]).transpose(1, 2) for side in (query, key, value)
+        )  # (sequences, heads, length, head_dim)
+        # No mask: what may not be attended to lies at the end, and is cut off.
+        k, v = k[:, :, : run.attended], v[:, :, : run.attended]
+        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=_band(run, window))
+        out[rows] = seen.transpose(1, 2).reshape(-1, *query.shape[1:])
+    return out.flatten(1)
+
+
+def _band(run: Run, window: int | None) -> torch.Tensor | None:
+    """Which token sees which, ``(length, attended)`` bool; None if every one sees all."""
+    if window is None or run.length <= window + 1:
+        return None
+    queries, keys = torch.arange(run.length)[:, None], torch.arange(run.attended)[None, :]
+    return (queries - keys).abs() <= window

@@ -1,0 +1,78 @@
+/* What the compiled kernel offers, and what its jobs are. */
+#ifndef KERNEL_H
+#define KERNEL_H
+
+#include <stdint.h>
+
+/* In which form the vectors of documents are kept. */
+enum storage { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, INT8 = 3 };
+
+/* In which arithmetic products are made. Queries must have been packed for the same one. */
+enum arithmetic { IN_FLOAT32 = 0, IN_BFLOAT16 = 1, IN_INT8 = 2 };
+
+/* One call of maxsim_score: all documents against all queries. Row-major, contiguous arrays throughout; NULL where not needed. */
+struct job {
+    int32_t storage, arithmetic;
+    int64_t dim;
+    const void *rows;            /* (bounds[documents], dim), in the form of storage; NULL if matrices is given */
+    const void *const *matrices; /* (documents,): the rows of each document, wherever they lie */
+    const float *row_scales;     /* (bounds[documents],): what each row is multiplied by; in float32 only */
+    const float *document_steps; /* (documents,): what the sums of each document are multiplied by */
+    const int64_t *bounds;       /* (documents + 1,): where documents begin in rows, from 0 */
+    int64_t documents;
+    const void *packed;          /* what maxsim_pack made of the queries */
+    const float *token_steps;    /* (query tokens,): what the maxima of each query token are multiplied by */
+    const int32_t *token_sums;   /* (query tokens,): sum of the codes of each query token; in int8 only */
+    const int64_t *query_bounds; /* (queries + 1,): where queries begin in the query tokens, from 0 */
+    int64_t queries;
+    float *scores;               /* (queries, documents) */
+};
+
+/* One call of attention: softmax(scale * queries keys^T) values, within each head of each sequence. */
+struct attention {
+    int32_t storage;              /* of queries, keys, values and out: FLOAT32 or BFLOAT16; inside it is float32 */
+    int64_t sequences, heads, head_dim;
+    int64_t stride;               /* values from one token to the next in queries, keys, values: (tokens, stride) */
+    int64_t window;               /* how many tokens to either side a token sees; -1: all */
+    float scale;
+    const void *queries, *keys, *values; /* heads side by side in each row */
+    const int64_t *bounds;        /* (sequences + 1,): where sequences begin, from 0 */
+    const int64_t *attended;      /* (sequences,): how many leading tokens of each may be seen */
+    void *out;                    /* (tokens, heads * head_dim) */
+};
+
+/* One call of linear: out = x weights^T + bias, weights and x rounded to int8. */
+struct linear {
+    int64_t rows, inputs, outputs;
+    const float *x;      /* (rows, inputs) */
+    const void *packed;  /* what maxsim_pack made of the weights, (outputs, inputs padded to a multiple of 4) int8 */
+    const float *steps;  /* (outputs,): what one step of the weights of each output is worth */
+    const int32_t *sums; /* (outputs,): sum of the codes of each output */
+    const float *bias;   /* (outputs,), or NULL */
+    float *out;          /* (rows, outputs) */
+};
+
+/* The instruction sets that this CPU runs are numbered by rank, 0 the best. */
+
+/* The name of one, or NULL where there is none of that rank. */
+const char *maxsim_instruction_set(int32_t rank);
+
+/* Whether it multiplies in an arithmetic by itself: float32 always, the others not on all. */
+int maxsim_supports(int32_t rank, int32_t arithmetic);
+
+/* Bytes that maxsim_pack writes. */
+int64_t maxsim_packed_bytes(int32_t rank, int32_t arithmetic, int64_t tokens, int64_t dim);
+
+/* Lay out query tokens, (tokens, dim), for the inner loop. They come as float32, for int8 as int8. */
+void maxsim_pack(int32_t rank, int32_t arithmetic, const void *values, int64_t tokens, int64_t dim, void *packed);
+
+/* Score: 0, or 1 if there is not enough memory. A document without rows scores -inf; a NaN makes its scores NaN. */
+int maxsim_score(int32_t rank, const struct job *job, int32_t threads);
+
+/* Attend: 0, or 1 if there is not enough memory. */
+int attention(int32_t rank, const struct attention *job, int32_t threads);
+
+/* A linear layer where maxsim_supports int8: 0, or 1 if there is not enough memory. */
+int linear(int32_t rank, const struct linear *job, int32_t threads);
+
+#endif

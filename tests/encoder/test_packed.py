@@ -1,0 +1,247 @@
+"""The packed forward pass against transformers' own, padded one; and attention against its formula in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoModel, BertConfig, BertModel, ModernBertConfig, ModernBertModel
+
+from colbert_integrations import ColBERT
+from colbert_integrations import kernel as compiled
+from colbert_integrations.encoder.attention import Run, attention
+from colbert_integrations.encoder.forward import TorchForward
+from colbert_integrations.encoder.linear import Int8Linear, Linear, PrepackedLinear, linear_maker
+from colbert_integrations.encoder.packed import PackedForward, can_pack
+from colbert_integrations.encoder.tokens import TokenSequence
+from colbert_integrations.errors import InputError
+
+Build = Callable[[str], Path]
+CPU = torch.device("cpu")
+VOCABULARY = 90
+
+
+def _implementations() -> list[str]:
+    kernel = compiled.load()
+    return ["torch", *(["compiled"] if kernel is None else kernel.instruction_sets)]
+
+
+@pytest.fixture(scope="module", params=_implementations())
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Attention by torch, and by the compiled kernel in each instruction set that this CPU runs."""
+    kernel = compiled.load()
+    if kernel is None and request.param != "torch":
+        pytest.skip("needs the compiled kernel: pip install ./kernel")
+    chosen = None if kernel is None or request.param == "torch" else kernel.with_instruction_set(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "load", lambda: chosen)
+        yield request.param
+
+
+@pytest.fixture(scope="module", params=["bert", "modernbert", "modernbert_biased"])
+def backbone(request: pytest.FixtureRequest) -> Any:
+    """A small model with sharp attention; ModernBERT's sees 8 tokens to either side in two layers of three."""
+    torch.manual_seed(3)
+    small: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 48, "num_attention_heads": 4}
+    if request.param == "bert":
+        model: Any = BertModel(BertConfig(num_hidden_layers=2, intermediate_size=80, **small))
+    else:
+        special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+        biased = request.param.endswith("biased")
+        bias = dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias"), biased)
+        config = ModernBertConfig(
+            num_hidden_layers=4, intermediate_size=40, local_attention=16, pad_token_id=0, **special, **bias, **small
+        )
+        model = ModernBertModel(config)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and "embeddings" not in name or name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.3)
+    return model.eval().requires_grad_(False)
+
+
+def sequence(length: int, attended: int, seed: int) -> TokenSequence:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
+    return TokenSequence(ids, attended, list(range(length)), [None] * length)
+
+
+@settings(deadline=None, max_examples=20)
+@given(lengths=st.lists(st.tuples(st.integers(1, 70), st.booleans()), min_size=1, max_size=6), seed=st.integers(0, 9))
+@pytest.mark.usefixtures("implementation")
+def test_equals_the_padded_pass(backbone: Any, lengths: list[tuple[int, bool]], seed: int) -> None:
+    sequences = [sequence(n, max(1, n - 20) if cut else n, seed + i) for i, (n, cut) in enumerate(lengths)]
+    exact = TorchForward(copy.deepcopy(backbone).double(), nn.Identity(), CPU)(sequences)
+    # What float32 errs here is what the padded pass errs; layers amplify it, so no number would say it.
+    bound = 4 * (TorchForward(backbone, nn.Identity(), CPU)(sequences) - exact).abs().max().item() + 1e-6
+    packed, plain = (PackedForward(backbone, nn.Identity(), torch.float32) for _ in range(2))
+    plain._model = type(plain._model)(backbone, Linear)
+    for forward in (packed, plain):
+        torch.testing.assert_close(forward(sequences).double(), exact, rtol=0, atol=bound)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    runs=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 60), st.integers(0, 9)), min_size=1, max_size=4),
+    head_dim=st.sampled_from([2, 12, 32, 64, 96]),
+    window=st.sampled_from([None, 0, 3, 40]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+@pytest.mark.usefixtures("implementation")
+def test_attention_is_its_formula(
+    runs: list[tuple[int, int, int]], head_dim: int, window: int | None, dtype: torch.dtype, seed: int
+) -> None:
+    shapes, first = list[Run](), 0
+    for sequences, length, hidden in runs:
+        shapes.append(Run(first, sequences, length, max(1, length - hidden)))
+        first += sequences * length
+    generator = torch.Generator().manual_seed(seed)
+    query, key, value = (torch.randn(first, 3, head_dim, generator=generator).to(dtype) for _ in range(3))
+    expected = torch.empty(first, 3, head_dim, dtype=torch.float64)
+    for run in shapes:
+        for start in range(run.first, run.first + run.sequences * run.length, run.length):
+            rows, seen = slice(start, start + run.length), slice(start, start + run.attended)
+            q, k, v = query[rows].double(), key[seen].double(), value[seen].double()
+            scores = torch.einsum("ihd,jhd->hij", q, k) / head_dim**0.5
+            if window is not None:
+                far = (torch.arange(run.length)[:, None] - torch.arange(run.attended)[None]).abs() > window
+                scores = scores.masked_fill(far, float("-inf"))
+            # A row that sees nothing is zero, as torch has it.
+            expected[rows] = torch.einsum("hij,jhd->ihd", scores.softmax(-1).nan_to_num(0.0), v)
+    actual = attention(query, key, value, shapes, window)
+    # Values are about 1 to 4; bfloat16 keeps 8 bits of them, torch's own kernel also of the weights.
+    bound = 1e-5 if dtype == torch.float32 else 4 * 2**-7
+    torch.testing.assert_close(actual.double(), expected.flatten(1), rtol=0, atol=bound)
+
+
+@pytest.mark.usefixtures("implementation")
+def test_attention_takes_heads_that_lie_anywhere() -> None:
+    mixed = torch.randn(20, 3, 4, 8, generator=torch.Generator().manual_seed(0))
+    query, key, value = mixed.unbind(1)
+    runs = [Run(0, 1, 20, 20)]
+    expected = attention(query.contiguous(), key.contiguous(), value.contiguous(), runs)
+    torch.testing.assert_close(attention(query, key.contiguous(), value, runs), expected, rtol=0, atol=0)
+    torch.testing.assert_close(attention(query, key, value, runs), expected, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("implementation")
+def test_attention_does_not_overflow_and_does_not_hide_nan() -> None:
+    value = torch.eye(16)[:, None, :]
+    query = torch.full((16, 1, 16), 60.0)
+    key = torch.zeros(16, 1, 16)
+    key[3] = 60.0  # a score of 14,400 against 0
+    runs = [Run(0, 1, 16, 16)]
+    assert attention(query, key, value, runs)[:, 3].tolist() == [1.0] * 16
+    value[5] = float("nan")
+    assert attention(query, key, value, runs).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "relu"])
+def test_linear_layers_agree(dtype: torch.dtype, activation: Any) -> None:
+    make = linear_maker(dtype)
+    if make is not PrepackedLinear:
+        pytest.skip("needs torch's oneDNN operators, in bfloat16 on a CPU that has it")
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((24, 40), (24,), (7, 40)))
+    other = torch.randn(7, 24, generator=generator).to(dtype)
+    plain = Linear(weight.float(), bias.float(), activation)
+    packed = make(weight, bias, activation)
+    # One rounding of values up to 30 to 8 bits, and the sum once more.
+    bound = 1e-4 if dtype == torch.float32 else 30 * 2**-7
+    torch.testing.assert_close(packed(x).float(), plain(x.float()), rtol=0, atol=bound)
+    if activation == "none":
+        torch.testing.assert_close(packed.plus(x, other).float(), plain.plus(x.float(), other), rtol=0, atol=bound)
+        both = plain.times(x.float(), other.float())
+        torch.testing.assert_close(packed.times(x, other).float(), both, rtol=2**-6, atol=2 * bound)
+    bare = make(weight, None, activation)(x).float()
+    torch.testing.assert_close(bare, Linear(weight.float(), None, activation)(x.float()), rtol=0, atol=bound)
+
+
+@settings(deadline=None, max_examples=30)
+@given(tokens=st.integers(1, 230), inputs=st.sampled_from([2, 4, 7, 33, 384]), outputs=st.sampled_from([1, 31, 32, 80]))
+@pytest.mark.usefixtures("implementation")
+def test_int8_layers_round_each_token_and_each_output_once(tokens: int, inputs: int, outputs: int) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = (outputs, inputs), (outputs,), (tokens, inputs)
+    weight, bias, x = (torch.randn(*shape, generator=generator) for shape in shapes)
+    x[0] *= 1000  # an outlier that is no other token's concern
+    for offset in (bias, None):
+        actual, exact = Int8Linear(weight, offset)(x), Linear(weight, offset)(x)
+        row_steps, column_steps = x.abs().amax(1, keepdim=True) / 127, weight.abs().amax(1) / 127
+        # Half a step of one side for each product, by the largest of the other side, and what float32 rounds.
+        bound = inputs * (row_steps / 2 * 128 * column_steps + column_steps / 2 * 127 * row_steps) + exact.abs() * 1e-6
+        assert ((actual - exact).abs() <= bound + 1e-6).all()
+        if tokens * outputs > 50 and inputs > 4:
+            assert (actual != exact).any()
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("inputs", [16, 20])
+def test_int8_layers_do_not_hide_nan_and_take_zeros(inputs: int) -> None:
+    x = torch.ones(14, inputs)
+    x[3], x[5, -1] = 0.0, float("nan")
+    out = Int8Linear(torch.ones(6, inputs), torch.full((6,), 2.0))(x)
+    assert out[3].tolist() == [2.0] * 6
+    assert out[0].tolist() == pytest.approx([inputs + 2.0] * 6, rel=1e-6)
+    assert out.isnan().any(1).nonzero().tolist() == [[5]]
+
+
+@pytest.mark.parametrize(("dtype", "least_cosine"), [("float32", 1 - 1e-6), ("bfloat16", 0.9998), ("int8", 0.99)])
+def test_real_text_is_encoded_like_by_the_padded_pass(dtype: str, least_cosine: float) -> None:
+    texts = [
+        "The lift of a wing comes from the air that it pushes down.",
+        "Heat flows from what is warm to what is cold, " * 12,
+        "Wings.",
+        "Ein Flügel lenkt die Luft nach unten ab – 12 % mehr bei α = 4°.",
+    ]
+    model, padded = (ColBERT("bundled/all-MiniLM-L6-v2", device="cpu", dtype=kind) for kind in (dtype, "float32"))
+    encoder = padded._ready()
+    assert isinstance(encoder._forward, PackedForward)
+    encoder._forward = TorchForward(AutoModel.from_pretrained(str(padded._folder)).eval(), nn.Identity(), CPU)
+    ours, theirs = model.encode_document(texts), padded.encode_document(texts)
+    assert ours.lengths == theirs.lengths
+    assert ours.values.dtype == torch.float32
+    assert (ours.values * theirs.values).sum(-1).min() > least_cosine
+    if dtype == "float32":
+        torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["stanford", "pylate"])
+def test_packs_what_it_knows(checkpoint: Build, layout: str) -> None:
+    assert isinstance(ColBERT(checkpoint(layout), device="cpu")._ready()._forward, PackedForward)
+
+
+@pytest.mark.parametrize("layout", ["stanford_xlmr", "jina"])
+def test_keeps_the_general_path_for_all_else(checkpoint: Build, layout: str) -> None:
+    assert isinstance(ColBERT(checkpoint(layout), device="cpu")._ready()._forward, TorchForward)
+    with pytest.raises(InputError, match="'int8' is for BERT and ModernBERT on a CPU"):
+        ColBERT(checkpoint(layout), device="cpu", dtype="int8")
+
+
+def test_keeps_the_general_path_where_an_attention_is_asked_for(checkpoint: Build) -> None:
+    asked = ColBERT(checkpoint("stanford"), device="cpu", attn_implementation="eager")
+    assert isinstance(asked._ready()._forward, TorchForward)
+
+
+def test_does_not_pack_what_it_would_compute_wrongly(backbone: Any) -> None:
+    assert can_pack(backbone, None)
+    name = "hidden_act" if backbone.config.model_type == "bert" else "hidden_activation"
+    before = getattr(backbone.config, name)
+    setattr(backbone.config, name, "silu")
+    try:
+        assert not can_pack(backbone, None)
+    finally:
+        setattr(backbone.config, name, before)
+
+
+def test_int8_is_for_cpus() -> None:
+    with pytest.raises(InputError, match="'int8' is for CPUs"):
+        ColBERT("bundled/all-MiniLM-L6-v2", device="meta", dtype="int8")
