@@ -70,8 +70,8 @@ class PrepackedLinear(Linear):
         return product
 
     def plus(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """``self(x) + other``, without an activation."""
-        return self._binary(x, other, "add")
+        """``self(x) + other``, without an activation; fused where both are of one dtype."""
+        return self._binary(x, other, "add") if x.dtype == other.dtype else self(x) + other
 
     def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """``self(x) * other``, without an activation."""

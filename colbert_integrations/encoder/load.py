@@ -52,7 +52,7 @@ def load_encoder(
 
 
 def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions) -> Forward:
-    projection = build_projection(checkpoint).to(load.device, load.float_dtype)
+    projection = build_projection(checkpoint)
     if load.device.type == "cpu" and can_pack(backbone, load.attn_implementation):
         return PackedForward(backbone, projection, load.dtype)
     if load.dtype == torch.int8:
@@ -61,7 +61,7 @@ def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions) ->
             f"{checkpoint.spec.architecture} with attn_implementation={load.attn_implementation!r}: use 'bfloat16' or "
             "'float32'"
         )
-    return TorchForward(backbone, projection, load.device)
+    return TorchForward(backbone, projection.to(load.device, load.dtype), load.device)
 
 
 def _open_length(tokenizer: Any, checkpoint: Checkpoint) -> int | None:

@@ -42,7 +42,7 @@ class PackedForward:
 
     Args:
         backbone: A model for which ``can_pack`` holds, on the CPU, in the dtype of the vectors between layers.
-        projection: The layers between hidden states and vectors.
+        projection: The layers between hidden states and vectors, float32.
         dtype: Of the linear layers: float32, bfloat16 or int8.
 
     Attributes:

@@ -1,8 +1,8 @@
 """The one door to scoring: checks what it is given, then hands it to the implementation that fits.
 
 ``reference.py`` is the definition in plain loops; ``ragged.py`` goes through a batch block by block, and ``stacked.py``
-scores a block: on a CPU by the compiled kernel (``native.py``) where it is installed, else by torch. Stores use
-``stacked.py`` too, on blocks of their own.
+scores a block: on a CPU by the compiled kernel (``native.py``) where it is installed, on a GPU by the Triton kernel
+(``gpu.py``) where it fits, else by torch. Stores use ``stacked.py`` too, on blocks of their own.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def maxsim(
     Args:
         queries: Token vectors of the queries, as ``TokenEmbeddings`` or a list of ``(num_tokens_i, dim)`` tensors,
             any real dtype. Moved to the documents' device.
-        documents: Token vectors of the documents, in the same forms and of the same ``dim``. bfloat16 ones may be
-            multiplied in bfloat16, the queries rounded to it.
+        documents: Token vectors of the documents, in the same forms and of the same ``dim``. Those in half precision
+            may be multiplied as such, the queries rounded to it.
 
     Returns:
         ``(len(queries), len(documents))`` float32 on the documents' device, accumulated in float32 whatever the

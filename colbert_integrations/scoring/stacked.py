@@ -10,6 +10,8 @@ import torch
 from .. import kernel as compiled
 from ..embeddings import TokenEmbeddings
 from ..kernel import Kernel
+from .gpu import TritonQueries
+from .gpu import supports as gpu_supports
 from .native import STORAGES, Arithmetic, NativeQueries, supports
 
 __all__ = ["StackedQueries"]
@@ -32,6 +34,9 @@ _BLOCK_ELEMENTS_GPU, _MOST_ROWS_GPU = 2**27, 2**18
 # The compiled kernel keeps no similarities: few calls are best.
 _MOST_ROWS_NATIVE = 2**20
 
+# float32 would not use tensor cores there either, and cuBLAS multiplies it as well.
+_HALVES = (torch.float16, torch.bfloat16)
+
 Documents = torch.Tensor | Sequence[torch.Tensor]
 """Vectors of documents, packed into one matrix or one matrix each."""
 
@@ -39,7 +44,8 @@ Documents = torch.Tensor | Sequence[torch.Tensor]
 class StackedQueries:
     """Queries made ready to be scored against many blocks of documents, by one thread at a time.
 
-    On a CPU the compiled kernel does it where it is installed, else torch; both agree within float32's rounding.
+    On a CPU the compiled kernel does it where it is installed, on a GPU the Triton kernel for documents in half
+    precision or int8, and torch does the rest; all agree within the rounding of the documents' dtype.
 
     Args:
         queries: At least one query.
@@ -47,11 +53,12 @@ class StackedQueries:
     """
 
     def __init__(self, queries: TokenEmbeddings, dtype: torch.dtype = torch.float32) -> None:
-        self.lengths = queries.lengths
+        self.lengths, self._queries = queries.lengths, queries
         self.values = queries.values.to(dtype)  # (query_tokens, dim)
         on_cpu = self.values.device.type == "cpu" and dtype == torch.float32 and self.values.numel() > 0
         self._kernel = compiled.load() if on_cpu else None
         self._native: dict[Arithmetic, NativeQueries] = {}
+        self._triton: dict[torch.dtype, TritonQueries] = {}
         self._onednn = _ONEDNN and on_cpu
         self._packed: torch.Tensor | None = None
         self._int8: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -77,8 +84,8 @@ class StackedQueries:
         ``scores[i, j] = sum_s max_t <queries[i][s], documents[j][t]>``
 
         Args:
-            rows: Token vectors of the documents, ``(tokens, dim)`` or one such matrix each, any dtype. bfloat16 may
-                be multiplied as such, the queries rounded to it.
+            rows: Token vectors of the documents, ``(tokens, dim)`` or one such matrix each, any dtype. Half precision
+                may be multiplied as such, the queries rounded to it.
             lengths: Tokens of each document, ``(documents,)`` int64, on the device of ``rows``.
             row_scales: What each row is to be multiplied by, ``(tokens,)``; cheaper here than on the rows, as a query
                 has fewer tokens than a row has numbers. None: 1.
@@ -96,6 +103,8 @@ class StackedQueries:
         queries = self._native_for(dtype, scaled=row_scales is not None)
         if queries is not None:
             return queries.score(rows, lengths, row_scales=row_scales)
+        if dtype in _HALVES and row_scales is None and isinstance(rows, torch.Tensor) and self._on_gpu(dtype):
+            return self._triton_for(dtype).score(rows.contiguous(), _offsets(lengths))
         similarities = self._similarities(rows)
         if row_scales is not None:
             similarities *= row_scales[:, None]
@@ -118,10 +127,20 @@ class StackedQueries:
         """
         if self._kernel is not None and supports(self._kernel, Arithmetic.INT8, codes.shape[1]):
             return self._native_int8(self._kernel).score(codes, lengths, document_steps=steps)
+        if self._on_gpu(torch.int8):
+            return self._triton_for(torch.int8).score(codes.contiguous(), _offsets(lengths), steps.float().contiguous())
         best = _best(self._int8_similarities(codes), lengths)  # (documents, query_tokens)
         return self._sums(best * (steps[:, None] * self._as_int8()[1]), lengths)
 
-    # ----------------------------------------------------------------------------------------------- the kernel
+    # ---------------------------------------------------------------------------------------------- the kernels
+
+    def _on_gpu(self, dtype: torch.dtype) -> bool:
+        return gpu_supports(self.values.shape[1], dtype, self.values.device) and self.values.dtype == torch.float32
+
+    def _triton_for(self, dtype: torch.dtype) -> TritonQueries:
+        if dtype not in self._triton:
+            self._triton[dtype] = TritonQueries(self._queries, dtype)
+        return self._triton[dtype]
 
     def _native_for(self, dtype: torch.dtype, *, scaled: bool) -> NativeQueries | None:
         """The queries for the kernel, in the arithmetic that is best for documents of a dtype."""
@@ -204,6 +223,10 @@ class StackedQueries:
         else:
             sums = torch.stack([part.sum(-1) for part in torch.split(best, self.lengths, dim=1)])
         return sums.to(torch.float32).masked_fill_(lengths == 0, float("-inf"))
+
+
+def _offsets(lengths: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 
 def _best(similarities: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
