@@ -41,7 +41,7 @@ TARGET static void NAME(outputs)(const struct linear *job, const uint8_t *rows, 
     int64_t last = first + count;
     for (int64_t start = first; start < last; start += ROWS) {
         int64_t row = start + ROWS <= last || last < ROWS ? start : last - ROWS;
-        __m512i sums[ROWS][WIDTH];
+        INTS sums[ROWS][WIDTH];
         NAME(multiply_bytes)(rows + row * padded, padded, weights, sums);
         for (int64_t r = 0; r < ROWS && row + r < last; r++)
             for (int w = 0; w < WIDTH; w++) {
@@ -52,7 +52,7 @@ TARGET static void NAME(outputs)(const struct linear *job, const uint8_t *rows, 
                 __m512i lift = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(some, job->sums + at), 7); /* 128 * sum */
                 __m512 steps = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, job->steps + at), _mm512_set1_ps(row_steps[row + r]));
                 __m512 bias = job->bias ? _mm512_maskz_loadu_ps(some, job->bias + at) : _mm512_setzero_ps();
-                __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums[r][w], lift)), steps, bias);
+                __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32((__m512i)sums[r][w], lift)), steps, bias);
                 _mm512_mask_storeu_ps(job->out + (row + r) * job->outputs + at, some, value);
             }
     }

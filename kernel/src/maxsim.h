@@ -35,6 +35,9 @@ TARGET static inline void NAME(best_floats)(const float *rows, int64_t count, in
     for (int64_t start = 0; start < count; start += ROWS) {
         const float *row = rows + TILE_START(start, count) * dim;
         FLOATS sums[ROWS][WIDTH];
+        /* The next tile, on its way from memory: a sixth of the time for one query. In the inner loop it cost more. */
+        for (const char *line = (const char *)(row + ROWS * dim); line < (const char *)(row + 2 * ROWS * dim); line += 64)
+            __builtin_prefetch(line);
         NAME(multiply)(row, dim, dim, panel, sums);
         NAME(take)(sums, best, not_numbers);
     }
@@ -46,19 +49,8 @@ TARGET static inline void NAME(best_bfloats)(const uint16_t *rows, int64_t count
 {
     for (int64_t start = 0; start < count; start += ROWS) {
         const uint16_t *row = rows + TILE_START(start, count) * dim;
-        FLOATS sums[ROWS][WIDTH] = {0};
-        for (int64_t k = 0; k < dim; k += 2) { /* two coordinates at once */
-            __m512bh left = (__m512bh)_mm512_loadu_si512(panel + k * TOKENS);
-            __m512bh right = (__m512bh)_mm512_loadu_si512(panel + k * TOKENS + 2 * LANES);
-#pragma GCC unroll 16
-            for (int r = 0; r < ROWS; r++) {
-                int32_t pair;
-                memcpy(&pair, row + r * dim + k, sizeof pair);
-                __m512bh value = (__m512bh)_mm512_set1_epi32(pair);
-                sums[r][0] = (FLOATS)_mm512_dpbf16_ps((__m512)sums[r][0], value, left);
-                sums[r][1] = (FLOATS)_mm512_dpbf16_ps((__m512)sums[r][1], value, right);
-            }
-        }
+        FLOATS sums[ROWS][WIDTH];
+        NAME(multiply_bfloats)(row, dim, panel, sums);
         NAME(take)(sums, best, not_numbers);
     }
 }
@@ -69,13 +61,13 @@ TARGET static inline void NAME(best_bytes)(const uint8_t *rows, int64_t count, i
                                            int32_t *best)
 {
     for (int64_t start = 0; start < count; start += ROWS) {
-        __m512i sums[ROWS][WIDTH];
+        INTS sums[ROWS][WIDTH];
         NAME(multiply_bytes)(rows + TILE_START(start, count) * dim, dim, panel, sums);
         for (int w = 0; w < WIDTH; w++) {
             __m512i top = _mm512_loadu_si512(best + w * LANES);
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; r++)
-                top = _mm512_max_epi32(sums[r][w], top);
+                top = _mm512_max_epi32((__m512i)sums[r][w], top);
             _mm512_storeu_si512(best + w * LANES, top);
         }
     }
@@ -183,8 +175,10 @@ TARGET static void NAME(document)(const struct job *job, struct NAME(room) *room
             room->best[t] = -INFINITY;
         room->not_numbers[t] = 0;
     }
-    for (int64_t start = 0; start < length; start += CHUNK) {
-        int64_t count = length - start < CHUNK ? length - start : CHUNK;
+    /* What is converted first is taken in smaller bites, so that it stays in the first-level cache until it is used. */
+    int64_t bite = job->storage == FLOAT32 || job->arithmetic != IN_FLOAT32 ? CHUNK : 2 * ROWS;
+    for (int64_t start = 0; start < length; start += bite) {
+        int64_t count = length - start < bite ? length - start : bite;
         int64_t first = count < ROWS && start ? start - (ROWS - count) : start; /* see rows twice rather than fill up */
         NAME(chunk)(job, room, rows + first * row_bytes, job->row_scales ? job->row_scales + begin + first : NULL,
                     start + count - first, panels);

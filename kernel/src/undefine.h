@@ -13,5 +13,7 @@
 #undef INTS
 #undef FLOATS_AT
 #undef INTS_AT
+#undef ADD_TWO
+#undef ADD_FOUR
 #undef CHUNK
 #undef TILE_START

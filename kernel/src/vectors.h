@@ -43,25 +43,51 @@ TARGET static inline void NAME(bfloats_as_floats)(const uint16_t *row, int64_t c
     }
 }
 
-#if HAS_INT8
-/* The same of bytes, where rows are lifted by 128: the instruction takes one side without sign. */
-TARGET static inline void NAME(multiply_bytes)(const uint8_t *rows, int64_t count, const int8_t *panel,
-                                               __m512i sums[ROWS][WIDTH])
+/* In assembly, since GCC 12 copies the sums around each of these two instructions when it knows them by name: half the
+ * speed. */
+#if HAS_BFLOAT16
+/* sums += two products of bfloat16 in each lane. */
+#define ADD_TWO(sums, pairs, tokens) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(pairs), "v"(tokens))
+
+/* The same product of bfloat16, two coordinates at once. */
+TARGET static inline void NAME(multiply_bfloats)(const uint16_t *rows, int64_t count, const uint16_t *panel,
+                                                 FLOATS sums[ROWS][WIDTH])
 {
-    __m512i kept[ROWS][WIDTH];
+    FLOATS kept[ROWS][WIDTH] = {0};
+    for (int64_t k = 0; k < count; k += 2) {
+        __builtin_prefetch((const char *)(rows + ROWS * count) + 32 * k); /* the next tile, on its way from memory */
+        INTS left = INTS_AT(panel + k * TOKENS), right = INTS_AT(panel + k * TOKENS + 2 * LANES);
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; r++)
-        kept[r][0] = kept[r][1] = _mm512_setzero_si512();
-    for (int64_t k = 0; k < count; k += 4) { /* four coordinates at once */
-        __m512i left = _mm512_loadu_si512(panel + k * TOKENS);
-        __m512i right = _mm512_loadu_si512(panel + k * TOKENS + 4 * LANES);
+        for (int r = 0; r < ROWS; r++) {
+            int32_t pair;
+            memcpy(&pair, rows + r * count + k, sizeof pair);
+            INTS value = (INTS)_mm512_set1_epi32(pair);
+            ADD_TWO(kept[r][0], value, left);
+            ADD_TWO(kept[r][1], value, right);
+        }
+    }
+    memcpy(sums, kept, sizeof kept);
+}
+#endif
+
+#if HAS_INT8
+/* sums += four products of bytes in each lane, the rows' ones without sign. */
+#define ADD_FOUR(sums, fours, tokens) __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(fours), "v"(tokens))
+
+/* The same product of bytes, four coordinates at once. Rows are lifted by 128, since one side has no sign. */
+TARGET static inline void NAME(multiply_bytes)(const uint8_t *rows, int64_t count, const int8_t *panel,
+                                               INTS sums[ROWS][WIDTH])
+{
+    INTS kept[ROWS][WIDTH] = {0};
+    for (int64_t k = 0; k < count; k += 4) {
+        INTS left = INTS_AT(panel + k * TOKENS), right = INTS_AT(panel + k * TOKENS + 4 * LANES);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; r++) {
             int32_t four;
             memcpy(&four, rows + r * count + k, sizeof four);
-            __m512i value = _mm512_set1_epi32(four);
-            kept[r][0] = _mm512_dpbusd_epi32(kept[r][0], value, left);
-            kept[r][1] = _mm512_dpbusd_epi32(kept[r][1], value, right);
+            INTS value = (INTS)_mm512_set1_epi32(four);
+            ADD_FOUR(kept[r][0], value, left);
+            ADD_FOUR(kept[r][1], value, right);
         }
     }
     memcpy(sums, kept, sizeof kept);
