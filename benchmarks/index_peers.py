@@ -8,20 +8,18 @@ gets a row that says why. ``--print`` shows the newest results instead.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import index_worker
 import numpy as np
 import records
+import running
 import synthetic
 from index_measuring import median_ms, p90_ms, recall
 from tqdm import tqdm
@@ -46,75 +44,26 @@ WORKER = Path(__file__).with_name("index_worker.py")
 
 
 @dataclass
-class Engine:
+class Engine(running.Peer):
     """A running engine, or why it is not running.
 
     Attributes:
-        name: Of ``index_worker.ENGINES``.
-        process: Its process, None if it did not start.
-        about: What its first line said.
-        problem: Why it failed, empty if it did not.
         seconds: What each search took.
         found: What each search found.
         memory: Of its process after the last search, MB.
-        log: What it says beside its answers.
     """
 
-    name: str
-    process: subprocess.Popen[str] | None = None
-    about: dict[str, Any] = field(default_factory=dict)
-    problem: str = ""
     seconds: list[float] = field(default_factory=list)
     found: list[list[str]] = field(default_factory=list)
     memory: float = 0.0
-    log: Path = Path(os.devnull)
-
-    def start(self, python: str, folder: Path, threads: int) -> None:
-        """Start it and wait until it is built."""
-        limits = dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"], str(threads))
-        command = [python, str(WORKER), self.name, str(folder), str(threads)]
-        self.log = folder / f"{self.name.replace(' ', '-')}.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={**os.environ, **limits},
-            )
-        self.about = self._reply() or {}
 
     def search(self, query: int, *, counted: bool) -> None:
         """Search for a query; nothing if it has failed."""
-        if self.process is None or self.process.stdin is None:
-            return
-        self.process.stdin.write(f"{query}\n")
-        self.process.stdin.flush()
-        reply = self._reply()
+        reply = self.ask(query)
         if reply is not None and counted:
             self.found.append(reply["ids"])
             self.seconds.append(reply["ms"] / 1000)
             self.memory = reply["memory MB"]
-
-    def stop(self) -> None:
-        """End its process."""
-        if self.process is not None:
-            self.process.communicate()  # closes its input, which ends it
-            self.process = None
-
-    def _reply(self) -> dict[str, Any] | None:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if line:
-            reply: dict[str, Any] = json.loads(line)
-            return reply
-        self.process.communicate()
-        said = self.log.read_text().strip().splitlines() or [""]
-        self.problem = f"exit code {self.process.returncode}: {said[-1]}"[:300]
-        self.process = None
-        return None
 
 
 def write(folder: Path, source: synthetic.Source, count: int, queries: int) -> None:
@@ -166,13 +115,13 @@ def compare(
         folder = Path(name)
         write(folder, source, size, queries)
         expected = brute_force(index_worker.read(folder))
-        running = [_started(engine, python, folder, size, threads) for engine, python in engines.items()]
+        started = [_started(engine, python, folder, size, threads) for engine, python in engines.items()]
         try:
-            _rounds(running, queries)
+            _rounds(started, queries)
         finally:
-            for engine in running:
+            for engine in started:
                 engine.stop()
-    return [_row(engine, size, expected, running[0]) for engine in running]
+    return [_row(engine, size, expected, started[0]) for engine in started]
 
 
 def _started(name: str, python: str, folder: Path, size: int, threads: int) -> Engine:
@@ -180,15 +129,14 @@ def _started(name: str, python: str, folder: Path, size: int, threads: int) -> E
     if size > MOST_DOCUMENTS.get(name, size):
         engine.problem = f"not run above {MOST_DOCUMENTS[name]} documents"
         return engine
-    engine.start(python, folder, threads)
+    engine.start([python, str(WORKER), name, str(folder), str(threads)], folder, threads)
     engine.search(0, counted=False)
     return engine
 
 
-def _rounds(running: Sequence[Engine], queries: int) -> None:
+def _rounds(engines: Sequence[Engine], queries: int) -> None:
     for query in tqdm(range(queries), "queries", disable=None):
-        turn = query % len(running)  # nobody always follows the same one
-        for engine in [*running[turn:], *running[:turn]]:
+        for engine in running.in_turn(engines, query):
             engine.search(query, counted=True)
 
 

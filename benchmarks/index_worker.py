@@ -7,7 +7,6 @@ vectors as ``.npy`` files. Nothing but numpy is imported that the engine does no
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import running
 
 K = 10
 BATCH = 1000
@@ -150,16 +150,19 @@ ENGINES: dict[str, tuple[Callable[[Data, str], Search], str, str]] = {
 }
 
 
-def answer(name: str, folder: Path, say: Callable[[Any], None]) -> None:
-    """Build an engine, then search for each query whose number comes in."""
+def ready(name: str, folder: Path) -> tuple[running.Reply, Callable[[Any], running.Reply]]:
+    """Build an engine; say how long it took, and what searches for the query of a number."""
     build, search, package = ENGINES[name]
     data, started = read(folder), time.perf_counter()
     find = build(data, search)
-    say({"build seconds": round(time.perf_counter() - started, 3), "version": version(package)})
-    for line in sys.stdin:
+    about = {"build seconds": round(time.perf_counter() - started, 3), "version": version(package)}
+
+    def answer(number: Any) -> running.Reply:
         started = time.perf_counter()
-        ids = find(int(line))
-        say({"ids": ids, "ms": 1000 * (time.perf_counter() - started), "memory MB": _memory()})
+        ids = find(number)
+        return {"ids": ids, "ms": 1000 * (time.perf_counter() - started), "memory MB": _memory()}
+
+    return about, answer
 
 
 def _memory() -> float:
@@ -169,15 +172,13 @@ def _memory() -> float:
 
 
 def main() -> None:
-    """Answer on the standard output, and send there nothing that an engine prints."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    """Serve one engine."""
     name, folder, threads = sys.argv[1:]
     if name.startswith(("ours", "pylate", "fast-plaid")):
         import torch
 
         torch.set_num_threads(int(threads))
-    answer(name, Path(folder), lambda reply: print(json.dumps(reply), file=replies, flush=True))
+    running.serve(lambda: ready(name, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import csv
 import datetime
 import platform
 import subprocess
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 HERE = Path(__file__).parent
 
 Row = dict[str, str | float | int]
+Key = Callable[[dict[str, str]], str]
 
 
 def circumstances(*packages: str) -> Row:
@@ -71,7 +73,16 @@ def newest(path: Path, key: str) -> list[dict[str, str]]:
 def markdown(rows: list[dict[str, str]], columns: list[str]) -> str:
     """A Markdown table of some columns; numbers stand right."""
     rule = ["---:" if _is_number(rows[0][column]) else "---" for column in columns]
-    lines = [columns, rule, *([row[column] for column in columns] for row in rows)]
+    return _joined([columns, rule, *([row[column] for column in columns] for row in rows)])
+
+
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]], right: int) -> str:
+    """A Markdown table of any cells; the last ``right`` columns stand right."""
+    rule = ["---"] * (len(heads) - right) + ["---:"] * right
+    return _joined([heads, rule, *lines])
+
+
+def _joined(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -9,7 +9,8 @@ from itertools import accumulate
 import torch
 
 from ..embeddings import TokenEmbeddings
-from .stacked import Documents, StackedQueries
+from .onednn import Documents
+from .stacked import StackedQueries
 
 __all__ = ["ragged_maxsim"]
 
@@ -39,7 +40,8 @@ def ragged_maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings | Sequenc
     scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=device)
     for first, last in _ranges([0, *accumulate(queries.lengths)], _QUERY_TOKENS):
         stacked = StackedQueries(queries[first:last], torch.float64 if double else torch.float32)
-        for start, stop in _ranges(bounds, stacked.block_rows):
+        rows = stacked.block_rows if isinstance(documents, TokenEmbeddings) else stacked.joined_rows
+        for start, stop in _ranges(bounds, rows):
             block = _block(documents, bounds, start, stop)
             scores[first:last, start:stop] = stacked.score(block, on_device[start:stop])
     return scores

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Sequence
-
 import torch
 
 from .. import kernel as compiled
@@ -13,21 +10,11 @@ from ..kernel import Kernel
 from .gpu import TritonQueries
 from .gpu import supports as gpu_supports
 from .native import STORAGES, Arithmetic, NativeQueries, supports
+from .onednn import Documents, OneDNNQueries, is_available
 
 __all__ = ["StackedQueries"]
 
-# oneDNN's product, in fp32 and without touching a process-wide flag: 37 ns a row of 128 against 32 query tokens
-# where torch.mm, by MKL, takes 65 (two Zen 5 cores). Private to torch, hence the check; measured on x86 only.
-_ONEDNN = (
-    platform.machine() in ("x86_64", "AMD64")
-    and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    and all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
-)
-_TYPICAL_ROWS = 4096
-# oneDNN compiles a kernel for each shape that it meets, which takes longer than running it: 100 ns a row with new
-# shapes against 25 with known ones. So blocks and queries are filled up to few shapes.
-_ROW_STEP, _SMALL_ROW_STEP, _TOKEN_STEP = 1024, 256, 16
-# Similarities alive at once: 2**20 float32 = 4 MiB, so that they and the rows they come from stay in a CPU's caches.
+# Whole similarities alive at once, where neither kernel nor oneDNN do it: 2**20 float32 = 4 MiB.
 _BLOCK_ELEMENTS, _FEWEST_ROWS, _MOST_ROWS = 2**20, 512, 8192
 # A GPU has other caches and pays for each launch.
 _BLOCK_ELEMENTS_GPU, _MOST_ROWS_GPU = 2**27, 2**18
@@ -36,9 +23,6 @@ _MOST_ROWS_NATIVE = 2**20
 
 # float32 would not use tensor cores there either, and cuBLAS multiplies it as well.
 _HALVES = (torch.float16, torch.bfloat16)
-
-Documents = torch.Tensor | Sequence[torch.Tensor]
-"""Vectors of documents, packed into one matrix or one matrix each."""
 
 
 class StackedQueries:
@@ -59,10 +43,8 @@ class StackedQueries:
         self._kernel = compiled.load() if on_cpu else None
         self._native: dict[Arithmetic, NativeQueries] = {}
         self._triton: dict[torch.dtype, TritonQueries] = {}
-        self._onednn = _ONEDNN and on_cpu
-        self._packed: torch.Tensor | None = None
+        self._onednn = OneDNNQueries(self.values) if on_cpu and self._kernel is None and is_available() else None
         self._int8: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._scratch: dict[torch.dtype, torch.Tensor] = {}
 
     @property
     def block_rows(self) -> int:
@@ -70,9 +52,17 @@ class StackedQueries:
         tokens = max(1, len(self.values))
         if self._kernel is not None:
             return _MOST_ROWS_NATIVE
+        if self._onednn is not None:
+            return self._onednn.block_rows
         if self.values.device.type == "cpu":
             return max(_FEWEST_ROWS, min(_MOST_ROWS, _BLOCK_ELEMENTS // tokens))
         return max(_FEWEST_ROWS, min(_MOST_ROWS_GPU, _BLOCK_ELEMENTS_GPU // tokens))
+
+    @property
+    def joined_rows(self) -> int:
+        """How many rows of documents are best scored at once where they are one matrix each."""
+        # To be joined, where the kernel doesn't take them as they lie, they should stay in the caches.
+        return self.block_rows if self._kernel is not None else min(self.block_rows, _MOST_ROWS)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -94,18 +84,17 @@ class StackedQueries:
             ``(queries, documents)`` float32, accumulated in the dtype of the queries; ``-inf`` for a document without
             tokens. A NaN in a vector makes its scores NaN.
 
-        Source:
-            Without the kernel, the maximum over a document is a scatter of its similarity rows onto one row, so
-            documents of any length share one matrix product; it is independent of order, hence deterministic on a GPU
-            too.
         """
         dtype = rows.dtype if isinstance(rows, torch.Tensor) else rows[0].dtype
         queries = self._native_for(dtype, scaled=row_scales is not None)
         if queries is not None:
             return queries.score(rows, lengths, row_scales=row_scales)
-        if dtype in _HALVES and row_scales is None and isinstance(rows, torch.Tensor) and self._on_gpu(dtype):
+        if self._onednn is not None:
+            return self._sums(self._onednn.best(rows, lengths, row_scales), lengths)
+        rows = rows if isinstance(rows, torch.Tensor) else torch.cat(list(rows))
+        if dtype in _HALVES and row_scales is None and self._on_gpu(dtype):
             return self._triton_for(dtype).score(rows.contiguous(), _offsets(lengths))
-        similarities = self._similarities(rows)
+        similarities = rows.to(self.values.dtype) @ self.values.T  # (tokens, query_tokens)
         if row_scales is not None:
             similarities *= row_scales[:, None]
         return self._sums(_best(similarities, lengths), lengths)
@@ -129,8 +118,15 @@ class StackedQueries:
             return self._native_int8(self._kernel).score(codes, lengths, document_steps=steps)
         if self._on_gpu(torch.int8):
             return self._triton_for(torch.int8).score(codes.contiguous(), _offsets(lengths), steps.float().contiguous())
-        best = _best(self._int8_similarities(codes), lengths)  # (documents, query_tokens)
-        return self._sums(best * (steps[:, None] * self._as_int8()[1]), lengths)
+        query_codes, token_steps = self._as_int8()
+        if self._onednn is not None and codes.shape[1] > 1:  # _int_mm gives garbage for a dim of 1 (torch 2.13)
+            best = self._onednn.best_int8(codes, lengths, query_codes)
+        else:
+            # Below 2**24 for any dim up to 1,040, so float32 holds the products exactly; so does half precision on a
+            # GPU the codes, whose product sums up in float32. cuBLAS takes only some shapes as int8.
+            exact = torch.float16 if codes.is_cuda else torch.float32
+            best = _best((codes.to(exact) @ query_codes.to(exact).T).float(), lengths)
+        return self._sums(best * (steps[:, None] * token_steps), lengths)  # best is (documents, query_tokens)
 
     # ---------------------------------------------------------------------------------------------- the kernels
 
@@ -157,67 +153,20 @@ class StackedQueries:
     def _native_int8(self, kernel: Kernel) -> NativeQueries:
         if Arithmetic.INT8 not in self._native:
             codes, steps = self._as_int8()
-            count = len(self.values)
-            codes, steps = codes.T[:count], steps[:count]
             self._native[Arithmetic.INT8] = NativeQueries(kernel, codes, self.lengths, Arithmetic.INT8, steps)
         return self._native[Arithmetic.INT8]
 
     # ---------------------------------------------------------------------------------------------------- torch
 
-    def _filled(self) -> torch.Tensor:
-        """The query tokens with zeros up to one of few shapes; what zeros score is cut off before the sums."""
-        missing = -len(self.values) % _TOKEN_STEP
-        return torch.nn.functional.pad(self.values, (0, 0, 0, missing))  # (filled query_tokens, dim)
-
-    def _similarities(self, rows: Documents) -> torch.Tensor:
-        """Of every row with every query token, and maybe with zeros, ``(tokens, query_tokens or more)``."""
-        count = len(rows) if isinstance(rows, torch.Tensor) else sum(map(len, rows))
-        if not self._onednn or not count:
-            joined = rows if isinstance(rows, torch.Tensor) else torch.cat(list(rows))
-            return joined.to(self.values.dtype) @ self.values.T
-        if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._filled(), _TYPICAL_ROWS)
-        filled = self._in_scratch(rows, count, torch.float32)
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(filled, self._packed, None, "none", [], "")
-        return product[:count]
-
-    def _int8_similarities(self, rows: torch.Tensor) -> torch.Tensor:
-        codes, _ = self._as_int8()
-        if rows.is_cuda:
-            # cuBLAS takes only some shapes as int8, and half precision holds these products exactly enough.
-            return (rows.half() @ codes.half()).float()
-        if rows.shape[1] == 1 or not len(rows) or not codes.numel():
-            return rows.float() @ codes.float()  # _int_mm gives garbage for a dim of 1 (torch 2.13)
-        # Below 2**24 for any dim up to 1,040, so float32 holds it exactly.
-        return torch._int_mm(self._in_scratch(rows, len(rows), torch.int8), codes)[: len(rows)].float()
-
-    def _in_scratch(self, rows: Documents, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """The rows, and behind them whatever was there, ``(filled tokens, dim)``."""
-        step = _SMALL_ROW_STEP if count <= _ROW_STEP else _ROW_STEP
-        filled = -(-count // step) * step
-        if len(self._scratch.get(dtype, ())) < filled:
-            self._scratch[dtype] = torch.zeros(max(filled, self.block_rows), self.values.shape[1], dtype=dtype)
-        scratch = self._scratch[dtype][:filled]
-        if isinstance(rows, torch.Tensor):
-            scratch[:count].copy_(rows)
-        elif rows[0].dtype == dtype:
-            torch.cat(list(rows), out=scratch[:count])
-        else:
-            scratch[:count].copy_(torch.cat(list(rows)))
-        return scratch
-
     def _as_int8(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The queries as int8, ``(dim, filled query_tokens)``, and what one step of each token is worth."""
+        """The queries as int8, ``(query_tokens, dim)``, and what one step of each token is worth."""
         if self._int8 is None:
-            values = self._filled()
-            steps = values.abs().amax(1).clamp_min(1e-12) / 127
-            codes = (values / steps[:, None]).round_().to(torch.int8)
-            self._int8 = codes.T.contiguous(), steps
+            steps = self.values.abs().amax(1).clamp_min(1e-12) / 127
+            self._int8 = (self.values / steps[:, None]).round_().to(torch.int8), steps
         return self._int8
 
     def _sums(self, best: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Sum the query tokens of each query, ``(queries, documents)``."""
-        best = best[:, : len(self.values)]
         if len(set(self.lengths)) == 1:
             sums = best.reshape(len(best), len(self.lengths), self.lengths[0]).sum(-1).T
         else:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from colbert_integrations import TokenEmbeddings, maxsim
 from colbert_integrations.errors import InputError, ShapeError
-from colbert_integrations.scoring import ragged, stacked
+from colbert_integrations.scoring import onednn, ragged, stacked
 from colbert_integrations.scoring.reference import reference_maxsim
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -71,6 +71,9 @@ def test_chunking_does_not_matter(budget: int, seed: int) -> None:
         patch.setattr(stacked, "_FEWEST_ROWS", budget)
         patch.setattr(stacked, "_MOST_ROWS", budget)
         patch.setattr(stacked, "_MOST_ROWS_NATIVE", budget)
+        patch.setattr(onednn, "_MOST_ROWS", budget)
+        patch.setattr(onednn, "_FEWEST_ROWS", budget)
+        patch.setattr(onednn, "_MAXIMA", 1)
         torch.testing.assert_close(maxsim(queries, documents), whole, rtol=0, atol=float32_bound(queries, 8))
 
 

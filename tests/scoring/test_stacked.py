@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_integrations import TokenEmbeddings
-from colbert_integrations.scoring import StackedQueries, stacked
+from colbert_integrations.scoring import StackedQueries, onednn
 from colbert_integrations.scoring.reference import reference_maxsim
 from test_maxsim import float32_bound, unit_matrices
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
 
-@pytest.mark.skipif(not stacked._ONEDNN, reason="needs torch's oneDNN operators on x86")
+@pytest.mark.skipif(not onednn.is_available(), reason="needs torch's oneDNN operators on x86")
 @settings(deadline=None, max_examples=40)
 @given(
     query_sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5),
@@ -29,9 +29,9 @@ def test_both_products_agree_with_float64(
     queries, documents = unit_matrices(query_sizes, dim, seed), unit_matrices(document_sizes, dim, seed + 1)
     packed = TokenEmbeddings.from_list(documents)
     expected = reference_maxsim(queries, documents)
-    for onednn in (True, False):
-        stack = StackedQueries(TokenEmbeddings.from_list(queries))
-        stack._onednn = onednn
+    fast, plain = (StackedQueries(TokenEmbeddings.from_list(queries)) for _ in range(2))
+    plain._onednn = None
+    for stack in (fast, plain):
         actual = stack.score(packed.values, packed.offsets.diff()).double()
         torch.testing.assert_close(actual, expected, rtol=0, atol=float32_bound(queries, dim))
 
