@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check test-lowest test-wheel bench-cranfield bench-index bench-index-peers clean
+PEERS := maxsim sentence-transformers llama-index rerankers candding
+
+.PHONY: help demo test check test-lowest test-wheel bench-cranfield bench-index bench-index-peers bench-speed \
+	bench-concurrent bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -23,10 +26,14 @@ $(VENV)/.dev: $(VENV)/.core
 	@$(INSTALL) -e '.[dev,conformance]'
 	@touch $@
 
+$(VENV)/.kernel: $(VENV)/.core $(wildcard kernel/src/*) kernel/setup.py
+	@$(INSTALL) --force-reinstall ./kernel || echo "Without a C compiler the compiled kernel is not tested."
+	@touch $@
+
 demo: $(VENV)/.demo  ## Rerank real text in LangChain and LlamaIndex, offline
 	@$(BIN)/python examples/demo.py
 
-check: $(VENV)/.dev  ## Format, lint, types and docstrings
+check: $(VENV)/.dev $(VENV)/.kernel  ## Format, lint, types and docstrings
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -61,5 +68,30 @@ bench-index-peers: $(VENV)/.core  ## The index beside LanceDB and PyLate, each i
 	@$(BIN)/python benchmarks/index_peers.py --sizes 1000 10000 100000 \
 		--lancedb .venv-lancedb/bin/python --pylate .venv-pylate/bin/python
 
+bench-speed: $(VENV)/.core $(VENV)/.kernel  ## MaxSim, encoding and reranking beside other libraries
+	@$(INSTALL) -e '.[benchmark,llama-index]'
+	@for peer in $(PEERS); do \
+		test -x .venv-$$peer/bin/python || $(PYTHON) -m venv .venv-$$peer; \
+		.venv-$$peer/bin/python -m pip install --quiet -c constraints.txt -r benchmarks/peers/$$peer.txt || exit 1; done
+	@test -x .venv-pylate/bin/python || $(PYTHON) -m venv .venv-pylate
+	@.venv-pylate/bin/python -m pip install --quiet -r benchmarks/peers/pylate.txt
+	@.venv-pylate/bin/python -m pip install --quiet --no-deps -r benchmarks/peers/pylate-no-deps.txt
+	@$(BIN)/python benchmarks/maxsim_peers.py --maxsim .venv-maxsim/bin/python \
+		--sentence-transformers .venv-sentence-transformers/bin/python --pylate .venv-pylate/bin/python
+	@$(BIN)/python benchmarks/encoding_peers.py --candding .venv-candding/bin/python \
+		--sentence-transformers .venv-sentence-transformers/bin/python --pylate .venv-pylate/bin/python
+	@$(BIN)/python benchmarks/rerank_peers.py --llama-index .venv-llama-index/bin/python \
+		--rerankers .venv-rerankers/bin/python --pylate .venv-pylate/bin/python \
+		--sentence-transformers .venv-sentence-transformers/bin/python
+	@$(BIN)/python benchmarks/plot_speed.py
+
+bench-concurrent: $(VENV)/.core $(VENV)/.kernel  ## Many rerank requests at once, ours alone
+	@$(INSTALL) -e '.[benchmark]'
+	@$(BIN)/python benchmarks/rerank_peers.py --concurrent
+
+bench-gpu: $(VENV)/.core  ## MaxSim on one GPU; needs one
+	@$(INSTALL) -e '.[benchmark]'
+	@$(BIN)/python benchmarks/gpu_maxsim.py
+
 clean:  ## Remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf $(VENV) kernel/build .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -41,7 +41,7 @@ class ModelFields(BaseModel):
     """Such as ``"cpu"`` or ``"cuda:1"``. None: the first that is there of CUDA, MPS, CPU."""
 
     dtype: str | None = None
-    """``"float32"``, ``"bfloat16"`` or ``"float16"``. None: float32 on the CPU, half precision on CUDA."""
+    """``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``. None: float32 on the CPU, half precision on CUDA."""
 
     query_length: int | None = None
     """Most tokens of a query. None: as the checkpoint says."""

@@ -80,8 +80,9 @@ class ColBERT:
     Args:
         model: A folder, a repository on the hub, or ``"bundled/all-MiniLM-L6-v2"``.
         device: Such as ``"cpu"``, ``"cuda:1"``, ``"mps"``. None: the first that is there of CUDA, MPS, CPU.
-        dtype: Of weights and forward pass: ``"float32"``, ``"bfloat16"``, ``"float16"``. None: float32 on the CPU and
-            MPS, bfloat16 (or else float16) on CUDA. Vectors and scores are float32 in any case.
+        dtype: Of weights and forward pass: ``"float32"``, ``"bfloat16"``, ``"float16"``, or on a CPU ``"int8"``, which
+            is of the linear layers of BERT and ModernBERT. None: float32 on the CPU and MPS, bfloat16 (or else
+            float16) on CUDA. Vectors and scores are float32 in any case.
         query_length: Most tokens of a query, markers included. None: as the checkpoint says.
         document_length: Most tokens of a document or window. None: as the checkpoint says.
         long_documents: ``"window"``: overlapping windows, scored by the union of their vectors, which is MaxSim over
