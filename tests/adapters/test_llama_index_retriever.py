@@ -36,6 +36,7 @@ from adapters.drivers import QUERY, TEXTS, PageNode
 from adapters.test_concurrency import STALL_S, least_stall
 from adapters.test_imports import WHERE_TORCH_IS_IMPORTED, fresh
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
+from colbert_integrations.encoder import Encoder, Side
 from colbert_integrations.errors import AddError, FingerprintError, InputError, StoreError
 from colbert_integrations.llama_index import ColBERTRerank, ColBERTRetriever
 
@@ -540,13 +541,13 @@ def test_a_reranker_takes_the_vectors_that_are_stored(make: Make, monkeypatch: p
     )
     found = retriever.retrieve(QUERY)
     reranker = ColBERTRerank(index=retriever.index, top_n=None)
-    encodes, documents = ColBERT._encode, list[str]()
+    encodes, documents = Encoder.encode, list[str]()
 
-    def counting(self: ColBERT, texts: list[str], side: str, *rest: Any) -> Any:
+    def counting(self: Encoder, texts: list[str], side: Side, **options: Any) -> Any:
         documents.extend(texts if side == "document" else [])
-        return encodes(self, texts, side, *rest)
+        return encodes(self, texts, side, **options)
 
-    monkeypatch.setattr(ColBERT, "_encode", counting)
+    monkeypatch.setattr(Encoder, "encode", counting)
     ranked = reranker.postprocess_nodes(found, query_str=QUERY)
     assert documents == []
     assert dict(read(ranked)) == pytest.approx(dict(read(found)), abs=1e-5)

@@ -333,14 +333,20 @@ def test_a_cancelled_call_at_the_door_lets_the_next_one_in(pool: ThreadPoolExecu
 def test_an_interrupt_of_who_waits_takes_its_work_out(pool: ThreadPoolExecutor) -> None:
     crowd = Crowd(pool)
     other = crowd.start(texts(1, 1, name=2))
+    caught = threading.Event()
 
     def interrupt() -> None:
         until(lambda: crowd.present() == 3)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        for _ in range(5):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            # One that comes just before the thread goes to sleep is seen when it wakes up, so send another.
+            if caught.wait(2):
+                return
 
     killer = pool.submit(interrupt)
     with pytest.raises(KeyboardInterrupt):
         encode(crowd.merger, texts(4, 5, name=1))
+    caught.set()
     killer.result(PATIENCE_S)
     crowd.gate.open()
     assert other.result(PATIENCE_S) == [vectors([2])]
