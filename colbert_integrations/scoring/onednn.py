@@ -13,7 +13,6 @@ __all__ = ["Documents", "OneDNNQueries", "is_available"]
 Documents: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 """Vectors of documents, packed into one matrix or one matrix each."""
 
-
 # Similarities alive at once: at most 2**20 float32 = 4 MiB, so that they stay in a CPU's caches.
 _SIMILARITIES, _FEWEST_ROWS, _MOST_ROWS = 2**20, 2048, 8192
 # Maxima alive at once, one for each query token and document: 8 MiB if documents have 32 tokens.

@@ -20,8 +20,7 @@ _BLOCK_ELEMENTS, _FEWEST_ROWS, _MOST_ROWS = 2**20, 512, 8192
 _BLOCK_ELEMENTS_GPU, _MOST_ROWS_GPU = 2**27, 2**18
 # The compiled kernel keeps no similarities: few calls are best.
 _MOST_ROWS_NATIVE = 2**20
-
-# float32 would not use tensor cores there either, and cuBLAS multiplies it as well.
+# What the Triton kernel scores besides int8: float32 would not use tensor cores, and cuBLAS multiplies it as well.
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -81,9 +80,8 @@ class StackedQueries:
                 has fewer tokens than a row has numbers. None: 1.
 
         Returns:
-            ``(queries, documents)`` float32, accumulated in the dtype of the queries; ``-inf`` for a document without
+            ``(queries, documents)`` float32, summed up in the dtype of the queries; ``-inf`` for a document without
             tokens. A NaN in a vector makes its scores NaN.
-
         """
         dtype = rows.dtype if isinstance(rows, torch.Tensor) else rows[0].dtype
         queries = self._native_for(dtype, scaled=row_scales is not None)
