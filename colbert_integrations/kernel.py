@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from enum import IntEnum
 from functools import lru_cache
+from typing import Literal
 
-__all__ = ["Kernel", "load"]
+import torch
+
+__all__ = ["STORAGES", "Arithmetic", "Kernel", "load"]
 
 _INT, _LONG, _ADDRESS = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
+STORAGES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+"""``enum storage`` of ``kernel.h``: the forms in which vectors can be."""
+
+
+class Arithmetic(IntEnum):
+    """In what products are made: ``enum arithmetic`` of ``kernel.h``."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    INT8 = 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the side that is packed, as the kernel takes it."""
+        return torch.int8 if self is Arithmetic.INT8 else torch.float32
+
+    @property
+    def coordinates(self) -> int:
+        """How many coordinates are multiplied at once; the dimension must be a multiple of it."""
+        return {Arithmetic.FLOAT32: 1, Arithmetic.BFLOAT16: 2, Arithmetic.INT8: 4}[self]
+
 
 class Kernel:
-    """The functions of the compiled library (``kernel/src/kernel.h``), for one instruction set of this CPU.
+    """The functions of the compiled library (``kernel.h``), for one instruction set of this CPU.
 
     Args:
         library: The library.
@@ -38,6 +63,38 @@ class Kernel:
     def with_instruction_set(self, name: str) -> Kernel:
         """The same library with another instruction set of this CPU."""
         return Kernel(self.library, self.instruction_sets.index(name))
+
+    def supports(self, arithmetic: Arithmetic, dim: int) -> bool:
+        """Whether this CPU makes such products by itself for this dimension."""
+        return dim % arithmetic.coordinates == 0 and bool(self.library.maxsim_supports(self.rank, arithmetic))
+
+    def pack(self, values: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
+        """Lay out one side of a product for the inner loops.
+
+        Args:
+            values: Query tokens or weights, ``(rows, dim)`` of ``arithmetic.dtype`` on the CPU.
+            arithmetic: In what products will be made; this CPU supports it for ``dim``.
+
+        Returns:
+            Opaque bytes, for this instruction set only.
+        """
+        values = values.contiguous()
+        packed = torch.empty(self.library.maxsim_packed_bytes(self.rank, arithmetic, *values.shape), dtype=torch.uint8)
+        self.library.maxsim_pack(self.rank, arithmetic, values.data_ptr(), *values.shape, packed.data_ptr())
+        return packed
+
+    def run(self, name: Literal["maxsim_score", "attention", "linear"], job: ctypes.Structure) -> None:
+        """Do a job with as many threads as torch takes, out of the same pool: both are OpenMP's.
+
+        Args:
+            name: Which function.
+            job: What it is to do; the caller keeps alive what it points to.
+
+        Raises:
+            MemoryError: If a thread can't get its few hundred kB.
+        """
+        if self.library[name](self.rank, ctypes.byref(job), torch.get_num_threads()):
+            raise MemoryError(f"not enough memory for {name} of the compiled kernel")
 
 
 @lru_cache(maxsize=1)

@@ -535,14 +535,14 @@ def _pooled(encoded: TokenEmbeddings, side: Side, spec: ColBERTSpec) -> TokenEmb
     )
 
 
-def _joined(texts: list[str], known: Mapping[str, torch.Tensor], encoded: TokenEmbeddings) -> TokenEmbeddings:
-    """Vectors of texts, in order: those that are known, and the others freshly encoded."""
+def _joined(
+    texts: list[str], known: Mapping[str, torch.Tensor], encoded: TokenEmbeddings
+) -> TokenEmbeddings | list[torch.Tensor]:
+    """Vectors of texts, in order: those that are known, and the others freshly encoded. ``maxsim`` needs no copy."""
     if len(encoded) == len(texts):
         return encoded
     fresh = iter(encoded)
-    return TokenEmbeddings.from_list(
-        [known[text].to(encoded.values) if text in known else next(fresh) for text in texts]
-    )
+    return [known[text].to(encoded.values) if text in known else next(fresh) for text in texts]
 
 
 def _check_finite(texts: list[str], scores: dict[str, float]) -> None:

@@ -39,7 +39,7 @@ setup(
                 "src/linear.h",
                 "src/undefine.h",
             ],
-            extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", *OPENMP],
+            extra_compile_args=["-O3", "-std=gnu11", "-fno-strict-aliasing", "-Wall", "-Wextra", *OPENMP],
             extra_link_args=OPENMP,
         )
     ],

@@ -41,7 +41,7 @@ ROOMS = {
     "embeddings": {".errors", "torch"},
     "checkpoint": {".errors", "huggingface_hub", "numpy", "safetensors", "torch"},
     "encoder": {".checkpoint", ".embeddings", ".errors", ".kernel", "torch", "tqdm", "transformers"},
-    "kernel": {"colbert_integrations_kernel"},
+    "kernel": {"colbert_integrations_kernel", "torch"},
     "scoring": {".embeddings", ".errors", ".kernel", "torch", "triton"},
     "pooling": {".embeddings", ".errors", "numpy", "scipy", "torch"},
     "explain": {".encoder"},

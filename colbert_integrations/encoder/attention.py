@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
 from .. import kernel as compiled
-from ..kernel import Kernel
+from ..kernel import STORAGES, Kernel
 
-__all__ = ["Run", "attention"]
-
-# ``enum storage`` of ``kernel/src/kernel.h``.
-_STORAGES = {torch.float32: 0, torch.bfloat16: 2}
+__all__ = ["Run", "Runs", "attention"]
 
 
 class Run(NamedTuple):
@@ -34,8 +32,43 @@ class Run(NamedTuple):
     attended: int
 
 
+class Runs:
+    """All sequences of a batch. What attention needs to know of them is made once, not in every layer.
+
+    Args:
+        runs: In the order of their rows.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = tuple(runs)
+        self._bands: dict[tuple[int, int, int], torch.Tensor] = {}
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self._runs)
+
+    @cached_property
+    def bounds(self) -> torch.Tensor:
+        """Where sequences begin and the last one ends, ``(sequences + 1,)`` int64."""
+        return torch.tensor([0, *(run.length for run in self for _ in range(run.sequences))]).cumsum(0)
+
+    @cached_property
+    def attended(self) -> torch.Tensor:
+        """How many leading tokens of each sequence may be attended to, ``(sequences,)`` int64."""
+        return torch.tensor([run.attended for run in self for _ in range(run.sequences)])
+
+    def band(self, run: Run, window: int | None) -> torch.Tensor | None:
+        """Which token of a sequence sees which, ``(length, attended)`` bool; None if every one sees all."""
+        if window is None or run.length <= window + 1:
+            return None
+        shape = run.length, run.attended, window
+        if shape not in self._bands:
+            queries, keys = torch.arange(run.length)[:, None], torch.arange(run.attended)[None, :]
+            self._bands[shape] = (queries - keys).abs() <= window
+        return self._bands[shape]
+
+
 def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: Sequence[Run], window: int | None = None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: Runs, window: int | None = None
 ) -> torch.Tensor:
     """Let the tokens of each sequence attend to each other.
 
@@ -64,7 +97,7 @@ def attention(
 
 
 class _Job(ctypes.Structure):
-    """``struct attention`` of ``kernel/src/kernel.h``."""
+    """``struct attention`` of ``kernel.h``."""
 
     _fields_ = [
         ("storage", ctypes.c_int32),
@@ -88,17 +121,15 @@ def _by_kernel(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    runs: Sequence[Run],
+    runs: Runs,
     window: int | None,
 ) -> torch.Tensor:
     tokens, heads, head_dim = query.shape
     query, key, value = _alike(query, key, value)
-    lengths = torch.tensor([0, *(run.length for run in runs for _ in range(run.sequences))])
-    attended = torch.tensor([run.attended for run in runs for _ in range(run.sequences)])
-    bounds, out = lengths.cumsum(0), torch.empty(tokens, heads * head_dim, dtype=query.dtype)
+    out = torch.empty(tokens, heads * head_dim, dtype=query.dtype)
     job = _Job(
-        storage=_STORAGES[query.dtype],
-        sequences=len(attended),
+        storage=STORAGES[query.dtype],
+        sequences=len(runs.attended),
         heads=heads,
         head_dim=head_dim,
         stride=query.stride(0),
@@ -107,12 +138,11 @@ def _by_kernel(
         queries=query.data_ptr(),
         keys=key.data_ptr(),
         values=value.data_ptr(),
-        bounds=bounds.data_ptr(),
-        attended=attended.data_ptr(),
+        bounds=runs.bounds.data_ptr(),
+        attended=runs.attended.data_ptr(),
         out=out.data_ptr(),
     )
-    if kernel.library.attention(kernel.rank, ctypes.byref(job), torch.get_num_threads()):
-        raise MemoryError("not enough memory to attend")
+    kernel.run("attention", job)
     return out
 
 
@@ -128,7 +158,7 @@ def _alike(*sides: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _by_torch(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: Sequence[Run], window: int | None = None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: Runs, window: int | None
 ) -> torch.Tensor:
     out = torch.empty(query.shape, dtype=query.dtype)
     for run in runs:
@@ -138,14 +168,6 @@ def _by_torch(
         )  # (sequences, heads, length, head_dim)
         # No mask: what may not be attended to lies at the end, and is cut off.
         k, v = k[:, :, : run.attended], v[:, :, : run.attended]
-        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=_band(run, window))
+        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=runs.band(run, window))
         out[rows] = seen.transpose(1, 2).reshape(-1, *query.shape[1:])
     return out.flatten(1)
-
-
-def _band(run: Run, window: int | None) -> torch.Tensor | None:
-    """Which token sees which, ``(length, attended)`` bool; None if every one sees all."""
-    if window is None or run.length <= window + 1:
-        return None
-    queries, keys = torch.arange(run.length)[:, None], torch.arange(run.attended)[None, :]
-    return (queries - keys).abs() <= window

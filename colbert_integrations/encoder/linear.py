@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from .. import kernel as compiled
-from .native_linear import NativeLinear, can_round
+from ..kernel import Arithmetic
+from .native_linear import NativeLinear
 
 __all__ = ["Activation", "Linear", "MakeLinear", "linear_maker"]
 
@@ -93,12 +94,11 @@ class Int8Linear(Linear):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> None:
         steps = (weight.float().abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
         codes = (weight.float() / steps[:, None]).round_().to(torch.int8)  # (out_features, in_features)
-        super().__init__(codes, None if bias is None else bias.float(), activation)
+        bias, kernel = None if bias is None else bias.float(), compiled.load()
+        usable = kernel is not None and kernel.supports(Arithmetic.INT8, dim=Arithmetic.INT8.coordinates)
+        self._native = NativeLinear(kernel, codes, steps, bias) if kernel is not None and usable else None
+        super().__init__(codes if self._native is None else codes[:0].clone(), bias, activation)
         self._steps = steps
-        kernel = compiled.load()
-        self._native = (
-            None if kernel is None or not can_round(kernel) else NativeLinear(kernel, codes, steps, self.bias)
-        )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(tokens, in_features)`` to ``(tokens, out_features)``."""

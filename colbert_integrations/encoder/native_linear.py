@@ -6,18 +6,13 @@ import ctypes
 
 import torch
 
-from ..kernel import Kernel
+from ..kernel import Arithmetic, Kernel
 
-__all__ = ["NativeLinear", "can_round"]
-
-# ``enum arithmetic`` of ``kernel/src/kernel.h``.
-_INT8 = 2
-# Coordinates that are multiplied at once.
-_GROUP = 4
+__all__ = ["NativeLinear"]
 
 
 class _Job(ctypes.Structure):
-    """``struct linear`` of ``kernel/src/kernel.h``."""
+    """``struct linear`` of ``kernel.h``."""
 
     _fields_ = [
         ("rows", ctypes.c_int64),
@@ -32,16 +27,11 @@ class _Job(ctypes.Structure):
     ]
 
 
-def can_round(kernel: Kernel) -> bool:
-    """Whether this CPU multiplies bytes by itself."""
-    return bool(kernel.library.maxsim_supports(kernel.rank, _INT8))
-
-
 class NativeLinear:
     """``y = W x + b`` in int8, with one step for each output and each token.
 
     Args:
-        kernel: The kernel, for which ``can_round`` holds.
+        kernel: The kernel, on a CPU that multiplies bytes.
         codes: The weights, ``(out_features, in_features)`` int8.
         steps: What one step of each output is worth, ``(out_features,)`` float32.
         bias: ``(out_features,)`` float32, or None.
@@ -49,10 +39,8 @@ class NativeLinear:
 
     def __init__(self, kernel: Kernel, codes: torch.Tensor, steps: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._kernel, (self._outputs, self._inputs) = kernel, codes.shape
-        padded = torch.nn.functional.pad(codes, (0, -self._inputs % _GROUP)).contiguous()
-        size = kernel.library.maxsim_packed_bytes(kernel.rank, _INT8, *padded.shape)
-        self._packed = torch.empty(size, dtype=torch.uint8)
-        kernel.library.maxsim_pack(kernel.rank, _INT8, padded.data_ptr(), *padded.shape, self._packed.data_ptr())
+        missing = -self._inputs % Arithmetic.INT8.coordinates
+        self._packed = kernel.pack(torch.nn.functional.pad(codes, (0, missing)), Arithmetic.INT8)
         self._sums = codes.sum(1, dtype=torch.int32)
         self._steps = steps.contiguous()
         self._bias = None if bias is None else bias.contiguous()
@@ -71,6 +59,5 @@ class NativeLinear:
             bias=None if self._bias is None else self._bias.data_ptr(),
             out=out.data_ptr(),
         )
-        if self._kernel.library.linear(self._kernel.rank, ctypes.byref(job), torch.get_num_threads()):
-            raise MemoryError("not enough memory for a linear layer")
+        self._kernel.run("linear", job)
         return out

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attention import Run
+from .attention import Run, Runs
 from .linear import linear_maker
 from .packed_models import PackedBert, PackedModel, PackedModernBert
 from .tokens import TokenSequence
@@ -67,7 +67,7 @@ class PackedForward:
         return projected
 
 
-def _runs(sequences: Sequence[TokenSequence]) -> list[Run]:
+def _runs(sequences: Sequence[TokenSequence]) -> Runs:
     """Neighbours of equal shape together."""
     runs, first = list[Run](), 0
     for sequence in sequences:
@@ -78,4 +78,4 @@ def _runs(sequences: Sequence[TokenSequence]) -> list[Run]:
         elif length:
             runs.append(Run(first, 1, length, sequence.attended))
         first += length
-    return runs
+    return Runs(runs)

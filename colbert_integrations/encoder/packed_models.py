@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch.nn import functional
 
-from .attention import Run, attention
+from .attention import Runs, attention
 from .linear import Activation, Linear, MakeLinear
 
 __all__ = ["PackedBert", "PackedModel", "PackedModernBert"]
@@ -36,7 +35,7 @@ class PackedModel(Protocol):
         """Whether a transformers model of this type is what is computed here."""
         ...
 
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Hidden states, ``(tokens, hidden)``, of token ids ``(tokens,)`` and their positions ``(tokens,)``."""
         ...
 
@@ -70,7 +69,7 @@ class PackedBert:
         absolute = getattr(config, "position_embedding_type", None) in (None, "absolute")
         return absolute and not getattr(config, "is_decoder", False) and config.hidden_act in _ACTIVATIONS
 
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Hidden states, ``(tokens, hidden)``."""
         x = self._norm(self._words[ids].float() + self._places[positions])
         for layer in self._layers:
@@ -91,7 +90,7 @@ class _BertLayer:
         self._norm = _Norm(layer.output.LayerNorm)
         self._heads, self._dtype = config.num_attention_heads, weight.dtype
 
-    def __call__(self, x: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, runs: Runs) -> torch.Tensor:
         mixed = self._in(x.to(self._dtype)).view(len(x), 3, self._heads, -1)
         query, key, value = mixed.unbind(1)  # each (tokens, heads, head_dim)
         x = self._attention_norm(self._out.plus(attention(query, key, value, runs), x))
@@ -130,7 +129,7 @@ class PackedModernBert:
         plain = all((kind or {}).get("rope_type", "default") == "default" for kind in kinds)
         return plain and config.hidden_activation in _ACTIVATIONS
 
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Hidden states, ``(tokens, hidden)``."""
         x = self._norm(self._words[ids].float())
         turns = [_turns(positions, theta, self._head_dim) for theta in self._thetas]
@@ -153,7 +152,7 @@ class _ModernBertLayer:
         self._heads, self._dtype = config.num_attention_heads, weight[0].dtype
 
     def __call__(
-        self, x: torch.Tensor, runs: Sequence[Run], turns: tuple[torch.Tensor, torch.Tensor], window: int | None
+        self, x: torch.Tensor, runs: Runs, turns: tuple[torch.Tensor, torch.Tensor], window: int | None
     ) -> torch.Tensor:
         normed = x if self._attention_norm is None else self._attention_norm(x)
         mixed = self._in(normed.to(self._dtype)).view(len(x), 3, self._heads, -1)  # (tokens, 3, heads, head_dim)

@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from enum import IntEnum
 
 import torch
 
-from ..kernel import Kernel
+from ..kernel import STORAGES, Arithmetic, Kernel
 
-__all__ = ["STORAGES", "Arithmetic", "NativeQueries", "supports"]
-
-STORAGES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
-"""``enum storage`` of ``kernel/src/kernel.h``: the forms in which documents can be."""
-
-
-class Arithmetic(IntEnum):
-    """In what products are made: ``enum arithmetic`` of ``kernel/src/kernel.h``."""
-
-    FLOAT32 = 0
-    BFLOAT16 = 1
-    INT8 = 2
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the query tokens, as the kernel takes them."""
-        return torch.int8 if self is Arithmetic.INT8 else torch.float32
-
-    @property
-    def coordinates(self) -> int:
-        """How many coordinates are multiplied at once; the dimension must be a multiple of it."""
-        return {Arithmetic.FLOAT32: 1, Arithmetic.BFLOAT16: 2, Arithmetic.INT8: 4}[self]
+__all__ = ["NativeQueries", "bounds_of"]
 
 
 class _Job(ctypes.Structure):
-    """``struct job`` of ``kernel/src/kernel.h``."""
+    """``struct job`` of ``kernel.h``."""
 
     _fields_ = [
         ("storage", ctypes.c_int32),
@@ -54,11 +32,6 @@ class _Job(ctypes.Structure):
         ("queries", ctypes.c_int64),
         ("scores", ctypes.c_void_p),
     ]
-
-
-def supports(kernel: Kernel, arithmetic: Arithmetic, dim: int) -> bool:
-    """Whether this CPU makes such products by itself for this dimension."""
-    return dim % arithmetic.coordinates == 0 and bool(kernel.library.maxsim_supports(kernel.rank, arithmetic))
 
 
 class NativeQueries:
@@ -82,11 +55,8 @@ class NativeQueries:
         token_steps: torch.Tensor | None = None,
     ) -> None:
         self._kernel, self._arithmetic, self._dim = kernel, arithmetic, values.shape[1]
-        values = values.to(arithmetic.dtype).contiguous()
-        size = kernel.library.maxsim_packed_bytes(kernel.rank, arithmetic, *values.shape)
-        self._packed = torch.empty(size, dtype=torch.uint8)
-        kernel.library.maxsim_pack(kernel.rank, arithmetic, values.data_ptr(), *values.shape, self._packed.data_ptr())
-        self._bounds = _bounds(torch.tensor(lengths, dtype=torch.int64))
+        self._packed = kernel.pack(values.to(arithmetic.dtype), arithmetic)
+        self._bounds = bounds_of(torch.tensor(lengths, dtype=torch.int64))
         self._token_steps = _contiguous(token_steps)
         self._token_sums = values.sum(1, dtype=torch.int32) if arithmetic is Arithmetic.INT8 else None
 
@@ -119,7 +89,7 @@ class NativeQueries:
         if not scores.numel():
             return scores
         rows, matrices = _addresses(documents)
-        bounds = _bounds(lengths)
+        bounds = bounds_of(lengths)
         # Named, so that they live until the call is over.
         scales, steps = _contiguous(row_scales), _contiguous(document_steps)
         job = _Job(
@@ -139,9 +109,7 @@ class NativeQueries:
             queries=len(scores),
             scores=scores.data_ptr(),
         )
-        # As many threads as torch takes, out of the same pool: both are OpenMP's.
-        if self._kernel.library.maxsim_score(self._kernel.rank, ctypes.byref(job), torch.get_num_threads()):
-            raise MemoryError("not enough memory to score")
+        self._kernel.run("maxsim_score", job)
         return scores
 
 
@@ -155,7 +123,8 @@ def _addresses(
     return held, (ctypes.c_void_p * len(held))(*[matrix.data_ptr() for matrix in held])
 
 
-def _bounds(lengths: torch.Tensor) -> torch.Tensor:
+def bounds_of(lengths: torch.Tensor) -> torch.Tensor:
+    """Where entries of some lengths, ``(n,)`` int64, begin and the last ends, ``(n + 1,)`` int64 on the same device."""
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 

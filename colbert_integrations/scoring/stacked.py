@@ -6,10 +6,9 @@ import torch
 
 from .. import kernel as compiled
 from ..embeddings import TokenEmbeddings
-from ..kernel import Kernel
-from .gpu import TritonQueries
-from .gpu import supports as gpu_supports
-from .native import STORAGES, Arithmetic, NativeQueries, supports
+from ..kernel import STORAGES, Arithmetic, Kernel
+from .gpu import TritonQueries, supports
+from .native import NativeQueries, bounds_of
 from .onednn import Documents, OneDNNQueries, is_available
 
 __all__ = ["StackedQueries"]
@@ -91,7 +90,7 @@ class StackedQueries:
             return self._sums(self._onednn.best(rows, lengths, row_scales), lengths)
         rows = rows if isinstance(rows, torch.Tensor) else torch.cat(list(rows))
         if dtype in _HALVES and row_scales is None and self._on_gpu(dtype):
-            return self._triton_for(dtype).score(rows.contiguous(), _offsets(lengths))
+            return self._triton_for(dtype).score(rows.contiguous(), bounds_of(lengths))
         similarities = rows.to(self.values.dtype) @ self.values.T  # (tokens, query_tokens)
         if row_scales is not None:
             similarities *= row_scales[:, None]
@@ -112,10 +111,12 @@ class StackedQueries:
             ``(queries, documents)`` float32; ``-inf`` for a document without tokens. The queries are rounded to int8
             too, which is what makes it approximate.
         """
-        if self._kernel is not None and supports(self._kernel, Arithmetic.INT8, codes.shape[1]):
+        if self._kernel is not None and self._kernel.supports(Arithmetic.INT8, codes.shape[1]):
             return self._native_int8(self._kernel).score(codes, lengths, document_steps=steps)
         if self._on_gpu(torch.int8):
-            return self._triton_for(torch.int8).score(codes.contiguous(), _offsets(lengths), steps.float().contiguous())
+            return self._triton_for(torch.int8).score(
+                codes.contiguous(), bounds_of(lengths), steps.float().contiguous()
+            )
         query_codes, token_steps = self._as_int8()
         if self._onednn is not None and codes.shape[1] > 1:  # _int_mm gives garbage for a dim of 1 (torch 2.13)
             best = self._onednn.best_int8(codes, lengths, query_codes)
@@ -129,7 +130,7 @@ class StackedQueries:
     # ---------------------------------------------------------------------------------------------- the kernels
 
     def _on_gpu(self, dtype: torch.dtype) -> bool:
-        return gpu_supports(self.values.shape[1], dtype, self.values.device) and self.values.dtype == torch.float32
+        return supports(self.values.shape[1], dtype, self.values.device) and self.values.dtype == torch.float32
 
     def _triton_for(self, dtype: torch.dtype) -> TritonQueries:
         if dtype not in self._triton:
@@ -142,7 +143,7 @@ class StackedQueries:
         if kernel is None or dtype not in STORAGES:
             return None
         direct = dtype == torch.bfloat16 and not scaled
-        direct = direct and supports(kernel, Arithmetic.BFLOAT16, self.values.shape[1])
+        direct = direct and kernel.supports(Arithmetic.BFLOAT16, self.values.shape[1])
         arithmetic = Arithmetic.BFLOAT16 if direct else Arithmetic.FLOAT32
         if arithmetic not in self._native:
             self._native[arithmetic] = NativeQueries(kernel, self.values, self.lengths, arithmetic)
@@ -170,10 +171,6 @@ class StackedQueries:
         else:
             sums = torch.stack([part.sum(-1) for part in torch.split(best, self.lengths, dim=1)])
         return sums.to(torch.float32).masked_fill_(lengths == 0, float("-inf"))
-
-
-def _offsets(lengths: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 
 def _best(similarities: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

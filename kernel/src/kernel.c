@@ -1,7 +1,7 @@
 /* The kernels for each instruction set, and the choice among them.
  *
- * maxsim.h, attention.h and linear.h hold the loops; they are compiled here once for each instruction set, and the CPU is asked
- * which ones it runs. Threads come from OpenMP, whose runtime (and so whose pool) is the one that torch has loaded.
+ * maxsim.h, attention.h and linear.h hold the loops; they are compiled here once for each instruction set, and the CPU
+ * is asked which ones it runs. Threads come from OpenMP, whose runtime (and so whose pool) is the one that torch has loaded.
  */
 #include "kernel.h"
 
@@ -33,9 +33,11 @@ static void finish(const struct job *job, int64_t document, int64_t length, cons
     for (int64_t q = 0; q < job->queries; q++) {
         double sum = 0; /* in double: adding thousands of float32 would lose digits, and costs nothing here */
         for (int64_t t = job->query_bounds[q]; t < job->query_bounds[q + 1]; t++) {
-            double top = not_numbers[t] ? NAN : best[t];
+            double top;
             if (job->arithmetic == IN_INT8)
                 top = ((const int32_t *)best)[t] - 128 * job->token_sums[t];
+            else
+                top = not_numbers[t] ? NAN : best[t];
             sum += job->token_steps ? top * job->token_steps[t] : top;
         }
         if (job->document_steps)

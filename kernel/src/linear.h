@@ -22,7 +22,7 @@ TARGET static float NAME(rounded)(const float *x, int64_t count, int64_t padded,
         top = fabsf(x[k]) > top ? fabsf(x[k]) : top;
         rest += x[k];
     }
-    float scale = top > 0 ? 127.0f / top : 0.0f;
+    float scale = top > 1e-35f ? 127.0f / top : 0.0f; /* less would overflow, and is nothing beside any bias */
     for (k = 0; k + LANES <= count; k += LANES) {
         __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + k), _mm512_set1_ps(scale)));
         _mm_storeu_si128((void *)(out + k), _mm_xor_si128(_mm512_cvtepi32_epi8(whole), _mm_set1_epi8((char)0x80)));

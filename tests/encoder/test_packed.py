@@ -16,7 +16,7 @@ from transformers import AutoModel, BertConfig, BertModel, ModernBertConfig, Mod
 
 from colbert_integrations import ColBERT
 from colbert_integrations import kernel as compiled
-from colbert_integrations.encoder.attention import Run, attention
+from colbert_integrations.encoder.attention import Run, Runs, attention
 from colbert_integrations.encoder.forward import TorchForward
 from colbert_integrations.encoder.linear import Int8Linear, Linear, PrepackedLinear, linear_maker
 from colbert_integrations.encoder.packed import PackedForward, can_pack
@@ -115,7 +115,7 @@ def test_attention_is_its_formula(
                 scores = scores.masked_fill(far, float("-inf"))
             # A row that sees nothing is zero, as torch has it.
             expected[rows] = torch.einsum("hij,jhd->ihd", scores.softmax(-1).nan_to_num(0.0), v)
-    actual = attention(query, key, value, shapes, window)
+    actual = attention(query, key, value, Runs(shapes), window)
     # Values are about 1 to 4; bfloat16 keeps 8 bits of them, torch's own kernel also of the weights.
     bound = 1e-5 if dtype == torch.float32 else 4 * 2**-7
     torch.testing.assert_close(actual.double(), expected.flatten(1), rtol=0, atol=bound)
@@ -125,7 +125,7 @@ def test_attention_is_its_formula(
 def test_attention_takes_heads_that_lie_anywhere() -> None:
     mixed = torch.randn(20, 3, 4, 8, generator=torch.Generator().manual_seed(0))
     query, key, value = mixed.unbind(1)
-    runs = [Run(0, 1, 20, 20)]
+    runs = Runs([Run(0, 1, 20, 20)])
     expected = attention(query.contiguous(), key.contiguous(), value.contiguous(), runs)
     torch.testing.assert_close(attention(query, key.contiguous(), value, runs), expected, rtol=0, atol=0)
     torch.testing.assert_close(attention(query, key, value, runs), expected, rtol=0, atol=0)
@@ -137,7 +137,7 @@ def test_attention_does_not_overflow_and_does_not_hide_nan() -> None:
     query = torch.full((16, 1, 16), 60.0)
     key = torch.zeros(16, 1, 16)
     key[3] = 60.0  # a score of 14,400 against 0
-    runs = [Run(0, 1, 16, 16)]
+    runs = Runs([Run(0, 1, 16, 16)])
     assert attention(query, key, value, runs)[:, 3].tolist() == [1.0] * 16
     value[5] = float("nan")
     assert attention(query, key, value, runs).isnan().all()
