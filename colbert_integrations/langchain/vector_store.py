@@ -123,7 +123,8 @@ class ColBERTVectorStore(VectorStore):
             AddError: If some documents can't be stored.
         """
         _check_no_embedding(embedding)
-        return super().from_documents(documents, embedding, **kwargs)  # type: ignore[arg-type]  # it only passes it on
+        made: Self = super().from_documents(documents, embedding, **kwargs)  # type: ignore[arg-type]  # only passed on
+        return made
 
     @classmethod
     async def afrom_documents(
@@ -131,7 +132,8 @@ class ColBERTVectorStore(VectorStore):
     ) -> Self:
         """Do what ``from_documents`` does without blocking the event loop; see there for the arguments."""
         _check_no_embedding(embedding)
-        return await super().afrom_documents(documents, embedding, **kwargs)  # type: ignore[arg-type]  # the same
+        made: Self = await super().afrom_documents(documents, embedding, **kwargs)  # type: ignore[arg-type]  # the same
+        return made
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], model: str | os.PathLike[str] | ColBERT | None = None) -> Self:
