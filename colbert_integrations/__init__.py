@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .errors import ColBERTError, TruncationWarning
     from .explain import Explanation
     from .index import Hit, MemoryStore
+    from .location import open_store
     from .model import ColBERT, RankedDocument
     from .scoring import maxsim
 
@@ -33,6 +34,7 @@ __all__ = [
     "TokenEmbeddings",
     "TruncationWarning",
     "maxsim",
+    "open_store",
 ]
 
 _ROOMS = {
@@ -47,6 +49,7 @@ _ROOMS = {
     "TokenEmbeddings": ".embeddings",
     "TruncationWarning": ".errors",
     "maxsim": ".scoring",
+    "open_store": ".location",
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, overload
 from .embeddings import TokenEmbeddings
 from .errors import AddError, InputError, StoreError
 from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument, json_copy
+from .location import open_store
 from .model import ColBERT, RankedDocument
 from .settings import DEFAULT_MODEL
 
@@ -37,12 +38,14 @@ class ColBERTIndex:
 
     Args:
         model: A name, a path or a ``ColBERT``.
-        store: Where vectors, texts and metadata are kept. None: a new ``MemoryStore``, in this process.
+        store: Where vectors, texts and metadata are kept: a store, or the location of one such as
+            ``"qdrant+http://localhost:6333/my-collection"``. None: a new ``MemoryStore``, in this process.
         pool_factor: About 1 in ``pool_factor`` vectors of a document is kept, by merging similar ones; 1 keeps all.
 
     Raises:
         InputError: If an argument is impossible.
         FingerprintError: If the store holds vectors of another model.
+        StoreError: If the store can't be used.
         CheckpointError: If the model has to be loaded to find that out, and can't be.
 
     Example:
@@ -56,14 +59,14 @@ class ColBERTIndex:
     def __init__(
         self,
         model: str | os.PathLike[str] | ColBERT = DEFAULT_MODEL,
-        store: Store | None = None,
+        store: Store | str | None = None,
         *,
         pool_factor: float = 1,
     ) -> None:
         if pool_factor < 1:
             raise InputError(f"pool_factor must be at least 1, not {pool_factor}")
         self.model = model if isinstance(model, ColBERT) else ColBERT.shared(model)
-        self.store = MemoryStore() if store is None else store
+        self.store: Store = _store(store)
         self.pool_factor = pool_factor
         if self.store.fingerprint is not None:
             self.store.bind(self.model.fingerprint)
@@ -275,7 +278,8 @@ class ColBERTIndex:
             StoreError: If the store can't be used.
         """
         encoded = self._encode_queries(query, normalize_scores)
-        found = self.store.search(encoded, k, filter, ids=ids, search=search, candidates=candidates)
+        texts = [query] if isinstance(query, str) else list(query)
+        found = self.store.search(encoded, k, filter, ids=ids, search=search, candidates=candidates, texts=texts)
         return self._finished(query, encoded, found, normalize_scores, score_threshold)
 
     async def asearch(
@@ -292,7 +296,9 @@ class ColBERTIndex:
     ) -> list[Hit]:
         """Do what ``search`` does for one query without blocking the event loop; see there for the arguments."""
         encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
-        found = await self.store.asearch(encoded, k, filter, ids=ids, search=search, candidates=candidates)
+        found = await self.store.asearch(
+            encoded, k, filter, ids=ids, search=search, candidates=candidates, texts=[query]
+        )
         hits: list[Hit] = self._finished(query, encoded, found, normalize_scores, score_threshold)  # type: ignore[assignment]  # one query, one list
         return hits
 
@@ -467,6 +473,14 @@ class ColBERTIndex:
 
     def __repr__(self) -> str:
         return f"ColBERTIndex({self.model.settings.model!r}, {self.store!r})"
+
+
+def _store(given: Store | str | None) -> Store:
+    if given is None:
+        return MemoryStore()
+    if isinstance(given, Store):
+        return given
+    return open_store(given)
 
 
 # ------------------------------------------------------------------------------------------------------------ adding

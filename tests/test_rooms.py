@@ -49,7 +49,10 @@ ROOMS = {
     # It sees embeddings, never texts to encode.
     "index": {".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
     | {"filelock", "numpy", "safetensors", "torch"},
-    "colbert_index": {".embeddings", ".errors", ".index", ".model", ".settings", "tqdm"},
+    "qdrant": {".embeddings", ".errors", ".fingerprint", ".index"}
+    | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
+    "location": {".errors", ".qdrant"},
+    "colbert_index": {".embeddings", ".errors", ".index", ".location", ".model", ".settings", "tqdm"},
     "adapter": {".colbert_index", ".errors", ".model", ".settings", "pydantic", "typing_extensions"},
     "langchain": {".adapter", ".colbert_index", ".errors", ".index"}
     | {"langchain_core", "pydantic", "typing_extensions"},
@@ -58,7 +61,8 @@ ROOMS = {
 }
 # What type checkers may see beyond that; never imported when the package runs.
 TYPING = {
-    "__init__": {*CORE, ".colbert_index", ".index", ".model"},
+    "__init__": {*CORE, ".colbert_index", ".index", ".location", ".model"},
+    "location": {".index"},
     "langchain": {".model"},
     "llama_index": {".model"},
 }
@@ -180,7 +184,7 @@ def test_the_check_sees_a_circle() -> None:
 
 # ------------------------------------------------------------------------------------------------ what is loaded when
 
-HEAVY = ["torch", "transformers", "numpy", "pydantic", "langchain_core", "llama_index"]
+HEAVY = ["torch", "transformers", "numpy", "pydantic", "langchain_core", "llama_index", "qdrant_client"]
 
 
 def loaded_after(statement: str, *more: str) -> list[str]:
@@ -196,7 +200,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 def test_importing_the_core_loads_no_framework_and_touches_no_gpu() -> None:
     core = "from colbert_integrations import *\nimport torch\nassert not torch.cuda.is_initialized()"
-    assert set(loaded_after(core)).isdisjoint({"langchain_core", "llama_index", "pydantic"})
+    assert set(loaded_after(core)).isdisjoint({"langchain_core", "llama_index", "pydantic", "qdrant_client"})
 
 
 @pytest.mark.parametrize(("adapter", "other"), [("langchain", "llama_index"), ("llama_index", "langchain_core")])
