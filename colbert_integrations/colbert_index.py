@@ -66,7 +66,7 @@ class ColBERTIndex:
         if pool_factor < 1:
             raise InputError(f"pool_factor must be at least 1, not {pool_factor}")
         self.model = model if isinstance(model, ColBERT) else ColBERT.shared(model)
-        self.store: Store = _store(store)
+        self.store: Store = _opened(store)
         self.pool_factor = pool_factor
         if self.store.fingerprint is not None:
             self.store.bind(self.model.fingerprint)
@@ -475,7 +475,7 @@ class ColBERTIndex:
         return f"ColBERTIndex({self.model.settings.model!r}, {self.store!r})"
 
 
-def _store(given: Store | str | None) -> Store:
+def _opened(given: Store | str | None) -> Store:
     if given is None:
         return MemoryStore()
     if isinstance(given, Store):

@@ -74,8 +74,9 @@ def failure_of(error: Exception, asked: str) -> Failure | None:
     if isinstance(error, ResponseHandlingException):
         return _not_answered(asked, error.source)
     if isinstance(error, grpc.RpcError):
-        status = _STATUS_OF_CODE.get(error.code()) if isinstance(error, grpc.Call) else None
-        return _refused(asked, status, error.details() or "" if isinstance(error, grpc.Call) else str(error))
+        # Whether by the sync or the async client, an answer has a code; RpcError itself does not say so.
+        code, details = (getattr(error, name, str)() for name in ("code", "details"))
+        return _refused(asked, _STATUS_OF_CODE.get(code), str(details or error)[:_SHOWN])
     # The client's local mode, which does what a server does without saying a status.
     if isinstance(error, (ValueError, KeyError, RuntimeError, OSError)):
         return Failure(StoreServerError(f"{asked} failed: {error}"))
@@ -83,9 +84,9 @@ def failure_of(error: Exception, asked: str) -> Failure | None:
 
 
 def _refused(asked: str, status: int | None, said: str, wait: float = 0) -> Failure:
-    helps = _HELP.get(status or 0, "")
-    text = "; ".join(part for part in (said, helps) if part)
-    return Failure(StoreServerError(f"{asked}: status {status}: {text}", status), status in _AGAIN, wait)
+    refused = "refused" if status is None else f"refused with status {status}"
+    text = "; ".join(part for part in (said, _HELP.get(status or 0, "")) if part)
+    return Failure(StoreServerError(f"{asked} was {refused}: {text}", status), status in _AGAIN, wait)
 
 
 def _not_answered(asked: str, source: Exception) -> Failure:

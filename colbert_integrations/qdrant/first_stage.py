@@ -93,9 +93,7 @@ def first_stage_of(given: Literal["mean"] | TextVectors | None) -> FirstStage | 
         return MeanVectors()
     if not isinstance(given, str) and hasattr(given, "embed_documents") and hasattr(given, "embed_query"):
         return VectorsOfTexts(given)
-    raise InputError(
-        f"first_stage must be 'mean' or have embed_documents and embed_query, as LangChain's Embeddings do, not {given!r}"
-    )
+    raise InputError(f"first_stage must be 'mean' or have embed_documents and embed_query, which {given!r} has not")
 
 
 def _means(embeddings: TokenEmbeddings) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from qdrant_client import QdrantClient
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.index import Store
@@ -42,6 +43,17 @@ def on_server(**options: Any) -> Iterator[QdrantStore]:
 
 
 @contextmanager
+def by_grpc() -> Iterator[QdrantStore]:
+    """A store on a new collection of the shared server, by gRPC."""
+    name, server = f"test-{uuid.uuid4().hex}", qdrant_server()
+    client = QdrantClient(url=server.url, grpc_port=server.grpc_port, prefer_grpc=True, check_compatibility=False)
+    with QdrantStore(client, name, dtype="float32") as store:
+        yield store
+    client.close()
+    server.engine.delete_collection(name)
+
+
+@contextmanager
 def on_cluster() -> Iterator[QdrantStore]:
     """A store on a new collection of a real server or cluster, removed in the end."""
     name, key = f"test-{uuid.uuid4().hex}", os.environ.get("QDRANT_API_KEY")
@@ -68,6 +80,7 @@ STORES: dict[str, Callable[[], AbstractContextManager[Store]]] = {
     "qdrant-memory": lambda: QdrantStore(":memory:"),
     "qdrant-folder": in_folder,
     "qdrant-server": on_server,
+    "qdrant-grpc": by_grpc,
     "qdrant-cluster": on_cluster,
 }
 

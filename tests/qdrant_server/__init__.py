@@ -1,7 +1,8 @@
-"""A Qdrant server for tests and benchmarks: the real engine behind a loopback HTTP server of our own.
+"""A Qdrant server for tests and benchmarks: the real engine behind a loopback server of our own.
 
 Qdrant's server itself is no Python package. ``engine.py`` does what it is asked in the real engine, ``bodies.py``
-checks that it is asked as the API says, ``http.py`` listens. ``python -m qdrant_server PORT`` runs one alone.
+checks that it is asked as the API says, ``http.py`` listens, and ``rpc.py`` does it for gRPC. ``python -m
+qdrant_server`` runs one alone.
 """
 
 from __future__ import annotations

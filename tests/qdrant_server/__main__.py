@@ -8,6 +8,7 @@ from . import QdrantServer
 
 if __name__ == "__main__":
     server = QdrantServer(int(sys.argv[1]) if len(sys.argv) > 1 else 0, strict=False)
-    print(server.url, flush=True)
+    sys.stdout.write(f"{server.url}\n")
+    sys.stdout.flush()
     sys.stdin.read()
     server.close()

@@ -1,8 +1,8 @@
 """What Qdrant's REST API takes, as far as stores send it: each request body is checked against this.
 
 Taken from the OpenAPI description of Qdrant, ``docs/redoc/master/openapi.json`` at commit 74f3e85b94 of
-https://github.com/qdrant/qdrant (Apache License 2.0), written shorter here. Of each schema there are those fields that a
-store may send; a field that is not here is an error, as it is to the client's own models.
+https://github.com/qdrant/qdrant (Apache License 2.0), written shorter here. Of each schema there are those fields that
+a store may send; a field that is not here is an error, as it is to the client's own models.
 
 A type is a name of ``TYPES`` or of ``PLAIN``; ``[t]`` a list, ``{t}`` a mapping from names, ``a | b`` one of several,
 ``=x`` the value itself. A field with a question mark may be missing or null.
@@ -84,7 +84,7 @@ TYPES = {
         "filter?": "Filter",
         "limit?": "count",
     },
-    "SearchParams": {"exact?": "bool", "quantization?": "QuantizationSearchParams"},
+    "SearchParams": {"exact?": "bool", "indexed_only?": "bool", "quantization?": "QuantizationSearchParams"},
     "QuantizationSearchParams": {"ignore?": "bool", "rescore?": "bool", "oversampling?": "number"},
     "Filter": {"should?": "[Condition]", "must?": "[Condition]", "must_not?": "[Condition]"},
     "FieldCondition": {"key": "str", "match?": "MatchValue", "range?": "Range"},

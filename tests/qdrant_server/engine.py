@@ -115,6 +115,7 @@ class Engine:
                 },
                 "hnsw_config": {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000},
                 "optimizer_config": {"default_segment_number": 0, "flush_interval_sec": 5},
+                "wal_config": {"wal_capacity_mb": 32, "wal_segments_ahead": 0},
                 "metadata": config.get("metadata"),
             },
         }
@@ -188,14 +189,7 @@ class Engine:
     def query_batch(self, name: str, body: Json) -> Json:
         """POST /collections/{name}/points/query/batch."""
         shard = self._get(name).shard
-        return [
-            {
-                "points": [
-                    {**_record(point), "score": point.score, "version": point.version} for point in shard.query(one)
-                ]
-            }
-            for one in map(_query_request, body["searches"])
-        ]
+        return [{"points": [_scored(point) for point in shard.query(_query_request(one))]} for one in body["searches"]]
 
 
 _UPDATED = {"operation_id": 0, "status": "completed"}
@@ -280,9 +274,8 @@ def _condition(condition: Json) -> Any:
         return edge.FieldCondition(condition["key"], range=edge.RangeFloat(**condition["range"]))
     value = condition["match"]["value"]
     # The binding takes Python's True for the number 1, but numpy's for a boolean.
-    return edge.FieldCondition(
-        condition["key"], match=edge.MatchValue(np.bool_(value) if value in (True, False) else value)
-    )
+    match = edge.MatchValue(np.bool_(value) if isinstance(value, bool) else value)
+    return edge.FieldCondition(condition["key"], match=match)
 
 
 def _payload(body: Json) -> bool | list[str]:
@@ -298,6 +291,10 @@ def _vectors(body: Json) -> bool | list[str]:
 
 def _id(point_id: Any) -> int | str:
     return point_id if isinstance(point_id, int) else str(point_id)
+
+
+def _scored(point: Any) -> Json:
+    return {**_record(point), "score": point.score, "version": point.version}
 
 
 def _record(record: Any) -> Json:

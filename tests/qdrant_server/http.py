@@ -1,10 +1,11 @@
-"""A loopback HTTP server with the part of Qdrant's REST API that stores use, over the real engine.
+"""A loopback server with the part of Qdrant's REST API that stores use, over the real engine.
 
 It can be told to refuse, to be slow or to limit what it takes, and remembers what it was asked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from . import rpc
 from .bodies import problem
 from .engine import Engine, Refused
 
@@ -98,6 +100,14 @@ class QdrantServer:
         self._http.daemon_threads = True
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
+        self._grpc: tuple[Any, int] | None = None
+
+    @property
+    def grpc_port(self) -> int:
+        """Where it listens for gRPC too, from now on."""
+        if self._grpc is None:
+            self._grpc = rpc.serve(self.answer)
+        return self._grpc[1]
 
     @property
     def url(self) -> str:
@@ -111,6 +121,9 @@ class QdrantServer:
 
     def stop_listening(self) -> None:
         """Refuse connections from now on."""
+        if self._grpc is not None:
+            self._grpc[0].stop(None).wait()
+            self._grpc = None
         self._http.shutdown()
         self._http.server_close()
 
@@ -177,10 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in (("Content-Type", "application/json"), ("Content-Length", str(len(content))), *headers):
             self.send_header(name, value)
         self.end_headers()
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a client that has waited long enough
             self.wfile.write(content)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # a client that has waited long enough
 
     def log_message(self, *_: Any) -> None:
         pass
