@@ -147,6 +147,11 @@ class QdrantStore(Store):
         return self._connection.client
 
     @property
+    def collection(self) -> str:
+        """Name of the collection."""
+        return self._connection.collection
+
+    @property
     def dim(self) -> int | None:
         """Dimension of the vectors; None until the first ones come, or ``bind`` says whose they will be."""
         found = self._run(self._opened())

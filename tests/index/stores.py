@@ -43,11 +43,11 @@ def on_server(**options: Any) -> Iterator[QdrantStore]:
 
 
 @contextmanager
-def by_grpc() -> Iterator[QdrantStore]:
+def by_grpc(**options: Any) -> Iterator[QdrantStore]:
     """A store on a new collection of the shared server, by gRPC."""
     name, server = f"test-{uuid.uuid4().hex}", qdrant_server()
     client = QdrantClient(url=server.url, grpc_port=server.grpc_port, prefer_grpc=True, check_compatibility=False)
-    with QdrantStore(client, name, dtype="float32") as store:
+    with QdrantStore(client, name, **options) as store:
         yield store
     client.close()
     server.engine.delete_collection(name)
@@ -80,7 +80,7 @@ STORES: dict[str, Callable[[], AbstractContextManager[Store]]] = {
     "qdrant-memory": lambda: QdrantStore(":memory:"),
     "qdrant-folder": in_folder,
     "qdrant-server": on_server,
-    "qdrant-grpc": by_grpc,
+    "qdrant-grpc": lambda: by_grpc(dtype="float32"),
     "qdrant-cluster": on_cluster,
 }
 

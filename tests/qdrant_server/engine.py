@@ -79,7 +79,10 @@ class Engine:
                 raise Refused(409, f"Wrong input: Collection `{name}` already exists!")
             vectors = {vector: _vector_params(params) for vector, params in body["vectors"].items()}
             self._made += 1
-            shard = edge.EdgeShard.create(f"{self._folder.name}/{self._made}", edge.EdgeConfig(vectors=vectors))
+            # A threshold so low that optimize makes codes and graphs of a few points too.
+            optimizers = edge.EdgeOptimizersConfig(indexing_threshold=1)
+            config = edge.EdgeConfig(vectors=vectors, optimizers=optimizers)
+            shard = edge.EdgeShard.create(f"{self._folder.name}/{self._made}", config)
             self._collections[name] = Collection(shard, body)
             return True
 
