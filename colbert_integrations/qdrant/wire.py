@@ -12,9 +12,9 @@ import torch
 __all__ = ["Wire"]
 
 _TORCH = {"float16": torch.float16, "float32": torch.float32}
-# Longest text of a number with the comma after it, as in "-0.00012345," and "-1.234567891e-05,"; those far from 1,
+# Longest text of a number with the comma after it, as in "-1.23456e-05," and "-0.0001234567891,"; those far from 1,
 # which no unit vector has, may take more.
-_TEXT_BYTES = {"float16": 12, "float32": 18}
+_TEXT_BYTES = {"float16": 13, "float32": 18}
 _BINARY_BYTES, _ROW_BYTES = 4, 3
 _FLOAT16S = 2**16
 # A float32's exponents as frexp has them, and the first of them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -80,16 +81,20 @@ def test_any_documents_are_found_by_any_filter_as_in_memory(
             assert store.search(QUERIES, k, filter) == memory.search(QUERIES, k, filter), filter
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(OPERANDS | st.integers(-(2**70), 2**70), min_size=2, max_size=2))
-def test_numbers_lie_between_those_that_stand_for_them(pair: list[float]) -> None:
-    low, high = sorted(pair)
-    (below, above), (below_high, above_high) = around(low), around(high)
-    if not is_plain(low):
-        assert below <= low <= above or abs(low) > 1e308
-        assert is_plain(below) or abs(below) > 1e14
-    assert below <= below_high
-    assert above <= above_high
+@settings(max_examples=500, deadline=None)
+@given(OPERANDS | st.integers(-(2**70), 2**70), OPERANDS | st.integers(-(2**70), 2**70), st.booleans())
+def test_what_is_true_of_numbers_is_true_of_what_stands_for_them(kept: float, wanted: float, same: bool) -> None:
+    wanted = kept if same else wanted
+    stored = [kept] if is_plain(kept) else around(kept)
+    below, above = (wanted, wanted) if is_plain(wanted) else around(wanted)
+    for holds, compare, bound in [
+        (kept > wanted, operator.gt, below),
+        (kept >= wanted, operator.ge, below),
+        (kept < wanted, operator.lt, above),
+        (kept <= wanted, operator.le, above),
+        (kept == wanted, operator.eq, below),
+    ]:
+        assert not holds or any(compare(float(number), float(bound)) for number in stored)
 
 
 def test_only_numbers_are_replaced() -> None:
