@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
+from asyncio import sleep as asleep
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from time import sleep
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -144,7 +145,7 @@ class Connection:
                     call = getattr(self.client, request.method)
                     return call(collection_name=self.collection, **request.arguments)
             except Exception as error:
-                time.sleep(self._wait(error, request, pause))
+                sleep(self._wait(error, request, pause))
         raise AssertionError("the last try raises")
 
     async def _aanswer(self, request: Request) -> Any:
@@ -153,7 +154,7 @@ class Connection:
             try:
                 return await getattr(client, request.method)(collection_name=self.collection, **request.arguments)
             except Exception as error:
-                await asyncio.sleep(self._wait(error, request, pause))
+                await asleep(self._wait(error, request, pause))
         raise AssertionError("the last try raises")
 
     def _pauses(self) -> Iterator[float | None]:

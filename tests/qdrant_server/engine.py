@@ -40,13 +40,18 @@ class Collection:
 
 
 class Engine:
-    """All collections of a server."""
+    """All collections of a server.
+
+    Attributes:
+        keeps_metadata: Whether collections have metadata of their own, as since Qdrant 1.16.
+    """
 
     def __init__(self) -> None:
         self._collections: dict[str, Collection] = {}
         self._folder = tempfile.TemporaryDirectory()
         self._lock = threading.RLock()
         self._made = 0
+        self.keeps_metadata = True
 
     def close(self) -> None:
         """Free everything."""
@@ -119,7 +124,7 @@ class Engine:
                 "hnsw_config": {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000},
                 "optimizer_config": {"default_segment_number": 0, "flush_interval_sec": 5},
                 "wal_config": {"wal_capacity_mb": 32, "wal_segments_ahead": 0},
-                "metadata": config.get("metadata"),
+                "metadata": config.get("metadata") if self.keeps_metadata else None,
             },
         }
 
