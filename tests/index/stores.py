@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
 from typing import Any
 
 import pytest
@@ -19,33 +17,25 @@ from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.index import Store
 from colbert_integrations.qdrant import QdrantStore
 from colbert_integrations.scoring.reference import reference_maxsim
-from qdrant_server import QdrantServer
+from qdrant_server import shared_server
 
 DIM = 8
 CLUSTER = os.environ.get("COLBERT_TEST_QDRANT_URL")
-
-
-@cache
-def qdrant_server() -> QdrantServer:
-    """A server that all tests share which don't disturb it."""
-    server = QdrantServer()
-    atexit.register(server.close)
-    return server
 
 
 @contextmanager
 def on_server(**options: Any) -> Iterator[QdrantStore]:
     """A store on a new collection of the shared server, removed in the end."""
     name = f"test-{uuid.uuid4().hex}"
-    with QdrantStore(qdrant_server().url, name, **options) as store:
+    with QdrantStore(shared_server().url, name, **options) as store:
         yield store
-    qdrant_server().engine.delete_collection(name)
+    shared_server().engine.delete_collection(name)
 
 
 @contextmanager
 def by_grpc(**options: Any) -> Iterator[QdrantStore]:
     """A store on a new collection of the shared server, by gRPC."""
-    name, server = f"test-{uuid.uuid4().hex}", qdrant_server()
+    name, server = f"test-{uuid.uuid4().hex}", shared_server()
     client = QdrantClient(url=server.url, grpc_port=server.grpc_port, prefer_grpc=True, check_compatibility=False)
     with QdrantStore(client, name, **options) as store:
         yield store

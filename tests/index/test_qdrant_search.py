@@ -19,7 +19,8 @@ from colbert_integrations.errors import InputError
 from colbert_integrations.qdrant import QdrantStore
 from colbert_integrations.qdrant.numbers import around, is_plain, searchable
 from colbert_integrations.qdrant.wire import Wire
-from stores import DIM, brute_force, by_grpc, dyadic, fill, found, on_server, qdrant_server, units
+from qdrant_server import shared_server
+from stores import DIM, brute_force, by_grpc, dyadic, fill, found, on_server, units
 
 QUERIES = dyadic(99, 3, 1, 5)
 
@@ -155,9 +156,9 @@ def test_queries_are_sent_in_requests_of_so_many_bytes() -> None:
     queries = dyadic(5, *[4] * 30)
     with on_server(batch_bytes=3000) as made:
         fill(made, documents)
-        before = len(qdrant_server().asked)
+        before = len(shared_server().asked)
         assert found(made, queries, 4) == brute_force(documents, queries, 4)
-        sizes = [asked.size for asked in qdrant_server().asked[before:] if asked.call.endswith("/query/batch")]
+        sizes = [asked.size for asked in shared_server().asked[before:] if asked.call.endswith("/query/batch")]
         assert len(sizes) > 3
         assert max(sizes) <= 3000
 
@@ -196,13 +197,13 @@ def coded() -> Iterator[QdrantStore]:
     """A store whose collection has codes, and means for a first stage."""
     with on_server(dtype="float32", quantization="int8", first_stage="mean") as made:
         fill(made, MANY, [{"n": number} for number in range(len(MANY))])
-        qdrant_server().engine.optimize(made.collection)
+        shared_server().engine.optimize(made.collection)
         yield made
 
 
 def asked_params(calls: int) -> list[Mapping[str, Any]]:
     """Parameters of the last searches that the server got."""
-    bodies = [asked.body for asked in qdrant_server().asked if asked.call.endswith("/query/batch")]
+    bodies = [asked.body for asked in shared_server().asked if asked.call.endswith("/query/batch")]
     return [search.get("params") for body in bodies[-calls:] for search in body["searches"]]
 
 

@@ -18,8 +18,8 @@ from colbert_integrations import ColBERT, ColBERTIndex, TokenEmbeddings
 from colbert_integrations.errors import FingerprintError, InputError, StoreError, StoreServerError
 from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.qdrant import QdrantStore, connection
-from qdrant_server import Fault, QdrantServer
-from stores import DIM, brute_force, by_grpc, dyadic, fill, found, qdrant_server, units
+from qdrant_server import Fault, QdrantServer, shared_server
+from stores import DIM, brute_force, by_grpc, dyadic, fill, found, units
 
 QUERIES = dyadic(99, 3, 1, 5)
 HERE, THERE = Fingerprint("abc", "one", DIM, {"model": "one"}), Fingerprint("def", "two", DIM)
@@ -493,7 +493,7 @@ async def test_by_grpc_the_same_goes_wrong(pauses: list[float], status: int) -> 
     with by_grpc(retries=1) as store:
         fill(store, {"a": torch.ones(1, DIM)})
         fault = Fault(status, store.collection)
-        qdrant_server().faults.append(fault)
+        shared_server().faults.append(fault)
         try:
             for number in (1, 2):
                 with pytest.raises(StoreServerError, match=f"told to answer {status}") as caught:
@@ -501,7 +501,7 @@ async def test_by_grpc_the_same_goes_wrong(pauses: list[float], status: int) -> 
                 assert caught.value.status == status
                 assert len(pauses) == number * (status in (429, 503))
         finally:
-            qdrant_server().faults.remove(fault)
+            shared_server().faults.remove(fault)
         await store.aclose()
 
 

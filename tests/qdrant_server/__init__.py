@@ -7,6 +7,17 @@ qdrant_server`` runs one alone.
 
 from __future__ import annotations
 
+import atexit
+from functools import cache
+
 from .http import Asked, Fault, QdrantServer
 
-__all__ = ["Asked", "Fault", "QdrantServer"]
+__all__ = ["Asked", "Fault", "QdrantServer", "shared_server"]
+
+
+@cache
+def shared_server() -> QdrantServer:
+    """A server that all tests share which don't disturb it."""
+    server = QdrantServer()
+    atexit.register(server.close)
+    return server
