@@ -163,5 +163,6 @@ def document_of(payload: Mapping[str, Any] | None, embeddings: torch.Tensor | No
         raise StoreError(
             "the collection has points that this package did not store: they have no 'id' in their payload"
         )
-    metadata = json.loads(payload[EXACT]) if EXACT in payload else clone(payload.get(METADATA, {}))
+    exact = payload.get(EXACT)
+    metadata = clone(payload.get(METADATA, {})) if exact is None else json.loads(exact)
     return StoredDocument(payload["id"], payload.get("text"), metadata, embeddings)

@@ -122,7 +122,12 @@ class Engine:
                     "replication_factor": config.get("replication_factor") or 1,
                 },
                 "hnsw_config": {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000},
-                "optimizer_config": {"default_segment_number": 0, "flush_interval_sec": 5},
+                "optimizer_config": {
+                    "deleted_threshold": 0.2,
+                    "vacuum_min_vector_number": 1000,
+                    "default_segment_number": 0,
+                    "flush_interval_sec": 5,
+                },
                 "wal_config": {"wal_capacity_mb": 32, "wal_segments_ahead": 0},
                 "metadata": config.get("metadata") if self.keeps_metadata else None,
             },
