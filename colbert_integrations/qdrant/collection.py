@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel
 from qdrant_client import models
 
-from ..errors import InputError, StoreError
+from ..errors import InputError, StoreError, StoreServerError
 from ..fingerprint import Fingerprint
 from ..index.checks import check_count
-from .connection import Connection, Request, Steps
+from .connection import Connection, Steps, ask
 from .filters import field_path
 from .first_stage import FirstStage
 
@@ -121,62 +121,32 @@ class Collection:
 
 
 def opened(connection: Connection, form: Form) -> Steps[Collection | None]:
-    """Look at a collection, and make payload indexes that it lacks.
-
-    Args:
-        connection: Leads to it.
-        form: What it must be like.
-
-    Returns:
-        The collection; None if it is not there.
-
-    Yields:
-        Requests.
-
-    Raises:
-        StoreError: If it is there, but of another form.
-    """
-    if not (yield Request("collection_exists", {})):
+    """Look at a collection, None if it is not there; make payload indexes that it lacks, refuse another form."""
+    if not (yield from ask("collection_exists")):
         return None
-    info: models.CollectionInfo = yield Request("get_collection", {})
+    info: models.CollectionInfo = yield from ask("get_collection")
     found = _read(info, form, f"the collection {connection.collection!r} at {connection.place}")
     # Quotes are written in more than one way. Local mode has no indexes.
     there = {name.replace('"', "") for name in info.payload_schema or {}}
     for key, kind in () if connection.local else form.payload_indexes.items():
         path = field_path(key) or key
         if path.replace('"', "") not in there:
-            yield Request("create_payload_index", {"field_name": path, "field_schema": _KINDS[kind], "wait": True})
+            yield from ask("create_payload_index", field_name=path, field_schema=_KINDS[kind], wait=True)
     return found
 
 
 def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint | None = None) -> Steps[Collection]:
-    """Make a collection.
-
-    Args:
-        connection: Leads to where it will be.
-        form: What it is to be like.
-        dim: Dimension of its token vectors.
-        fingerprint: Of the model whose vectors it will hold. None: nobody has said yet.
-
-    Returns:
-        The collection; another one's that was quicker, if it is of this form too.
-
-    Yields:
-        Requests.
-
-    Raises:
-        StoreError: If it can't be made, or there is one of another form.
-    """
-    arguments: dict[str, Any] = {
-        "vectors_config": form.vectors(dim),
-        "shard_number": form.shard_number,
-        "replication_factor": form.replication_factor,
-        "metadata": _said(fingerprint),
-    }
+    """Make a collection; give another one's that was quicker, if it is of this form too."""
     refused: StoreError | None = None
     try:
-        yield Request("create_collection", arguments)
-    except StoreError as error:
+        yield from ask(
+            "create_collection",
+            vectors_config=form.vectors(dim),
+            shard_number=form.shard_number,
+            replication_factor=form.replication_factor,
+            metadata=_said(fingerprint),
+        )
+    except StoreServerError as error:
         refused = error
     found = yield from opened(connection, form)
     if found is None:
@@ -185,23 +155,8 @@ def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint 
 
 
 def bound(connection: Connection, form: Form, fingerprint: Fingerprint) -> Steps[Collection]:
-    """Write down whose vectors a collection that is there holds.
-
-    Args:
-        connection: Leads to it.
-        form: What it is like.
-        fingerprint: Of the model.
-
-    Returns:
-        The collection, with the fingerprint that it has now: another process may have been quicker.
-
-    Yields:
-        Requests.
-
-    Raises:
-        StoreError: If the server does not keep it.
-    """
-    yield Request("update_collection", {"metadata": _said(fingerprint)})
+    """Write down whose vectors a collection holds; give it with what it says then: another one may be quicker."""
+    yield from ask("update_collection", metadata=_said(fingerprint))
     found = yield from opened(connection, form)
     if found is None or found.fingerprint is None:
         raise StoreError(

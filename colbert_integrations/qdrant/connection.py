@@ -22,7 +22,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 from ..errors import StoreServerError
 from .failures import failure_of
 
-__all__ = ["Connection", "Request", "Steps"]
+__all__ = ["Connection", "Request", "Steps", "ask"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,19 @@ class Request(NamedTuple):
 
 Steps: TypeAlias = Generator[Request, Any, T]
 """Requests whose answers are sent back, and what comes of them."""
+
+
+def ask(method: str, **arguments: Any) -> Steps[Any]:
+    """Make one request.
+
+    Args:
+        method: Of Qdrant's client.
+        **arguments: Its arguments beside the collection.
+
+    Returns:
+        The answer.
+    """
+    return (yield Request(method, arguments))
 
 
 @dataclass
@@ -177,6 +190,7 @@ class Connection:
         if self.given is not None:
             return self.given
         loop = asyncio.get_running_loop()
-        if loop not in self._made:
-            self._made[loop] = AsyncQdrantClient(**{**self.client.init_options, "check_compatibility": False})
-        return self._made[loop]
+        with self._lock:
+            if loop not in self._made:
+                self._made[loop] = AsyncQdrantClient(**{**self.client.init_options, "check_compatibility": False})
+            return self._made[loop]

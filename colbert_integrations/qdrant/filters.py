@@ -78,7 +78,13 @@ def among(points: Sequence[str]) -> models.Condition:
 
 
 def field_path(key: str) -> str | None:
-    """A key of metadata as a path in the payload, None if such a path can't be written.
+    """Say where a key of metadata is in the payload.
+
+    Args:
+        key: The key, with dots between levels.
+
+    Returns:
+        The path as the server takes it; None if it can't be written.
 
     Example:
         >>> field_path("author.first name")

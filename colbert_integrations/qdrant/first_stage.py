@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
@@ -14,7 +14,7 @@ __all__ = ["FirstStage", "MeanVectors", "TextVectors", "VectorsOfTexts", "first_
 
 
 class TextVectors(Protocol):
-    """What makes one vector of a text; LangChain's ``Embeddings`` do."""
+    """What makes one vector of a text, as LangChain's ``Embeddings`` do."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Make a vector of each text."""
@@ -39,6 +39,23 @@ class MeanVectors:
     def of_queries(self, embeddings: TokenEmbeddings, texts: Sequence[str] | None) -> torch.Tensor:
         """A vector for each query, ``(queries, dim)``."""
         return _means(embeddings)
+
+
+class _OfLlamaIndex:
+    """A model of LlamaIndex, asked as one of LangChain is."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Make a vector of each text."""
+        vectors: list[list[float]] = self._model.get_text_embedding_batch(texts)
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """Make a vector of a query."""
+        vector: list[float] = self._model.get_query_embedding(text)
+        return vector
 
 
 class VectorsOfTexts:
@@ -75,11 +92,11 @@ class VectorsOfTexts:
 FirstStage: TypeAlias = MeanVectors | VectorsOfTexts
 
 
-def first_stage_of(given: Literal["mean"] | TextVectors | None) -> FirstStage | None:
+def first_stage_of(given: Any) -> FirstStage | None:
     """Read the argument of a store.
 
     Args:
-        given: ``"mean"``, what makes vectors of texts, or None.
+        given: ``"mean"``, an embedding model of LangChain or LlamaIndex, or None.
 
     Returns:
         The first stage; None: there is none.
@@ -91,9 +108,11 @@ def first_stage_of(given: Literal["mean"] | TextVectors | None) -> FirstStage | 
         return None
     if given == "mean":
         return MeanVectors()
-    if not isinstance(given, str) and hasattr(given, "embed_documents") and hasattr(given, "embed_query"):
+    if hasattr(given, "embed_documents") and hasattr(given, "embed_query"):
         return VectorsOfTexts(given)
-    raise InputError(f"first_stage must be 'mean' or have embed_documents and embed_query, which {given!r} has not")
+    if hasattr(given, "get_text_embedding_batch") and hasattr(given, "get_query_embedding"):
+        return VectorsOfTexts(_OfLlamaIndex(given))
+    raise InputError(f"first_stage must be 'mean' or an embedding model of LangChain or LlamaIndex, not {given!r}")
 
 
 def _means(embeddings: TokenEmbeddings) -> torch.Tensor:

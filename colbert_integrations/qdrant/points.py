@@ -14,6 +14,7 @@ from qdrant_client import models
 from ..errors import InputError, StoreError
 from ..index import StoredDocument
 from ..index.metadata import clone
+from .batches import batches
 from .filters import EXACT, METADATA
 from .numbers import searchable
 from .wire import Wire
@@ -117,6 +118,10 @@ class Prepared:
     size: int
     vectors: dict[str, torch.Tensor]
 
+    def request_bytes(self, wire: Wire) -> int:
+        """Bytes that it takes in a request, at most."""
+        return self.size + sum(map(wire.size_of, self.vectors.values())) + _AROUND_BYTES
+
     def point(self, wire: Wire) -> models.PointStruct:
         """Make the point that holds it."""
         vectors: dict[str, Any] = {name: wire.numbers(values) for name, values in self.vectors.items()}
@@ -134,16 +139,8 @@ def batched(documents: Iterable[Prepared], wire: Wire, most_bytes: int) -> Itera
     Yields:
         Some points, at least one.
     """
-    batch, size = list[models.PointStruct](), 0
-    for document in documents:
-        needed = document.size + sum(map(wire.size_of, document.vectors.values())) + _AROUND_BYTES
-        if batch and size + needed > most_bytes:
-            yield batch
-            batch, size = [], 0
-        batch.append(document.point(wire))
-        size += needed
-    if batch:
-        yield batch
+    for some in batches(documents, lambda document: document.request_bytes(wire), most_bytes):
+        yield [document.point(wire) for document in some]
 
 
 def document_of(payload: Mapping[str, Any] | None, embeddings: torch.Tensor | None = None) -> StoredDocument:

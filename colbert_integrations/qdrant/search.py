@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qdrant_client import models
 
 from ..index import Hit, Search
+from .batches import batches
 from .collection import FIRST_STAGE
-from .connection import Request, Steps
+from .connection import Steps, ask
 from .filters import Wanted
 from .points import document_of
 
@@ -72,9 +73,6 @@ class Searching:
 
         Returns:
             For each query at most ``k`` hits, score descending, then id ascending.
-
-        Yields:
-            Requests.
         """
         best: list[list[Hit]] = [[] for _ in queries]
         for scope in scopes:
@@ -108,23 +106,11 @@ class Searching:
         answers: dict[int, list[models.ScoredPoint]] = {}
         # The filter goes with each query, and with its first stage once more.
         more = 0 if filter is None else 2 * len(filter.model_dump_json(exclude_none=True))
-        for numbers in self._batches({number: queries[number].size + more for number in limits}):
+        for numbers in batches(limits, lambda number: queries[number].size + more, self.batch_bytes):
             requests = [self._request(queries[number], limits[number], filter) for number in numbers]
-            responses = yield Request("query_batch_points", {"requests": requests})
+            responses = yield from ask("query_batch_points", requests=requests)
             answers.update({number: reply.points for number, reply in zip(numbers, responses, strict=True)})
         return answers
-
-    def _batches(self, sizes: Mapping[int, int]) -> Iterator[list[int]]:
-        """Numbers of queries, as many at a time as a request holds."""
-        batch, taken = list[int](), 0
-        for number, size in sizes.items():
-            if batch and taken + size > self.batch_bytes:
-                yield batch
-                batch, taken = [], 0
-            batch.append(number)
-            taken += size
-        if batch:
-            yield batch
 
     def _request(self, query: Query, limit: int, filter: models.Filter | None) -> models.QueryRequest:
         prefetch = None

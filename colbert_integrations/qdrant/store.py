@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
@@ -19,10 +18,13 @@ from ..index import Filter, Hit, Search, Store, StoredDocument
 from ..index.checks import check_count, check_form, check_ids, check_k, check_queries, checked, checked_notes
 from ..index.layout import Layout
 from ..index.store import Metadata, check_same, check_search
+from .batches import batches
+from .clients import client_of
 from .collection import FIRST_STAGE, Collection, Form, IndexKind, bound, made, opened
-from .connection import Connection, Request, Steps
+from .connection import Connection, Steps, ask
 from .filters import EXACT, METADATA, Wanted, among, wanted
-from .first_stage import TextVectors, first_stage_of
+from .first_stage import first_stage_of
+from .pages import PAGE, Page
 from .points import Prepared, batched, document_of, metadata_payload, payload_of, point_id, size_of
 from .search import Query, Searching
 from .wire import Wire
@@ -36,9 +38,6 @@ _TOO_MANY_FLOATS = 2**20
 _BATCH_BYTES = 4 * 2**20
 # Points named in one request: 40 bytes each.
 _NAMED = 10_000
-# Points without vectors that one request reads.
-_PAGE = 1_000
-_HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
 
 
 class QdrantStore(Store):
@@ -66,7 +65,7 @@ class QdrantStore(Store):
         quantization: Keep codes too: ``"int8"``, ``"binary"``, or a quantization of ``qdrant_client.models``. They
             serve ``search="codes"`` only.
         first_stage: Keep one vector for each document too, which ``search="first_stage"`` looks for candidates by:
-            ``"mean"`` of its token vectors, or what makes vectors of texts, such as LangChain's ``Embeddings``.
+            ``"mean"`` of its token vectors, or an embedding model of LangChain or LlamaIndex, which gets the texts.
         search: What a search does unless it says otherwise. ``"exact"``: MaxSim with every document. ``"codes"``, with
             ``quantization``: a pass over the codes, then MaxSim with the candidates. ``"first_stage"``: candidates by
             one vector each, then MaxSim with them; what the first stage does not find is lost.
@@ -105,7 +104,7 @@ class QdrantStore(Store):
         shard_number: int | None = None,
         replication_factor: int | None = None,
         quantization: Literal["int8", "binary"] | models.QuantizationConfig | None = None,
-        first_stage: Literal["mean"] | TextVectors | None = None,
+        first_stage: Literal["mean"] | Any | None = None,
         search: Search = "exact",
         candidates: int | None = None,
         payload_indexes: Mapping[str, IndexKind] | None = None,
@@ -135,7 +134,7 @@ class QdrantStore(Store):
         self._batch_bytes = check_count("batch_bytes", batch_bytes) or _BATCH_BYTES
         self._collection: Collection | None = None
         self._closed = False
-        client, owned = _client(location, api_key, timeout, prefer_grpc)
+        client, owned = client_of(location, api_key, timeout, prefer_grpc)
         self._connection = Connection(client, collection, retries, async_client, owned)
         self._wire = Wire(dtype, text=not (self._connection.local or self._connection.binary))
 
@@ -252,7 +251,7 @@ class QdrantStore(Store):
         stored = 0
         for points in batched(documents, self._wire, self._batch_bytes):
             try:
-                yield Request("upsert", {"points": points, "wait": True})
+                yield from ask("upsert", points=points, wait=True)
             except StoreServerError as error:
                 raise StoreServerError(
                     f"{error}. {stored} of {len(documents)} documents are stored, the others are as they were: upsert "
@@ -269,17 +268,9 @@ class QdrantStore(Store):
         notes = {name: metadata_payload(name, note) for name, note in checked_notes(ids, metadatas).items()}
         if (yield from self._opened()) is None:
             return
-        batch, size = list[models.UpdateOperation](), 0
-        for name, payload in notes.items():
-            # By a filter, since a list of points that has an unknown one is an error.
-            setting = models.SetPayload(payload=payload, filter=models.Filter(must=[among([point_id(name)])]))
-            batch.append(models.SetPayloadOperation(set_payload=setting))
-            size += size_of(payload)
-            if size > self._batch_bytes:
-                yield Request("batch_update_points", {"update_operations": batch, "wait": True})
-                batch, size = [], 0
-        if batch:
-            yield Request("batch_update_points", {"update_operations": batch, "wait": True})
+        for some in batches(notes.items(), lambda note: size_of(note[1]), self._batch_bytes):
+            operations = [_set_payload(name, payload) for name, payload in some]
+            yield from ask("batch_update_points", update_operations=operations, wait=True)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove documents; see ``Store.delete``."""
@@ -291,7 +282,7 @@ class QdrantStore(Store):
             return
         for start in range(0, len(points), _NAMED):
             selected = models.PointIdsList(points=list[Any](points[start : start + _NAMED]))
-            yield Request("delete", {"points_selector": selected, "wait": True})
+            yield from ask("delete", points_selector=selected, wait=True)
 
     # ------------------------------------------------------------------------------------------------------ reading
 
@@ -304,14 +295,12 @@ class QdrantStore(Store):
         if (yield from self._opened()) is None:
             return []
         records: dict[str, models.Record] = {}
-        page, wanted_points = _Page(embeddings), list(points.values())
+        page, wanted_points = Page(self._form.vector if embeddings else None), list(points.values())
         while wanted_points:
             some, wanted_points = wanted_points[: page.size], wanted_points[page.size :]
-            found = yield Request(
-                "retrieve", {"ids": some, "with_payload": True, "with_vectors": self._vectors(embeddings)}
-            )
+            found = yield from ask("retrieve", ids=some, with_payload=True, with_vectors=self._vectors(embeddings))
             records.update({str(record.id): record for record in found})
-            page.saw(self._form.vector, found)
+            page.saw(found)
         return [self._document(records[points[name]]) for name in ids if points[name] in records]
 
     def count(self) -> int:
@@ -321,7 +310,7 @@ class QdrantStore(Store):
     def _count(self) -> Steps[int]:
         if (yield from self._opened()) is None:
             return 0
-        counted: models.CountResult = yield Request("count", {"exact": True})
+        counted: models.CountResult = yield from ask("count", exact=True)
         return counted.count
 
     def ids(self, filter: Filter | None = None) -> list[str]:
@@ -339,10 +328,11 @@ class QdrantStore(Store):
         names = list[str]()
         fields = True if whole else ["id", METADATA, EXACT]
         for scope in scopes:
-            more: dict[str, Any] = {"scroll_filter": which.filter(*scope), "with_payload": fields, "limit": _PAGE}
-            offset: Any = None
+            filter, offset = which.filter(*scope), None
             while True:
-                records, offset = yield Request("scroll", {**more, "offset": offset})
+                records, offset = yield from ask(
+                    "scroll", scroll_filter=filter, with_payload=fields, limit=PAGE, offset=offset
+                )
                 documents = [document_of(record.payload) for record in records]
                 names += [document.id for document in documents if which.test(document)]
                 if offset is None:
@@ -362,11 +352,12 @@ class QdrantStore(Store):
         """
         if self._run(self._opened()) is None:
             return
-        page, offset = _Page(True), None
+        page, offset = Page(self._form.vector), None
         while True:
-            options = {"with_payload": True, "with_vectors": self._vectors(True), "limit": page.size, "offset": offset}
-            records, offset = self._run(_one(Request("scroll", options)))
-            page.saw(self._form.vector, records)
+            records, offset = self._run(
+                ask("scroll", with_payload=True, with_vectors=self._vectors(True), limit=page.size, offset=offset)
+            )
+            page.saw(records)
             yield from map(self._document, records)
             if offset is None:
                 return
@@ -448,7 +439,7 @@ class QdrantStore(Store):
             raise InputError("search='codes' needs codes: make the collection with quantization='int8'")
         scopes = _scopes(named)
         if not which.told_all:
-            scopes = _scopes((yield from self._names(which, scopes, whole=True)))
+            scopes = _scopes((yield from self._names(which, scopes, whole=callable(filter))))
             which = Wanted()
         plain = queries.to("cpu", torch.float32)
         asked = [place for place, length in enumerate(plain.lengths) if length]
@@ -503,8 +494,9 @@ class QdrantStore(Store):
         if callable(filter):
             return await super().asearch(queries, k, filter, ids=ids, search=search, candidates=candidates, texts=texts)
         mode = self._check_search(search or self.search_default)
-        # Another model may be asked here, which takes its time.
-        firsts = await self._worker.run(self._first_vectors, mode, queries, texts)
+        firsts = None
+        if mode == "first_stage":  # another model may be asked, which takes its time
+            firsts = await self._worker.run(self._first_vectors, mode, queries, texts)
         return await self._arun(self._search(queries, k, filter, ids, mode, candidates, firsts))
 
     async def aclose(self) -> None:
@@ -557,31 +549,10 @@ class QdrantStore(Store):
         return f"QdrantStore({self._connection.place!r}, {self._connection.collection!r}, {self._form.dtype}{closed})"
 
 
-class _Page:
-    """How many documents to read at once: with vectors, about as many as make up some megabytes.
-
-    Args:
-        vectors: Whether vectors are read.
-    """
-
-    _FIRST, _MOST, _FLOATS = 16, 256, 2**20
-
-    def __init__(self, vectors: bool) -> None:
-        self._vectors = vectors
-        self.size = self._FIRST if vectors else _PAGE
-
-    def saw(self, vector: str, records: Sequence[models.Record]) -> None:
-        """Learn from a page how large documents are."""
-        if not self._vectors or not records:
-            return
-        matrices = [record.vector.get(vector) for record in records if isinstance(record.vector, dict)]
-        floats = sum(len(matrix) * len(matrix[0]) for matrix in matrices if matrix)  # type: ignore[arg-type,index,misc]  # rows
-        self.size = max(1, min(self._MOST, self._FLOATS * len(records) // max(1, floats)))
-
-
-def _one(request: Request) -> Steps[Any]:
-    """A single request."""
-    return (yield request)
+def _set_payload(name: str, payload: dict[str, Any]) -> models.UpdateOperation:
+    # By a filter, since a list of points that has an unknown one is an error.
+    setting = models.SetPayload(payload=payload, filter=models.Filter(must=[among([point_id(name)])]))
+    return models.SetPayloadOperation(set_payload=setting)
 
 
 def _scopes(names: Sequence[str] | None) -> list[list[models.Condition]]:
@@ -590,29 +561,3 @@ def _scopes(names: Sequence[str] | None) -> list[list[models.Condition]]:
         return [[]]
     points = [point_id(name) for name in dict.fromkeys(names)]
     return [[among(points[start : start + _NAMED])] for start in range(0, len(points), _NAMED)]
-
-
-def _client(
-    location: str | os.PathLike[str] | QdrantClient, api_key: str | None, timeout: float | None, prefer_grpc: bool
-) -> tuple[QdrantClient, bool]:
-    """The client to use, and whether it is ours to close."""
-    if isinstance(location, QdrantClient):
-        if api_key is not None or timeout is not None or prefer_grpc:
-            raise InputError("a client has its api_key, timeout and prefer_grpc already: make it with them")
-        return location, False
-    text = os.fspath(location)
-    if _HOST_AND_PORT.fullmatch(text):
-        raise InputError(
-            f"location must be a URL such as 'http://{text}', ':memory:', a folder or a client, not {text!r}"
-        )
-    try:
-        if text == ":memory:":
-            return QdrantClient(":memory:"), True
-        if "://" not in text:
-            return QdrantClient(path=text, force_disable_check_same_thread=True), True
-        # Its check of versions would ask the server before the first call, and only warn.
-        seconds: Any = 60 if timeout is None else timeout
-        options = {"api_key": api_key, "timeout": seconds, "prefer_grpc": prefer_grpc, "check_compatibility": False}
-        return QdrantClient(url=text, **options), True
-    except (ValueError, RuntimeError, OSError) as error:
-        raise StoreError(f"{text.rpartition('@')[2]!r} can't be opened: {error}") from error

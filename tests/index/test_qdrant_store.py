@@ -57,12 +57,12 @@ def documents() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"location": "localhost:6333"}, "such as 'http://localhost:6333'"),
+        ({"location": "localhost:6333"}, "write 'http://localhost:6333'"),
         ({"collection": ""}, "collection must be a name"),
         ({"dtype": "int8"}, "dtype must be"),
         ({"quantization": "int4"}, "'int8', 'binary', or a quantization of qdrant_client.models, not 'int4'"),
-        ({"first_stage": "max"}, "first_stage must be 'mean' or have embed_documents"),
-        ({"first_stage": object()}, "first_stage must be 'mean' or have embed_documents"),
+        ({"first_stage": "max"}, "first_stage must be 'mean' or an embedding model"),
+        ({"first_stage": object()}, "first_stage must be 'mean' or an embedding model"),
         ({"search": "pooled"}, "has no search='pooled'"),
         ({"search": "first_stage"}, "needs a first stage"),
         ({"candidates": 0}, "candidates must be"),
@@ -426,7 +426,7 @@ def test_pages_adapt_to_the_documents(server: QdrantServer, monkeypatch: pytest.
         assert all(torch.equal(document.embeddings.float(), many[document.id]) for document in kept)  # type: ignore[union-attr]
         read = [asked.body["ids"] for asked in server.asked if asked.call == "POST /collections/colbert/points"]
         assert list(map(len, read)) == [16, 84]
-        monkeypatch.setattr("colbert_integrations.qdrant.store._Page._FLOATS", 4 * 3 * DIM)
+        monkeypatch.setattr("colbert_integrations.qdrant.pages._FLOATS", 4 * 3 * DIM)
         assert sorted(document.id for document in store.iter_documents()) == list(many)
         limits = [asked.body["limit"] for asked in server.asked if asked.call.endswith("/scroll")][2:]
         assert len(limits) > 20
