@@ -99,10 +99,12 @@ def measure(
     same = [names[place] == [name for name, _ in expected[place]] for place in range(len(found))]
     pairs = zip(found, expected, strict=True)
     apart = [abs(a - b) for ours, theirs in pairs for (_, a), (_, b) in zip(ours, theirs, strict=True)]
+    quality = cranfield.quality(dict(zip(collection.queries, found, strict=True)), collection)
+    del quality["R@100"]  # ten are found
     where = "in memory" if isinstance(store, MemoryStore) else "on Qdrant"
     return {
         "case": f"{case.framework}, {case.dtype}, {where}",
-        **cranfield.quality(dict(zip(collection.queries, found, strict=True)), collection),
+        **quality,
         "same top 10": f"{sum(same)} of {len(same)}",
         "largest score difference": f"{max(apart):.1e}" if any(apart) else "0",
         "milliseconds per query": median_ms(seconds),
