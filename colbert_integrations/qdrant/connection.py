@@ -92,13 +92,10 @@ class Connection:
     def place(self) -> str:
         """Where it leads, for people; no secrets."""
         options = self.client.init_options
-        named = (options.get(name) for name in ("path", "url", "location", "host"))
+        if self.local:
+            return str(options.get("path") or ":memory:")
+        named = (options.get(name) for name in ("url", "location", "host"))
         return next((str(name).rpartition("@")[2] for name in named if name), "localhost")
-
-    @property
-    def has_async(self) -> bool:
-        """Whether ``arun`` can be used: local mode has nothing to wait for."""
-        return self.given is not None or not self.local
 
     def run(self, steps: Steps[T]) -> T:
         """Send requests one after another.
@@ -125,7 +122,7 @@ class Connection:
             return result
 
     async def arun(self, steps: Steps[T]) -> T:
-        """Do what ``run`` does with an async client; see there."""
+        """Do what ``run`` does with an async client; see there. Not for local mode, which never waits."""
         answer, failure = None, None
         try:
             while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from dataclasses import dataclass
 
 import grpc
@@ -78,7 +79,7 @@ def failure_of(error: Exception, asked: str) -> Failure | None:
         code, details = (getattr(error, name, str)() for name in ("code", "details"))
         return _refused(asked, _STATUS_OF_CODE.get(code), str(details or error)[:_SHOWN])
     # The client's local mode, which does what a server does without saying a status.
-    if isinstance(error, (ValueError, KeyError, RuntimeError, OSError)):
+    if isinstance(error, (ValueError, KeyError, RuntimeError, OSError, sqlite3.Error)):
         return Failure(StoreServerError(f"{asked} failed: {error}"))
     return None
 

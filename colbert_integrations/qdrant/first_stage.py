@@ -67,10 +67,13 @@ class VectorsOfTexts:
 
     def __init__(self, model: TextVectors) -> None:
         self.model = model
+        self._dim: int | None = None
 
     def dim(self, token_dim: int) -> int:
         """Dimension of its vectors, as one of them has it."""
-        return len(self.model.embed_query("dimension"))
+        if self._dim is None:
+            self._dim = len(self.model.embed_query("dimension"))
+        return self._dim
 
     def of_documents(
         self, embeddings: TokenEmbeddings, texts: Sequence[str | None], names: Sequence[str]

@@ -20,7 +20,8 @@ __all__ = ["Query", "Searching"]
 _GROWTH = 4
 # At least so many times as many documents are scored exactly as are asked for, after a pass over codes.
 _OVERSAMPLING = 2
-_NUMBER_BYTES = 20
+# What a query has beside its vectors and its filter.
+_AROUND_BYTES = 300
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,12 @@ class Query:
     Attributes:
         tokens: Its token vectors, at least one.
         first: Its vector for the first stage, if there is one.
+        size: Bytes that these take in a request, at most.
     """
 
     tokens: list[list[float]]
-    first: list[float] | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes that it takes in a request, at most."""
-        return _NUMBER_BYTES * (sum(map(len, self.tokens)) + len(self.first or ()))
+    first: list[float] | None
+    size: int
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class Searching:
         answers: dict[int, list[models.ScoredPoint]] = {}
         # The filter goes with each query, and with its first stage once more.
         more = 0 if filter is None else 2 * len(filter.model_dump_json(exclude_none=True))
-        for numbers in batches(limits, lambda number: queries[number].size + more, self.batch_bytes):
+        for numbers in batches(limits, lambda number: queries[number].size + more + _AROUND_BYTES, self.batch_bytes):
             requests = [self._request(queries[number], limits[number], filter) for number in numbers]
             responses = yield from ask("query_batch_points", requests=requests)
             answers.update({number: reply.points for number, reply in zip(numbers, responses, strict=True)})

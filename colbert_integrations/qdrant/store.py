@@ -136,6 +136,8 @@ class QdrantStore(Store):
         self._closed = False
         client, owned = client_of(location, api_key, timeout, prefer_grpc)
         self._connection = Connection(client, collection, retries, async_client, owned)
+        if async_client is not None and self._connection.local:
+            raise InputError("an async client does not see what is kept in this process: leave async_client out")
         self._wire = Wire(dtype, text=not (self._connection.local or self._connection.binary))
 
     # --------------------------------------------------------------------------------------------------- properties
@@ -443,12 +445,17 @@ class QdrantStore(Store):
             which = Wanted()
         plain = queries.to("cpu", torch.float32)
         asked = [place for place, length in enumerate(plain.lengths) if length]
-        ready = [Query(plain[place].tolist(), None if firsts is None else firsts[place].tolist()) for place in asked]
+        ready = [self._query(plain[place], None if firsts is None else firsts[place]) for place in asked]
         searching = Searching(self._form.vector, k, mode, max(k, most), self._batch_bytes, self._connection.local)
         hits = dict(zip(asked, (yield from searching.hits(ready, which, scopes)), strict=True))
         # To a query without vectors all documents are alike, and a server would not take it.
         alike = [] if len(asked) == len(plain) else (yield from self._alike(which, scopes, k))
         return [hits[place] if place in hits else list(alike) for place in range(len(plain))]
+
+    def _query(self, tokens: torch.Tensor, first: torch.Tensor | None) -> Query:
+        wire = replace(self._wire, dtype="float32")
+        size = wire.size_of(tokens) + (0 if first is None else wire.size_of(first))
+        return Query(wire.numbers(tokens), None if first is None else wire.numbers(first), size)
 
     def _alike(self, which: Wanted, scopes: Sequence[Sequence[models.Condition]], k: int) -> Steps[list[Hit]]:
         names = sorted((yield from self._names(which, scopes, whole=False)))[:k]
@@ -522,9 +529,9 @@ class QdrantStore(Store):
 
     async def _arun(self, steps: Steps[T]) -> T:
         self._check_open()
-        if self._connection.has_async:
-            return await self._connection.arun(steps)
-        return await self._worker.run(self._connection.run, steps)
+        if self._connection.local:
+            return await self._worker.run(self._connection.run, steps)
+        return await self._connection.arun(steps)
 
     def _opened(self, *, unnamed: bool = False) -> Steps[Collection | None]:
         """The collection, looked at once; None while it is not there. ``unnamed``: again, while it has no model."""

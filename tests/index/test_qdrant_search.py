@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from llama_index.core import MockEmbedding
 from qdrant_client import models
 
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings
@@ -295,6 +296,20 @@ async def test_the_first_stage_of_an_async_search(coded: QdrantStore) -> None:
     with on_server(first_stage=Lengths(), search="first_stage") as made:
         fill(made, {"a": dyadic(1, 3)[0]})
         assert (await made.asearch(QUERIES[:1], texts=["a"]))[0][0].id == "a"
+
+
+def test_a_model_of_llama_index_makes_vectors_too() -> None:
+    class Model(MockEmbedding):
+        def _get_text_embedding(self, text: str) -> list[float]:
+            return Lengths().embed_query(text)
+
+        _get_query_embedding = _get_text_embedding
+
+    vectors = dyadic(1, *[3] * 20)
+    with on_server(first_stage=Model(embed_dim=2), search="first_stage", candidates=3) as made:
+        made.upsert([f"d{number}" for number in range(20)], vectors, ["x" * number for number in range(20)])
+        near = {f"d{number}": vectors[number] for number in (9, 10, 11)}
+        assert found(made, QUERIES[:1], 3, texts=["y" * 10]) == brute_force(near, QUERIES[:1], 3)
 
 
 def test_an_index_tells_the_store_what_its_queries_say(tiny: ColBERT) -> None:

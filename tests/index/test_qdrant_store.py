@@ -19,6 +19,7 @@ from colbert_integrations.errors import FingerprintError, InputError, StoreError
 from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.qdrant import QdrantStore, connection
 from qdrant_server import Fault, QdrantServer, shared_server
+from qdrant_server.bodies import problem
 from stores import DIM, brute_force, by_grpc, dyadic, fill, found, units
 
 QUERIES = dyadic(99, 3, 1, 5)
@@ -84,6 +85,8 @@ def test_a_client_brings_its_own_settings() -> None:
     client = QdrantClient(":memory:")
     with pytest.raises(InputError, match="a client has its api_key"):
         QdrantStore(client, api_key="secret")
+    with pytest.raises(InputError, match="leave async_client out"):
+        QdrantStore(client, async_client=AsyncQdrantClient(":memory:"))
     client.close()
 
 
@@ -377,6 +380,19 @@ def test_metadata_as_deep_as_is_taken_comes_back(server: QdrantServer) -> None:
         assert store.get(["a"])[0].metadata == deep
 
 
+@pytest.mark.parametrize("local", [True, False], ids=["local", "server"])
+def test_nothing_is_left_of_metadata_that_is_replaced(server: QdrantServer, local: bool) -> None:
+    one = {"a": torch.ones(1, DIM)}
+    notes: list[dict[str, Any]] = [{"w": 0.1 + 0.2, "x": 1}, {"w": 1}, {"w": 2**70}, {}]
+    with QdrantStore(":memory:" if local else server.url) as store:
+        for note in notes:
+            fill(store, one, [note])
+            assert store.get(["a"])[0].metadata == note
+        for note in notes:
+            store.set_metadata(["a"], [note])
+            assert store.get(["a"])[0].metadata == note
+
+
 def test_an_upsert_that_fails_in_the_middle_says_what_is_stored(
     server: QdrantServer, documents: dict[str, torch.Tensor]
 ) -> None:
@@ -668,3 +684,32 @@ async def test_an_async_client_that_was_given_is_used(server: QdrantServer, docu
     await store.aclose()
     assert (await given.count("colbert")).count == 7  # it stays open
     await given.close()
+
+
+# ----------------------------------------------------------------------------------------------- the tests' own server
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "said"),
+    [
+        ({"limit": 0}, "ScrollRequest", "ScrollRequest.limit: no count: 0"),
+        ({"limits": 1}, "ScrollRequest", "has no limits"),
+        ({"exact": 1}, "CountRequest", "no bool"),
+        ({}, "PointRequest", "PointRequest lacks ids"),
+        ({"ids": ["x"]}, "PointRequest", "no id: 'x'"),
+        ({"ids": [-1]}, "PointRequest", "no id: -1"),
+        ({"points": [{"id": 1, "vector": {"a": [[1.0], ["x"]]}}]}, "PointsList", "no multivector"),
+        ({"points": [{"id": 1, "vector": {"a": []}, "payload": []}]}, "PointsList", "PointStruct.payload"),
+        ({"filter": {"must": [{"key": "a", "range": {"gte": "x"}}]}}, "CountRequest", "Range.gte: no number: 'x'"),
+        ({"filter": {"must": [{"key": "a", "match": {"value": 1.5}}]}}, "CountRequest", "no int: 1.5"),
+        ({"filter": {"any": []}}, "CountRequest", "Filter has no any"),
+        ({"vectors": {"a": {"size": 1, "distance": "dot"}}}, "CreateCollection", "'dot' is not Dot"),
+    ],
+)
+def test_the_tests_server_takes_only_what_the_api_has(body: Any, kind: str, said: str) -> None:
+    assert said in str(problem(body, kind))
+
+
+def test_it_takes_what_the_api_has() -> None:
+    conditions = [{"has_id": []}, {"is_null": {"key": "a"}}, {"should": [{"key": "a", "match": {"value": True}}]}]
+    assert problem({"filter": {"must": conditions, "must_not": None}, "limit": 3}, "ScrollRequest") is None
