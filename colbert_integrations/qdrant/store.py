@@ -519,6 +519,9 @@ class QdrantStore(Store):
         self._connection.close()
         super().close()
 
+    def __enter__(self) -> QdrantStore:
+        return self
+
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("the store is closed")
