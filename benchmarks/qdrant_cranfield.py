@@ -26,7 +26,7 @@ from colbert_integrations.llama_index import ColBERTRetriever as LlamaIndexRetri
 from colbert_integrations.qdrant import QdrantStore
 
 RESULTS = records.HERE / "results" / "qdrant_cranfield.csv"
-COLUMNS = ["case", "nDCG@10", "RR@10", "same top 10", "largest score difference", "milliseconds per query"]
+COLUMNS = ["case", "nDCG@10", "RR@10", "same top 10", "largest score difference"]
 DEPTH = 10
 
 Dtype = Literal["float16", "float32"]
