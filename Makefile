@@ -70,6 +70,7 @@ bench-index-peers: $(VENV)/.core  ## The index beside LanceDB and PyLate, each i
 
 bench-qdrant: $(VENV)/.dev  ## Qdrant's engine: Cranfield through both retrievers, and loading 20,000 passages
 	@$(BIN)/python benchmarks/qdrant_cranfield.py
+	@$(BIN)/python benchmarks/qdrant_first_stage.py
 	@$(BIN)/python benchmarks/qdrant_load.py
 
 bench-speed: $(VENV)/.core $(VENV)/.kernel  ## MaxSim, encoding and reranking beside other libraries

@@ -41,6 +41,7 @@ TABLES = {
     "index_scale.py": "docs/retrieval.md",
     "index_peers.py": "docs/retrieval.md",
     "qdrant_cranfield.py": "docs/qdrant.md",
+    "qdrant_first_stage.py": "docs/qdrant.md",
     "qdrant_load.py": "docs/qdrant.md",
     "maxsim_peers.py": "docs/performance.md",
     "encoding_peers.py": "docs/performance.md",

@@ -16,6 +16,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import cranfield  # noqa: E402
 import qdrant_cranfield  # noqa: E402
 import qdrant_engine  # noqa: E402
+import qdrant_first_stage  # noqa: E402
 import qdrant_load  # noqa: E402
 import synthetic  # noqa: E402
 
@@ -54,6 +55,18 @@ def test_a_server_that_finds_something_else_would_show() -> None:
         expected = [[("a", 1.25), ("b", 0.5)]]
         row, _ = qdrant_cranfield.measure(None, None, case, collection, expected)  # type: ignore[arg-type]
     assert (row["same top 10"], row["largest score difference"]) == ("0 of 1", "2.5e-01")
+
+
+def test_first_stages_are_measured_against_exact_search(tmp_path: Path) -> None:
+    everything = cranfield.load()
+    documents = {name: everything.documents[name][:200] for name in list(everything.documents)[:30]}
+    collection = cranfield.Collection(documents, {"1": everything.queries["1"]}, everything.judgements)
+    qdrant_first_stage.run(tmp_path / "rows.csv", collection, [10, 30])
+    measured = {row["case"]: float(row["recall@10"]) for row in rows(tmp_path / "rows.csv")}
+    assert list(measured) == ["exact", *(f"{n}, {c} candidates" for n in ("mean", "dense model") for c in (10, 30))]
+    assert measured["mean, 30 candidates"] == measured["dense model, 30 candidates"] == 1.0
+    assert measured["mean, 10 candidates"] < 1.0
+    assert qdrant_first_stage.table(tmp_path / "rows.csv").startswith("| case | nDCG@10 |")
 
 
 def test_loading_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
