@@ -1,7 +1,7 @@
 """What a first stage on Qdrant loses, on Cranfield: by mean vectors, and by those of a dense model.
 
-The dense model is the bundled one as it was trained, one vector a text. Queries are encoded beforehand. ``--print`` shows
-the newest results instead.
+The dense model is the bundled one as it was trained, one vector a text. Queries are encoded beforehand. ``--print``
+shows the newest results instead.
 """
 
 from __future__ import annotations
