@@ -12,8 +12,8 @@ import torch
 __all__ = ["Wire"]
 
 _TORCH = {"float16": torch.float16, "float32": torch.float32}
-# Longest text of a number with the comma after it, as in "-1.23456e-05," and "-0.0001234567891,"; those far from 1,
-# which no unit vector has, may take more.
+# Longest text of a number with the comma after it, as in "-1.23456e-05," and "-0.0001234567891,"; one nearer to 0 than
+# 1e-12 may take a few more.
 _TEXT_BYTES = {"float16": 13, "float32": 18}
 _BINARY_BYTES, _ROW_BYTES = 4, 3
 _FLOAT16S = 2**16
