@@ -38,7 +38,7 @@ demo: $(VENV)/.demo  ## Rerank real text in LangChain and LlamaIndex, offline
 	@$(BIN)/python examples/demo.py
 
 docs: $(VENV)/.docs  ## Build the documentation site, warnings as errors, into site/
-	@$(BIN)/sphinx-build --quiet --fail-on-warning -c docs . site
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning -c docs . site
 	@echo "Open site/index.html"
 
 docs-serve: docs  ## Build it, and serve it on port 8000

@@ -57,7 +57,7 @@ def pages(site):
 
 def test_make_docs_builds_the_same():
     recipe = re.search(r"^docs:.*?\n(.*?)\n\n", (ROOT / "Makefile").read_text(), re.DOTALL | re.MULTILINE)[1]
-    assert "sphinx-build --quiet --fail-on-warning -c docs . site" in recipe
+    assert "python -m sphinx --quiet --fail-on-warning -c docs . site" in recipe
 
 
 def test_nothing_is_loaded_from_another_host(site, pages):
