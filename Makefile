@@ -89,9 +89,10 @@ bench-concurrent: $(VENV)/.core $(VENV)/.kernel  ## Many rerank requests at once
 	@$(INSTALL) -e '.[benchmark]'
 	@$(BIN)/python benchmarks/rerank_peers.py --concurrent
 
-bench-gpu: $(VENV)/.core  ## MaxSim on one GPU; needs one
+bench-gpu: $(VENV)/.core  ## MaxSim and encoding on one GPU; needs one
 	@$(INSTALL) -e '.[benchmark]'
 	@$(BIN)/python benchmarks/gpu_maxsim.py
+	@$(BIN)/python benchmarks/gpu_encoding.py
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) kernel/build .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -19,6 +19,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import encoding_peers  # noqa: E402
+import gpu_encoding  # noqa: E402
 import gpu_maxsim  # noqa: E402
 import maxsim_peers  # noqa: E402
 import maxsim_worker  # noqa: E402
@@ -341,3 +342,20 @@ def test_a_kernel_that_counts_in_32_bits_gets_no_more_than_that(monkeypatch):
     corpus, asked = gpu_maxsim.Corpus.make(3, torch.float16, "cpu"), gpu_maxsim.queries(1, "cpu")
     (row,) = gpu_maxsim.measure([("late-interaction-kernels", scorer())], asked, [corpus], 1e9, 1)
     assert row["problem"] == "ValueError: counts in 32 bits: not run above 2 documents"
+
+
+@pytest.mark.parametrize("name", ["minilm", "modernbert"])
+def test_gpu_encoding_rows_say_what_was_measured(name):
+    small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96}
+    rows = gpu_encoding.run([name], tokens=400, rounds=2, device="cpu", **small)
+    full, packed, *_ = rows
+    assert [row["case"] for row in rows] == [
+        f"{engine}: {name}, {batch}" for batch in ("full batch", "one query") for engine in ("padded", "packed")
+    ]
+    assert 300 < full["tokens"] <= 400
+    assert float(full["least cosine"]) > 0.99
+    assert float(packed["least cosine"]) > 0.99
+    assert set(gpu_encoding.SHOWN) < full.keys()
+    # Of one layer: four square matrices for attention, two (BERT) or three (ModernBERT) for what follows.
+    weights = 64 * 64 * 4 + 64 * 96 * (2 if name == "minilm" else 3)
+    assert full["TFLOP/s"] == pytest.approx(2 * weights * full["tokens"] / full["median ms"] / 1e9, rel=0.2, abs=0.01)
