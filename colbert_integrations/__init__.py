@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .checkpoint import ColBERTSpec
     from .colbert_index import ColBERTIndex
+    from .corpus import CorpusReport, index_corpus
     from .embeddings import TokenEmbeddings
     from .errors import ColBERTError, TruncationWarning
     from .explain import Explanation
@@ -26,12 +27,14 @@ __all__ = [
     "ColBERTError",
     "ColBERTIndex",
     "ColBERTSpec",
+    "CorpusReport",
     "Explanation",
     "Hit",
     "MemoryStore",
     "RankedDocument",
     "TokenEmbeddings",
     "TruncationWarning",
+    "index_corpus",
     "maxsim",
 ]
 
@@ -40,12 +43,14 @@ _ROOMS = {
     "ColBERTError": ".errors",
     "ColBERTIndex": ".colbert_index",
     "ColBERTSpec": ".checkpoint",
+    "CorpusReport": ".corpus",
     "Explanation": ".explain",
     "Hit": ".index",
     "MemoryStore": ".index",
     "RankedDocument": ".model",
     "TokenEmbeddings": ".embeddings",
     "TruncationWarning": ".errors",
+    "index_corpus": ".corpus",
     "maxsim": ".scoring",
 }
 

@@ -49,7 +49,9 @@ ROOMS = {
     # It sees embeddings, never texts to encode.
     "index": {".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
     | {"filelock", "numpy", "safetensors", "torch"},
-    "colbert_index": {".embeddings", ".errors", ".index", ".model", ".settings", "tqdm"},
+    "loading": {".embeddings", ".errors", ".index", ".model", "tqdm"},
+    "colbert_index": {".embeddings", ".errors", ".index", ".loading", ".model", ".settings"},
+    "corpus": {".colbert_index", ".errors", ".index", ".loading", ".model"},
     "adapter": {".colbert_index", ".errors", ".model", ".settings", "pydantic", "typing_extensions"},
     "langchain": {".adapter", ".colbert_index", ".errors", ".index"}
     | {"langchain_core", "pydantic", "typing_extensions"},
@@ -58,7 +60,7 @@ ROOMS = {
 }
 # What type checkers may see beyond that; never imported when the package runs.
 TYPING = {
-    "__init__": {*CORE, ".colbert_index", ".index", ".model"},
+    "__init__": {*CORE, ".colbert_index", ".corpus", ".index", ".model"},
     "langchain": {".model"},
     "llama_index": {".model"},
 }
