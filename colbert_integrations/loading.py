@@ -63,19 +63,31 @@ class _Piece(NamedTuple):
     encoded: TokenEmbeddings
 
 
-class _Window(NamedTuple):
-    """A window that is ready to be written.
+class _Checked(NamedTuple):
+    """Documents of a window.
 
     Attributes:
-        size: How many documents were given.
-        documents: Those that are valid, in order.
-        moved: Those of them of which only the metadata is new.
-        pieces: Those of them that were encoded.
-        failures: Why others can't be stored.
+        size: How many were given.
+        documents: Those that can be stored as far as one can tell, in order.
+        failures: Why the others can't.
     """
 
     size: int
     documents: list[_Document]
+    failures: dict[str, Exception]
+
+
+class _Window(NamedTuple):
+    """A window that is ready to be written.
+
+    Attributes:
+        checked: Its documents.
+        moved: Those of them of which only the metadata is new.
+        pieces: Those of them that were encoded.
+        failures: Why some could not be.
+    """
+
+    checked: _Checked
     moved: list[_Document]
     pieces: list[_Piece]
     failures: dict[str, Exception]
@@ -107,8 +119,8 @@ class Loader:
             FingerprintError: If the store holds vectors of another model.
             StoreError: If the store can't be used; windows before are stored.
         """
-        for prepared in self._prepared(rows, window):
-            yield self._write(prepared)
+        for checked in self._checked(rows, window):
+            yield self._write(self._prepare(checked))
 
     def load_ahead(self, rows: Iterable[Row], window: int) -> Iterator[Loaded]:
         """Load documents as ``load`` does, the next window encoded while one is written by another thread.
@@ -125,31 +137,34 @@ class Loader:
             StoreError: If the store can't be used; windows before are stored.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="colbert-load") as executor:
-            writing = None
-            for prepared in self._prepared(rows, window):
+            writing, written = None, set[str]()
+            for checked in self._checked(rows, window):
+                ids = {document.id for document in checked.documents}
+                if writing is not None and ids & written:
+                    writing.result()  # what is there of them is known only then
+                prepared = self._prepare(checked)
                 if writing is not None:
                     yield writing.result()
-                writing = executor.submit(self._write, prepared)
+                writing, written = executor.submit(self._write, prepared), ids
             if writing is not None:
                 yield writing.result()
 
-    def _prepared(self, rows: Iterable[Row], window: int) -> Iterator[_Window]:
+    def _checked(self, rows: Iterable[Row], window: int) -> Iterator[_Checked]:
         self._store.bind(self._model.fingerprint)
         first = 0
         for given in _windows(rows, window):
-            yield self._prepare(given, first)
+            yield _check(given, first)
             first += len(given)
 
-    def _prepare(self, rows: list[Row], first: int) -> _Window:
-        """Check the documents of a window, and encode those that are new."""
-        documents, failures = _valid(rows, first)
-        wanted = list({document.id: document for document in documents}.values())
+    def _prepare(self, checked: _Checked) -> _Window:
+        """Encode what is new of a window."""
+        wanted = list({document.id: document for document in checked.documents}.values())
         there = {document.id: document for document in self._store.get([document.id for document in wanted])}
         same = [document for document in wanted if _text_of(there, document) == document.text]
         moved = [document for document in same if there[document.id].metadata != document.metadata]
         known = {document.id for document in same}
         pieces, refused = self._encode([document for document in wanted if document.id not in known])
-        return _Window(len(rows), documents, moved, pieces, failures | refused)
+        return _Window(checked, moved, pieces, refused)
 
     def _encode(self, documents: list[_Document]) -> tuple[list[_Piece], dict[str, Exception]]:
         if not documents:
@@ -176,12 +191,12 @@ class Loader:
         if window.moved:
             ids = [document.id for document in window.moved]
             self._store.set_metadata(ids, [document.metadata for document in window.moved])
-        failures = dict(window.failures)
+        checked, failures = window.checked, window.checked.failures | window.failures
         for piece in window.pieces:
             failures |= self._upsert(piece)
-        ids = [document.id for document in window.documents if document.id not in failures]
+        ids = [document.id for document in checked.documents if document.id not in failures]
         encoded = sum(document.id not in failures for piece in window.pieces for document in piece.documents)
-        return Loaded(window.size, ids, encoded, failures)
+        return Loaded(checked.size, ids, encoded, failures)
 
     def _upsert(self, piece: _Piece) -> dict[str, Exception]:
         documents, encoded = piece
@@ -216,15 +231,15 @@ def _windows(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
         yield window
 
 
-def _valid(rows: list[Row], first: int) -> tuple[list[_Document], dict[str, Exception]]:
-    """The documents that can be stored as far as one can tell, and why the others can't."""
+def _check(rows: list[Row], first: int) -> _Checked:
+    """Tell documents that can be stored from others; ``first`` is the number of the first of them."""
     documents, failures = list[_Document](), dict[str, Exception]()
     for number, row in enumerate(rows, first):
         try:
             documents.append(_document(row, number))
         except InputError as error:
             failures[row.id if isinstance(row.id, str) and row.id else f"number {number}"] = error
-    return documents, failures
+    return _Checked(len(rows), documents, failures)
 
 
 def _document(row: Row, number: int) -> _Document:
