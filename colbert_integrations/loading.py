@@ -191,12 +191,13 @@ class Loader:
         if window.moved:
             ids = [document.id for document in window.moved]
             self._store.set_metadata(ids, [document.metadata for document in window.moved])
-        checked, failures = window.checked, window.checked.failures | window.failures
+        refused = dict(window.failures)
         for piece in window.pieces:
-            failures |= self._upsert(piece)
-        ids = [document.id for document in checked.documents if document.id not in failures]
-        encoded = sum(document.id not in failures for piece in window.pieces for document in piece.documents)
-        return Loaded(checked.size, ids, encoded, failures)
+            refused |= self._upsert(piece)
+        checked = window.checked
+        ids = [document.id for document in checked.documents if document.id not in refused]
+        encoded = sum(document.id not in refused for piece in window.pieces for document in piece.documents)
+        return Loaded(checked.size, ids, encoded, checked.failures | refused)
 
     def _upsert(self, piece: _Piece) -> dict[str, Exception]:
         documents, encoded = piece
