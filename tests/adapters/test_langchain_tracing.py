@@ -92,8 +92,8 @@ async def test_run_tree(retriever: ContextualCompressionRetriever, stanford: dic
     assert run.outputs["documents"] == root.outputs["documents"]
     assert len(run.outputs["documents"]) == 3
     assert run.end_time >= run.start_time
-    assert run.extra["metadata"]["model"] == stanford["model"]
-    assert run.extra["metadata"]["top_n"] == 3
+    assert run.extra["metadata"]["colbert.model"] == stanford["model"]
+    assert run.extra["metadata"]["colbert.top_n"] == 3
     assert not run.child_runs
     assert run.error is None
 
