@@ -1,9 +1,10 @@
 """What it costs to be observable: a rank of 20 short documents by this code and by that of an earlier commit, in turn.
 
 The package of the earlier commit runs in a process of its own, twice, so that the second shows how far two equal ones
-differ on this machine. This code runs with nobody observing and logs off, within ``observed()``, and with logs at level
-DEBUG that are formatted and thrown away. ``none`` for a forward pass leaves tokenising, batching and MaxSim: the
-difference there is the cost itself, in microseconds. ``--print`` shows the newest results instead.
+differ on this machine: by where their memory lies, say, so all processes are started anew a few times. This code runs
+with nobody observing and logs off, within ``observed()``, and with logs at level DEBUG that are formatted and thrown
+away. ``none`` for a forward pass leaves tokenising, batching and MaxSim: the difference there is the cost itself, in
+microseconds. ``--print`` shows the newest results instead.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from pathlib import Path
 
 import records
 import running
-import speed_texts
 from tqdm import tqdm
 
 RESULTS = records.HERE / "results" / "observing_cost.csv"
@@ -51,11 +51,13 @@ def checkout(commit: str, folder: Path) -> Path:
 
 def texts() -> tuple[str, list[str]]:
     """A query, and the beginnings of abstracts."""
+    import speed_texts  # here: it imports transformers, which printing needs not
+
     return speed_texts.queries()[0], [" ".join(text.split()[:WORDS]) for text in speed_texts.abstracts()[:DOCUMENTS]]
 
 
-def measure(packages: dict[str, Path], forward: str, rounds: int, calls: int) -> list[records.Row]:
-    """Measure all ways in turn.
+def measure(packages: dict[str, Path], forward: str, rounds: int, calls: int) -> dict[str, list[float]]:
+    """Measure all ways in turn, in fresh processes.
 
     Args:
         packages: The folder that each process takes the package from.
@@ -64,7 +66,7 @@ def measure(packages: dict[str, Path], forward: str, rounds: int, calls: int) ->
         calls: Ranks of a turn.
 
     Returns:
-        A row for each way.
+        For each way the seconds of a rank in each round, the median of its turn.
     """
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as name:
@@ -88,7 +90,7 @@ def measure(packages: dict[str, Path], forward: str, rounds: int, calls: int) ->
         finally:
             for peer in peers.values():
                 peer.stop()
-    return [_row(way, forward, seconds, calls) for way in WAYS]
+    return seconds
 
 
 def _row(way: str, forward: str, seconds: dict[str, list[float]], calls: int) -> records.Row:
@@ -110,7 +112,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--print", action="store_true", help="print the newest results as a Markdown table")
     parser.add_argument("--before", default=BEFORE, help="the commit to compare with")
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--starts", type=int, default=6, help="how often all processes are started")
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each way after a start")
     parser.add_argument("--quick", action="store_true", help="one round of a few calls")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the CSV")
     options = parser.parse_args()
@@ -120,8 +123,10 @@ def main() -> None:
             before = checkout(options.before, Path(name))
             packages = {"before": before, "before again": before, "after": records.HERE.parent}
             for forward, calls in {"model": 5, "none": 50}.items():
-                rounds, calls = (1, 2) if options.quick else (options.rounds, calls)
-                rows = measure(packages, forward, rounds, calls)
+                starts, rounds, calls = (1, 1, 2) if options.quick else (options.starts, options.rounds, calls)
+                found = [measure(packages, forward, rounds, calls) for _ in range(starts)]
+                seconds = {way: [second for part in found for second in part[way]] for way in WAYS}
+                rows = [_row(way, forward, seconds, calls) for way in WAYS]
                 first = {"date": about["date"], "commit": about["commit"], "before commit": options.before}
                 records.append(options.results, [{**first, **row, **about, "threads": 1} for row in rows])
     print(records.markdown(records.newest(options.results, "case"), SHOWN))

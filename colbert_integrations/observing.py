@@ -18,9 +18,9 @@ __all__ = ["CallStats", "Observation", "logged", "observed", "record", "timed"]
 class CallStats:
     """Figures of one call, or the sums of several.
 
-    Seconds are those that the call saw pass, so they contain its waiting: for a batch that others share, for a lock,
-    for a busy device. What overlaps counts twice (a corpus is tokenised while its beginning is encoded), and what is
-    neither of the parts (sorting, converting, merging vectors) counts nowhere.
+    Seconds are wall time as the call saw it, waiting included: for its turn, for a batch that others share, for a busy
+    device. What overlaps counts twice (a corpus is tokenised while its beginning is encoded), and what is none of the
+    parts (sorting, converting, merging vectors) counts nowhere.
 
     Attributes:
         load_s: Seconds until the weights were there, whoever loaded them; 0 if they were. Importing torch is not in it.
@@ -108,9 +108,8 @@ _CURRENT: ContextVar[Observation | None] = ContextVar("_CURRENT", default=None)
 def observed() -> Iterator[Observation]:
     """Collect the figures of the calls in the body, sync and async.
 
-    Calls in other tasks and threads count if these were started in the body with its context, as asyncio does it and
-    ``asyncio.to_thread``; a plain thread starts with none. Requests of others that share batches with these are not
-    counted.
+    Tasks and threads that are started in the body count if they get its context, as by asyncio and
+    ``asyncio.to_thread``; a bare thread gets none. Requests of others never count, also where they share a batch.
 
     Yields:
         Where the figures are: ``stats`` is a ``CallStats``, in the body and afterwards.

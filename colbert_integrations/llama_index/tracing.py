@@ -34,7 +34,7 @@ def figures_on_span(about: Callable[[], Mapping[str, Any]]) -> Iterator[dict[str
         with observed() as observation:
             yield figures
     finally:
-        figures.update(about(), **observation.stats.as_metadata())
+        figures.update({**about(), **observation.stats.as_metadata()})
         span_id = active_span_id.get()
         if span_id is not None:
             _tag(span_id, figures)

@@ -314,13 +314,15 @@ class AsyncCollector(AsyncBaseTracer):
         self.seen: list[Metadata] = []
 
     async def _persist_run(self, run: Run) -> None:
-        self.seen.append(dict(run.extra["metadata"]))
+        self.seen.append(dict(run.metadata))
 
 
 async def test_an_async_tracer_gets_the_figures(stanford: dict[str, Any], documents: list[Document], wanted: Metadata):
-    collector = AsyncCollector()
-    await ColBERTReranker(**stanford).acompress_documents(documents, QUERY, [collector])
-    assert [figures(metadata) for metadata in collector.seen] == [wanted]
+    collector, reranker = AsyncCollector(), ColBERTReranker(**stanford)
+    await reranker.acompress_documents(documents, QUERY, [collector])
+    # This run begins without metadata.
+    await invoke(reranker.as_runnable(), {"query": QUERY, "documents": documents}, "async", collector)
+    assert [figures(metadata) for metadata in collector.seen] == [wanted] * 2
 
 
 async def test_the_stream_of_events_carries_the_figures(retriever: ContextualCompressionRetriever, wanted: Metadata):
