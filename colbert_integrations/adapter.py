@@ -97,8 +97,8 @@ class ModelFields(BaseModel):
         return self._colbert
 
     def about(self) -> dict[str, str]:
-        """What traces say of the model: its name, and once it is there, device and data type."""
-        # Asking for these before would import torch.
+        """What traces say of the model: its name, and once it was loaded, device and data type."""
+        # Without one nothing was loaded, and making it would import torch.
         return {"colbert.model": self.model} if self._colbert is None else self._colbert.about()
 
     def close(self) -> None:

@@ -437,9 +437,11 @@ class ColBERT:
         return self._fingerprint
 
     def about(self) -> dict[str, str]:
-        """Name, device and data type, as logs and traces carry them."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return {"colbert.model": self.settings.model, "colbert.device": str(self.device), "colbert.dtype": dtype}
+        """What logs and traces say of it: its name, and once it was loaded, device and data type."""
+        about = {"colbert.model": self.settings.model}
+        if self._spec is not None:  # before, these may be impossible, and saying so is up to the call that loads
+            about |= {"colbert.device": str(self.device), "colbert.dtype": str(self.dtype).removeprefix("torch.")}
+        return about
 
     def cache_info(self) -> CacheInfo:
         """What the cache of documents has done since the model was made or closed, and what it holds."""

@@ -296,6 +296,23 @@ async def test_a_run_that_fails_carries_what_was_done(
     assert observing._CURRENT.get() is None
 
 
+async def test_an_impossible_setting_is_an_error_of_each_run(
+    stanford: dict[str, Any], documents: list[Document], how: str
+):
+    base = Listed(documents=documents)
+    reranker = ColBERTReranker(**{**stanford, "dtype": "float16"})
+    retriever = ContextualCompressionRetriever(base_compressor=reranker, base_retriever=base)
+    for _ in range(2):
+        collector = RunCollectorCallbackHandler()
+        with pytest.raises(ColBERTError, match="float16"):
+            await retrieve(retriever, how, callbacks=[collector])
+        run = collector.traced_runs[0].child_runs[1]
+        assert "unusably slow" in run.error
+        assert "During handling" not in run.error  # of it nothing else went wrong
+        about = {"colbert.model": stanford["model"], "colbert.top_n": 3}
+        assert figures(run.metadata) == expected(about)
+
+
 async def test_an_empty_call_knows_its_model_and_loads_nothing(missing: dict[str, Any], how: str):
     collector, reranker = RunCollectorCallbackHandler(), ColBERTReranker(**missing, top_n=2)
     if how == "sync":
