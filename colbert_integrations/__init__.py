@@ -6,6 +6,7 @@ framework is imported, and no GPU is touched.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
     from .explain import Explanation
     from .index import Hit, MemoryStore
     from .model import ColBERT, RankedDocument
+    from .observing import CallStats, observed
     from .scoring import maxsim
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CallStats",
     "ColBERT",
     "ColBERTError",
     "ColBERTIndex",
@@ -36,9 +39,14 @@ __all__ = [
     "TruncationWarning",
     "index_corpus",
     "maxsim",
+    "observed",
 ]
 
+# What the package logs goes where the program says, and nowhere as long as it says nothing.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
 _ROOMS = {
+    "CallStats": ".observing",
     "ColBERT": ".model",
     "ColBERTError": ".errors",
     "ColBERTIndex": ".colbert_index",
@@ -52,6 +60,7 @@ _ROOMS = {
     "TruncationWarning": ".errors",
     "index_corpus": ".corpus",
     "maxsim": ".scoring",
+    "observed": ".observing",
 }
 
 

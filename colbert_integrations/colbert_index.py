@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
@@ -13,12 +14,15 @@ from .errors import AddError, InputError, StoreError
 from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument
 from .loading import Loader, Row, progress_bar
 from .model import ColBERT, RankedDocument
+from .observing import logged, timed
 from .settings import DEFAULT_MODEL
 
 __all__ = ["ColBERTIndex"]
 
 # Texts that are in memory at once while adding: enough to find neighbours of like length to encode together.
 _WINDOW = 512
+
+_log = logging.getLogger(__name__)
 
 
 class ColBERTIndex:
@@ -207,8 +211,10 @@ class ColBERTIndex:
             InputError: If an argument can't be used.
             StoreError: If the store can't be used.
         """
-        encoded = self._encode_queries(query, normalize_scores)
-        found = self.store.search(encoded, k, filter, ids=ids, search=search, candidates=candidates)
+        with logged(_log, "search", self.model.about):
+            encoded = self._encode_queries(query, normalize_scores)
+            with timed("score_s"):
+                found = self.store.search(encoded, k, filter, ids=ids, search=search, candidates=candidates)
         return self._finished(query, encoded, found, normalize_scores, score_threshold)
 
     async def asearch(
@@ -224,8 +230,10 @@ class ColBERTIndex:
         score_threshold: float | None = None,
     ) -> list[Hit]:
         """Do what ``search`` does for one query without blocking the event loop; see there for the arguments."""
-        encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
-        found = await self.store.asearch(encoded, k, filter, ids=ids, search=search, candidates=candidates)
+        with logged(_log, "search", self.model.about):
+            encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
+            with timed("score_s"):
+                found = await self.store.asearch(encoded, k, filter, ids=ids, search=search, candidates=candidates)
         hits: list[Hit] = self._finished(query, encoded, found, normalize_scores, score_threshold)  # type: ignore[assignment]  # one query, one list
         return hits
 
