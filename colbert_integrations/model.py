@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
@@ -25,6 +27,7 @@ from .encoder.merging import cancellable
 from .errors import InputError, NonFiniteError
 from .explain import Explanation, explain_pair
 from .fingerprint import Fingerprint
+from .observing import logged, record, timed
 from .pooling import pool_tokens
 from .scoring import maxsim
 from .settings import DEFAULT_MODEL, Settings
@@ -54,6 +57,8 @@ _OF_THIS_MACHINE = frozenset(
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +258,9 @@ class ColBERT:
         return encoded if pool_factor == 1 else pool_tokens(encoded, pool_factor)
 
     def _encode(self, texts: list[str], side: Side, show_progress: bool | None) -> TokenEmbeddings:
-        encoder = self._ready()
-        return _pooled(encoder.encode(texts, side, show_progress=show_progress), side, encoder.spec)
+        with logged(_log, "encode", self.about):
+            encoder = self._ready()
+            return _pooled(encoder.encode(texts, side, show_progress=show_progress), side, encoder.spec)
 
     # --------------------------------------------------------------------------------------------------- ranking
 
@@ -300,10 +306,11 @@ class ColBERT:
         if isinstance(documents, str):
             raise InputError("documents must be a list of strings, not one string")
         texts = _texts(documents, "documents")
-        self._check_rank(query, texts, top_n, normalize_scores)
-        if not texts:
-            return []
-        scores = self._scores(query, texts, known or {}, normalize_scores, show_progress)
+        with logged(_log, "rank", self.about):
+            self._check_rank(query, texts, top_n, normalize_scores)
+            if not texts:
+                return []
+            scores = self._scores(query, texts, known or {}, normalize_scores, show_progress)
         order = sorted(range(len(texts)), key=lambda index: -scores[index])
         kept = [index for index in order if score_threshold is None or scores[index] >= score_threshold]
         return [RankedDocument(index, scores[index]) for index in kept[:top_n]]
@@ -366,13 +373,17 @@ class ColBERT:
         # Equal texts must get equal scores, or the order of ties would hang on how they were batched.
         unique = list(dict.fromkeys(texts))
         cache = self._cache  # before the encoder: close replaces them in the other order
-        known = {**known, **cache.find(text for text in unique if text not in known)}
+        cached = cache.find(text for text in unique if text not in known)
+        known = {**known, **cached}
         missing = [text for text in unique if text not in known]
+        given = len(unique) - len(missing) - len(cached)
+        record(documents_ranked=len(texts), documents_cached=len(cached), documents_known=given)
         encoder = self._ready()
         encoded = encoder.encode(missing, "document", query=query, show_progress=show_progress)
         query_embeddings = _pooled(encoded[:1], "query", encoder.spec)
         fresh = _pooled(encoded[1:], "document", encoder.spec)
-        sums = maxsim(query_embeddings, _joined(unique, known, fresh))[0].tolist()
+        with timed("score_s"):
+            sums = maxsim(query_embeddings, _joined(unique, known, fresh))[0].tolist()
         scores = dict(zip(unique, sums, strict=True))
         _check_finite(texts, scores)
         cache.keep(missing, fresh)
@@ -425,6 +436,13 @@ class ColBERT:
             self._fingerprint = Fingerprint(digest, self.settings.model, spec.dim, kept)
         return self._fingerprint
 
+    def about(self) -> dict[str, str]:
+        """What logs and traces say of it: its name, and once it was loaded, device and data type."""
+        about = {"colbert.model": self.settings.model}
+        if self._spec is not None:  # before, these may be impossible, and saying so is up to the call that loads
+            about |= {"colbert.device": str(self.device), "colbert.dtype": str(self.dtype).removeprefix("torch.")}
+        return about
+
     def cache_info(self) -> CacheInfo:
         """What the cache of documents has done since the model was made or closed, and what it holds."""
         return self._cache.info()
@@ -462,11 +480,20 @@ class ColBERT:
         encoder = self._encoder
         if encoder is not None:
             return encoder
-        with self._lock:
-            if self._encoder is None:
-                self._encoder = self._load()
-                self._spec = self._encoder.spec
-            return self._encoder
+        start = perf_counter()
+        with timed("load_s"), self._lock:
+            if self._encoder is not None:
+                return self._encoder
+            encoder = self._encoder = self._load()
+            self._spec = encoder.spec
+        self._log_load(encoder.spec.layout, perf_counter() - start)
+        return encoder
+
+    def _log_load(self, layout: str, seconds: float) -> None:
+        about = self.about()
+        extra = {"colbert.call": "load", "colbert.total_s": seconds, "colbert.layout": layout, **about}
+        named = (about["colbert.model"], seconds, layout, about["colbert.device"], about["colbert.dtype"])
+        _log.info("loaded %s in %.6g s: layout=%s device=%s dtype=%s", *named, extra=extra)
 
     def _load(self) -> Encoder:
         settings, device, dtype = self.settings, self.device, self.dtype

@@ -126,9 +126,8 @@ def _show_fields(
     shown = ["*"]
     for field, info in documented.model_fields.items():
         if field in annotations:
-            shown.append(
-                f"{field}: {annotations[field]} = {object_description(info.get_default(call_default_factory=True))}"
-            )
+            default = object_description(info.get_default(call_default_factory=True))
+            shown.append(f"{field}: {annotations[field]} = {default}")
     return f"({', '.join(shown)})", None
 
 

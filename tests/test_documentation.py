@@ -24,8 +24,8 @@ def name(page: Path) -> str:
 
 # ------------------------------------------------------------------------------------------------------------ snippets
 
-# A block of Python, and what it prints where a block of text follows.
-_BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```\n(?:\n\1```text\n(.*?)^\1```)?", re.DOTALL | re.MULTILINE)
+# A block of Python, and what it prints where a block of output follows.
+_BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```\n(?:\n\1```output\n(.*?)^\1```)?", re.DOTALL | re.MULTILINE)
 SNIPPETS = [
     pytest.param(page, textwrap.dedent(code), textwrap.dedent(printed), id=f"{name(page)}-{number}")
     for page, text in TEXTS.items()
@@ -60,9 +60,10 @@ def assert_same(printed: str, expected: str) -> None:
     assert shown == pytest.approx(wanted, abs=0.02)
 
 
-def test_each_python_block_is_found():
-    fences = sum(len(re.findall(r"^ *```python", text, re.MULTILINE)) for text in TEXTS.values())
-    assert fences == len(SNIPPETS) > 40
+def test_each_block_is_found():
+    fences = [info for text in TEXTS.values() for info in re.findall(r"^ *```(\w+)$", text, re.MULTILINE)]
+    assert fences.count("python") == len(SNIPPETS) > 40
+    assert fences.count("output") == sum(bool(snippet.values[2]) for snippet in SNIPPETS) > 5
 
 
 def commands(page: Path) -> str:
@@ -128,6 +129,7 @@ TABLES = {
     "encoding_peers.py": "docs/performance.md",
     "rerank_peers.py": "docs/performance.md",
     "rerank_peers.py --concurrent": "docs/performance.md",
+    "observing_cost.py": "docs/observability.md",
 }
 
 

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from ..adapter import ModelFields
 from ..errors import InputError
 from .documents import DocumentFilter, columns, document_of, document_of_hit, make_index, store_filter, stripped
+from .tracing import figures_on
 
 if TYPE_CHECKING:
     from ..colbert_index import ColBERTIndex
@@ -268,7 +269,8 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         candidates: int | None = None,
     ) -> list[Document]:
         options = self._options(k, filter, score_threshold, search, candidates)
-        return self._documents(self.index.search(stripped(query), **options))
+        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
+            return self._documents(self.index.search(stripped(query), **options))
 
     async def _aget_relevant_documents(
         self,
@@ -282,7 +284,8 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         candidates: int | None = None,
     ) -> list[Document]:
         options = self._options(k, filter, score_threshold, search, candidates)
-        return self._documents(await self.index.asearch(stripped(query), **options))
+        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
+            return self._documents(await self.index.asearch(stripped(query), **options))
 
     def _options(
         self,
