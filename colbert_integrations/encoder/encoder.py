@@ -97,7 +97,13 @@ class Encoder:
         return overlap
 
     def encode(
-        self, texts: Sequence[str], side: Side, *, query: str | None = None, show_progress: bool | None = False
+        self,
+        texts: Sequence[str],
+        side: Side,
+        *,
+        query: str | None = None,
+        show_progress: bool | None = False,
+        warn_of_cuts: bool = True,
     ) -> TokenEmbeddings:
         """Encode texts.
 
@@ -106,6 +112,7 @@ class Encoder:
             side: Which rules they follow, those of queries or of documents.
             query: A query to encode in the same batches, one forward pass less than on its own. None: none.
             show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
+            warn_of_cuts: Whether texts that are too long are warned of.
 
         Returns:
             Unit vectors (where the checkpoint normalises), float32, on the model's device; an entry for the query, if
@@ -120,8 +127,9 @@ class Encoder:
             for piece in _joined(asked, self._pieces(texts, side)):
                 cut += piece.cut
                 parts.append(self._encode_sequences(piece.sequences, bar))
-        self._warn_of_cuts(asked.cut, 1, "query")
-        self._warn_of_cuts(cut, len(texts), side)
+        if warn_of_cuts:
+            self._warn_of_cuts(asked.cut, 1, "query")
+            self._warn_of_cuts(cut, len(texts), side)
         return TokenEmbeddings.concat(parts)
 
     def _pieces(self, texts: Sequence[str], side: Side) -> Iterator[_Piece]:
