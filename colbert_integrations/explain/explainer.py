@@ -81,8 +81,9 @@ def _named(encoder: Encoder, text: str, found: TextTokens, side: Side) -> tuple[
             origin, spelt = sequence.origins[position], encoder.tokenizer.text_of(sequence.ids[position])
             span = None if origin is None else _visible_span(text, spelt, spans[origin])
             tokens.append(Token(spelt) if span is None else Token(spelt, *whole(*span)))
-    unread = (span for span in spans[read:] if span is not None)
-    return tokens, next(unread, (None, None))[0]
+    if not any(spans[read:]):
+        return tokens, None
+    return tokens, max((whole(*span)[1] for span in spans[:read] if span is not None), default=0)
 
 
 def _visible_span(text: str, spelt: str, span: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -175,7 +175,7 @@ class Explanation:
 
         Of all runs of neighbouring sentences of at most ``length`` characters, the one whose tokens have the greatest
         share; where several are equal the shortest, then the first. Of a sentence that is longer than that, only its
-        own best stretch is taken, from one token that won something to another, widened to whole words.
+        own best stretch is taken, from one token that won something to another, with the words whole if they fit.
 
         Args:
             length: Most characters; a single token may be longer.
@@ -188,9 +188,10 @@ class Explanation:
         """
         if length < 1:
             raise InputError(f"length must be at least 1 character, not {length}")
+        read = self.document[: self.document_cut]
         spans = [(share.token.span, share.share) for share in self.shares if share.token.span is not None]
-        placed = [(*span, share) for span, share in spans if not self.document[slice(*span)].isspace()]
-        return find_passage(self.document[: self.document_cut], placed, length)
+        placed = [(*span, share) for span, share in spans if span[1] <= len(read) and not read[slice(*span)].isspace()]
+        return find_passage(read, placed, length)
 
     # ------------------------------------------------------------------------------------------------------ plain data
 
@@ -253,10 +254,11 @@ class Explanation:
             InputError: If it is something else.
         """
         try:
+            query, document = said["query"], said["document"]
             matches = tuple(
                 TokenMatch(
-                    Token(**match["query_token"]),
-                    Token(**match["document_token"]),
+                    _token_of(match["query_token"], query),
+                    _token_of(match["document_token"], document),
                     match["similarity"],
                     match["query_index"],
                     match["document_index"],
@@ -264,14 +266,14 @@ class Explanation:
                 for match in said["matches"]
             )
             return cls(
-                said["query"],
-                said["document"],
+                query,
+                document,
                 -inf if said["score"] is None else said["score"],
                 matches,
                 said["pooled"],
                 said["query_cut"],
                 said["document_cut"],
-                _similarities_of(said.get("similarities")),
+                _similarities_of(said.get("similarities"), document),
             )
         except KeyError as error:
             raise InputError(f"not an explanation as as_dict() makes it: it has no {error}") from error
@@ -333,10 +335,17 @@ def _token_dict(token: Token) -> dict[str, Any]:
     return {"text": token.text, "start": token.start, "stop": token.stop}
 
 
-def _similarities_of(said: Mapping[str, Sequence[Any]] | None) -> TokenSimilarities | None:
+def _token_of(said: Mapping[str, Any], text: str) -> Token:
+    token = Token(**said)
+    if token.span is not None and not 0 <= token.span[0] < token.span[1] <= len(text):
+        raise ValueError(f"the token {token} lies outside of its text, which has {len(text)} characters")
+    return token
+
+
+def _similarities_of(said: Mapping[str, Sequence[Any]] | None, document: str) -> TokenSimilarities | None:
     if said is None:
         return None
     import numpy as np
 
-    tokens = tuple(Token(**token) for token in said["document_tokens"])
+    tokens = tuple(_token_of(token, document) for token in said["document_tokens"])
     return TokenSimilarities(tokens, np.array(said["values"], dtype=np.float32))

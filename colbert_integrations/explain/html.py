@@ -180,7 +180,8 @@ class _Side:
         yield "</p>"
 
     def _piece(self, text: str, piece: Piece[TokenMatch | str], most: float) -> str:
-        matches, shown = _matches(piece), escape(text)
+        # A browser reads a bare carriage return as a line feed.
+        matches, shown = _matches(piece), escape(text).replace("\r", "&#13;")
         if matches:
             opacity = _WEAKEST + _strength(_share(matches), most) * (_STRONGEST - _WEAKEST)
             shown = f'<mark{self._attributes("", matches)} style="--ce-a:{opacity:.2f}">{shown}</mark>'

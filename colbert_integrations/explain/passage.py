@@ -41,7 +41,7 @@ def find_passage(text: str, shares: Sequence[Placed], length: int) -> Passage | 
 
     Of all runs of neighbouring sentences of at most ``length`` characters, the one whose tokens have the greatest
     share; where several are equal the shortest, then the first. Of a sentence that is longer than that, only its own
-    best stretch is taken, from one token that won something to another, widened to whole words.
+    best stretch is taken, from one token that won something to another, with the words whole if they fit.
 
     Args:
         text: The document.
@@ -66,7 +66,9 @@ def _sentences_with_shares(text: str, shares: list[Placed], length: int) -> Iter
         start, stop = bounds[number]
         stop = max(stop, *(end for _, end, _ in won))
         if stop - start > length:
-            start, stop = _with_whole_words(text, *_densest(won, length), length)
+            tokens = _densest(won, length)
+            words = word_around(text, *tokens)
+            start, stop = words if words[1] - words[0] <= length else tokens
         yield start, stop, _share_within(won, start, stop)
 
 
@@ -84,12 +86,6 @@ def _densest(placed: list[Placed], length: int) -> tuple[int, int]:
     assert best is not None
     _, width, begin = best
     return -begin, -begin - width
-
-
-def _with_whole_words(text: str, start: int, stop: int, length: int) -> tuple[int, int]:
-    begin, end = word_around(text, start, stop)
-    start = begin if stop - begin <= length else start
-    return start, end if end - start <= length else stop
 
 
 def _share_within(shares: Sequence[Placed], start: int, stop: int) -> float:
