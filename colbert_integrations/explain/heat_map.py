@@ -46,14 +46,13 @@ def draw(explanation: Explanation, ax: Axes | None) -> Axes:
     if not explanation.matches:
         raise InputError("the document has no vectors, so that there is no heat map to draw")
     tokens, values, best = _columns(explanation)
+    columns = _names(explanation.document, tokens)
+    lines = _names(explanation.query, [match.query_token for match in explanation.matches])
     if ax is None:
-        size = (min(_MOST_INCHES, 3 + 0.26 * len(tokens)), min(_MOST_INCHES, 2 + 0.24 * len(best)))
-        _, ax = pyplot.subplots(figsize=size, layout="constrained")
+        _, ax = pyplot.subplots(figsize=_size(columns, lines), layout="constrained")
     image = ax.imshow(values, cmap="YlOrBr", aspect="auto", interpolation="nearest")
     for row, column in enumerate(best):
         ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=_FRAME, linewidth=1.5))
-    columns = _names(explanation.document, tokens)
-    lines = _names(explanation.query, [match.query_token for match in explanation.matches])
     ax.set_xticks(range(len(columns)), columns, rotation=90, parse_math=False)  # a dollar sign is one
     ax.set_yticks(range(len(lines)), lines, parse_math=False)
     ax.set(xlabel="document tokens", ylabel="query tokens", title=f"Score {explanation.score:.2f}")
@@ -98,6 +97,16 @@ def _stretch(explanation: Explanation, keys: list[tuple[int, int] | int]) -> tup
             if len(within) <= _MOST_COLUMNS:
                 return passage.start, passage.stop
     return 0, 0
+
+
+def _size(columns: list[str], lines: list[str]) -> tuple[float, float]:
+    """Inches that the cells and their names need."""
+    from matplotlib import rcParams
+
+    letter = 0.012 * rcParams["font.size"]
+    width = 2.2 + 2.2 * letter * len(columns) + letter * max(map(len, lines))
+    height = 1.2 + 2.0 * letter * len(lines) + letter * max(map(len, columns))
+    return min(_MOST_INCHES, width), min(_MOST_INCHES, height)
 
 
 def _names(text: str, tokens: list[Token]) -> list[str]:
