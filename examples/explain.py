@@ -1,12 +1,12 @@
 """Why is this passage first: ColBERT ranks passages of Python's language reference and says what it went by.
 
-Prints the best one with its matches, and writes a page that shows the first three in colour. With rich installed it is
-in colour in the terminal too.
+Prints the best one with its matches, in colour by rich's print, and writes a page that shows the first three.
 """
 
 from pathlib import Path
 
 from corpus import passages
+from rich import print
 
 from colbert_integrations import ColBERT
 
@@ -17,10 +17,6 @@ texts = [passage.text for passage in passages() if "default" in passage.text]
 model = ColBERT("bundled/all-MiniLM-L6-v2")
 ranked = model.rank(QUESTION, texts, top_n=3, explain=True)
 
-try:
-    from rich import print
-except ImportError:
-    pass
 print(ranked[0].explanation)
 
 shown = "<br>".join(entry.explanation._repr_html_() for entry in ranked)  # a notebook shows it by itself

@@ -14,8 +14,9 @@ from colbert_integrations import ColBERT
 
 QUERY = "why can a plane stay in the air"
 DOCUMENT = (
-    "Birds and engineers met the same problem and found the same answer. Wings push air downwards, and that lifts the "
-    "aircraft; a propeller or a jet pulls it forward. On the ground nothing of this is felt, and so it took long to see."
+    "Birds and engineers met the same problem and found the same answer. "
+    "Wings push air downwards, and that lifts the aircraft; a propeller or a jet pulls it forward. "
+    "On the ground nothing of this is felt, and so it took long to see."
 )
 
 
