@@ -304,9 +304,9 @@ class Explanation:
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw a heat map: query tokens by document tokens, each query token's best match framed.
 
-        Of a long document, the tokens of the best passage. Without ``similarities``, as after ``as_dict()``, the best
-        matches alone are coloured. Characters that the font does not have are drawn as a box; set matplotlib's
-        ``font.family`` to one that has them.
+        Of a long document, the tokens of the best passage and those that matched elsewhere. Without ``similarities``,
+        as after ``as_dict()``, the best matches alone are coloured. Characters that the font does not have are drawn as
+        a box; set matplotlib's ``font.family`` to one that has them.
 
         Args:
             ax: Where to draw. None: in a new figure.

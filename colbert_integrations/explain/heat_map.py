@@ -23,6 +23,9 @@ _MOST_INCHES = 24.0
 _FRAME = "#1971c2"
 _BOX = "\N{WHITE SQUARE}"  # which the fonts that matplotlib brings have
 
+Place = tuple[int, int] | int
+"""Where a token lies in the document; of one that stands for no characters, its number."""
+
 
 def draw(explanation: Explanation, ax: Axes | None) -> Axes:
     """Draw an explanation.
@@ -71,11 +74,11 @@ def _columns(explanation: Explanation) -> tuple[list[Token], np.ndarray, list[in
     else:
         tokens = dict(enumerate(every.document_tokens))
     # A token that lies in two windows is one column, as are the parts of a character: the best of them counts.
-    columns: dict[tuple[int, int] | int, list[int]] = {}
+    columns: dict[Place, list[int]] = {}
     for index, token in sorted(tokens.items()):
         columns.setdefault(token.span or index, []).append(index)
-    start, stop = _stretch(explanation, list(columns))
-    drawn = [key for key in columns if key in won or (isinstance(key, tuple) and start <= key[0] and key[1] <= stop)]
+    wanted = {*won, *_shown(explanation, list(columns))}
+    drawn = [key for key in columns if key in wanted]
     best = [drawn.index(key) for key in won]
     if every is None:
         values = np.full((len(won), len(drawn)), np.nan)
@@ -85,18 +88,18 @@ def _columns(explanation: Explanation) -> tuple[list[Token], np.ndarray, list[in
     return [tokens[columns[key][0]] for key in drawn], values, best
 
 
-def _stretch(explanation: Explanation, keys: list[tuple[int, int] | int]) -> tuple[int, int]:
-    """The stretch of the document that is drawn: all of a short one, else its best passage, as far as that is short."""
-    if len(keys) <= _MOST_COLUMNS:
-        return 0, len(explanation.document)
-    spans = [key for key in keys if isinstance(key, tuple)]
+def _shown(explanation: Explanation, places: list[Place]) -> list[Place]:
+    """Which tokens are drawn though they matched nothing: all of a short document, else those of the best passage."""
+    if len(places) <= _MOST_COLUMNS:
+        return places
     for length in _PASSAGE_LENGTHS:
         passage = explanation.best_passage(length)
         if passage is not None:
-            within = [start for start, stop in spans if passage.start <= start and stop <= passage.stop]
+            spans = (place for place in places if isinstance(place, tuple))
+            within: list[Place] = [span for span in spans if passage.start <= span[0] and span[1] <= passage.stop]
             if len(within) <= _MOST_COLUMNS:
-                return passage.start, passage.stop
-    return 0, 0
+                return within
+    return []
 
 
 def _size(columns: list[str], lines: list[str]) -> tuple[float, float]:

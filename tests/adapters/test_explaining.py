@@ -255,6 +255,17 @@ def test_a_retriever_explains_what_it_finds(retrieved: Callable, tiny: ColBERT):
         assert json.loads(json.dumps(item.metadata, allow_nan=False)) == item.metadata
 
 
+async def test_the_event_loop_goes_on_while_a_retriever_explains(driver: Driver, shared_model: ColBERT):
+    index = ColBERTIndex(shared_model)
+    index.add([f"{text} {place}" for place in range(60) for text in TEXTS])
+    if isinstance(driver, LangChain):
+        ask = for_langchain.ColBERTRetriever(index=index, k=360, explain=True).ainvoke
+    else:
+        ask = for_llama_index.ColBERTRetriever(index=index, similarity_top_k=360, explain=True).aretrieve
+    assert len(await ask(QUERY)) == 60 * len(set(TEXTS))
+    assert await least_stall(lambda: ask(QUERY)) < STALL_S
+
+
 def test_what_is_stored_stays_as_it_is(shared_model: ColBERT):
     for retriever, ask in (
         (langchain_retriever(shared_model, explain=True), "invoke"),

@@ -364,3 +364,19 @@ def test_words_of_other_scripts_are_whole(byte_level: ColBERT, bundled: ColBERT)
 
 def test_its_name_is_short(tiny: ColBERT) -> None:
     assert len(repr(tiny.explain("a fox", TEXT * 9))) < 80
+
+
+def test_a_tokenizer_that_tells_no_places_still_names_tokens(
+    checkpoint: Callable[[str], Path], tiny: ColBERT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ColBERT(checkpoint("stanford"), device="cpu")
+    monkeypatch.setattr(model._ready().tokenizer, "_backend", None)  # as if it were one in pure Python
+    explanation, placed = model.explain("a fox", TEXT), tiny.explain("a fox", TEXT)
+    assert [match.document_token.text for match in explanation.matches] == [
+        match.document_token.text for match in placed.matches
+    ]
+    assert all(token.span is None for token in explanation.similarities.document_tokens)
+    assert explanation.passage is None
+    assert "fox" in str(explanation)
+    assert TEXT.replace("\n", "") in explanation._repr_html_().replace("\n", "")
+    assert Explanation.from_dict(explanation.as_dict()) == explanation

@@ -52,6 +52,10 @@ def test_it_shows_all_similarities_of_a_short_document(bundled: ColBERT) -> None
     assert axes.get_title().startswith("Score ")
 
 
+def test_tokens_without_a_place_are_columns_too(tiny: ColBERT) -> None:
+    assert names(tiny.explain("a fox", "a dog").plot().xaxis) == ["[CLS]", "[unused1]", "a", "dog", "[SEP]"]
+
+
 def test_the_best_of_each_row_is_framed(bundled: ColBERT) -> None:
     explanation = bundled.explain(QUERY, DOCUMENT)
     frames = [(patch.get_x() + 0.5, patch.get_y() + 0.5) for patch in explanation.plot().patches]
