@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 PEERS := maxsim sentence-transformers llama-index rerankers candding
 
 .PHONY: help demo test check test-lowest test-wheel bench-cranfield bench-index bench-index-peers bench-speed \
-	bench-concurrent bench-gpu clean
+	bench-concurrent bench-observing bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -89,9 +89,14 @@ bench-concurrent: $(VENV)/.core $(VENV)/.kernel  ## Many rerank requests at once
 	@$(INSTALL) -e '.[benchmark]'
 	@$(BIN)/python benchmarks/rerank_peers.py --concurrent
 
-bench-gpu: $(VENV)/.core  ## MaxSim on one GPU; needs one
+bench-observing: $(VENV)/.core  ## What it costs to be observable, beside the code before
+	@$(INSTALL) -e '.[benchmark]'
+	@$(BIN)/python benchmarks/observing_cost.py
+
+bench-gpu: $(VENV)/.core  ## MaxSim and encoding on one GPU; needs one
 	@$(INSTALL) -e '.[benchmark]'
 	@$(BIN)/python benchmarks/gpu_maxsim.py
+	@$(BIN)/python benchmarks/gpu_encoding.py
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) kernel/build .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -110,6 +110,11 @@ class ModelFields(BaseModel):
             self._colbert = ColBERT.shared(**settings.changed())
         return self._colbert
 
+    def about(self) -> dict[str, str]:
+        """What traces say of the model: its name, and once it was loaded, device and data type."""
+        # Without one nothing was loaded, and making it would import torch.
+        return {"colbert.model": self.model} if self._colbert is None else self._colbert.about()
+
     def close(self) -> None:
         """Free the model's weights; the next call loads them again."""
         self.colbert.close()

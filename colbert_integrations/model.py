@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 from weakref import WeakValueDictionary
@@ -26,6 +28,7 @@ from .errors import InputError, NonFiniteError
 from .explain import Explanation
 from .explain.explainer import explain_pairs
 from .fingerprint import Fingerprint
+from .observing import logged, record, timed
 from .pooling import pool_tokens
 from .scoring import maxsim
 from .settings import DEFAULT_MODEL, Settings
@@ -55,6 +58,8 @@ _OF_THIS_MACHINE = frozenset(
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +261,9 @@ class ColBERT:
         return encoded if pool_factor == 1 else pool_tokens(encoded, pool_factor)
 
     def _encode(self, texts: list[str], side: Side, show_progress: bool | None) -> TokenEmbeddings:
-        encoder = self._ready()
-        return _pooled(encoder.encode(texts, side, show_progress=show_progress), side, encoder.spec)
+        with logged(_log, "encode", self.about):
+            encoder = self._ready()
+            return _pooled(encoder.encode(texts, side, show_progress=show_progress), side, encoder.spec)
 
     # --------------------------------------------------------------------------------------------------- ranking
 
@@ -305,17 +311,18 @@ class ColBERT:
         if isinstance(documents, str):
             raise InputError("documents must be a list of strings, not one string")
         texts = _texts(documents, "documents")
-        self._check_rank(query, texts, top_n, normalize_scores)
-        if not texts:
-            return []
-        scores = self._scores(query, texts, known or {}, normalize_scores, show_progress)
-        order = sorted(range(len(texts)), key=lambda index: -scores[index])
-        kept = [index for index in order if score_threshold is None or scores[index] >= score_threshold]
-        ranked = [RankedDocument(index, scores[index]) for index in kept[:top_n]]
-        if not explain:
-            return ranked
-        explanations = self.explain_pairs([(query, texts[entry.index]) for entry in ranked])
-        return [replace(entry, explanation=said) for entry, said in zip(ranked, explanations, strict=True)]
+        with logged(_log, "rank", self.about):
+            self._check_rank(query, texts, top_n, normalize_scores)
+            if not texts:
+                return []
+            scores = self._scores(query, texts, known or {}, normalize_scores, show_progress)
+            order = sorted(range(len(texts)), key=lambda index: -scores[index])
+            kept = [index for index in order if score_threshold is None or scores[index] >= score_threshold]
+            ranked = [RankedDocument(index, scores[index]) for index in kept[:top_n]]
+            if not explain:
+                return ranked
+            explanations = self.explain_pairs([(query, texts[entry.index]) for entry in ranked])
+            return [replace(entry, explanation=said) for entry, said in zip(ranked, explanations, strict=True)]
 
     async def arank(
         self, query: str, documents: Sequence[str], top_n: int | None = None, **options: Any
@@ -368,7 +375,8 @@ class ColBERT:
         _texts([query], "query")
         several = isinstance(document, Sequence) and not isinstance(document, str)
         texts = _texts(document if several else [document], "document")  # type: ignore[list-item]  # that is checked here
-        explanations = self._explained([(query, text) for text in texts], warn_of_cuts=True)
+        with logged(_log, "explain", self.about):
+            explanations = self._explained([(query, text) for text in texts], tell_of_cuts=True)
         return explanations if several else explanations[0]
 
     def explain_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Explanation]:
@@ -384,14 +392,14 @@ class ColBERT:
             InputError: If a text is not valid Unicode.
             NonFiniteError: If a score is not a number.
         """
-        return self._explained(pairs, warn_of_cuts=False)
+        return self._explained(pairs, tell_of_cuts=False)
 
-    def _explained(self, pairs: Sequence[tuple[str, str]], *, warn_of_cuts: bool) -> list[Explanation]:
+    def _explained(self, pairs: Sequence[tuple[str, str]], *, tell_of_cuts: bool) -> list[Explanation]:
         if not pairs:
             return []
         encoder = self._ready()
         pooled = encoder.spec.pooling is not None
-        explanations = explain_pairs(encoder, pairs, pooled=pooled, warn_of_cuts=warn_of_cuts)
+        explanations = explain_pairs(encoder, pairs, pooled=pooled, tell_of_cuts=tell_of_cuts)
         _check_finite(said.score for said in explanations)
         return explanations
 
@@ -416,13 +424,17 @@ class ColBERT:
         # Equal texts must get equal scores, or the order of ties would hang on how they were batched.
         unique = list(dict.fromkeys(texts))
         cache = self._cache  # before the encoder: close replaces them in the other order
-        known = {**known, **cache.find(text for text in unique if text not in known)}
+        cached = cache.find(text for text in unique if text not in known)
+        known = {**known, **cached}
         missing = [text for text in unique if text not in known]
+        given = len(unique) - len(missing) - len(cached)
+        record(documents_ranked=len(texts), documents_cached=len(cached), documents_known=given)
         encoder = self._ready()
         encoded = encoder.encode(missing, "document", query=query, show_progress=show_progress)
         query_embeddings = _pooled(encoded[:1], "query", encoder.spec)
         fresh = _pooled(encoded[1:], "document", encoder.spec)
-        sums = maxsim(query_embeddings, _joined(unique, known, fresh))[0].tolist()
+        with timed("score_s"):
+            sums = maxsim(query_embeddings, _joined(unique, known, fresh))[0].tolist()
         scores = dict(zip(unique, sums, strict=True))
         _check_finite(scores[text] for text in texts)
         cache.keep(missing, fresh)
@@ -475,6 +487,13 @@ class ColBERT:
             self._fingerprint = Fingerprint(digest, self.settings.model, spec.dim, kept)
         return self._fingerprint
 
+    def about(self) -> dict[str, str]:
+        """What logs and traces say of it: its name, and once it was loaded, device and data type."""
+        about = {"colbert.model": self.settings.model}
+        if self._spec is not None:  # before, these may be impossible, and saying so is up to the call that loads
+            about |= {"colbert.device": str(self.device), "colbert.dtype": str(self.dtype).removeprefix("torch.")}
+        return about
+
     def cache_info(self) -> CacheInfo:
         """What the cache of documents has done since the model was made or closed, and what it holds."""
         return self._cache.info()
@@ -512,11 +531,20 @@ class ColBERT:
         encoder = self._encoder
         if encoder is not None:
             return encoder
-        with self._lock:
-            if self._encoder is None:
-                self._encoder = self._load()
-                self._spec = self._encoder.spec
-            return self._encoder
+        start = perf_counter()
+        with timed("load_s"), self._lock:
+            if self._encoder is not None:
+                return self._encoder
+            encoder = self._encoder = self._load()
+            self._spec = encoder.spec
+        self._log_load(encoder.spec.layout, perf_counter() - start)
+        return encoder
+
+    def _log_load(self, layout: str, seconds: float) -> None:
+        about = self.about()
+        extra = {"colbert.call": "load", "colbert.total_s": seconds, "colbert.layout": layout, **about}
+        named = (about["colbert.model"], seconds, layout, about["colbert.device"], about["colbert.dtype"])
+        _log.info("loaded %s in %.6g s: layout=%s device=%s dtype=%s", *named, extra=extra)
 
     def _load(self) -> Encoder:
         settings, device, dtype = self.settings, self.device, self.dtype

@@ -44,6 +44,7 @@ TABLES = {
     "encoding_peers.py": "docs/performance.md",
     "rerank_peers.py": "docs/performance.md",
     "rerank_peers.py --concurrent": "docs/performance.md",
+    "observing_cost.py": "docs/observability.md",
 }
 
 

@@ -24,6 +24,7 @@ CORE = {
     ".errors",
     ".explain",
     ".fingerprint",
+    ".observing",
     ".pooling",
     ".scoring",
     ".settings",
@@ -36,11 +37,12 @@ ROOMS = {
     "errors": set[str](),
     "settings": {".errors"},
     "fingerprint": set[str](),
+    "observing": set[str](),
     "worker": set[str](),
     "cache": {"torch"},
     "embeddings": {".errors", "torch"},
     "checkpoint": {".errors", "huggingface_hub", "numpy", "safetensors", "torch"},
-    "encoder": {".checkpoint", ".embeddings", ".errors", ".kernel", "torch", "tqdm", "transformers"},
+    "encoder": {".checkpoint", ".embeddings", ".errors", ".kernel", ".observing", "torch", "tqdm", "transformers"},
     "kernel": {"colbert_integrations_kernel", "torch"},
     "scoring": {".embeddings", ".errors", ".kernel", "torch", "triton"},
     "pooling": {".embeddings", ".errors", "numpy", "scipy", "torch"},
@@ -49,16 +51,18 @@ ROOMS = {
     # It sees embeddings, never texts to encode.
     "index": {".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
     | {"filelock", "numpy", "safetensors", "torch"},
-    "colbert_index": {".embeddings", ".errors", ".index", ".model", ".settings", "tqdm"},
+    "loading": {".embeddings", ".errors", ".index", ".model", "tqdm"},
+    "colbert_index": {".embeddings", ".errors", ".index", ".loading", ".model", ".observing", ".settings"},
+    "corpus": {".colbert_index", ".errors", ".index", ".loading", ".model"},
     "adapter": {".colbert_index", ".errors", ".model", ".settings", "pydantic", "typing_extensions"},
-    "langchain": {".adapter", ".colbert_index", ".errors", ".index"}
+    "langchain": {".adapter", ".colbert_index", ".errors", ".index", ".observing"}
     | {"langchain_core", "pydantic", "typing_extensions"},
-    "llama_index": {".adapter", ".colbert_index", ".errors", ".index"}
+    "llama_index": {".adapter", ".colbert_index", ".errors", ".index", ".observing"}
     | {"llama_index.core", "pydantic", "typing_extensions"},
 }
 # What type checkers may see beyond that; never imported when the package runs.
 TYPING = {
-    "__init__": {*CORE, ".colbert_index", ".index", ".model"},
+    "__init__": {*CORE, ".colbert_index", ".corpus", ".index", ".model"},
     "adapter": {".explain"},
     "index": {".explain"},
     "langchain": {".model"},

@@ -28,7 +28,7 @@ class _Encoded:
 
 
 def explain_pairs(
-    encoder: Encoder, pairs: Sequence[tuple[str, str]], *, pooled: bool, warn_of_cuts: bool
+    encoder: Encoder, pairs: Sequence[tuple[str, str]], *, pooled: bool, tell_of_cuts: bool
 ) -> list[Explanation]:
     """Match the tokens of queries and documents.
 
@@ -38,13 +38,13 @@ def explain_pairs(
         encoder: Encodes both, with windows as for scoring; token pooling is not applied.
         pairs: Queries and documents; each text is encoded once, all together.
         pooled: Whether the model scores by merged vectors.
-        warn_of_cuts: Whether texts that are too long are warned of.
+        tell_of_cuts: Whether texts that are too long are counted and warned of; not where that was done before.
 
     Returns:
         An explanation of each pair, in order; no match where the document has no vectors, and a score of ``-inf``.
     """
-    queries = _encoded(encoder, [query for query, _ in pairs], "query", warn_of_cuts)
-    documents = _encoded(encoder, [document for _, document in pairs], "document", warn_of_cuts)
+    queries = _encoded(encoder, [query for query, _ in pairs], "query", tell_of_cuts)
+    documents = _encoded(encoder, [document for _, document in pairs], "document", tell_of_cuts)
     made = {pair: _explanation(pair, queries[pair[0]], documents[pair[1]], pooled) for pair in dict.fromkeys(pairs)}
     return [made[pair] for pair in pairs]
 
@@ -60,9 +60,9 @@ def _explanation(pair: tuple[str, str], query: _Encoded, document: _Encoded, poo
     return Explanation(*pair, score, matches, pooled, query.cut, document.cut, every)
 
 
-def _encoded(encoder: Encoder, texts: list[str], side: Side, warn_of_cuts: bool) -> dict[str, _Encoded]:
+def _encoded(encoder: Encoder, texts: list[str], side: Side, tell_of_cuts: bool) -> dict[str, _Encoded]:
     unique = list(dict.fromkeys(texts))
-    vectors = encoder.encode(unique, side, warn_of_cuts=warn_of_cuts)
+    vectors = encoder.encode(unique, side, tell_of_cuts=tell_of_cuts)
     tokens = encoder.tokenizer.tokens(unique, side, with_spans=True)
     return {
         text: _Encoded(matrix, *_named(encoder, text, found, side))

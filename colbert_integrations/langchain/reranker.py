@@ -6,13 +6,20 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForChainRun,
+    CallbackManager,
+    CallbackManagerForChainRun,
+    Callbacks,
+)
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field
 
 from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query
 from ..errors import InputError
+from .tracing import figures_on
 
 __all__ = ["ColBERTReranker"]
 
@@ -141,17 +148,19 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             A runnable from ``{"query": str, "documents": list[Document]}`` to the best documents, sync and async.
         """
 
-        def rank(inputs: dict[str, Any]) -> list[Document]:
+        def rank(inputs: dict[str, Any], run_manager: CallbackManagerForChainRun) -> list[Document]:
             documents, query = _pair(inputs)
-            return self._copies(
-                documents, self._rank(query, self._texts(documents, query), _ids(documents), self.top_n)
-            )
+            with figures_on(run_manager, self._metadata):
+                return self._copies(
+                    documents, self._rank(query, self._texts(documents, query), _ids(documents), self.top_n)
+                )
 
-        async def arank(inputs: dict[str, Any]) -> list[Document]:
+        async def arank(inputs: dict[str, Any], run_manager: AsyncCallbackManagerForChainRun) -> list[Document]:
             documents, query = _pair(inputs)
-            return self._copies(
-                documents, await self._arank(query, self._texts(documents, query), _ids(documents), self.top_n)
-            )
+            with figures_on(run_manager, self._metadata):
+                return self._copies(
+                    documents, await self._arank(query, self._texts(documents, query), _ids(documents), self.top_n)
+                )
 
         # The runnable is a run of its own in traces, so none is opened inside.
         return RunnableLambda(rank, arank, name=type(self).__name__)
@@ -197,7 +206,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         return {"serialized": None, "inputs": inputs, "name": type(self).__name__}
 
     def _metadata(self) -> dict[str, Any]:
-        return {"model": self.model, "top_n": self.top_n}
+        return {**self.about(), "colbert.top_n": self.top_n}
 
     @contextmanager
     def _traced(
@@ -208,7 +217,8 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         run = manager.on_chain_start(**self._start(documents, query))
         output: list[Document] = []
         try:
-            yield output
+            with figures_on(run, self._metadata):
+                yield output
         except BaseException as error:
             run.on_chain_error(error)
             raise
@@ -222,7 +232,8 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         run = await manager.on_chain_start(**self._start(documents, query))
         output: list[Document] = []
         try:
-            yield output
+            with figures_on(run, self._metadata):
+                yield output
         except BaseException as error:
             await run.on_chain_error(error)
             raise

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from ..adapter import ModelFields
 from ..errors import InputError
 from .documents import DocumentFilter, columns, document_of, document_of_hit, make_index, store_filter, stripped
+from .tracing import figures_on
 
 if TYPE_CHECKING:
     from ..colbert_index import ColBERTIndex
@@ -273,7 +274,8 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         explain: bool | None = None,
     ) -> list[Document]:
         options = self._options(k, filter, score_threshold, search, candidates, explain)
-        return self._documents(self.index.search(stripped(query), **options))
+        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
+            return self._documents(self.index.search(stripped(query), **options))
 
     async def _aget_relevant_documents(
         self,
@@ -288,9 +290,10 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         explain: bool | None = None,
     ) -> list[Document]:
         options = self._options(k, filter, score_threshold, search, candidates, explain)
-        hits = await self.index.asearch(stripped(query), **options)
-        # Writing explanations out takes a while, and the loop is not to wait for it.
-        return await asyncio.to_thread(self._documents, hits) if options["explain"] else self._documents(hits)
+        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
+            hits = await self.index.asearch(stripped(query), **options)
+            # Writing explanations out takes a while, and the loop is not to wait for it.
+            return await asyncio.to_thread(self._documents, hits) if options["explain"] else self._documents(hits)
 
     def _options(
         self,

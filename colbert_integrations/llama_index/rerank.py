@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query
 from ..errors import InputError
 from .nodes import node_text, with_hidden
+from .tracing import figures_on_span
 
 __all__ = ["ColBERTRerank"]
 
@@ -65,10 +66,11 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
             EventPayload.QUERY_STR: query,
             EventPayload.TOP_K: top_n,
         }
-        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+        reranking = self.callback_manager.event(CBEventType.RERANKING, payload=payload)
+        with figures_on_span(self.about) as figures, reranking as event:
             ranked = self._scored(nodes, self._rank(query, texts, [node.node.node_id for node in nodes], self.top_n))
             event.on_end(payload={EventPayload.NODES: ranked})
-        _dispatcher.event(ReRankEndEvent(nodes=ranked))
+        _dispatcher.event(ReRankEndEvent(nodes=ranked, tags=figures))
         return ranked
 
     async def _apostprocess_nodes(

@@ -22,6 +22,7 @@ from ..adapter import EXPLANATION, ModelFields, check_items, check_query, explan
 from ..errors import InputError
 from .filters import NodeFilter, store_filter
 from .nodes import REF_DOC_ID, node_of, node_text, stored_metadata, with_hidden
+from .tracing import figures_on_span
 
 if TYPE_CHECKING:
     from ..colbert_index import ColBERTIndex
@@ -345,7 +346,8 @@ class ColBERTRetriever(BaseRetriever):
         if self._is_new():
             return []
         self._check_search()
-        return self._merged(self.index.search(queries, **self._search_arguments()))
+        with figures_on_span(self._about):
+            return self._merged(self.index.search(queries, **self._search_arguments()))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         queries = _queries(query_bundle)
@@ -354,8 +356,13 @@ class ColBERTRetriever(BaseRetriever):
         # In threads: what the first use of a model imports takes seconds, and a thousand nodes are not made in no time.
         index = await asyncio.to_thread(self._checked_index)
         arguments = self._search_arguments()
-        found = await asyncio.gather(*(index.asearch(query, **arguments) for query in queries))
-        return await asyncio.to_thread(self._merged, found)
+        with figures_on_span(self._about):
+            found = await asyncio.gather(*(index.asearch(query, **arguments) for query in queries))
+            return await asyncio.to_thread(self._merged, found)
+
+    def _about(self) -> dict[str, Any]:
+        """What traces say of a call beside its figures."""
+        return {**self._fields.about(), "colbert.k": self.similarity_top_k}
 
     def _search_arguments(self) -> dict[str, Any]:
         return {

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import checkpoints
-from colbert_integrations import ColBERT, ColBERTIndex, Explanation, MemoryStore, TruncationWarning
+from colbert_integrations import ColBERT, ColBERTIndex, Explanation, MemoryStore, TruncationWarning, observed
 from colbert_integrations.errors import InputError, NonFiniteError
 from colbert_integrations.explain import Token, TokenMatch, TokenShare
 from texts import SENTENCES
@@ -219,6 +219,13 @@ def test_what_was_cut_is_warned_of_once(tiny: ColBERT) -> None:
     with pytest.warns(TruncationWarning) as caught:
         index.search(query, explain=True)
     assert len(caught) == 1
+
+
+def test_what_is_encoded_to_explain_is_counted_and_its_cuts_are_counted_once(tiny: ColBERT) -> None:
+    with observed() as observation, pytest.warns(TruncationWarning):
+        tiny.rank("a fox and a dog " * 10, ["a dog", "a cat"], top_n=1, explain=True)
+    stats = observation.stats
+    assert (stats.queries_encoded, stats.documents_encoded, stats.queries_cut) == (2, 3, 1)
 
 
 async def test_hits_are_explained_by_their_texts(tiny: ColBERT) -> None:
