@@ -57,7 +57,7 @@ def assert_same(printed: str, expected: str) -> None:
     number = re.compile(r"-?\d+\.\d+")
     assert number.split(printed) == number.split(expected)
     shown, wanted = ([float(found) for found in number.findall(text)] for text in (printed, expected))
-    assert shown == pytest.approx(wanted, abs=0.02)
+    assert shown == pytest.approx(wanted, rel=0.01, abs=0.02)
 
 
 def test_each_block_is_found():
