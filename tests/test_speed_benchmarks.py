@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,9 +20,11 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import encoding_peers  # noqa: E402
+import gpu_encoding  # noqa: E402
 import gpu_maxsim  # noqa: E402
 import maxsim_peers  # noqa: E402
 import maxsim_worker  # noqa: E402
+import observing_cost  # noqa: E402
 import our_kernel  # noqa: E402
 import plot_speed  # noqa: E402
 import records  # noqa: E402
@@ -276,7 +279,7 @@ def test_requests_at_once_are_all_answered(small_model):
     work = rerank_peers.requests(small_model, 4, depth=3, length=20)
     with ColBERT(small_model, device="cpu") as model:
         rows = rerank_peers.concurrent(model, work, rounds=2)
-    assert [row["way"] for row in rows] == ["in sequence", "threads", "asyncio"]
+    assert [row["way"] for row in rows] == ["in sequence", "threads", "asyncio", "encoded in one call"]
     assert rows[0]["times in sequence"] == 1.0
     assert all(0 < row["p50 ms"] <= row["p99 ms"] for row in rows)
     assert all(row["requests per second"] == pytest.approx(4 / row["median s"], rel=0.2) for row in rows)
@@ -341,3 +344,40 @@ def test_a_kernel_that_counts_in_32_bits_gets_no_more_than_that(monkeypatch):
     corpus, asked = gpu_maxsim.Corpus.make(3, torch.float16, "cpu"), gpu_maxsim.queries(1, "cpu")
     (row,) = gpu_maxsim.measure([("late-interaction-kernels", scorer())], asked, [corpus], 1e9, 1)
     assert row["problem"] == "ValueError: counts in 32 bits: not run above 2 documents"
+
+
+@pytest.mark.parametrize("name", ["minilm", "modernbert"])
+def test_gpu_encoding_rows_say_what_was_measured(name):
+    small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96}
+    rows = gpu_encoding.run([name], tokens=400, rounds=2, device="cpu", **small)
+    full, packed, *_ = rows
+    assert [row["case"] for row in rows] == [
+        f"{engine}: {name}, {batch}" for batch in ("full batch", "one query") for engine in ("padded", "packed")
+    ]
+    assert 300 < full["tokens"] <= 400
+    assert float(full["least cosine"]) > 0.99
+    assert float(packed["least cosine"]) > 0.99
+    assert set(gpu_encoding.SHOWN) < full.keys()
+    # Of one layer: four square matrices for attention, two (BERT) or three (ModernBERT) for what follows.
+    weights = 64 * 64 * 4 + 64 * 96 * (2 if name == "minilm" else 3)
+    assert full["TFLOP/s"] == pytest.approx(2 * weights * full["tokens"] / full["median ms"] / 1e9, rel=0.2, abs=0.01)
+
+
+# ------------------------------------------------------------------------------------------------------- observing
+
+
+def test_the_cost_of_observing_is_compared_within_each_round():
+    seconds = dict.fromkeys(observing_cost.WAYS, [0.002, 0.2, 0.002])
+    row = observing_cost._row("observed()", "none", {**seconds, "before": [0.001, 0.1, 0.002]}, calls=7)
+    assert (row["median us"], row["times before"], row["rounds"], row["calls"]) == (2000.0, 2.0, 3, 7)
+    query, documents = observing_cost.texts()
+    assert query
+    assert [len(text.split()) for text in documents] == [12] * 20
+
+
+def test_the_package_is_there_as_it_was(tmp_path):
+    if subprocess.run(["git", "-C", str(BENCHMARKS), "cat-file", "-e", observing_cost.BEFORE], check=False).returncode:
+        pytest.skip("needs the history of the repository")
+    before = observing_cost.checkout(observing_cost.BEFORE, tmp_path)
+    assert (before / "colbert_integrations" / "model.py").exists()
+    assert not (before / "colbert_integrations" / "observing.py").exists()

@@ -1,4 +1,4 @@
-"""Attention over packed tokens on a CPU: by the compiled kernel where it is installed, else run by run in torch."""
+"""Attention over packed tokens: on a CPU by the compiled kernel or run by run in torch, on a GPU by flash attention."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from .. import kernel as compiled
 from ..kernel import STORAGES, Kernel
+from .varlen import Part, parts, varlen_attention
 
 __all__ = ["Run", "Runs", "attention"]
 
@@ -42,6 +43,7 @@ class Runs:
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = tuple(runs)
         self._bands: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._parts: dict[int | None, tuple[Part, ...]] = {}
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self._runs)
@@ -55,6 +57,13 @@ class Runs:
     def attended(self) -> torch.Tensor:
         """How many leading tokens of each sequence may be attended to, ``(sequences,)`` int64."""
         return torch.tensor([run.attended for run in self for _ in range(run.sequences)])
+
+    def parts(self, window: int | None, device: torch.device) -> tuple[Part, ...]:
+        """The calls of flash attention for these sequences, all on one device."""
+        if window not in self._parts:
+            lengths = [run.length for run in self for _ in range(run.sequences)]
+            self._parts[window] = parts(lengths, self.attended.tolist(), window, device)
+        return self._parts[window]
 
     def band(self, run: Run, window: int | None) -> torch.Tensor | None:
         """Which token of a sequence sees which, ``(length, attended)`` bool; None if every one sees all."""
@@ -75,7 +84,7 @@ def attention(
     ``out = softmax(query key^T / sqrt(head_dim)) value``, for each head of each sequence
 
     Args:
-        query: Of every token, ``(tokens, heads, head_dim)``, float32 or bfloat16.
+        query: Of every token, ``(tokens, heads, head_dim)``, float32 or bfloat16; on a GPU what ``varlen`` takes.
         key: The same.
         value: The same.
         runs: The sequences.
@@ -87,6 +96,8 @@ def attention(
     Raises:
         MemoryError: If a thread of the kernel can't get room for the keys of one head.
     """
+    if query.is_cuda:
+        return varlen_attention(query, key, value, runs.parts(window, query.device)).flatten(1)
     kernel = compiled.load()
     if kernel is None:
         return _by_torch(query, key, value, runs, window)

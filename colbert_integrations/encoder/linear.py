@@ -1,4 +1,4 @@
-"""Linear layers for the packed forward pass on a CPU: weights laid out once for oneDNN, or rounded to int8."""
+"""Linear layers for the packed forward pass: torch's own, or on a CPU laid out once for oneDNN or rounded to int8."""
 
 from __future__ import annotations
 
@@ -112,15 +112,18 @@ class Int8Linear(Linear):
         return torch.addcmul(bias, product, self._steps, out=product)
 
 
-def linear_maker(dtype: torch.dtype) -> MakeLinear:
-    """Choose the linear layers for a CPU.
+def linear_maker(dtype: torch.dtype, device: torch.device) -> MakeLinear:
+    """Choose the linear layers.
 
     Args:
-        dtype: float32, bfloat16 or int8.
+        dtype: float32, bfloat16 or int8; on a GPU float16 or bfloat16.
+        device: Where the weights are.
 
     Returns:
         What makes a layer of ``weight``, ``bias`` and ``activation``.
     """
+    if device.type != "cpu":
+        return Linear
     if dtype == torch.int8:
         return Int8Linear
     return PrepackedLinear if _has_onednn(dtype) else Linear

@@ -53,8 +53,8 @@ def load_encoder(
 
 def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions) -> Forward:
     projection = build_projection(checkpoint)
-    if load.device.type == "cpu" and can_pack(backbone, load.attn_implementation):
-        return PackedForward(backbone, projection, load.dtype)
+    if can_pack(backbone, load.attn_implementation):
+        return PackedForward(backbone, projection.to(load.device), load.dtype)
     if load.dtype == torch.int8:
         raise InputError(
             f"dtype='int8' is for BERT and ModernBERT on a CPU, and {checkpoint.spec.name} is "

@@ -1,4 +1,4 @@
-"""PackedForward: the forward pass of BERT and ModernBERT on a CPU, over real tokens only."""
+"""PackedForward: the forward pass of BERT and ModernBERT over real tokens only, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import varlen
 from .attention import Run, Runs
 from .linear import linear_maker
 from .packed_models import PackedBert, PackedModel, PackedModernBert
@@ -26,42 +27,46 @@ def can_pack(backbone: Any, attn_implementation: str | None) -> bool:
         attn_implementation: The attention that was asked for. None: any.
 
     Returns:
-        True for transformers' own BERT and ModernBERT with positions and activations that are known; all others keep
-        the general path.
+        True for transformers' own BERT and ModernBERT with positions and activations that are known, on a CPU, or on a
+        GPU whose torch attends to packed tokens; all others keep the general path.
     """
     known = _MODELS.get(backbone.config.model_type)
     own = type(backbone).__module__.startswith("transformers.models.")
-    return known is not None and own and attn_implementation in (None, "sdpa") and known.fits(backbone)
+    if known is None or not own or attn_implementation not in (None, "sdpa") or not known.fits(backbone):
+        return False
+    head_dim = backbone.config.hidden_size // backbone.config.num_attention_heads
+    return backbone.device.type == "cpu" or varlen.is_available(backbone.device, backbone.dtype, head_dim)
 
 
 class PackedForward:
     """A forward pass without padding.
 
     The tokens of all sequences are one matrix through the linear layers; attention goes by runs of sequences of equal
-    length. So nothing is computed that is thrown away, and no mask is needed.
+    length, on a GPU by sequences of any length. So nothing is computed that is thrown away, and no mask is needed.
 
     Args:
-        backbone: A model for which ``can_pack`` holds, on the CPU, in the dtype of the vectors between layers.
-        projection: The layers between hidden states and vectors, float32.
-        dtype: Of the linear layers: float32, bfloat16 or int8.
+        backbone: A model for which ``can_pack`` holds, in the dtype of its linear layers, or float32 for int8.
+        projection: The layers between hidden states and vectors, float32, on the same device.
+        dtype: Of the linear layers: that of the backbone, or int8.
 
     Attributes:
         packed: A batch costs as much as it has tokens; see ``Forward``.
-        device: The CPU.
+        device: Where the model is.
     """
 
     packed = True
 
     def __init__(self, backbone: Any, projection: nn.Module, dtype: torch.dtype) -> None:
-        self._model = _MODELS[backbone.config.model_type](backbone, linear_maker(dtype))
+        self.device: torch.device = backbone.device
+        self._model = _MODELS[backbone.config.model_type](backbone, linear_maker(dtype, self.device))
         self._projection = projection
-        self.device = torch.device("cpu")
 
     @torch.no_grad()
     def __call__(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
         """Run a batch; see ``Forward``."""
         ids = torch.tensor([token for sequence in sequences for token in sequence.ids], dtype=torch.int64)
         positions = torch.cat([torch.arange(len(sequence.ids)) for sequence in sequences])
+        ids, positions = ids.to(self.device), positions.to(self.device)
         hidden = self._model(ids, positions, _runs(sequences))  # (tokens, hidden)
         projected: torch.Tensor = self._projection(hidden)  # (tokens, dim)
         return projected

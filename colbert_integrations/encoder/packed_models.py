@@ -182,7 +182,8 @@ def _thetas(config: Any) -> tuple[float, float]:
 
 def _turns(positions: torch.Tensor, theta: float, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of the angles by which pairs of coordinates turn, each ``(tokens, 1, 1, head_dim / 2)``."""
-    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    halves = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
+    frequencies = 1.0 / theta ** (halves / head_dim)
     angles = (positions[:, None].float() * frequencies)[:, None, None, :]
     return angles.cos(), angles.sin()
 

