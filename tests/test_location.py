@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, open_store
+from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, index_corpus, open_store
 from colbert_integrations.errors import InputError
 from colbert_integrations.qdrant import QdrantStore
 from qdrant_server import QdrantServer
@@ -78,6 +78,14 @@ def test_an_index_takes_a_location_for_its_store(tiny: ColBERT) -> None:
         assert len(index) == 3
     with ColBERTIndex(tiny, location) as again:
         assert [hit.id for hit in again.search("lions")] == expected
+    server.close()
+
+
+def test_a_corpus_goes_to_a_location(tiny: ColBERT) -> None:
+    server = QdrantServer()
+    location, texts = f"{server.url.replace('http', 'qdrant+http')}/corpus", ["a quest", "lions", "bread and flour"]
+    assert index_corpus(texts, tiny, location, show_progress=False).encoded == 3
+    assert index_corpus(texts, tiny, location, show_progress=False).unchanged == 3
     server.close()
 
 
