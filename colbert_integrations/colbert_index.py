@@ -219,9 +219,9 @@ class ColBERTIndex:
             InputError: If an argument can't be used.
             StoreError: If the store can't be used.
         """
-        texts = [query] if isinstance(query, str) else list(query)
         with logged(_log, "search", self.model.about):
             encoded = self._encode_queries(query, normalize_scores)
+            texts = [query] if isinstance(query, str) else list(query)
             with timed("score_s"):
                 found = self.store.search(
                     encoded, k, filter, ids=ids, search=search, candidates=candidates, texts=texts
