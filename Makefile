@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 PEERS := maxsim sentence-transformers llama-index rerankers candding
 
-.PHONY: help demo docs docs-serve test check test-lowest test-wheel bench-cranfield bench-index bench-index-peers \
+.PHONY: help demo docs docs-serve test check test-lowest test-ray test-wheel bench-cranfield bench-index bench-index-peers \
 	bench-qdrant bench-speed bench-concurrent bench-observing bench-gpu clean
 
 help:  ## List the commands
@@ -56,6 +56,13 @@ test: check  ## Check, then run the everyday tests
 test-lowest:  ## Run the tests with the lowest versions that pyproject.toml admits
 	@$(PYTHON) tests/packaging/lowest.py
 
+test-ray: $(VENV)/.core  ## Run the recipe for Ray Data on a cluster of one machine, in an environment of its own
+	@test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r constraints.txt
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,qdrant]' \
+		-r tests/ray.txt
+	@.venv-ray/bin/python -m pytest tests/test_ray_data.py -p no:cacheprovider
+
 test-wheel:  ## Install the built wheel with each extra alone in a clean environment, and use it
 	@$(PYTHON) tests/packaging/wheel.py
 
@@ -83,6 +90,7 @@ bench-qdrant: $(VENV)/.dev  ## Qdrant's engine: Cranfield through both retriever
 	@$(BIN)/python benchmarks/qdrant_cranfield.py
 	@$(BIN)/python benchmarks/qdrant_first_stage.py
 	@$(BIN)/python benchmarks/qdrant_load.py
+	@$(BIN)/python benchmarks/corpus_load.py
 
 bench-speed: $(VENV)/.core $(VENV)/.kernel  ## MaxSim, encoding and reranking beside other libraries
 	@$(INSTALL) -e '.[benchmark,llama-index]'
