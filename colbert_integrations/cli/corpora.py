@@ -73,7 +73,10 @@ class Corpus:
         """
         for file in self._files:
             for text in read(file.path, file.form, self._failed):
-                yield self._document(file, text)
+                try:
+                    yield self._document(file, text)
+                except InputError as error:
+                    self._failed(text.place, str(error))
 
     # -------------------------------------------------------------------------------------------------------- files
 
@@ -128,8 +131,13 @@ class Corpus:
         document = dict(fields)
         if document.get("id") is None:
             document["id"] = document.pop("_id", None)
-        if isinstance(document["id"], int) and not isinstance(document["id"], bool):
-            document["id"] = str(document["id"])
+        name, metadata = document["id"], document.get("metadata")
+        if isinstance(name, int) and not isinstance(name, bool):
+            name = document["id"] = str(name)
+        if name is not None and (not isinstance(name, str) or not name):
+            raise InputError(f"has an id that is {name!r}: it must be a string that is not empty, or a whole number")
+        if metadata is not None and not isinstance(metadata, dict):
+            raise InputError(f'has "metadata" that is {metadata!r}: it must be an object')
         title = document.get("title")
         if self._with_title and isinstance(title, str) and title.strip():
             document["text"] = f"{title}\n{document['text']}"

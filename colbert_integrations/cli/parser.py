@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -36,29 +37,29 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Returns:
         The arguments by name, the command as ``command``.
     """
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if args.command == "search" and (args.query is None) == (args.queries is None):
-        args.refuse("give one query, or several by --queries")
-    if args.command == "explain" and (args.file is None) == (args.text is None):
-        args.refuse("give one FILE, or a text by --text")
-    return args
-
-
-def _parser() -> argparse.ArgumentParser:
+    given = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(PROGRAM, description=_DESCRIPTION, epilog=_EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (_add_rerank, _add_explain, _add_info, _add_index, _add_search):
-        command = add(commands)
-        command.set_defaults(refuse=command.error)
-    return parser
+        add(commands)
+    if not given or given[0] not in commands.choices:
+        return parser.parse_args(given)  # which exits: there is no command
+    # By the command's own parser, which alone takes files before and after options; but in some Pythons not after "--".
+    command: argparse.ArgumentParser = commands.choices[given[0]]
+    args = command.parse_args(given[1:]) if "--" in given else command.parse_intermixed_args(given[1:])
+    args.command = given[0]
+    if args.command == "search" and (args.query is None) == (args.queries is None):
+        command.error("give one query, or several by --queries")
+    if args.command == "explain" and (args.file is None) == (args.text is None):
+        command.error("give one FILE, or a text by --text")
+    return args
 
 
 # ----------------------------------------------------------------------------------------------------------- commands
 
 
-def _add_rerank(commands: Any) -> argparse.ArgumentParser:
+def _add_rerank(commands: Any) -> None:
     command = _command(
         commands,
         "rerank",
@@ -79,10 +80,9 @@ def _add_rerank(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--explain", action="store_true", help="show the best passage and which words matched")
     _add_model(command)
     _add_output(command, "one document with the results")
-    return command
 
 
-def _add_explain(commands: Any) -> argparse.ArgumentParser:
+def _add_explain(commands: Any) -> None:
     command = _command(
         commands,
         "explain",
@@ -97,10 +97,9 @@ def _add_explain(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--plot", metavar="OUT.png", help="write a heat map too, of tokens by tokens (or .svg, .pdf)")
     _add_model(command)
     _add_output(command, "the explanation as one document")
-    return command
 
 
-def _add_info(commands: Any) -> argparse.ArgumentParser:
+def _add_info(commands: Any) -> None:
     command = _command(
         commands,
         "info",
@@ -112,10 +111,9 @@ def _add_info(commands: Any) -> argparse.ArgumentParser:
     )
     _add_machine(command)
     _add_output(command, "the report as one document")
-    return command
 
 
-def _add_index(commands: Any) -> argparse.ArgumentParser:
+def _add_index(commands: Any) -> None:
     command = _command(
         commands,
         "index",
@@ -151,10 +149,9 @@ def _add_index(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--failures", metavar="OUT.jsonl", help="write what could not be read or stored, and why")
     _add_model(command, "the one that the store was made with, else ")
     _add_output(command, "the report as one document")
-    return command
 
 
-def _add_search(commands: Any) -> argparse.ArgumentParser:
+def _add_search(commands: Any) -> None:
     command = _command(
         commands,
         "search",
@@ -179,7 +176,6 @@ def _add_search(commands: Any) -> argparse.ArgumentParser:
     )
     _add_model(command, "the one that the store was made with, else ")
     _add_output(command, "a line for each query")
-    return command
 
 
 # ------------------------------------------------------------------------------------------------------------ options

@@ -59,7 +59,7 @@ class _Page(html.parser.HTMLParser):
 
 
 def test_a_page_shows_the_words_and_nothing_of_them_is_markup(run: Run, tmp_path: Path) -> None:
-    query, text = "<script>alert(1)</script> plane", "a plane & <b>wings</b>"
+    query, text = "<script> plane", "a plane & <b>wings</b>"
     done = run("explain", query, "--text", text, "--html", tmp_path / "ü.html")
     assert done.err == f"wrote {tmp_path / 'ü.html'}\n"
     page = _Page()
