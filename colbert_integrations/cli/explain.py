@@ -6,7 +6,7 @@ import argparse
 from html import escape
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, MissingExtraError
 from ..explain import Explanation
 from .opening import open_model
 from .output import Output
@@ -78,15 +78,16 @@ def _write_page(explanation: Explanation, file: str) -> None:
 
 def _write_plot(explanation: Explanation, file: str) -> None:
     try:
-        from matplotlib import use
-
-        use("Agg")  # draws without a screen
-    except ImportError:  # which plot says
-        pass
-    figure = explanation.plot().figure
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise MissingExtraError("A heat map", "explain") from error
+    pyplot.switch_backend("Agg")  # draws without a screen
+    explanation.plot()
     try:
-        figure.savefig(file)
+        pyplot.savefig(file)
     except OSError as error:
         raise InputError(f"can't write {file}: {error.strerror}") from error
     except ValueError as error:  # no such kind of file
         raise InputError(f"can't write {file}: {error}") from error
+    finally:
+        pyplot.close()

@@ -39,7 +39,7 @@ def open_model(args: argparse.Namespace, made_with: Mapping[str, Any] | None = N
         InputError: If a setting is impossible.
     """
     if args.quiet:
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # re-exported
 
         disable_progress_bars()
     name = args.model
