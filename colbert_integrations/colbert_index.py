@@ -161,6 +161,7 @@ class ColBERTIndex:
         candidates: int | None = None,
         normalize_scores: bool = False,
         score_threshold: float | None = None,
+        explain: bool = False,
     ) -> list[Hit]: ...
 
     @overload
@@ -175,6 +176,7 @@ class ColBERTIndex:
         candidates: int | None = None,
         normalize_scores: bool = False,
         score_threshold: float | None = None,
+        explain: bool = False,
     ) -> list[list[Hit]]: ...
 
     def search(
@@ -188,6 +190,7 @@ class ColBERTIndex:
         candidates: int | None = None,
         normalize_scores: bool = False,
         score_threshold: float | None = None,
+        explain: bool = False,
     ) -> list[Hit] | list[list[Hit]]:
         """Find the documents that answer a query best.
 
@@ -203,6 +206,8 @@ class ColBERTIndex:
             candidates: For a candidate stage, how many documents are scored exactly. None: the store's own choice.
             normalize_scores: Whether scores are means over the query's vectors, cut to 0..1, instead of sums.
             score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
+            explain: Whether hits carry an ``explanation``, of their texts encoded once more: scores of stored vectors,
+                which may be rounded or merged, can differ from it. Hits without a text get none.
 
         Returns:
             At most ``k`` hits, score descending, then id ascending; a list of them for each query of several.
@@ -215,7 +220,10 @@ class ColBERTIndex:
             encoded = self._encode_queries(query, normalize_scores)
             with timed("score_s"):
                 found = self.store.search(encoded, k, filter, ids=ids, search=search, candidates=candidates)
-        return self._finished(query, encoded, found, normalize_scores, score_threshold)
+            found = self._finished(encoded, found, normalize_scores, score_threshold)
+            if explain:
+                found = self._explained([query] if isinstance(query, str) else query, found)
+        return found[0] if isinstance(query, str) else found
 
     async def asearch(
         self,
@@ -228,14 +236,17 @@ class ColBERTIndex:
         candidates: int | None = None,
         normalize_scores: bool = False,
         score_threshold: float | None = None,
+        explain: bool = False,
     ) -> list[Hit]:
         """Do what ``search`` does for one query without blocking the event loop; see there for the arguments."""
         with logged(_log, "search", self.model.about):
             encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
             with timed("score_s"):
                 found = await self.store.asearch(encoded, k, filter, ids=ids, search=search, candidates=candidates)
-        hits: list[Hit] = self._finished(query, encoded, found, normalize_scores, score_threshold)  # type: ignore[assignment]  # one query, one list
-        return hits
+            found = self._finished(encoded, found, normalize_scores, score_threshold)
+            if explain:
+                found = await self.model.run_async(self._explained, [query], found)
+        return found[0]
 
     def rank(
         self,
@@ -246,6 +257,7 @@ class ColBERTIndex:
         *,
         normalize_scores: bool = False,
         score_threshold: float | None = None,
+        explain: bool = False,
     ) -> list[RankedDocument]:
         """Order documents as ``ColBERT.rank`` does, with the stored vectors of those that are here.
 
@@ -257,6 +269,7 @@ class ColBERTIndex:
             top_n: Most documents to return, at least 1. None: all.
             normalize_scores: Whether scores are means over the query's vectors, cut to 0..1, instead of sums.
             score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
+            explain: Whether the documents that are returned are explained: as texts, which are encoded for it.
 
         Returns:
             The best documents, score descending, equal ones in the order given.
@@ -283,6 +296,7 @@ class ColBERTIndex:
             normalize_scores=normalize_scores,
             score_threshold=score_threshold,
             known={text: vectors for text, vectors in known.items() if text is not None},
+            explain=explain,
         )
 
     def _encode_queries(self, query: str | Sequence[str], normalize_scores: bool) -> TokenEmbeddings:
@@ -295,18 +309,23 @@ class ColBERTIndex:
         return self.model.encode_query(query)
 
     def _finished(
-        self,
-        query: str | Sequence[str],
-        encoded: TokenEmbeddings,
-        found: list[list[Hit]],
-        normalized: bool,
-        threshold: float | None,
-    ) -> list[Hit] | list[list[Hit]]:
+        self, encoded: TokenEmbeddings, found: list[list[Hit]], normalized: bool, threshold: float | None
+    ) -> list[list[Hit]]:
         if normalized:
             found = [_normalized(hits, length) for hits, length in zip(found, encoded.lengths, strict=True)]
         if threshold is not None:
             found = [[hit for hit in hits if hit.score >= threshold] for hits in found]
-        return found[0] if isinstance(query, str) else found
+        return found
+
+    def _explained(self, queries: Sequence[str], found: list[list[Hit]]) -> list[list[Hit]]:
+        pairs = [
+            (query, hit.text)
+            for query, hits in zip(queries, found, strict=True)
+            for hit in hits
+            if hit.text is not None
+        ]
+        said = iter(self.model.explain_pairs(pairs))
+        return [[hit if hit.text is None else replace(hit, explanation=next(said)) for hit in hits] for hits in found]
 
     # --------------------------------------------------------------------------------------------------- persistence
 

@@ -46,7 +46,7 @@ ROOMS = {
     "kernel": {"colbert_integrations_kernel", "torch"},
     "scoring": {".embeddings", ".errors", ".kernel", "torch", "triton"},
     "pooling": {".embeddings", ".errors", "numpy", "scipy", "torch"},
-    "explain": {".encoder"},
+    "explain": {".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
     "model": {*CORE, "torch"},
     # It sees embeddings, never texts to encode.
     "index": {".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
@@ -67,6 +67,8 @@ ROOMS = {
 # What type checkers may see beyond that; never imported when the package runs.
 TYPING = {
     "__init__": {*CORE, ".colbert_index", ".corpus", ".index", ".model"},
+    "adapter": {".explain"},
+    "index": {".explain"},
     "langchain": {".model"},
     "llama_index": {".model"},
 }
@@ -205,6 +207,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_importing_the_core_loads_no_framework_and_touches_no_gpu() -> None:
     core = "from colbert_integrations import *\nimport torch\nassert not torch.cuda.is_initialized()"
     assert set(loaded_after(core)).isdisjoint({"langchain_core", "llama_index", "pydantic"})
+
+
+def test_a_stored_explanation_is_read_without_the_core() -> None:
+    assert loaded_after("from colbert_integrations import Explanation", "regex") == ["regex"]
 
 
 @pytest.mark.parametrize(("adapter", "other"), [("langchain", "llama_index"), ("llama_index", "langchain_core")])

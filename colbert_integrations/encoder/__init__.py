@@ -12,7 +12,7 @@ from .backbone import LoadOptions, choose_device, choose_dtype
 from .encoder import EncodeOptions, Encoder
 from .forward import Forward, TorchForward
 from .load import load_encoder
-from .tokens import Side, Tokenizer, TokenSequence
+from .tokens import Side, TextTokens, Tokenizer, TokenSequence
 
 __all__ = [
     "EncodeOptions",
@@ -20,6 +20,7 @@ __all__ = [
     "Forward",
     "LoadOptions",
     "Side",
+    "TextTokens",
     "TokenSequence",
     "Tokenizer",
     "TorchForward",

@@ -105,7 +105,13 @@ class Encoder:
         return overlap
 
     def encode(
-        self, texts: Sequence[str], side: Side, *, query: str | None = None, show_progress: bool | None = False
+        self,
+        texts: Sequence[str],
+        side: Side,
+        *,
+        query: str | None = None,
+        show_progress: bool | None = False,
+        tell_of_cuts: bool = True,
     ) -> TokenEmbeddings:
         """Encode texts.
 
@@ -114,6 +120,7 @@ class Encoder:
             side: Which rules they follow, those of queries or of documents.
             query: A query to encode in the same batches, one forward pass less than on its own. None: none.
             show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
+            tell_of_cuts: Whether texts that are too long are counted and warned of; not where that was done before.
 
         Returns:
             Unit vectors (where the checkpoint normalises), float32, on the model's device; an entry for the query, if
@@ -129,8 +136,8 @@ class Encoder:
                 cut += piece.cut
                 record(tokenize_s=piece.seconds)
                 parts.append(self._encode_sequences(piece.sequences, bar))
-        self._tell_of(len(asked.sequences), asked.cut, "query")
-        self._tell_of(len(texts), cut, side)
+        self._tell_of(len(asked.sequences), asked.cut if tell_of_cuts else 0, "query")
+        self._tell_of(len(texts), cut if tell_of_cuts else 0, side)
         return TokenEmbeddings.concat(parts)
 
     def _pieces(self, texts: Sequence[str], side: Side) -> Iterator[_Piece]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
@@ -13,6 +13,9 @@ from ..embeddings import TokenEmbeddings
 from ..errors import FingerprintError
 from ..fingerprint import Fingerprint
 from ..worker import Worker
+
+if TYPE_CHECKING:  # stores find documents, and who knows the model may explain them
+    from ..explain import Explanation
 
 __all__ = ["Filter", "Hit", "Search", "Store", "StoredDocument"]
 
@@ -48,12 +51,14 @@ class Hit:
         score: Its MaxSim with the query; higher is better, comparable within one query only.
         text: Its text, None if none was given.
         metadata: Its metadata; a copy, free to change.
+        explanation: How the score came about, where that was asked for.
     """
 
     id: str
     score: float
     text: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    explanation: Explanation | None = field(default=None, repr=False)
 
 
 Filter: TypeAlias = Mapping[str, Any] | Callable[[StoredDocument], bool]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.documents import Document
 
-from ..adapter import check_items, check_query
+from ..adapter import EXPLANATION, check_items, check_query, explanation_dict
 from ..errors import InputError
 
 if TYPE_CHECKING:  # at run time only once an index is made: its room imports torch
@@ -104,9 +104,11 @@ def document_of_hit(hit: Hit, score_key: str | None = None) -> Document:
         score_key: Where the score goes in the metadata. None: nowhere.
 
     Returns:
-        The document; without text if the store has none for it.
+        The document, with the hit's explanation if it has one; without text if the store has none for it.
     """
     metadata = hit.metadata if score_key is None else {**hit.metadata, score_key: hit.score}
+    if hit.explanation is not None:
+        metadata = {**metadata, EXPLANATION: explanation_dict(hit.explanation)}
     return Document(hit.text or "", id=hit.id, metadata=metadata)
 
 

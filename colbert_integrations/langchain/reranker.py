@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -17,12 +17,9 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field
 
-from ..adapter import RerankerFields, check_items, check_query
+from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query
 from ..errors import InputError
 from .tracing import figures_on
-
-if TYPE_CHECKING:
-    from ..model import RankedDocument
 
 __all__ = ["ColBERTReranker"]
 
@@ -110,7 +107,8 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             top_n: Most entries to return. None: all; -1: as the field ``top_n`` says.
 
         Returns:
-            ``{"index": place in documents, "relevance_score": score}``, score descending.
+            ``{"index": place in documents, "relevance_score": score}``, score descending; with ``explain`` also an
+            ``"explanation"``.
 
         Raises:
             InputError: If the query is not a string, an item has no text, or ``top_n`` is impossible.
@@ -198,8 +196,8 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             return self.document_formatter(document)
         return _with_fields(document.page_content, document.metadata, self.metadata_fields)
 
-    def _copies(self, documents: Sequence[Document], ranked: list[RankedDocument]) -> list[Document]:
-        return [_copy(documents[entry.index], self.score_key, entry.score) for entry in ranked]
+    def _copies(self, documents: Sequence[Document], ranked: list[Reranked]) -> list[Document]:
+        return [_copy(documents[entry.index], self.score_key, entry) for entry in ranked]
 
     # --------------------------------------------------------------------------------------------------- tracing
 
@@ -250,15 +248,21 @@ def _with_fields(text: str, metadata: Mapping[str, Any], names: list[str]) -> st
     return "\n".join([*(f"{name}: {metadata[name]}" for name in names if name in metadata), text])
 
 
-def _copy(document: Document, score_key: str | None, score: float) -> Document:
+def _copy(document: Document, score_key: str | None, entry: Reranked) -> Document:
     metadata = dict(document.metadata)
     if score_key is not None:
-        metadata[score_key] = score
+        metadata[score_key] = entry.score
+    if entry.explanation is not None:
+        metadata[EXPLANATION] = entry.explanation
     return document.model_copy(update={"metadata": metadata})
 
 
-def _entries(ranked: list[RankedDocument]) -> list[dict[str, Any]]:
-    return [{"index": entry.index, "relevance_score": entry.score} for entry in ranked]
+def _entries(ranked: list[Reranked]) -> list[dict[str, Any]]:
+    return [
+        {"index": entry.index, "relevance_score": entry.score}
+        | ({} if entry.explanation is None else {EXPLANATION: entry.explanation})
+        for entry in ranked
+    ]
 
 
 def _pair(inputs: dict[str, Any]) -> tuple[Sequence[Document], str]:

