@@ -68,7 +68,13 @@ def _data(
         text = texts[entry.index]
         # A document without vectors scores minus infinity, which JSON does not have.
         score = entry.score if math.isfinite(entry.score) else None
-        result: dict[str, Any] = {"rank": rank, "score": score, "index": entry.index, "source": text.source, "line": text.line}
+        result: dict[str, Any] = {
+            "rank": rank,
+            "score": score,
+            "index": entry.index,
+            "source": text.source,
+            "line": text.line,
+        }
         result |= {"id": text.fields.get("id", text.fields.get("_id")), "text": text.text}
         if explained:
             result["explanation"] = None if entry.explanation is None else entry.explanation.as_dict()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cli.running import NOTES, Done, Run
 from colbert_integrations import ColBERT
 from colbert_integrations.cli import main
-from command_runs import NOTES, Done, Run
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from cli.running import Run
 from colbert_integrations import ColBERT, __version__
 from colbert_integrations.cli import main
 from colbert_integrations.cli import rerank as command
 from colbert_integrations.cli.output import Output
 from colbert_integrations.cli.parser import parse
-from command_runs import Run
 
 COMMANDS = ["rerank", "explain", "info", "index", "search"]
 

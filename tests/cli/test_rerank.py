@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.running import NOTES, Run
 from colbert_integrations import ColBERT
-from command_runs import NOTES, Run
 
 QUERY = "how does a plane fly?"
 

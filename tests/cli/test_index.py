@@ -19,11 +19,11 @@ import pytest
 import torch
 from filelock import FileLock
 
+from cli.running import NOTES, Run
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
 from colbert_integrations.cli import index as command
 from colbert_integrations.cli import main
 from colbert_integrations.errors import StoreError
-from command_runs import NOTES, Run
 
 IDS = sorted(f"notes/{name}" for name in NOTES)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from cli.running import Run
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
-from command_runs import Run
 
 QUERY = "how does a plane fly?"
 LONG = "the river runs into the sea. " * 20 + "the wings lift a plane into the sky. " + "bread and flour. " * 20

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from cli.running import Run
 from colbert_integrations import ColBERT
 from colbert_integrations.scoring import engine_for
-from command_runs import Run
 
 
 def test_it_begins_with_the_load_report(run: Run, model: ColBERT) -> None:

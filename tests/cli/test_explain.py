@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 
+from cli.running import Run
 from colbert_integrations import ColBERT
-from command_runs import Run
 
 QUERY = "how does a plane fly?"
 TEXT = "the wings lift a plane into the sky"
@@ -29,8 +29,9 @@ def test_json_is_the_explanation_as_data(run: Run, model: ColBERT) -> None:
 
 
 def test_on_a_terminal_it_is_in_colour(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm-256color")
+    # In full colour: rich keeps codes with a style, and would use those of fewer colours in other tests too.
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLORTERM": "truecolor"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)
     for command in (["explain", QUERY, "--text", TEXT], ["rerank", QUERY, "-", "--explain"]):
         shown = run(*command, stdin=TEXT).out
