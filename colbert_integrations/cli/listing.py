@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..explain import Explanation
+from ..explain import Explanation, Passage
 from ..explain.terminal import coloured_passage
 from ..explain.wording import visible
 from .output import Output
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 __all__ = ["show_result"]
 
@@ -45,13 +48,21 @@ def show_result(
     passage = None if explanation is None else explanation.passage
     if passage is not None and explanation is not None:
         coloured = output.console is not None
-        output.paragraph(coloured_passage(explanation, passage) if coloured else visible(passage.text), _INDENT)
+        output.paragraph(_in_one(explanation, passage) if coloured else visible(passage.text), _INDENT)
     elif text is not None:
         output.paragraph(_beginning(visible(text), _PASSAGE_LENGTH), _INDENT)
     if metadata:
         output.line(" " * _INDENT, (visible(json.dumps(metadata, ensure_ascii=False)), "dim"))
     if words and explanation is not None and (met := _words(explanation)):
         output.line(" " * _INDENT, (met, "cyan"))
+
+
+def _in_one(explanation: Explanation, passage: Passage) -> Text:
+    """A passage in colour as one paragraph."""
+    from rich.text import Text
+
+    lines = coloured_passage(explanation, passage).split()
+    return Text(" ").join(line for line in lines if line.plain.strip())
 
 
 def _words(explanation: Explanation) -> str:

@@ -21,23 +21,33 @@ def model(checkpoint: Callable[[str], Path]) -> ColBERT:
 
 
 @pytest.fixture
-def run(model: ColBERT, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command with the tiny model, unless it says ``--model`` or needs none."""
+def run_as_given(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command."""
 
-    def run(*arguments: str | Path, stdin: str | bytes = b"") -> Done:
-        argv = list(map(str, arguments))
-        if argv[0] in ("rerank", "explain", "index") and "--model" not in argv:
-            argv += ["--model", model.settings.model]
-        if argv[0] in ("rerank", "explain", "index", "search", "info") and "--device" not in argv:
-            argv += ["--device", "cpu"]
+    def run(*arguments: object, stdin: str | bytes = b"") -> Done:
         given = stdin.encode() if isinstance(stdin, str) else stdin
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
         try:
-            code = main(argv)
+            code = main(list(map(str, arguments)))
         except SystemExit as ended:  # as argparse ends
             code = ended.code  # type: ignore[assignment]
         captured = capsys.readouterr()
         return Done(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def run(model: ColBERT, run_as_given: Run) -> Run:
+    """Runs a command on the CPU, with the tiny model unless it says ``--model`` or needs none."""
+
+    def run(*arguments: object, stdin: str | bytes = b"") -> Done:
+        more = list[str]()
+        if arguments[0] in ("rerank", "explain", "index") and "--model" not in arguments:
+            more += ["--model", model.settings.model]
+        if arguments[0] in ("rerank", "explain", "info", "index", "search") and "--device" not in arguments:
+            more += ["--device", "cpu"]
+        return run_as_given(*arguments, *more, stdin=stdin)
 
     return run
 

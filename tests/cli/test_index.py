@@ -234,13 +234,11 @@ def test_a_model_that_does_not_fit_the_store_is_refused(
     assert sorted(stored("kept")) == IDS
 
 
-def test_the_stores_model_is_the_default(
-    run: Run, checkpoint: Callable[[str], Path], notes: Path, model: ColBERT
-) -> None:
-    command_line = ["index", "notes", "--store", "kept", "--set", "document_length=30", "--json"]
-    run(*command_line, "--model", checkpoint("pylate"))
+def test_the_stores_model_is_the_default(run_as_given: Run, checkpoint: Callable[[str], Path], notes: Path) -> None:
+    command_line = ["index", "notes", "--store", "kept", "--device", "cpu"]
+    run_as_given(*command_line, "--set", "document_length=30", "--model", checkpoint("pylate"))
     (notes / "new.txt").write_text("the sun")
-    assert main(["index", "notes", "--store", "kept", "--device", "cpu", "--quiet"]) == 0
+    assert run_as_given(*command_line).code == 0
     kept = MemoryStore.load("kept")
     assert kept.count() == 6
     assert kept.fingerprint is not None
