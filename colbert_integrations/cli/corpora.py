@@ -8,6 +8,7 @@ of a line without one, a hash of what it says.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -56,7 +57,7 @@ class Corpus:
     ) -> None:
         self._form, self._globs, self._with_title = form, globs, with_title
         self._leave_out, self._failed = leave_out, failed
-        _check_names(sources)
+        self._check_names(sources)
         self._files = [file for source in sources for file in self._files_of(source)]
 
     def count(self) -> int | None:
@@ -79,6 +80,18 @@ class Corpus:
                     self._failed(text.place, str(error))
 
     # -------------------------------------------------------------------------------------------------------- files
+
+    def _check_names(self, sources: Sequence[str]) -> None:
+        """Refuse sources whose documents would replace each other; those of JSON lines bring their own ids."""
+        named: dict[str, str] = {}
+        for source in sources:
+            name = Path(source).resolve().name
+            if name in named and (source == STDIN or os.path.isdir(source) or self._form_of(Path(source)) != "jsonl"):
+                raise InputError(
+                    f"{named[name]} and {source} have the same name, by which their documents are told apart: give a "
+                    "folder that holds both"
+                )
+            named[name] = source
 
     def _files_of(self, source: str) -> list[_File]:
         if source == STDIN:
@@ -144,24 +157,11 @@ class Corpus:
         return document
 
 
-def _check_names(sources: Sequence[str]) -> None:
-    """Refuse sources whose documents would replace each other."""
-    named: dict[str, str] = {}
-    for source in sources:
-        name = source if source == STDIN else Path(source).resolve().name
-        if name in named:
-            raise InputError(
-                f"{named[name]} and {source} have the same name, by which their documents are told apart: give a "
-                "folder that holds both"
-            )
-        named[name] = source
-
-
 def _count_lines(path: str) -> int:
     try:
         with opened(path) as stream:
             return sum(1 for line in stream if line.strip())
-    except (OSError, EOFError):  # told when it is read
+    except (OSError, EOFError, zlib.error):  # told when it is read
         return 0
 
 

@@ -127,6 +127,14 @@ def test_json_lines_have_ids_and_metadata(run: Run, model: ColBERT, tmp_path: Pa
     assert stored(tmp_path / "kept")["MED-10"] == ("the plane", {"title": "Statin Use", "url": "a"})
 
 
+def test_files_of_json_lines_may_have_one_name(run: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part.jsonl").write_text(json.dumps({"id": name, "text": name}))
+    run("index", tmp_path / "a" / "part.jsonl", tmp_path / "b" / "part.jsonl", "--store", tmp_path / "kept")
+    assert sorted(stored(tmp_path / "kept")) == ["a", "b"]
+
+
 def test_each_line_can_be_a_document(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the sky\n\na fox\nthe sky\n")
     report = run("index", tmp_path / "a.txt", "--store", tmp_path / "kept", "--lines", "--json").data
@@ -204,6 +212,7 @@ def test_many_failures_are_cut_on_the_terminal_only(run: Run, tmp_path: Path) ->
         (["missing"], "missing is not there: a source is a folder, a file, or - for stdin"),
         (["notes", "other/notes"], "notes and other/notes have the same name"),
         (["-", "-"], "- and - have the same name"),
+        (["notes/bread.txt", "other/bread.txt"], "notes/bread.txt and other/bread.txt have the same name"),
         (["notes", "--failures", "no/f.jsonl"], "can't write no/f.jsonl: No such file or directory"),
         (["notes", "--store", "notes/bread.txt"], "can't use notes/bread.txt: "),
         (["notes", "--store", "notes"], "no index in notes: it has no manifest.json"),
