@@ -79,7 +79,7 @@ def opened_for_writing(args: argparse.Namespace) -> Iterator[ColBERTIndex]:
     """Open an index to add to it, or make it.
 
     Args:
-        args: With ``store``, ``nbits``, ``pool_factor`` and what ``open_model`` needs.
+        args: With ``store``, ``nbits`` and what ``open_model`` needs.
 
     Yields:
         The index, which nobody else adds to by this command if it is in a folder.
@@ -94,10 +94,10 @@ def opened_for_writing(args: argparse.Namespace) -> Iterator[ColBERTIndex]:
     if folder is None:
         if args.nbits is not None:
             raise InputError("--nbits is for an index in a folder; for Qdrant make the collection with QdrantStore")
-        yield _joined(args, open_store(args.store), args.pool_factor)
+        yield _joined(args, open_store(args.store))
         return
     with _locked(folder):
-        index = _joined(args, _store_in(folder, args.nbits), args.pool_factor)
+        index = _joined(args, _store_in(folder, args.nbits))
         index.save(folder)  # now, so that a folder which can't be written is found before any work
         yield index
 
@@ -107,9 +107,9 @@ def folder_of(where: str) -> Path | None:
     return None if "://" in where else Path(where)
 
 
-def _joined(args: argparse.Namespace, store: Store, pool_factor: float = 1) -> ColBERTIndex:
+def _joined(args: argparse.Namespace, store: Store) -> ColBERTIndex:
     made_with = None if store.fingerprint is None else store.fingerprint.settings
-    return ColBERTIndex(open_model(args, made_with), store, pool_factor=pool_factor)
+    return ColBERTIndex(open_model(args, made_with), store)
 
 
 def _store_in(folder: Path, nbits: int | None) -> MemoryStore:

@@ -165,6 +165,7 @@ def test_a_terminal_without_a_letter_gets_it_escaped(encoding: str, monkeypatch:
     output.flush()
     data, line = written.getvalue().decode(encoding).splitlines()
     assert json.loads(data) == {"text": "狐 ü"}
+    assert ("狐" in data) == (encoding == "utf-8")
     assert line == {"ascii": "\\u72d0 \\xfc", "latin-1": "\\u72d0 ü", "utf-8": "狐 ü"}[encoding]
 
 
