@@ -96,7 +96,7 @@ class Output:
             sys.stdout.write(f"{wrapped}\n")
 
     def flush(self) -> None:
-        """Bring everything out, so that an error comes here and not at the end of Python."""
+        """Bring everything out, so that a pipe which nobody reads is an error here, and not at the end of Python."""
         sys.stdout.flush()
 
     @cached_property

@@ -145,7 +145,10 @@ def test_a_closed_pipe_is_quiet(model: ColBERT, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the plane")
     argv = ["rerank", "plane", str(tmp_path / "a.txt"), "--json", "--model", model.settings.model, "--device", "cpu"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "colbert_integrations", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "colbert_integrations", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     )
     assert process.stdout is not None
     process.stdout.close()
