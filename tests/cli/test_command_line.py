@@ -144,18 +144,14 @@ def test_errors_that_are_none_of_ours_are_not_hidden(run: Run, monkeypatch: pyte
 def test_a_closed_pipe_is_quiet(model: ColBERT, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the plane")
     argv = ["rerank", "plane", str(tmp_path / "a.txt"), "--json", "--model", model.settings.model, "--device", "cpu"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "colbert_integrations", *argv],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
-    )
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    assert process.wait() == 141
-    process.stderr.close()
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "colbert_integrations", *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
