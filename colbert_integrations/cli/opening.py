@@ -94,10 +94,10 @@ def opened_for_writing(args: argparse.Namespace) -> Iterator[ColBERTIndex]:
     if folder is None:
         if args.nbits is not None:
             raise InputError("--nbits is for an index in a folder; for Qdrant make the collection with QdrantStore")
-        yield _joined(args, open_store(args.store))
+        with _joined(args, open_store(args.store)) as index:
+            yield index
         return
-    with _locked(folder):
-        index = _joined(args, _store_in(folder, args.nbits))
+    with _locked(folder), _joined(args, _store_in(folder, args.nbits)) as index:
         index.save(folder)  # now, so that a folder which can't be written is found before any work
         yield index
 

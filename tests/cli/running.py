@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import pytest
 
 # Of words that the tiny checkpoints know; file names in several scripts.
 NOTES = {
@@ -38,3 +42,32 @@ class Done:
 
 
 Run = Callable[..., Done]
+
+
+class Stdin(io.RawIOBase):
+    """Lines that come one after another; calls something before each."""
+
+    def __init__(self, lines: list[bytes], before: Callable[[int], None]) -> None:
+        self._lines, self._before, self._number = lines, before, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readline(self, size: int | None = -1) -> bytes:
+        if self._number == len(self._lines):
+            return b""
+        self._before(self._number)
+        self._number += 1
+        return self._lines[self._number - 1]
+
+
+def numbered(count: int, padding: str = "") -> list[bytes]:
+    lines = [{"id": f"{n:04}", "text": f"wing {n}", "padding": padding} for n in range(count)]
+    return [json.dumps(line).encode() + b"\n" for line in lines]
+
+
+def give(monkeypatch: pytest.MonkeyPatch, lines: list[bytes], before: Callable[[int], None]) -> None:
+    class Given:
+        buffer = Stdin(lines, before)
+
+    monkeypatch.setattr(sys, "stdin", Given())

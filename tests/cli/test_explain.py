@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,18 @@ def test_on_a_terminal_it_is_in_colour(run: Run, monkeypatch: pytest.MonkeyPatch
         shown = run(*command, stdin=TEXT).out
         assert "\x1b[" in shown
     assert "\x1b[" not in run("rerank", QUERY, "-", "--explain", "--json", stdin=TEXT).out
+
+
+def test_without_the_extra_it_is_plain_and_a_heat_map_says_what_it_needs(
+    run: Run, model: ColBERT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for module in ("rich.console", "matplotlib"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert run("explain", QUERY, "--text", TEXT).out == f"{model.explain(QUERY, TEXT)}\n"
+    done = run("explain", QUERY, "--text", TEXT, "--plot", "a.png")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.endswith("needs an optional dependency: pip install 'colbert-integrations[explain]'\n")
 
 
 class _Page(html.parser.HTMLParser):

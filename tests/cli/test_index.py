@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import itertools
 import json
 import os
@@ -19,7 +18,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from cli.running import NOTES, Run
+from cli.running import NOTES, Run, give, numbered
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
 from colbert_integrations.cli import index as command
 from colbert_integrations.cli import main
@@ -280,35 +279,6 @@ def test_vectors_can_be_few_and_small(run: Run, model: ColBERT, notes: Path) -> 
 
 
 # ------------------------------------------------------------------------------------------------------- interruptions
-
-
-class Stdin(io.RawIOBase):
-    """Lines that come one after another; calls something before each."""
-
-    def __init__(self, lines: list[bytes], before: Callable[[int], None]) -> None:
-        self._lines, self._before, self._number = lines, before, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readline(self, size: int | None = -1) -> bytes:
-        if self._number == len(self._lines):
-            return b""
-        self._before(self._number)
-        self._number += 1
-        return self._lines[self._number - 1]
-
-
-def numbered(count: int, padding: str = "") -> list[bytes]:
-    lines = [{"id": f"{n:04}", "text": f"wing {n}", "padding": padding} for n in range(count)]
-    return [json.dumps(line).encode() + b"\n" for line in lines]
-
-
-def give(monkeypatch: pytest.MonkeyPatch, lines: list[bytes], before: Callable[[int], None]) -> None:
-    class Given:
-        buffer = Stdin(lines, before)
-
-    monkeypatch.setattr(sys, "stdin", Given())
 
 
 @pytest.mark.parametrize("stop", [0, 63, 64, 65, 130, 199])
