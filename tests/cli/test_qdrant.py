@@ -77,9 +77,11 @@ def test_what_the_server_refuses_is_one_line(
     assert "Traceback" not in done.err
 
 
-def test_a_collection_that_is_not_there_is_not_made_by_searching(run: Run, where: str, server: QdrantServer) -> None:
-    done = run("search", QUERY, "--store", where)
-    assert done.code == 2
-    assert "holds no index" in done.err
-    assert run("search", QUERY, "--store", where, "--model", "anything").code == 2
+def test_a_collection_that_is_not_there_is_not_made_by_searching(
+    run: Run, where: str, server: QdrantServer, model: ColBERT
+) -> None:
+    for named in ([], ["--model", model.settings.model]):
+        done = run("search", QUERY, "--store", where, *named)
+        assert done.code == 2
+        assert "holds no index" in done.err
     assert not [asked for asked in server.asked if asked.call.startswith("PUT")]
