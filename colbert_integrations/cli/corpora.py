@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -38,7 +38,7 @@ class Corpus:
             lines.
         globs: Patterns of files to take of folders. Empty: all, but hidden ones.
         with_title: Whether the title of a JSON line goes before its text.
-        leave_out: A folder to leave out, such as the index itself. None: none.
+        leave_out: Folders and files to leave out of folders: what is written meanwhile.
         failed: Is told of what can't be read.
 
     Raises:
@@ -52,7 +52,7 @@ class Corpus:
         globs: Sequence[str],
         *,
         with_title: bool,
-        leave_out: Path | None,
+        leave_out: Collection[Path],
         failed: Failed,
     ) -> None:
         self._form, self._globs, self._with_title = form, globs, with_title
@@ -117,18 +117,18 @@ class Corpus:
 
         for folder, folders, files in os.walk(root, onerror=failed):
             here = Path(folder)
-            folders[:] = [name for name in folders if not name.startswith(".") and not self._is_left_out(here / name)]
-            for name in files:
+            folders[:] = [name for name in folders if self._is_admitted(here / name)]
+            for name in filter(lambda name: self._is_admitted(here / name), files):
                 path = (here / name).relative_to(root)
                 # A link that leads nowhere is told when it is read; sockets and such are no documents.
                 if self._is_wanted(path) and ((here / name).is_file() or (here / name).is_symlink()):
                     yield root, path
 
-    def _is_left_out(self, folder: Path) -> bool:
-        return self._leave_out is not None and folder.resolve() == self._leave_out
+    def _is_admitted(self, path: Path) -> bool:
+        return not path.name.startswith(".") and path.resolve() not in self._leave_out
 
     def _is_wanted(self, path: PurePath) -> bool:
-        return not path.name.startswith(".") and (not self._globs or any(path.match(glob) for glob in self._globs))
+        return not self._globs or any(path.match(glob) for glob in self._globs)
 
     # ----------------------------------------------------------------------------------------------------- documents
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..colbert_index import ColBERTIndex
 from ..corpus import CorpusReport, index_corpus
+from ..errors import InputError
 from .corpora import Corpus
 from .failures import Failures
 from .opening import folder_of, opened_for_writing
@@ -42,14 +43,14 @@ def run(args: argparse.Namespace, output: Output) -> int:
         FingerprintError: If it holds vectors of another model.
         CheckpointError: If the model can't be loaded.
     """
-    folder = folder_of(args.store)
+    written = _written(args)
     with Failures(output, args.failures) as failures:
         corpus = Corpus(
             args.sources,
             args.form,
             args.glob,
             with_title=not args.no_title,
-            leave_out=None if folder is None else folder.resolve(),
+            leave_out=written,
             failed=failures.add,
         )
         with opened_for_writing(args) as index:
@@ -63,6 +64,16 @@ def run(args: argparse.Namespace, output: Output) -> int:
             failures.tell()
             _show(args, output, report, index, failures)
     return 1 if failures.count else 0
+
+
+def _written(args: argparse.Namespace) -> set[Path]:
+    """What this command writes, none of which may be a source."""
+    names = [folder_of(args.store), args.failures]
+    written = {Path(name).resolve() for name in names if name is not None}
+    for source in args.sources:
+        if Path(source).resolve() in written:
+            raise InputError(f"{source} is to be read and to be written: choose another place for one of them")
+    return written
 
 
 def _load(

@@ -133,5 +133,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise StoreError(f"another process adds to {folder}: wait until it is done") from error
     except OSError as error:
         raise StoreError(f"can't use {folder}: {error.strerror}") from error
-    with lock:
+    try:
         yield
+    finally:
+        lock.release()

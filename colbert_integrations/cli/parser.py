@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import PurePath
 from typing import Any
 
 from .. import __version__
@@ -131,6 +132,7 @@ def _add_index(commands: Any) -> None:
     command.add_argument("--store", required=True, metavar="WHERE", help=f"{_WHERE}; made if it is not there")
     command.add_argument(
         "--glob",
+        type=_pattern,
         action="append",
         default=[],
         metavar="PATTERN",
@@ -284,6 +286,12 @@ def _json_object(value: str) -> dict[str, Any]:
     if not isinstance(read := json.loads(value), dict):
         raise ValueError
     return read
+
+
+@_refusing("must be a pattern such as *.md")
+def _pattern(value: str) -> str:
+    PurePath().match(value)  # refuses an empty one
+    return value
 
 
 def _setting(value: str) -> tuple[str, Any]:

@@ -94,8 +94,10 @@ def test_globs_choose_files_of_folders_and_hidden_ones_are_left_out(run: Run, no
 
 def test_an_index_in_its_own_source_does_not_index_itself(run: Run, notes: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(notes)
+    (notes / "binary").write_bytes(b"\xff")
     for _ in range(2):
-        assert run("index", ".", "--store", "kept", "--json").data["stored"] == 5
+        report = run("index", ".", "--store", "kept", "--failures", "failed.jsonl", "--json").data
+        assert (report["stored"], report["failed"]) == (5, 1)
     assert sorted(stored("kept")) == IDS
 
 
@@ -214,7 +216,9 @@ def test_many_failures_are_cut_on_the_terminal_only(run: Run, tmp_path: Path) ->
         (["notes/bread.txt", "other/bread.txt"], "notes/bread.txt and other/bread.txt have the same name"),
         (["notes", "--failures", "no/f.jsonl"], "can't write no/f.jsonl: No such file or directory"),
         (["notes", "--store", "notes/bread.txt"], "can't use notes/bread.txt: "),
-        (["notes", "--store", "notes"], "no index in notes: it has no manifest.json"),
+        (["notes", "--store", "notes"], "notes is to be read and to be written: choose another place"),
+        (["notes", "notes/bread.txt", "--failures", "notes/bread.txt"], "notes/bread.txt is to be read and to be wri"),
+        (["notes/bread.txt", "--store", "notes"], "no index in notes: it has no manifest.json"),
         (["notes", "--store", "qdrant+http://a:1/b", "--nbits", "4"], "--nbits is for an index in a folder"),
         (["notes", "--store", "http://a:1/b"], "a store is at a location such as"),
         (["notes", "--set", "query_length=-1"], "query_length must be a positive whole number, not -1"),
@@ -352,6 +356,8 @@ def test_two_at_once_would_lose_documents_and_are_refused(run: Run, notes: Path)
         assert done.err == "colbert-integrations: another process adds to kept: wait until it is done\n"
         assert run("search", "plane", "--store", "kept", "--json").code == 0
     assert run("index", "notes", "--store", "kept").code == 0
+    with FileLock("kept/.indexing.lock", timeout=0):
+        pass  # it was released
 
 
 # A shell may have told its background jobs to ignore it.
