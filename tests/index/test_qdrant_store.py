@@ -423,9 +423,14 @@ def test_adding_again_after_a_failure_encodes_only_what_is_missing(server: Qdran
         there = store.count()
         assert 0 < there < 20
         encoded: list[str] = []
-        encode = index.model.encode_document
+        encode = tiny.encode_document
+
+        def counted(texts: list[str], **options: Any) -> TokenEmbeddings:
+            encoded.extend(texts)
+            return encode(texts, **options)
+
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(index, "_encode", lambda texts: encoded.extend(texts) or encode(texts))
+            patch.setattr(tiny, "encode_document", counted)
             index.add(texts)
         assert (len(encoded), store.count()) == (20 - there, 20)
 
