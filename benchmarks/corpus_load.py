@@ -1,6 +1,6 @@
 """A corpus into Qdrant's engine by ``index_corpus``: killed in the middle, run again, and looked at afterwards.
 
-20,000 passages are sentences of Cranfield's abstracts, and neighbouring ones in pairs. They are encoded by the bundled
+20,000 passages are sentences of Cranfield's abstracts, and runs of two and three. They are encoded by the bundled
 model at 128 dimensions in a process of its own, which is killed (SIGKILL) once half of them are stored, and then run
 again on the same corpus. Afterwards every id has to be there once, with its text, and a sample of vectors has to be
 what the model makes of the text. See ``qdrant_engine`` for the server. ``--print`` shows the newest results instead.
@@ -35,13 +35,17 @@ SHOWN += ["lost", "doubled", "wrong"]
 
 
 def passages(size: int) -> Iterator[dict[str, Any]]:
-    """Sentences, and then pairs of neighbours; as many as there are, ids rising."""
+    """Sentences, then runs of two and of three; as many as there are, ids rising."""
     with gzip.open(CORPUS, "rt", encoding="utf-8") as lines:
         abstracts = [json.loads(line)["text"].split(" . ") for line in lines]
     whole = [[sentence.strip() for sentence in abstract if sentence.strip()] for abstract in abstracts]
-    singles = (sentence for abstract in whole for sentence in abstract)
-    pairs = (f"{one} . {other}" for abstract in whole for one, other in zip(abstract, abstract[1:], strict=False))
-    texts = islice(dict.fromkeys([*singles, *pairs]), size)
+    runs = (
+        " . ".join(abstract[start : start + length])
+        for length in (1, 2, 3)
+        for abstract in whole
+        for start in range(len(abstract) - length + 1)
+    )
+    texts = islice(dict.fromkeys(runs), size)
     return ({"id": f"{number:06}", "text": text} for number, text in enumerate(texts))
 
 
@@ -117,9 +121,9 @@ def look(url: str, size: int) -> records.Row:
         counted, ids = store.count(), store.ids()
         texts = {document.id: document.text for document in store.get(ids)}
         some = list(wanted)[:: max(1, size // SAMPLE)]
-        kept = [document.embeddings for document in store.get(some, embeddings=True)]
-    right = model().encode_document([wanted[name] for name in some])
-    far = sum(not _close(mine, theirs) for mine, theirs in zip(kept, right, strict=False))
+        kept = {document.id: document.embeddings for document in store.get(some, embeddings=True)}
+    right = dict(zip(some, model().encode_document([wanted[name] for name in some]), strict=True))
+    far = sum(not _close(vectors, right[name]) for name, vectors in kept.items())
     return {
         "lost": len(wanted.keys() - texts.keys()),
         "doubled": counted - len(set(ids)),

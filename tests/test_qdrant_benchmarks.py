@@ -97,7 +97,7 @@ def test_a_peak_of_memory_is_seen_and_forgotten() -> None:
     assert qdrant_engine.peak_bytes() - before < 2**25
 
 
-def test_passages_of_a_corpus_are_sentences_and_pairs_each_once() -> None:
+def test_passages_of_a_corpus_are_sentences_and_runs_of_them_each_once() -> None:
     some = list(corpus_load.passages(10**6))
     texts = [passage["text"] for passage in some]
     assert len(set(texts)) == len(texts) > 18_000
