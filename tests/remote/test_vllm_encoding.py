@@ -1,4 +1,4 @@
-"""Encoding on a server gives what the same checkpoint gives here; on the double, and on a real vLLM where there is one."""
+"""Encoding on a server gives what the same checkpoint gives here; on the double, and on a real vLLM."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import threading
 
 import pytest
 import torch
-from conftest import LAYOUTS, UNATTENDED
-from vllm_double import Double, Fault
 
 import checkpoints
 from colbert_integrations import TokenEmbeddings
 from colbert_integrations.errors import InputError, RemoteMismatchError, RemoteRefusedError, RemoteUnavailableError
+from layouts import LAYOUTS, UNATTENDED
+from vllm_double import Double, Fault
 
 # Long ones are cut into windows of 40 tokens.
 DOCUMENTS = [*checkpoints.SENTENCES, "", "fox", "a, b; (c)!", " ".join(checkpoints.SENTENCES * 4), "unknown \u4e16"]
@@ -90,7 +90,7 @@ def test_two_thousand_documents_in_many_requests_keep_their_order(remote, local)
     assert_same(model.encode_document(documents), local("pylate_noexp").encode_document(documents), EXACT)
 
 
-# ---------------------------------------------------------------------------------------- what a server can't do, or not
+# --------------------------------------------------------------------------------------- what a server can't do, or not
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,12 +1,13 @@
 """A server on the loopback that answers as vLLM 0.32 does, by transformers and this project's head, on token ids.
 
-``test_vllm_protocol.py`` sends the same requests to it and to a real server, so that it stays like one. ``faults`` makes
-it fail as servers do.
+``test_vllm_protocol.py`` sends the same requests to it and to a real server, so that it stays like one. ``faults``
+makes it fail as servers do.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
 import threading
@@ -19,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vllm_requests import violations
 
 from colbert_integrations.checkpoint import SpecOverrides, read_checkpoint
 from colbert_integrations.encoder import LoadOptions, TokenSequence, TorchForward
 from colbert_integrations.encoder.backbone import load_backbone
 from colbert_integrations.encoder.forward import build_projection
+from vllm_requests import violations
 
 NAME = "tiny"
 Reply = tuple[int, Any]
@@ -181,11 +182,11 @@ class Double:
             if not ids:
                 raise refuse(400, "BadRequestError", "The decoder prompt cannot be empty")
             if len(ids) > self.max_model_len:
+                most = self.max_model_len
                 message = (
-                    f"This model's maximum context length is {self.max_model_len} tokens. However, your prompt contains "
-                    f"at least {self.max_model_len + 1} input tokens, which exceeds this limit even without any output "
-                    "tokens. Please reduce the length of the input prompt. (parameter=input_tokens, "
-                    f"value={self.max_model_len + 1})"
+                    f"This model's maximum context length is {most} tokens. However, your prompt contains at least "
+                    f"{most + 1} input tokens, which exceeds this limit even without any output tokens. Please reduce "
+                    f"the length of the input prompt. (parameter=input_tokens, value={most + 1})"
                 )
                 raise refuse(400, "BadRequestError", message, "input_tokens")
             for token in ids:
@@ -234,10 +235,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def finish(self) -> None:
         self.owner._connections.discard(self.connection)
-        try:
+        with contextlib.suppress(OSError):  # the other side is gone
             super().finish()
-        except OSError:  # the other side is gone
-            pass
 
     def do_GET(self) -> None:
         self._do(None)
@@ -309,7 +308,5 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _hang_up(connection: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):  # it has been closed meanwhile
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # it has been closed meanwhile
