@@ -66,7 +66,9 @@ def _spelling(rules: Tokenizer, plain: Any, side: Side) -> Spelling:
     prepare = partial(rules.prepare, side=side)
     content = rules.tokens([_EXAMPLE], side)[0].ids
     wanted = rules.sequence(content, side).ids
-    found = plain(marker + prepare(_EXAMPLE), verbose=False)["input_ids"]
+    text = marker + prepare(_EXAMPLE)
+    # Where texts are lower-cased, a server does it once more, and to the marker as well.
+    found = plain(text.lower() if rules.spec.lowercase else text, verbose=False)["input_ids"]
     # What a query has beyond that is its expansion.
     marker = marker if found == wanted[: len(found)] else ""
     capacity = rules.capacity(side)

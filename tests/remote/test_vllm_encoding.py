@@ -159,7 +159,7 @@ def test_a_server_that_is_killed_while_it_encodes_and_comes_back(served, remote,
     documents = [" ".join(checkpoints.WORDS[(i + k) % 50] for k in range(30)) for i in range(8192)]
     model.encode_document("a fox")
     if isinstance(server, Double):
-        server.faults.append(Fault(delay_s=60))  # quick as it is, it should not be done before it dies
+        server.faults.append(Fault(hold=threading.Event()))  # quick as it is, it should not be done before it dies
     threading.Timer(1.0, server.kill).start()
     with pytest.raises(RemoteUnavailableError, match="attempt 4 of 4") as caught:
         model.encode_document(documents)

@@ -39,7 +39,8 @@ class Fault:
         status: Of the answer that it gets. None: its own.
         body: Of that answer; text is sent as it is.
         headers: Of that answer.
-        delay_s: How long nothing happens before.
+        hold: What is waited for before; 20 seconds at most, or until who asked hangs up.
+        trickle: Whether the answer comes a byte at a time.
         hang_up: Whether the connection is closed instead.
         path: Which requests.
     """
@@ -47,7 +48,8 @@ class Fault:
     status: int | None = None
     body: Any = ""
     headers: dict[str, str] = field(default_factory=dict)
-    delay_s: float = 0.0
+    hold: threading.Event | None = None
+    trickle: bool = False
     hang_up: bool = False
     path: str = "/pooling"
 
@@ -163,7 +165,7 @@ class Double:
         matrices = self._embed(body["input"], raw=body.get("use_activation") is False)
         dtype = getattr(torch, body.get("embed_dtype", "float32"))
         data = [
-            {"index": index, "object": "pooling", "data": base64.b64encode(matrix.to(dtype).numpy()).decode()}
+            {"index": index, "object": "pooling", "data": base64.b64encode(matrix.to(dtype).numpy().tobytes()).decode()}
             for index, matrix in enumerate(matrices)
         ]
         return {"id": "pooling-0", "object": "list", "model": NAME, "data": data[::-1], "usage": {}}
@@ -242,7 +244,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._do(None)
 
     def do_POST(self) -> None:
-        self._do(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        length = int(self.headers["content-length"])
+        content = self.rfile.read(length)
+        if len(content) == length:  # else who sent it has gone
+            self._do(json.loads(content))
+        else:
+            self.close_connection = True
 
     def _do(self, body: dict[str, Any] | None) -> None:
         owner = self.owner
@@ -263,45 +270,54 @@ class _Handler(BaseHTTPRequestHandler):
                 owner.under_way -= 1
 
     def _reply(self, body: dict[str, Any] | None, fault: Fault) -> None:
-        if fault.delay_s:
-            self._sleep(fault.delay_s)
+        if fault.hold:
+            self._wait(fault.hold)
         if fault.hang_up:
             _hang_up(self.connection)
             self.close_connection = True
             return
-        if fault.status is not None:
+        if fault.trickle:
+            self._trickle()
+        elif fault.status is not None:
             self._send(fault.status, fault.body, fault.headers)
-        elif (
-            self.owner.key
-            and self.path.startswith("/v1")
-            and self.headers["authorization"] != f"Bearer {self.owner.key}"
-        ):
+        elif self._is_forbidden():
             self._send(401, {"error": "Unauthorized"}, {})
         else:
             self._send(*self.owner.answer(self.path, body), {})
 
-    def _sleep(self, seconds: float) -> None:
+    def _is_forbidden(self) -> bool:
+        key = self.owner.key
+        return bool(key) and self.path.startswith("/v1") and self.headers["authorization"] != f"Bearer {key}"
+
+    def _wait(self, event: threading.Event) -> None:
         """Wait, but not for one that has hung up, as vLLM does not."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + 20
         self.connection.setblocking(False)
         try:
-            while time.monotonic() < until:
-                time.sleep(0.002)
-                try:
+            while not event.wait(0.002) and time.monotonic() < until:
+                with contextlib.suppress(BlockingIOError):
                     if self.connection.recv(1, socket.MSG_PEEK) == b"":
                         raise ConnectionResetError
-                except BlockingIOError:
-                    pass
         finally:
             self.connection.setblocking(True)
 
+    def _trickle(self) -> None:
+        self._begin(200, 10_000, {})
+        for _ in range(10_000):
+            self.wfile.write(b" ")
+            self.wfile.flush()
+            time.sleep(0.01)
+
     def _send(self, status: int, body: Any, headers: dict[str, str]) -> None:
         content = b"" if body is None else (body if isinstance(body, str) else json.dumps(body)).encode()
+        self._begin(status, len(content), headers)
+        self.wfile.write(content)
+
+    def _begin(self, status: int, length: int, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(length), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(content)
 
     def log_message(self, *args: Any) -> None:
         """Say nothing."""
