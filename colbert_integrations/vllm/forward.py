@@ -184,7 +184,9 @@ class _Connection:
                 vectors = await self._rows(servers, [self._probe], server)
             except RemoteRefusedError as error:
                 raise RemoteMismatchError(
-                    f"a short probe is refused, is it another model? {error}", server.url
+                    f"{server.url} serves another model than {self._spec.name}, or for another task: {error}",
+                    server.url,
+                    error.status,
                 ) from error
             check_vectors(server.url, vectors, self._spec, expected)
             server.checked[self] = (server.life, expected is not None)

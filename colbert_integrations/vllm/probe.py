@@ -57,8 +57,8 @@ def check_models(url: str, answer: Any, model: str | None, spec: ColBERTSpec) ->
     for side, length in (("document", spec.document_length), ("query", spec.query_length)):
         if most is not None and length is not None and length > most:
             raise RemoteMismatchError(
-                f"{url} takes {most} tokens, and {side}_length is {length}: start it with --max-model-len {length} if "
-                f"the model has that many positions, else pass {side}_length={most}",
+                f"{url} takes {most} tokens, and {side}_length is {length}: start it with --max-model-len {length} "
+                f"(for PyLate's checkpoints also VLLM_ALLOW_LONG_MAX_MODEL_LEN=1), or pass {side}_length={most}",
                 url,
             )
 

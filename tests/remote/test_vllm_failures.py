@@ -203,7 +203,7 @@ def test_projections_that_vllm_leaves_a_part_of_out_are_refused_at_once(checkpoi
         ColBERT(checkpoint("pylate_layers"), device="cpu", forward=VLLMForward("http://127.0.0.1:1"))
 
 
-# ---------------------------------------------------------------------------------------------------- when it is checked
+# --------------------------------------------------------------------------------------------------- when it is checked
 
 
 def test_nothing_is_asked_before_a_text_is_encoded(double: Double, model: Model) -> None:
@@ -241,7 +241,7 @@ def test_a_server_that_failed_is_checked_again(double: Double, model: Model) -> 
     assert len(made.encode_document(TEXTS)) == 2
 
 
-# ------------------------------------------------------------------------------------------------------- several servers
+# ------------------------------------------------------------------------------------------------------ several servers
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ async def test_async_does_the_same(scorer) -> None:
     assert scores == pytest.approx(made.score(QUERY, DOCUMENTS), abs=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------- the double only
+# ------------------------------------------------------------------------------------------------------ the double only
 
 
 @pytest.fixture
