@@ -3,8 +3,8 @@
 Ragged documents of 178 tokens on average, at most 300, and a rerank of 20 of them. The server is a real vLLM on this
 machine's CPU (``--vllm`` names the Python of an environment with it; ``make test-vllm`` builds one), so that what shows
 is what the way there and back costs, not what a GPU gains. It and the encoder here have as many threads; beside them
-this process needs some of a core for HTTP. Bytes are those of bodies of requests and answers. ``--print`` shows the
-newest results instead.
+this process needs some of a core for HTTP. CPU time is that of this process; bytes are those of the
+bodies of requests and answers. ``--print`` shows the newest results instead.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Way:
 
     def __post_init__(self) -> None:
         self.documents: list[float] = []
+        self.cpu: list[float] = []
         self.reranks: list[float] = []
 
 
@@ -93,7 +94,9 @@ def measure(checkpoint: Path, url: str, documents: Sequence[str], query: str, ro
         way.model.rank(query, documents[:RERANKED])  # weights for queries are loaded, servers compared with them
     for number in tqdm(range(rounds), "rounds", disable=None):
         for way in found[number % len(found) :] + found[: number % len(found)]:
+            start = time.process_time()
             way.documents.append(_seconds(lambda way=way: way.model.encode_document(documents)))
+            way.cpu.append(time.process_time() - start)
             way.reranks.append(_seconds(lambda way=way: way.model.rank(query, documents[:RERANKED])))
     rows = [
         _row(way, error, len(documents), _bytes(way, url, documents)) for way, error in zip(found, errors, strict=True)
@@ -134,6 +137,7 @@ def _row(way: Way, error: float, count: int, sizes: tuple[int, int]) -> records.
         "best s": round(seconds[0], 3),
         "worst s": round(seconds[-1], 3),
         "documents per second": round(count / middle, 1),
+        "CPU ms per document": round(1000 * statistics.median(way.cpu) / count, 2),
         f"rerank {RERANKED} ms": round(1000 * statistics.median(way.reranks), 1),
         "bytes up per document": sizes[0] or "",
         "bytes down per document": sizes[1] or "",
@@ -146,6 +150,7 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     heads = {
         "case": "",
         "documents per second": "documents per second",
+        "CPU ms per document": "CPU here, ms per document",
         f"rerank {RERANKED} ms": f"rerank of {RERANKED}, ms",
         "bytes up per document": "bytes there, per document",
         "bytes down per document": "bytes back, per document",
