@@ -16,7 +16,7 @@ from .link import Link
 from .probe import check_models, check_spec, check_vectors
 from .servers import Server, Servers
 from .settings import ServerSettings
-from .wire import pooling_request, read_rows
+from .wire import Failure, pooling_request, read_rows
 
 __all__ = ["VLLMForward"]
 
@@ -172,8 +172,8 @@ class _Connection:
         """Compare a server with the checkpoint, once in its life, and once more when local weights are loaded."""
         life = server.life
         async with server.checking:
-            if server.life != life and server.last_failure is not None:
-                raise server.last_failure  # met by who checked it meanwhile; to wait for it as well would take as long
+            if server.life != life:  # who checked it meanwhile has met that; to find out again may take as long
+                raise Failure(str(server.last_failure), server.last_failure.status)
             expected = self._expected()
             checked, compared = server.checked.get(self, (-1, False))
             if checked == server.life and (compared or expected is None):

@@ -60,13 +60,20 @@ class Link(Generic[R]):
 
     def close(self) -> None:
         """Close the connections once what runs has ended."""
+        line = self._hang_up()
+        if line is not None:
+            line.wait()
+
+    def _hang_up(self) -> _Line[R] | None:
         with self._lock:
             line, self._line = self._line, None
-        if line is not None and line.process == os.getpid():
-            line.close()
+        if line is None or line.process != os.getpid():
+            return None
+        line.close()
+        return line
 
     def __del__(self) -> None:
-        self.close()
+        self._hang_up()
 
 
 class _Line(Generic[R]):
@@ -86,7 +93,10 @@ class _Line(Generic[R]):
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._closing.set)
-        if not self._running and threading.current_thread() is not self._thread:
+
+    def wait(self) -> None:
+        """Wait for its end, unless requests run."""
+        if not self._running:
             self._thread.join(_CLOSING_S)
 
     def _live(self) -> None:

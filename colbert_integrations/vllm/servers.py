@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 # A server that can be reached takes a connection within this.
 _CONNECT_S = 5.0
+# A connection without a request is kept for less than the 5 seconds that the server keeps it, which would otherwise
+# close it just as the next request is on its way.
+_IDLE_S = 2.0
 # The pause after the first failure; each further one doubles it, up to the longest.
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
@@ -37,7 +40,7 @@ class Server:
         under_way: Those that it has not answered yet.
         failures: How often it failed in a row, requests that failed together counted once.
         down_until: Until when others are asked instead.
-        last_failure: The last of them.
+        last_failure: The last one.
         life: Counts up when it may have been started anew, perhaps with another model.
         checked: For each user, the life in which it was found to fit, and whether by its vectors; see ``forward.py``.
         checking: Held by who finds that out.
@@ -48,7 +51,7 @@ class Server:
     under_way: int = 0
     failures: int = 0
     down_until: float = 0.0
-    last_failure: Failure | None = None
+    last_failure: Failure = field(default_factory=lambda: Failure("not asked yet"))
     life: int = 0
     checked: WeakKeyDictionary[Any, tuple[int, bool]] = field(default_factory=WeakKeyDictionary)
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -83,7 +86,7 @@ class Servers:
         self._client = httpx.AsyncClient(
             headers=settings.headers,
             timeout=httpx.Timeout(settings.timeout, connect=min(_CONNECT_S, settings.timeout)),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=settings.most_requests),
+            limits=httpx.Limits(keepalive_expiry=_IDLE_S),
         )
 
     async def aclose(self) -> None:
@@ -103,14 +106,12 @@ class Servers:
             RemoteUnavailableError: If no server did it, retries included.
         """
         async with self._slots:
-            pause, failure, server = 0.0, Failure("not asked"), self._servers[0]
-            most = len(self._servers) + self._settings.retries
+            most, failure = len(self._servers) + self._settings.retries, Failure("not asked")
             for attempt in range(1, most + 1):
                 server = self._next()
                 rest = server.down_until - monotonic()
-                if attempt > 1 and rest > 0:  # so are all others
-                    pause = _pause(attempt - 1)
-                    await asyncio.sleep(min(rest, max(pause, failure.wait_s)))
+                if attempt > 1 and rest > 0:  # it is down, and so are all others
+                    await asyncio.sleep(min(rest, max(_pause(attempt - 1), failure.wait_s)))
                 try:
                     return await self._with(server, exchange)
                 except Failure as error:

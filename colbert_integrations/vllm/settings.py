@@ -38,6 +38,8 @@ class ServerSettings:
             raise InputError(
                 f"model must be the name that the servers give it, or None for their only one, not {self.model!r}"
             )
+        if self.api_key is not None and not _is_key(self.api_key):
+            raise InputError("api_key must be a string of printable ASCII characters")
         if self.concurrency is not None and not _is_count(self.concurrency, 1):
             raise InputError(f"concurrency must be a whole number from 1, not {self.concurrency!r}")
         if not _is_count(self.retries, 0):
@@ -91,6 +93,10 @@ def _root(url: object) -> str:
     if root.endswith("/v1"):
         raise InputError(f"{url!r} is a part of the server, whose /pooling lies beside it: leave /v1 out")
     return root
+
+
+def _is_key(value: object) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isprintable()
 
 
 def _is_count(value: object, least: int) -> bool:

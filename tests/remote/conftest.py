@@ -53,22 +53,22 @@ def double(doubles: dict[str, Double]) -> Iterator[Double]:
 @pytest.fixture(scope="session", params=["double", pytest.param("vllm", marks=pytest.mark.vllm)])
 def families(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
     """The servers of one kind, by what they serve."""
-    folder = request.getfixturevalue("folder")
     if request.param == "double":
-        found: dict[str, Server] = dict(request.getfixturevalue("doubles"))
-    else:
-        python, logs = os.environ["COLBERT_TEST_VLLM"], tmp_path_factory.mktemp("vllm")
-        found = {
-            family: RealVLLM(
-                python, folder(layout), logs / f"{family}.log", architecture=ARCHITECTURES[family], key=KEY
-            )
-            for family, layout in SERVED.items()
-        }
-        for server in found.values():
+        yield dict(request.getfixturevalue("doubles"))
+        return
+    folder, python = request.getfixturevalue("folder"), os.environ["COLBERT_TEST_VLLM"]
+    logs = tmp_path_factory.mktemp("vllm")
+    real = {
+        family: RealVLLM(python, folder(layout), logs / f"{family}.log", architecture=ARCHITECTURES[family], key=KEY)
+        for family, layout in SERVED.items()
+    }
+    try:
+        for server in real.values():
             server.start()
-    yield found
-    for server in found.values():
-        server.kill()
+        yield dict(real)
+    finally:
+        for server in real.values():
+            server.kill()
 
 
 @pytest.fixture

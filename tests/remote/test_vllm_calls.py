@@ -24,9 +24,9 @@ from colbert_integrations import ColBERT
 from colbert_integrations.errors import InputError
 from colbert_integrations.vllm import VLLMForward, VLLMScorer
 from vllm_double import Double, Fault
+from waiting import PATIENCE_S, until, until_async
 
 TEXTS = ["a fox", "the cat runs"]
-PATIENCE_S = 30
 
 
 @pytest.fixture
@@ -51,20 +51,6 @@ def model(forward, folder) -> Callable[..., ColBERT]:
         return ColBERT(folder(layout), device="cpu", forward=forward(**options), **own)
 
     return make
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-async def until_async(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
 
 
 def threads() -> list[str]:
@@ -323,6 +309,8 @@ def test_the_key_goes_with_every_request(double: Double, model, monkeypatch: pyt
         ({"urls": "http://gpu-1:8000/v1/"}, "leave /v1 out"),
         ({"model": ""}, "model must be the name"),
         ({"model": Path("a")}, "model must be the name"),
+        ({"api_key": "clé"}, "api_key must be a string of printable ASCII"),
+        ({"api_key": "a\n"}, "api_key must be a string of printable ASCII"),
         ({"concurrency": 0}, "concurrency must be a whole number from 1, not 0"),
         ({"retries": -1}, "retries must be a whole number from 0, not -1"),
         ({"retries": True}, "not True"),

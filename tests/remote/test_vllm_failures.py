@@ -183,10 +183,22 @@ def test_vectors_of_another_kind(alter: Callable, message: str, double: Double, 
         model().encode_document(TEXTS)
 
 
+def test_a_text_without_tokens_asks_nobody(tmp_path) -> None:
+    checkpoints.pylate(tmp_path, specials=False, markers=(), query_prefix="", document_prefix="")
+    server = Double(tmp_path)
+    forward = VLLMForward(server.url, embed_dtype="float32")
+    there, here = ColBERT(tmp_path, device="cpu", forward=forward), ColBERT(tmp_path, device="cpu")
+    assert there.encode_document("").lengths == [0]
+    assert server.asked == []
+    found, wanted = there.encode_document(["", "fox", ""]), here.encode_document(["", "fox", ""])
+    assert found.lengths == wanted.lengths
+    torch.testing.assert_close(found.values, wanted.values, rtol=0, atol=1e-5)
+    forward.close()
+    server.kill()
+
+
 def test_a_server_that_says_no_length_is_taken_at_its_word(double: Double, model: Model, local) -> None:
-    double.max_model_len = None
     double.faults.append(Fault(200, {"data": [{"id": "tiny"}]}, path="/v1/models"))
-    double.max_model_len = 512
     assert encodes(model(), local)
 
 

@@ -22,6 +22,7 @@ from colbert_integrations.errors import (
 from colbert_integrations.vllm import VLLMScorer
 from layouts import LAYOUTS
 from vllm_double import Double, Fault
+from waiting import until_async
 
 QUERY = "how does a plane fly"
 DOCUMENTS = [
@@ -195,13 +196,11 @@ def test_answers_that_can_not_be(body, error, message, double: Double, made: VLL
 async def test_a_cancelled_call_calls_its_requests_off(double: Double, made: VLLMScorer) -> None:
     double.faults += [Fault(hold=threading.Event(), path="/rerank")] * 3
     task = asyncio.create_task(made.arank(QUERY, [f"{i}" for i in range(150)]))
-    while double.under_way < 3:
-        await asyncio.sleep(0.001)
+    await until_async(lambda: double.under_way == 3)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    while double.under_way:
-        await asyncio.sleep(0.001)
+    await until_async(lambda: double.under_way == 0)
     assert double.given_up == 3
 
 
