@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -88,22 +87,23 @@ def test_no_more_requests_are_under_way_than_allowed(double: Double, model) -> N
     assert double.most_under_way == 3
 
 
-def test_a_query_does_not_wait_for_a_corpus(double: Double, model) -> None:
-    made, hold = model("stanford_attend", concurrency=2, batch_size=1), threading.Event()
+def test_a_query_does_not_wait_for_a_corpus(double: Double, model, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model("stanford_attend", concurrency=2, batch_size=1)
     made.encode_document("a")
-    first, second = threading.Event(), threading.Event()
-    double.faults += [Fault(hold=first), Fault(hold=second), *[Fault(hold=hold)] * 20]
+    first, others, submitted = threading.Event(), threading.Event(), threading.Event()
+    double.faults += [Fault(hold=first), Fault(hold=others), Fault(hold=first), *[Fault(hold=others)] * 20]
     with ThreadPoolExecutor(2) as pool:
         corpus = pool.submit(made.encode_document, TEXTS * 10)
         until(lambda: double.under_way == 2)
-        double.faults.appendleft(Fault(hold=first))  # the query's, next in line
+        connection = made._ready()._merge._connection
+        submit = connection.submit
+        monkeypatch.setattr(connection, "submit", lambda sequences: [submit(sequences), submitted.set()][0])
         query = pool.submit(made.encode_query, "a fox")
-        time.sleep(0.05)
-        first.set()
+        submitted.wait(PATIENCE_S)
+        first.set()  # one of the corpus ends, and who waits for its place is the query
         assert len(query.result(PATIENCE_S)) == 1
         assert not corpus.done()
-        second.set()
-        hold.set()
+        others.set()
         assert len(corpus.result(PATIENCE_S)) == 20
 
 
@@ -224,13 +224,15 @@ def test_a_forgotten_model_leaves_no_thread(double: Double, folder) -> None:
 
 def test_a_fork_has_connections_of_its_own_and_a_process_ends_while_a_server_thinks(double: Double, folder) -> None:
     code = f"""
-import os, threading, time
+import os, signal, threading
 from colbert_integrations import ColBERT
 from colbert_integrations.vllm import VLLMForward
 model = ColBERT({str(folder("stanford"))!r}, device="cpu", forward=VLLMForward({double.url!r}))
 model.encode_document("a")
+signal.alarm({PATIENCE_S})
 child = os.fork()
 if child == 0:
+    signal.alarm({PATIENCE_S} // 2)
     os._exit(7 if len(model.encode_document(["a", "b"])) == 2 else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 assert len(model.encode_document(["a", "b", "c"])) == 3
@@ -348,8 +350,8 @@ def test_what_colbert_says_of_batches_wins(double: Double, model) -> None:
     model(batch_tokens=12).encode_document(["a fox runs"] * 4)
     assert [len(body["input"]) for path, body in double.asked if path == "/pooling"] == [1, 2, 2]
     double.asked.clear()
-    model().encode_document(["a fox runs"] * 200)
-    assert [len(body["input"]) for path, body in double.asked if path == "/pooling"] == [1, 200]
+    model().encode_document(["a fox runs"] * 1000)  # of six tokens each
+    assert [len(body["input"]) for path, body in double.asked if path == "/pooling"] == [1, 1000]
 
 
 def test_without_httpx_it_is_said_what_to_install() -> None:

@@ -22,7 +22,7 @@ from colbert_integrations.errors import (
 from colbert_integrations.vllm import VLLMScorer
 from layouts import LAYOUTS
 from vllm_double import Double, Fault
-from waiting import until_async
+from waiting import until, until_async
 
 QUERY = "how does a plane fly"
 DOCUMENTS = [
@@ -94,7 +94,7 @@ def test_without_a_checkpoint_texts_go_as_they_are(served, scorer) -> None:
 # ---------------------------------------------------------------------------------------------------- order and number
 
 
-def test_ranks_by_score_and_equal_texts_as_they_came(scorer) -> None:
+def test_ranks_by_score_and_equal_texts_as_they_came(served, scorer) -> None:
     made = scorer("stanford")
     ranked = made.rank(QUERY, DOCUMENTS)
     scores = [entry.score for entry in ranked]
@@ -102,6 +102,8 @@ def test_ranks_by_score_and_equal_texts_as_they_came(scorer) -> None:
     twins = [entry for entry in ranked if entry.index in (1, 4)]
     assert [entry.index for entry in twins] == [1, 4]
     assert twins[0].score == twins[1].score
+    if isinstance(served["bert"], Double):
+        assert served["bert"].asked[0][1]["documents"] == DOCUMENTS[:4]  # each text once
     assert made.rank(QUERY, DOCUMENTS, 2) == ranked[:2]
     assert made.rank(QUERY, DOCUMENTS, top_n=99) == ranked
 
@@ -202,6 +204,15 @@ async def test_a_cancelled_call_calls_its_requests_off(double: Double, made: VLL
         await task
     await until_async(lambda: double.under_way == 0)
     assert double.given_up == 3
+
+
+def test_an_error_calls_the_other_requests_off(double: Double, made: VLLMScorer) -> None:
+    hold = threading.Event()
+    double.faults += [Fault(hold=hold, path="/score"), Fault(400, {"error": "no"}, path="/score")]
+    with pytest.raises(RemoteRefusedError, match="400 no"):
+        made.score(QUERY, [f"{i}" for i in range(100)])
+    until(lambda: double.under_way == 0)
+    assert double.given_up == 1
 
 
 def test_pickles_and_copies_carry_settings(double: Double, folder) -> None:
