@@ -175,7 +175,7 @@ def main() -> None:
         os.environ |= {"OMP_NUM_THREADS": str(options.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         about = records.circumstances("torch", "transformers", "httpx")
         about["vllm"] = _version(options.vllm)
-        about["load before"] = round(os.getloadavg()[0], 1)
+        before = os.getloadavg()[0]
         with tempfile.TemporaryDirectory() as name:
             checkpoint = Path(name) / "minilm" / speed_texts.STANFORD
             speed_texts.minilm(checkpoint.parent)
@@ -187,6 +187,8 @@ def main() -> None:
                 rows = measure(checkpoint, server.url, documents, query, options.rounds)
             finally:
                 server.kill()
+        # Of the whole run, a minute's average at either end: what else was going on.
+        about["load"] = f"{before:.1f} to {os.getloadavg()[0]:.1f}"
         first = {"date": about.pop("date"), "commit": about.pop("commit")}
         records.append(options.results, [{**first, **row, **about} for row in rows])
     print(table(records.newest(options.results, "case")))
