@@ -6,8 +6,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 PEERS := maxsim sentence-transformers llama-index rerankers candding
 
-.PHONY: help demo test check test-lowest test-vllm test-wheel bench-cranfield bench-index bench-index-peers bench-speed \
-	bench-concurrent bench-gpu clean
+.PHONY: help demo docs docs-serve test check test-lowest test-vllm test-wheel bench-cranfield bench-index \
+	bench-index-peers bench-qdrant bench-speed bench-concurrent bench-observing bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -26,12 +26,23 @@ $(VENV)/.dev: $(VENV)/.core
 	@$(INSTALL) -e '.[dev,conformance]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.core
+	@$(INSTALL) -e '.[docs]'
+	@touch $@
+
 $(VENV)/.kernel: $(VENV)/.core $(wildcard kernel/src/*) kernel/setup.py
 	@$(INSTALL) --force-reinstall ./kernel || echo "Without a C compiler the compiled kernel is not tested."
 	@touch $@
 
 demo: $(VENV)/.demo  ## Rerank real text in LangChain and LlamaIndex, offline
 	@$(BIN)/python examples/demo.py
+
+docs: $(VENV)/.docs  ## Build the documentation site, warnings as errors, into site/
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning -c docs . site
+	@echo "Open site/index.html"
+
+docs-serve: docs  ## Build it, and serve it on port 8000
+	@$(BIN)/python -m http.server --directory site 8000
 
 check: $(VENV)/.dev $(VENV)/.kernel  ## Format, lint, types and docstrings
 	@$(BIN)/ruff format --check .
@@ -80,6 +91,11 @@ bench-index-peers: $(VENV)/.core  ## The index beside LanceDB and PyLate, each i
 	@$(BIN)/python benchmarks/index_peers.py --sizes 1000 10000 100000 \
 		--lancedb .venv-lancedb/bin/python --pylate .venv-pylate/bin/python
 
+bench-qdrant: $(VENV)/.dev  ## Qdrant's engine: Cranfield through both retrievers, and loading 20,000 passages
+	@$(BIN)/python benchmarks/qdrant_cranfield.py
+	@$(BIN)/python benchmarks/qdrant_first_stage.py
+	@$(BIN)/python benchmarks/qdrant_load.py
+
 bench-speed: $(VENV)/.core $(VENV)/.kernel  ## MaxSim, encoding and reranking beside other libraries
 	@$(INSTALL) -e '.[benchmark,llama-index]'
 	@for peer in $(PEERS); do \
@@ -101,10 +117,14 @@ bench-concurrent: $(VENV)/.core $(VENV)/.kernel  ## Many rerank requests at once
 	@$(INSTALL) -e '.[benchmark]'
 	@$(BIN)/python benchmarks/rerank_peers.py --concurrent
 
+bench-observing: $(VENV)/.core  ## What it costs to be observable, beside the code before
+	@$(INSTALL) -e '.[benchmark]'
+	@$(BIN)/python benchmarks/observing_cost.py
+
 bench-gpu: $(VENV)/.core  ## MaxSim and encoding on one GPU; needs one
 	@$(INSTALL) -e '.[benchmark]'
 	@$(BIN)/python benchmarks/gpu_maxsim.py
 	@$(BIN)/python benchmarks/gpu_encoding.py
 
 clean:  ## Remove the environment and caches
-	rm -rf $(VENV) kernel/build .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf $(VENV) kernel/build .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build site

@@ -6,47 +6,64 @@ framework is imported, and no GPU is touched.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .checkpoint import ColBERTSpec
     from .colbert_index import ColBERTIndex
+    from .corpus import CorpusReport, index_corpus
     from .embeddings import TokenEmbeddings
     from .errors import ColBERTError, TruncationWarning
     from .explain import Explanation
     from .index import Hit, MemoryStore
+    from .location import open_store
     from .model import ColBERT, RankedDocument
+    from .observing import CallStats, observed
     from .scoring import maxsim
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CallStats",
     "ColBERT",
     "ColBERTError",
     "ColBERTIndex",
     "ColBERTSpec",
+    "CorpusReport",
     "Explanation",
     "Hit",
     "MemoryStore",
     "RankedDocument",
     "TokenEmbeddings",
     "TruncationWarning",
+    "index_corpus",
     "maxsim",
+    "observed",
+    "open_store",
 ]
 
+# What the package logs goes where the program says, and nowhere as long as it says nothing.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
 _ROOMS = {
+    "CallStats": ".observing",
     "ColBERT": ".model",
     "ColBERTError": ".errors",
     "ColBERTIndex": ".colbert_index",
     "ColBERTSpec": ".checkpoint",
+    "CorpusReport": ".corpus",
     "Explanation": ".explain",
     "Hit": ".index",
     "MemoryStore": ".index",
     "RankedDocument": ".model",
     "TokenEmbeddings": ".embeddings",
     "TruncationWarning": ".errors",
+    "index_corpus": ".corpus",
     "maxsim": ".scoring",
+    "observed": ".observing",
+    "open_store": ".location",
 }
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
@@ -17,9 +18,22 @@ from .errors import InputError
 from .settings import DEFAULT_MODEL, Settings
 
 if TYPE_CHECKING:  # at run time only once a text is ranked: the model's room imports torch
-    from .model import ColBERT, RankedDocument
+    from .explain import Explanation
+    from .model import ColBERT
 
-__all__ = ["ModelFields", "RerankerFields", "check_items", "check_query"]
+__all__ = [
+    "EXPLANATION",
+    "ModelFields",
+    "Reranked",
+    "RerankerFields",
+    "check_items",
+    "check_query",
+    "explanation_dict",
+    "is_explanation",
+]
+
+EXPLANATION = "explanation"
+"""The metadata key under which explanations are returned, as ``Explanation.as_dict`` makes them."""
 
 T = TypeVar("T")
 
@@ -96,6 +110,11 @@ class ModelFields(BaseModel):
             self._colbert = ColBERT.shared(**settings.changed())
         return self._colbert
 
+    def about(self) -> dict[str, str]:
+        """What traces say of the model: its name, and once it was loaded, device and data type."""
+        # Without one nothing was loaded, and making it would import torch.
+        return {"colbert.model": self.model} if self._colbert is None else self._colbert.about()
+
     def close(self) -> None:
         """Free the model's weights; the next call loads them again."""
         self.colbert.close()
@@ -115,6 +134,21 @@ class ModelFields(BaseModel):
         return await colbert.run_async(function, *args)
 
 
+@dataclass(frozen=True, slots=True)
+class Reranked:
+    """A document's place in a ranking, as adapters return it.
+
+    Attributes:
+        index: Position in the list that was ranked.
+        score: Its score.
+        explanation: How the score came about, as plain data; None where that was not asked for.
+    """
+
+    index: int
+    score: float
+    explanation: dict[str, Any] | None
+
+
 class RerankerFields(ModelFields):
     """Fields of a reranker, and ranking by them."""
 
@@ -123,6 +157,9 @@ class RerankerFields(ModelFields):
 
     score_threshold: float | None = None
     """Lowest score that is returned, on the scale of the scores. None: no limit."""
+
+    explain: bool = False
+    """Whether each result says how its score came about, in a copy's metadata under ``explanation``."""
 
     index: Any = Field(default=None, exclude=True, repr=False)
     """A ``ColBERTIndex``: documents that it holds, by id and with the same text, are not encoded again. None: none."""
@@ -141,21 +178,23 @@ class RerankerFields(ModelFields):
             raise InputError("the model of an index ranks its documents: leave model out")
         return handler({**data, "model": index.model})
 
-    def _rank(self, query: str, texts: list[str], ids: list[str | None], top_n: int | None) -> list[RankedDocument]:
+    def _rank(self, query: str, texts: list[str], ids: list[str | None], top_n: int | None) -> list[Reranked]:
         if not texts:
             return []
         # Tools hand over queries with line ends around them, which some tokenizers would count.
-        query, scale, threshold = query.strip(), self.normalize_scores, self.score_threshold
-        if self.index is not None:
-            ranked: list[RankedDocument] = self.index.rank(
-                query, texts, ids, top_n, normalize_scores=scale, score_threshold=threshold
-            )
-            return ranked
-        return self.colbert.rank(query, texts, top_n, normalize_scores=scale, score_threshold=threshold)
+        query = query.strip()
+        options: dict[str, Any] = {
+            "normalize_scores": self.normalize_scores,
+            "score_threshold": self.score_threshold,
+            "explain": self.explain,
+        }
+        if self.index is None:
+            ranked = self.colbert.rank(query, texts, top_n, **options)
+        else:
+            ranked = self.index.rank(query, texts, ids, top_n, **options)
+        return [Reranked(entry.index, entry.score, explanation_dict(entry.explanation)) for entry in ranked]
 
-    async def _arank(
-        self, query: str, texts: list[str], ids: list[str | None], top_n: int | None
-    ) -> list[RankedDocument]:
+    async def _arank(self, query: str, texts: list[str], ids: list[str | None], top_n: int | None) -> list[Reranked]:
         return await self._run_async(self._rank, query, texts, ids, top_n) if texts else []
 
 
@@ -171,6 +210,16 @@ def check_items(items: object, name: str) -> Sequence[Any]:
     if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
         raise InputError(f"{name} must be a list, not {type(items).__name__}")
     return items
+
+
+def explanation_dict(explanation: Explanation | None) -> dict[str, Any] | None:
+    """The explanation as plain data, if there is one."""
+    return None if explanation is None else explanation.as_dict()
+
+
+def is_explanation(value: object) -> bool:
+    """Whether metadata is an explanation that an adapter put there, and not the user's own data under that key."""
+    return isinstance(value, Mapping) and {"query", "document", "score", "matches", "shares"} <= value.keys()
 
 
 _MODEL_FIELDS = frozenset(

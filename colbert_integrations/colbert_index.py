@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
-from itertools import count, islice, zip_longest
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any, NoReturn, overload
 
 from .embeddings import TokenEmbeddings
 from .errors import AddError, InputError, StoreError
-from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument, json_copy
+from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument
+from .loading import Loader, Row, progress_bar
+from .location import open_store
 from .model import ColBERT, RankedDocument
+from .observing import logged, timed
 from .settings import DEFAULT_MODEL
 
 __all__ = ["ColBERTIndex"]
 
 # Texts that are in memory at once while adding: enough to find neighbours of like length to encode together.
 _WINDOW = 512
-_BAR_AFTER_S = 2.0
 
-
-@dataclass(frozen=True, slots=True)
-class _Document:
-    """A document on its way in."""
-
-    id: str
-    text: str
-    metadata: Mapping[str, Any]
+_log = logging.getLogger(__name__)
 
 
 class ColBERTIndex:
@@ -37,12 +31,14 @@ class ColBERTIndex:
 
     Args:
         model: A name, a path or a ``ColBERT``.
-        store: Where vectors, texts and metadata are kept. None: a new ``MemoryStore``, in this process.
+        store: Where vectors, texts and metadata are kept: a store, or the location of one such as
+            ``"qdrant+http://localhost:6333/my-collection"``. None: a new ``MemoryStore``, in this process.
         pool_factor: About 1 in ``pool_factor`` vectors of a document is kept, by merging similar ones; 1 keeps all.
 
     Raises:
         InputError: If an argument is impossible.
         FingerprintError: If the store holds vectors of another model.
+        StoreError: If the store can't be used.
         CheckpointError: If the model has to be loaded to find that out, and can't be.
 
     Example:
@@ -56,14 +52,14 @@ class ColBERTIndex:
     def __init__(
         self,
         model: str | os.PathLike[str] | ColBERT = DEFAULT_MODEL,
-        store: Store | None = None,
+        store: Store | str | None = None,
         *,
         pool_factor: float = 1,
     ) -> None:
         if pool_factor < 1:
             raise InputError(f"pool_factor must be at least 1, not {pool_factor}")
         self.model = model if isinstance(model, ColBERT) else ColBERT.shared(model)
-        self.store = MemoryStore() if store is None else store
+        self.store: Store = _opened(store)
         self.pool_factor = pool_factor
         if self.store.fingerprint is not None:
             self.store.bind(self.model.fingerprint)
@@ -111,19 +107,15 @@ class ColBERTIndex:
         show_progress: bool | None,
     ) -> Iterator[list[str]]:
         """Add window by window; the ids of each."""
-        self._bind()
         total = _common_length(texts, ids, metadatas)
         done, failures = list[str](), dict[str, Exception]()
-        rows, numbers = _rows(texts, ids, metadatas), count()
-        with _progress_bar(total, show_progress) as bar:
-            while window := list(islice(rows, _WINDOW)):
-                documents = _valid(window, numbers, failures)
-                failed = self._store(documents)
-                failures.update(failed)
-                added = [document.id for document in documents if document.id not in failed]
-                done += added
-                bar.update(len(window))
-                yield added
+        loader = Loader(self.model, self.store, self.pool_factor)
+        with progress_bar(total, show_progress) as bar:
+            for loaded in loader.load(_rows(texts, ids, metadatas), _WINDOW):
+                failures.update(loaded.failures)
+                done += loaded.ids
+                bar.update(loaded.size)
+                yield loaded.ids
         if failures:
             raise AddError(failures, done)
 
@@ -142,58 +134,6 @@ class ColBERTIndex:
     def _bind(self) -> None:
         if self.store.fingerprint is None:
             self.store.bind(self.model.fingerprint)
-
-    def _store(self, documents: list[_Document]) -> dict[str, Exception]:
-        """Store documents of one window; return those that can't be, and why."""
-        wanted = list({document.id: document for document in documents}.values())
-        there = {document.id: document for document in self.store.get([document.id for document in wanted])}
-        same = {document.id for document in wanted if _text_of(there, document) == document.text}
-        moved = [
-            document for document in wanted if document.id in same and there[document.id].metadata != document.metadata
-        ]
-        if moved:
-            self.store.set_metadata([document.id for document in moved], [document.metadata for document in moved])
-        return self._encode_and_upsert([document for document in wanted if document.id not in same])
-
-    def _encode_and_upsert(self, documents: list[_Document]) -> dict[str, Exception]:
-        if not documents:
-            return {}
-        try:
-            encoded = self._encode([document.text for document in documents])
-        except InputError as error:
-            if len(documents) == 1:
-                return {documents[0].id: error}
-        else:
-            return self._upsert(documents, encoded)
-        # One of them can't be encoded: halve until it is alone, so that it takes no other with it.
-        middle = len(documents) // 2
-        return self._encode_and_upsert(documents[:middle]) | self._encode_and_upsert(documents[middle:])
-
-    def _upsert(self, documents: list[_Document], encoded: TokenEmbeddings) -> dict[str, Exception]:
-        try:
-            self.store.upsert(
-                [document.id for document in documents],
-                encoded,
-                [document.text for document in documents],
-                [document.metadata for document in documents],
-            )
-        except InputError as error:
-            if len(documents) == 1:
-                return {documents[0].id: error}
-        else:
-            return {}
-        # The same for one that can't be stored, without encoding again.
-        middle = len(documents) // 2
-        first, second = (documents[:middle], encoded[:middle]), (documents[middle:], encoded[middle:])
-        return self._upsert(*first) | self._upsert(*second)
-
-    def _encode(self, texts: list[str]) -> TokenEmbeddings:
-        unique = list(dict.fromkeys(texts))
-        encoded = self.model.encode_document(unique, pool_factor=self.pool_factor, show_progress=False)
-        if len(unique) == len(texts):
-            return encoded
-        place = {text: position for position, text in enumerate(unique)}
-        return TokenEmbeddings.from_list([encoded[place[text]] for text in texts])
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -224,6 +164,7 @@ class ColBERTIndex:
         candidates: int | None = None,
         normalize_scores: bool = False,
         score_threshold: float | None = None,
+        explain: bool = False,
     ) -> list[Hit]: ...
 
     @overload
@@ -238,6 +179,7 @@ class ColBERTIndex:
         candidates: int | None = None,
         normalize_scores: bool = False,
         score_threshold: float | None = None,
+        explain: bool = False,
     ) -> list[list[Hit]]: ...
 
     def search(
@@ -251,6 +193,7 @@ class ColBERTIndex:
         candidates: int | None = None,
         normalize_scores: bool = False,
         score_threshold: float | None = None,
+        explain: bool = False,
     ) -> list[Hit] | list[list[Hit]]:
         """Find the documents that answer a query best.
 
@@ -266,6 +209,8 @@ class ColBERTIndex:
             candidates: For a candidate stage, how many documents are scored exactly. None: the store's own choice.
             normalize_scores: Whether scores are means over the query's vectors, cut to 0..1, instead of sums.
             score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
+            explain: Whether hits carry an ``explanation``, of their texts encoded once more: scores of stored vectors,
+                which may be rounded or merged, can differ from it. Hits without a text get none.
 
         Returns:
             At most ``k`` hits, score descending, then id ascending; a list of them for each query of several.
@@ -274,9 +219,17 @@ class ColBERTIndex:
             InputError: If an argument can't be used.
             StoreError: If the store can't be used.
         """
-        encoded = self._encode_queries(query, normalize_scores)
-        found = self.store.search(encoded, k, filter, ids=ids, search=search, candidates=candidates)
-        return self._finished(query, encoded, found, normalize_scores, score_threshold)
+        with logged(_log, "search", self.model.about):
+            encoded = self._encode_queries(query, normalize_scores)
+            texts = [query] if isinstance(query, str) else list(query)
+            with timed("score_s"):
+                found = self.store.search(
+                    encoded, k, filter, ids=ids, search=search, candidates=candidates, texts=texts
+                )
+            found = self._finished(encoded, found, normalize_scores, score_threshold)
+            if explain:
+                found = self._explained(texts, found)
+        return found[0] if isinstance(query, str) else found
 
     async def asearch(
         self,
@@ -289,12 +242,19 @@ class ColBERTIndex:
         candidates: int | None = None,
         normalize_scores: bool = False,
         score_threshold: float | None = None,
+        explain: bool = False,
     ) -> list[Hit]:
         """Do what ``search`` does for one query without blocking the event loop; see there for the arguments."""
-        encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
-        found = await self.store.asearch(encoded, k, filter, ids=ids, search=search, candidates=candidates)
-        hits: list[Hit] = self._finished(query, encoded, found, normalize_scores, score_threshold)  # type: ignore[assignment]  # one query, one list
-        return hits
+        with logged(_log, "search", self.model.about):
+            encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
+            with timed("score_s"):
+                found = await self.store.asearch(
+                    encoded, k, filter, ids=ids, search=search, candidates=candidates, texts=[query]
+                )
+            found = self._finished(encoded, found, normalize_scores, score_threshold)
+            if explain:
+                found = await self.model.run_async(self._explained, [query], found)
+        return found[0]
 
     def rank(
         self,
@@ -305,6 +265,7 @@ class ColBERTIndex:
         *,
         normalize_scores: bool = False,
         score_threshold: float | None = None,
+        explain: bool = False,
     ) -> list[RankedDocument]:
         """Order documents as ``ColBERT.rank`` does, with the stored vectors of those that are here.
 
@@ -316,6 +277,7 @@ class ColBERTIndex:
             top_n: Most documents to return, at least 1. None: all.
             normalize_scores: Whether scores are means over the query's vectors, cut to 0..1, instead of sums.
             score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
+            explain: Whether the documents that are returned are explained: as texts, which are encoded for it.
 
         Returns:
             The best documents, score descending, equal ones in the order given.
@@ -342,6 +304,7 @@ class ColBERTIndex:
             normalize_scores=normalize_scores,
             score_threshold=score_threshold,
             known={text: vectors for text, vectors in known.items() if text is not None},
+            explain=explain,
         )
 
     def _encode_queries(self, query: str | Sequence[str], normalize_scores: bool) -> TokenEmbeddings:
@@ -354,18 +317,23 @@ class ColBERTIndex:
         return self.model.encode_query(query)
 
     def _finished(
-        self,
-        query: str | Sequence[str],
-        encoded: TokenEmbeddings,
-        found: list[list[Hit]],
-        normalized: bool,
-        threshold: float | None,
-    ) -> list[Hit] | list[list[Hit]]:
+        self, encoded: TokenEmbeddings, found: list[list[Hit]], normalized: bool, threshold: float | None
+    ) -> list[list[Hit]]:
         if normalized:
             found = [_normalized(hits, length) for hits, length in zip(found, encoded.lengths, strict=True)]
         if threshold is not None:
             found = [[hit for hit in hits if hit.score >= threshold] for hits in found]
-        return found[0] if isinstance(query, str) else found
+        return found
+
+    def _explained(self, queries: Sequence[str], found: list[list[Hit]]) -> list[list[Hit]]:
+        pairs = [
+            (query, hit.text)
+            for query, hits in zip(queries, found, strict=True)
+            for hit in hits
+            if hit.text is not None
+        ]
+        said = iter(self.model.explain_pairs(pairs))
+        return [[hit if hit.text is None else replace(hit, explanation=next(said)) for hit in hits] for hits in found]
 
     # --------------------------------------------------------------------------------------------------- persistence
 
@@ -469,6 +437,14 @@ class ColBERTIndex:
         return f"ColBERTIndex({self.model.settings.model!r}, {self.store!r})"
 
 
+def _opened(given: Store | str | None) -> Store:
+    if given is None:
+        return MemoryStore()
+    if isinstance(given, Store):
+        return given
+    return open_store(given)
+
+
 # ------------------------------------------------------------------------------------------------------------ adding
 
 
@@ -486,53 +462,15 @@ def _common_length(*columns: object) -> int | None:
 _END = object()
 
 
-def _rows(
-    texts: Iterable[Any], ids: Iterable[Any] | None, metadatas: Iterable[Any] | None
-) -> Iterator[tuple[Any, Any, Any]]:
+def _rows(texts: Iterable[Any], ids: Iterable[Any] | None, metadatas: Iterable[Any] | None) -> Iterator[Row]:
     given = [column for column in (texts, ids, metadatas) if column is not None]
     for row in zip_longest(*given, fillvalue=_END):
         if any(cell is _END for cell in row):
             raise InputError("texts, ids and metadatas must have one length; what came before is stored")
         cells = iter(row)
-        yield next(cells), next(cells) if ids is not None else None, next(cells) if metadatas is not None else None
-
-
-def _valid(rows: list[tuple[Any, Any, Any]], numbers: Iterator[int], failures: dict[str, Exception]) -> list[_Document]:
-    """The documents that can be stored as far as one can tell; the others go to the failures."""
-    documents = []
-    for (text, name, metadata), number in zip(rows, numbers):
-        try:
-            documents.append(_document(text, name, metadata, number))
-        except InputError as error:
-            failures[name if isinstance(name, str) and name else f"number {number}"] = error
-    return documents
-
-
-def _document(text: Any, name: Any, metadata: Any, number: int) -> _Document:
-    if not isinstance(text, str):
-        raise InputError(f"a text must be a string, not {type(text).__name__}")
-    if name is not None and (not isinstance(name, str) or not name):
-        raise InputError(f"an id must be a string that is not empty, not {name!r}")
-    checked = json_copy(metadata, name if isinstance(name, str) else f"number {number}")
-    return _Document(_content_id(text, checked) if name is None else name, text, checked)
-
-
-def _content_id(text: str, metadata: Mapping[str, Any]) -> str:
-    said = json.dumps([text, metadata], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:32]
-
-
-def _text_of(there: Mapping[str, StoredDocument], document: _Document) -> str | None:
-    return there[document.id].text if document.id in there else None
+        yield Row(next(cells), next(cells) if ids is not None else None, next(cells) if metadatas is not None else None)
 
 
 def _normalized(hits: list[Hit], length: int) -> list[Hit]:
     # Rounding can carry the mean of cosines past 1, and it can be negative.
     return [replace(hit, score=min(1.0, max(0.0, hit.score / max(1, length)))) for hit in hits]
-
-
-def _progress_bar(total: int | None, show: bool | None) -> Any:
-    from tqdm.auto import tqdm
-
-    delay = _BAR_AFTER_S if show is None else 0.0
-    return tqdm(total=total, desc="Indexing", unit="text", delay=delay, disable=None if show is None else not show)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 from weakref import WeakValueDictionary
 
 import torch
@@ -33,8 +35,10 @@ from .encoder import (
 )
 from .encoder.merging import cancellable
 from .errors import InputError, NonFiniteError
-from .explain import Explanation, explain_pair
+from .explain import Explanation
+from .explain.explainer import explain_pairs
 from .fingerprint import Fingerprint
+from .observing import logged, record, timed
 from .pooling import pool_tokens
 from .scoring import maxsim
 from .settings import DEFAULT_MODEL, Settings
@@ -65,6 +69,8 @@ _OF_THIS_MACHINE = frozenset(
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class RankedDocument:
@@ -73,10 +79,12 @@ class RankedDocument:
     Attributes:
         index: Position in the list that was ranked.
         score: Higher is better; comparable within one query only.
+        explanation: How the score came about, where that was asked for.
     """
 
     index: int
     score: float
+    explanation: Explanation | None = field(default=None, repr=False)
 
 
 class ColBERT:
@@ -265,8 +273,9 @@ class ColBERT:
         return encoded if pool_factor == 1 else pool_tokens(encoded, pool_factor)
 
     def _encode(self, texts: list[str], side: Side, show_progress: bool | None) -> TokenEmbeddings:
-        encoder = self._ready()
-        return _pooled(encoder.encode(texts, side, show_progress=show_progress), side, encoder.spec)
+        with logged(_log, "encode", self.about):
+            encoder = self._ready()
+            return _pooled(encoder.encode(texts, side, show_progress=show_progress), side, encoder.spec)
 
     # --------------------------------------------------------------------------------------------------- ranking
 
@@ -279,6 +288,7 @@ class ColBERT:
         normalize_scores: bool = False,
         score_threshold: float | None = None,
         known: Mapping[str, torch.Tensor] | None = None,
+        explain: bool = False,
         show_progress: bool | None = False,
     ) -> list[RankedDocument]:
         """Order documents by how well they answer a query.
@@ -293,6 +303,7 @@ class ColBERT:
             score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
             known: Vectors of texts that this model encoded before, ``(num_tokens, dim)`` each; those texts are not
                 encoded again. None: there are none.
+            explain: Whether the documents that are returned are explained, as by ``explain``.
             show_progress: Whether to show a bar. None: on a terminal, for work over two seconds.
 
         Returns:
@@ -312,13 +323,18 @@ class ColBERT:
         if isinstance(documents, str):
             raise InputError("documents must be a list of strings, not one string")
         texts = _texts(documents, "documents")
-        self._check_rank(query, texts, top_n, normalize_scores)
-        if not texts:
-            return []
-        scores = self._scores(query, texts, known or {}, normalize_scores, show_progress)
-        order = sorted(range(len(texts)), key=lambda index: -scores[index])
-        kept = [index for index in order if score_threshold is None or scores[index] >= score_threshold]
-        return [RankedDocument(index, scores[index]) for index in kept[:top_n]]
+        with logged(_log, "rank", self.about):
+            self._check_rank(query, texts, top_n, normalize_scores)
+            if not texts:
+                return []
+            scores = self._scores(query, texts, known or {}, normalize_scores, show_progress)
+            order = sorted(range(len(texts)), key=lambda index: -scores[index])
+            kept = [index for index in order if score_threshold is None or scores[index] >= score_threshold]
+            ranked = [RankedDocument(index, scores[index]) for index in kept[:top_n]]
+            if not explain:
+                return ranked
+            explanations = self.explain_pairs([(query, texts[entry.index]) for entry in ranked])
+            return [replace(entry, explanation=said) for entry, said in zip(ranked, explanations, strict=True)]
 
     async def arank(
         self, query: str, documents: Sequence[str], top_n: int | None = None, **options: Any
@@ -340,22 +356,64 @@ class ColBERT:
         """
         return await self.run_async(lambda: self.rank(query, documents, top_n, **options))
 
-    def explain(self, query: str, document: str) -> Explanation:
+    @overload
+    def explain(self, query: str, document: str) -> Explanation: ...  # type: ignore[overload-overlap]  # a string is a sequence of strings too; the first one counts
+
+    @overload
+    def explain(self, query: str, document: Sequence[str]) -> list[Explanation]: ...
+
+    def explain(self, query: str, document: str | Sequence[str]) -> Explanation | list[Explanation]:
         """Show which document token each query token matched.
+
+        Where the checkpoint merges vectors, tokens are compared as before that, and ``Explanation.pooled`` is true.
 
         Args:
             query: The query.
-            document: The document.
+            document: The document, or several, which are encoded together.
 
         Returns:
-            The score and the matches as data.
+            The score and the matches as data that can be printed, shown and drawn; a list of them for several.
 
         Raises:
             InputError: If an argument is not a string, or not valid Unicode.
+            NonFiniteError: If a score is not a number, naming the document.
+
+        Example:
+            >>> model = ColBERT("bundled/all-MiniLM-L6-v2", device="cpu")
+            >>> explanation = model.explain("how do planes fly", "Why the wings of a plane lift it")
+            >>> explanation.shares[0].token  # print(explanation) shows all
+            Token(text='plane', start=19, stop=24)
         """
         _texts([query], "query")
-        _texts([document], "document")
-        return explain_pair(self._ready(), query, document)
+        several = isinstance(document, Sequence) and not isinstance(document, str)
+        texts = _texts(document if several else [document], "document")  # type: ignore[list-item]  # that is checked here
+        with logged(_log, "explain", self.about):
+            explanations = self._explained([(query, text) for text in texts], tell_of_cuts=True)
+        return explanations if several else explanations[0]
+
+    def explain_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Explanation]:
+        """Explain what was scored already: no warning of texts that are too long, which was given then.
+
+        Args:
+            pairs: Queries and documents.
+
+        Returns:
+            An explanation of each pair, in order; each text is encoded once, all together.
+
+        Raises:
+            InputError: If a text is not valid Unicode.
+            NonFiniteError: If a score is not a number.
+        """
+        return self._explained(pairs, tell_of_cuts=False)
+
+    def _explained(self, pairs: Sequence[tuple[str, str]], *, tell_of_cuts: bool) -> list[Explanation]:
+        if not pairs:
+            return []
+        encoder = self._ready()
+        pooled = encoder.spec.pooling is not None
+        explanations = explain_pairs(encoder, pairs, pooled=pooled, tell_of_cuts=tell_of_cuts)
+        _check_finite(said.score for said in explanations)
+        return explanations
 
     def _check_rank(self, query: str, texts: list[str], top_n: int | None, normalize_scores: bool) -> None:
         _texts([query], "query")
@@ -378,15 +436,19 @@ class ColBERT:
         # Equal texts must get equal scores, or the order of ties would hang on how they were batched.
         unique = list(dict.fromkeys(texts))
         cache = self._cache  # before the encoder: close replaces them in the other order
-        known = {**known, **cache.find(text for text in unique if text not in known)}
+        cached = cache.find(text for text in unique if text not in known)
+        known = {**known, **cached}
         missing = [text for text in unique if text not in known]
+        given = len(unique) - len(missing) - len(cached)
+        record(documents_ranked=len(texts), documents_cached=len(cached), documents_known=given)
         encoder = self._ready()
         encoded = encoder.encode(missing, "document", query=query, show_progress=show_progress)
         query_embeddings = _pooled(encoded[:1], "query", encoder.spec)
         fresh = _pooled(encoded[1:], "document", encoder.spec)
-        sums = maxsim(query_embeddings, _joined(unique, known, fresh))[0].tolist()
+        with timed("score_s"):
+            sums = maxsim(query_embeddings, _joined(unique, known, fresh))[0].tolist()
         scores = dict(zip(unique, sums, strict=True))
-        _check_finite(texts, scores)
+        _check_finite(scores[text] for text in texts)
         cache.keep(missing, fresh)
         if not normalized:
             return [scores[text] for text in texts]
@@ -425,6 +487,11 @@ class ColBERT:
         return self.spec.dim
 
     @property
+    def num_parameters(self) -> int | None:
+        """How many numbers the model has learnt, backbone and projection; None where another engine runs it."""
+        return self._ready().num_parameters
+
+    @property
     def fingerprint(self) -> Fingerprint:
         """Identity of the vectors this model makes; the weight files are read whole, once."""
         if self._fingerprint is None:
@@ -436,6 +503,13 @@ class ColBERT:
             kept = {name: value for name, value in self.settings.changed().items() if name not in _OF_THIS_MACHINE}
             self._fingerprint = Fingerprint(digest, self.settings.model, spec.dim, kept)
         return self._fingerprint
+
+    def about(self) -> dict[str, str]:
+        """What logs and traces say of it: its name, and once it was loaded, device and data type."""
+        about = {"colbert.model": self.settings.model}
+        if self._spec is not None:  # before, these may be impossible, and saying so is up to the call that loads
+            about |= {"colbert.device": str(self.device), "colbert.dtype": str(self.dtype).removeprefix("torch.")}
+        return about
 
     def cache_info(self) -> CacheInfo:
         """What the cache of documents has done since the model was made or closed, and what it holds."""
@@ -476,11 +550,20 @@ class ColBERT:
         encoder = self._encoder
         if encoder is not None:
             return encoder
-        with self._lock:
-            if self._encoder is None:
-                self._encoder = self._load()
-                self._spec = self._encoder.spec
-            return self._encoder
+        start = perf_counter()
+        with timed("load_s"), self._lock:
+            if self._encoder is not None:
+                return self._encoder
+            encoder = self._encoder = self._load()
+            self._spec = encoder.spec
+        self._log_load(encoder.spec.layout, perf_counter() - start)
+        return encoder
+
+    def _log_load(self, layout: str, seconds: float) -> None:
+        about = self.about()
+        extra = {"colbert.call": "load", "colbert.total_s": seconds, "colbert.layout": layout, **about}
+        named = (about["colbert.model"], seconds, layout, about["colbert.device"], about["colbert.dtype"])
+        _log.info("loaded %s in %.6g s: layout=%s device=%s dtype=%s", *named, extra=extra)
 
     def _load(self) -> Encoder:
         settings, device, dtype = self.settings, self.device, self.dtype
@@ -562,12 +645,12 @@ def _joined(
     return [known[text].to(encoded.values) if text in known else next(fresh) for text in texts]
 
 
-def _check_finite(texts: list[str], scores: dict[str, float]) -> None:
-    for index, text in enumerate(texts):
-        if math.isnan(scores[text]) or scores[text] == math.inf:
+def _check_finite(scores: Iterable[float]) -> None:
+    for index, score in enumerate(scores):
+        if math.isnan(score) or score == math.inf:
             raise NonFiniteError(
-                f"document {index} scores {scores[text]}: the model gave vectors that are not numbers. In half "
-                "precision, try dtype='float32'"
+                f"document {index} scores {score}: the model gave vectors that are not numbers. In half precision, try "
+                "dtype='float32'"
             )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,17 @@ def wordpiece(folder: Path, *, unused: int = 10) -> int:
 
 
 def byte_bpe(
-    folder: Path, markers: tuple[str, ...] = ("[Q] ", "[D] "), *, specials: bool = True, mask: bool = True
+    folder: Path,
+    markers: tuple[str, ...] = ("[Q] ", "[D] "),
+    *,
+    specials: bool = True,
+    mask: bool = True,
+    texts: Sequence[str] = (),
 ) -> dict[str, int]:
-    """ModernBERT's kind: byte-level pairs with the markers as added tokens. Returns the vocabulary."""
+    """ModernBERT's kind: byte-level pairs with the markers as added tokens. Returns the vocabulary.
+
+    With ``texts`` of its own to learn from, there are pairs of bytes that belong to different characters.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -79,8 +88,9 @@ def byte_bpe(
     names |= {"mask_token": "[MASK]"} if mask else {"eos_token": "[SEP]"}
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     known = list(dict.fromkeys(names.values()))
-    trainer = trainers.BpeTrainer(vocab_size=380, special_tokens=known, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([*SENTENCES, " ".join(WORDS)] * 3, trainer)
+    size = 1200 if texts else 380
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=known, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts or [*SENTENCES, " ".join(WORDS)] * 3, trainer)
     around = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     template = "[CLS] $A [SEP]" if specials else "$A"
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=around)
@@ -89,14 +99,22 @@ def byte_bpe(
     return tokenizer.get_vocab()
 
 
-def unigram(folder: Path, markers: tuple[str, ...] = ()) -> int:
-    """XLM-RoBERTa's kind: sentence pieces, padding id 1, no ``[unusedN]``. Returns the size of the vocabulary."""
+def unigram(folder: Path, markers: tuple[str, ...] = (), *, texts: Sequence[str] = ()) -> int:
+    """XLM-RoBERTa's kind: sentence pieces, padding id 1, no ``[unusedN]``. Returns the size of the vocabulary.
+
+    With ``texts``, their characters are pieces too, characters are made compatible, and a piece may hold its space.
+    """
     pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
     pieces += [(f"▁{word}", -5.0) for word in WORDS] + [(character, -8.0) for character in string.ascii_letters]
     pieces += [(character, -6.0) for character in string.punctuation] + [("▁(", -7.0), ("<mask>", 0.0)]
+    compatible = unicodedata.normalize("NFKC", "".join(texts))
+    known = {piece for piece, _ in pieces}
+    pieces += [(letter, -9.0) for letter in sorted(set(compatible)) if not letter.isspace() and letter not in known]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
     metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
+    if texts:
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), metaspace
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
@@ -215,9 +233,11 @@ def stanford(
     (folder / "artifact.metadata").write_text(json.dumps(metadata(**changed)))
 
 
-def stanford_xlmr(folder: Path, *, markers: tuple[str, ...] = ("[QueryMarker]", "[DocumentMarker]")) -> None:
+def stanford_xlmr(
+    folder: Path, *, markers: tuple[str, ...] = ("[QueryMarker]", "[DocumentMarker]"), texts: Sequence[str] = ()
+) -> None:
     """Layout S on sentence pieces; without ``markers`` like colbert-xm, whose markers are unknown tokens."""
-    config, tensors = _roberta("xlm-roberta", unigram(folder, markers))
+    config, tensors = _roberta("xlm-roberta", unigram(folder, markers, texts=texts))
     _write(
         folder,
         {**config, "architectures": ["HF_ColBERT"]},
@@ -326,10 +346,11 @@ def pylate(
     dense_type: str = "pylate.models.Dense.Dense",
     lower: bool = False,
     attention_heads: int = 4,
+    texts: Sequence[str] = (),
     **changed: Any,
 ) -> None:
     """Layout P: a backbone, ``1_Dense``, and PyLate's keys; ``changed`` keys set to ``...`` are left out."""
-    vocabulary = byte_bpe(folder, markers, specials=specials, mask=mask)
+    vocabulary = byte_bpe(folder, markers, specials=specials, mask=mask, texts=texts)
     config, tensors = _modernbert(vocabulary, num_attention_heads=attention_heads)
     _write(folder, config, tensors)
     dense(folder, 1, DIM, HIDDEN)

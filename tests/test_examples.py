@@ -119,3 +119,10 @@ def test_demo_answers_each_question(blocks):
     }
     for (question, _), table in blocks.items():
         assert answers[question] in table
+
+
+def test_explain_shows_which_words_matched(run):
+    printed = run("explain.py")
+    assert re.search(r"default +0\.\d\d .*Default", printed)
+    assert "Best passage" in printed
+    assert re.search(r"first three of \d+ passages", printed)

@@ -24,6 +24,7 @@ CORE = {
     ".errors",
     ".explain",
     ".fingerprint",
+    ".observing",
     ".pooling",
     ".scoring",
     ".settings",
@@ -36,31 +37,44 @@ ROOMS = {
     "errors": set[str](),
     "settings": {".errors"},
     "fingerprint": set[str](),
+    "observing": set[str](),
     "worker": set[str](),
     "cache": {"torch"},
     "embeddings": {".errors", "torch"},
     "checkpoint": {".errors", "huggingface_hub", "numpy", "safetensors", "torch"},
-    "encoder": {".checkpoint", ".embeddings", ".errors", ".kernel", "torch", "tqdm", "transformers"},
+    "encoder": {".checkpoint", ".embeddings", ".errors", ".kernel", ".observing", "torch", "tqdm", "transformers"},
     "kernel": {"colbert_integrations_kernel", "torch"},
     "scoring": {".embeddings", ".errors", ".kernel", "torch", "triton"},
     "pooling": {".embeddings", ".errors", "numpy", "scipy", "torch"},
-    "explain": {".encoder"},
+    "explain": {".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
     "model": {*CORE, "torch"},
     # It sees embeddings, never texts to encode.
     "index": {".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
     | {"filelock", "numpy", "safetensors", "torch"},
-    "colbert_index": {".embeddings", ".errors", ".index", ".model", ".settings", "tqdm"},
+    "qdrant": {".embeddings", ".errors", ".fingerprint", ".index"}
+    | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
+    "location": {".errors", ".qdrant"},
+    "loading": {".embeddings", ".errors", ".index", ".model", "tqdm"},
+    "colbert_index": {".embeddings", ".errors", ".index", ".loading", ".location", ".model", ".observing", ".settings"},
+    "corpus": {".colbert_index", ".errors", ".index", ".loading", ".model"},
     "adapter": {".colbert_index", ".errors", ".model", ".settings", "pydantic", "typing_extensions"},
-    "langchain": {".adapter", ".colbert_index", ".errors", ".index"}
+    "langchain": {".adapter", ".colbert_index", ".errors", ".index", ".observing"}
     | {"langchain_core", "pydantic", "typing_extensions"},
-    "llama_index": {".adapter", ".colbert_index", ".errors", ".index"}
+    "llama_index": {".adapter", ".colbert_index", ".errors", ".index", ".observing"}
     | {"llama_index.core", "pydantic", "typing_extensions"},
     # The model's room for the type of a rank alone.
     "vllm": {".checkpoint", ".encoder", ".errors", ".model", "httpx", "numpy", "torch"},
+    # Nothing imports it.
+    "cli": {".__version__", ".colbert_index", ".corpus", ".errors", ".explain", ".index", ".location", ".model"}
+    | {".scoring", ".settings", "filelock", "huggingface_hub", "matplotlib", "rich"},
+    "__main__": {".cli"},
 }
 # What type checkers may see beyond that; never imported when the package runs.
 TYPING = {
-    "__init__": {*CORE, ".colbert_index", ".index", ".model"},
+    "__init__": {*CORE, ".colbert_index", ".corpus", ".index", ".location", ".model"},
+    "adapter": {".explain"},
+    "index": {".explain"},
+    "location": {".index"},
     "langchain": {".model"},
     "llama_index": {".model"},
 }
@@ -182,7 +196,7 @@ def test_the_check_sees_a_circle() -> None:
 
 # ------------------------------------------------------------------------------------------------ what is loaded when
 
-HEAVY = ["torch", "transformers", "numpy", "pydantic", "langchain_core", "llama_index"]
+HEAVY = ["torch", "transformers", "numpy", "pydantic", "langchain_core", "llama_index", "qdrant_client"]
 
 
 def loaded_after(statement: str, *more: str) -> list[str]:
@@ -198,7 +212,11 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 def test_importing_the_core_loads_no_framework_and_touches_no_gpu() -> None:
     core = "from colbert_integrations import *\nimport torch\nassert not torch.cuda.is_initialized()"
-    assert set(loaded_after(core)).isdisjoint({"langchain_core", "llama_index", "pydantic"})
+    assert set(loaded_after(core)).isdisjoint({"langchain_core", "llama_index", "pydantic", "qdrant_client"})
+
+
+def test_a_stored_explanation_is_read_without_the_core() -> None:
+    assert loaded_after("from colbert_integrations import Explanation", "regex") == ["regex"]
 
 
 @pytest.mark.parametrize(("adapter", "other"), [("langchain", "llama_index"), ("llama_index", "langchain_core")])

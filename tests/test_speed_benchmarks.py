@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import gpu_encoding  # noqa: E402
 import gpu_maxsim  # noqa: E402
 import maxsim_peers  # noqa: E402
 import maxsim_worker  # noqa: E402
+import observing_cost  # noqa: E402
 import our_kernel  # noqa: E402
 import plot_speed  # noqa: E402
 import records  # noqa: E402
@@ -359,3 +361,23 @@ def test_gpu_encoding_rows_say_what_was_measured(name):
     # Of one layer: four square matrices for attention, two (BERT) or three (ModernBERT) for what follows.
     weights = 64 * 64 * 4 + 64 * 96 * (2 if name == "minilm" else 3)
     assert full["TFLOP/s"] == pytest.approx(2 * weights * full["tokens"] / full["median ms"] / 1e9, rel=0.2, abs=0.01)
+
+
+# ------------------------------------------------------------------------------------------------------- observing
+
+
+def test_the_cost_of_observing_is_compared_within_each_round():
+    seconds = dict.fromkeys(observing_cost.WAYS, [0.002, 0.2, 0.002])
+    row = observing_cost._row("observed()", "none", {**seconds, "before": [0.001, 0.1, 0.002]}, calls=7)
+    assert (row["median us"], row["times before"], row["rounds"], row["calls"]) == (2000.0, 2.0, 3, 7)
+    query, documents = observing_cost.texts()
+    assert query
+    assert [len(text.split()) for text in documents] == [12] * 20
+
+
+def test_the_package_is_there_as_it_was(tmp_path):
+    if subprocess.run(["git", "-C", str(BENCHMARKS), "cat-file", "-e", observing_cost.BEFORE], check=False).returncode:
+        pytest.skip("needs the history of the repository")
+    before = observing_cost.checkout(observing_cost.BEFORE, tmp_path)
+    assert (before / "colbert_integrations" / "model.py").exists()
+    assert not (before / "colbert_integrations" / "observing.py").exists()

@@ -13,7 +13,7 @@ from .encoder import EncodeOptions, Encoder
 from .forward import Forward, TorchForward
 from .load import apply_rules, load_encoder, read_tokenizer
 from .remote import Connection, RemoteForward
-from .tokens import Side, Tokenizer, TokenSequence
+from .tokens import Side, TextTokens, Tokenizer, TokenSequence
 
 __all__ = [
     "Connection",
@@ -23,6 +23,7 @@ __all__ = [
     "LoadOptions",
     "RemoteForward",
     "Side",
+    "TextTokens",
     "TokenSequence",
     "Tokenizer",
     "TorchForward",

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import normalize
 from ..checkpoint import ColBERTSpec
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, TruncationWarning
+from ..observing import record, timed
 from .batching import window_starts
 from .forward import Forward
 from .merging import Merger
@@ -51,10 +53,11 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Texts that are encoded together: the sequences of each, and how many texts were cut."""
+    """Texts that are encoded together: the sequences of each, how many texts were cut, and how long this took."""
 
     sequences: list[list[TokenSequence]]
     cut: int
+    seconds: float
 
 
 class Encoder:
@@ -92,6 +95,11 @@ class Encoder:
             assert isinstance(forward, LazyForward)
             self._merge = Spreader(connection, forward, self._merge, run.finish, *batches)
 
+    @property
+    def num_parameters(self) -> int | None:
+        """How many numbers the model has learnt; None where another engine runs it."""
+        return getattr(self._forward, "num_parameters", None)
+
     def _choose_overlap(self) -> int:
         capacity = self.tokenizer.capacity("document")
         overlap = self._options.window_overlap
@@ -105,7 +113,13 @@ class Encoder:
         return overlap
 
     def encode(
-        self, texts: Sequence[str], side: Side, *, query: str | None = None, show_progress: bool | None = False
+        self,
+        texts: Sequence[str],
+        side: Side,
+        *,
+        query: str | None = None,
+        show_progress: bool | None = False,
+        tell_of_cuts: bool = True,
     ) -> TokenEmbeddings:
         """Encode texts.
 
@@ -114,6 +128,7 @@ class Encoder:
             side: Which rules they follow, those of queries or of documents.
             query: A query to encode in the same batches, one forward pass less than on its own. None: none.
             show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
+            tell_of_cuts: Whether texts that are too long are counted and warned of; not where that was done before.
 
         Returns:
             Unit vectors (where the checkpoint normalises), float32, on the model's device; an entry for the query, if
@@ -122,14 +137,15 @@ class Encoder:
         Raises:
             InputError: If a text is not valid Unicode.
         """
-        asked = _Piece([], 0) if query is None else self._piece([query], "query")
+        asked = _Piece([], 0, 0.0) if query is None else self._piece([query], "query")
         parts, cut = [], 0
         with _progress_bar(len(asked.sequences) + len(texts), side, show_progress) as bar:
             for piece in _joined(asked, self._pieces(texts, side)):
                 cut += piece.cut
+                record(tokenize_s=piece.seconds)
                 parts.append(self._encode_sequences(piece.sequences, bar))
-        self._warn_of_cuts(asked.cut, 1, "query")
-        self._warn_of_cuts(cut, len(texts), side)
+        self._tell_of(len(asked.sequences), asked.cut if tell_of_cuts else 0, "query")
+        self._tell_of(len(texts), cut if tell_of_cuts else 0, side)
         return TokenEmbeddings.concat(parts)
 
     def _pieces(self, texts: Sequence[str], side: Side) -> Iterator[_Piece]:
@@ -139,8 +155,10 @@ class Encoder:
         return pieces if len(starts) < 2 else _ahead(pieces)
 
     def _piece(self, texts: Sequence[str], side: Side) -> _Piece:
+        start = perf_counter()
         tokens = self.tokenizer.tokens(texts, side)
-        return _Piece([self.sequences(text, side) for text in tokens], self._count_cut(tokens, side))
+        sequences, cut = [self.sequences(text, side) for text in tokens], self._count_cut(tokens, side)
+        return _Piece(sequences, cut, perf_counter() - start)
 
     def sequences(self, tokens: TextTokens, side: Side) -> list[TokenSequence]:
         """The sequences that a text is encoded as: one, or its windows.
@@ -165,12 +183,14 @@ class Encoder:
         windows = side == "document" and self._options.long_documents == "window"
         return 0 if windows or capacity is None else sum(len(text.ids) > capacity for text in tokens)
 
-    def _warn_of_cuts(self, cut: int, total: int, side: Side) -> None:
+    def _tell_of(self, total: int, cut: int, side: Side) -> None:
+        nouns = _NOUNS[side]
+        record(**{f"{nouns}_encoded": total, f"{nouns}_cut": cut})
         if not cut:
             return
         length = self.spec.query_length if side == "query" else self.spec.document_length
         cure = "long_documents='window' scores them whole" if side == "document" else "raise query_length to keep more"
-        message = f"{cut} of {total} {_NOUNS[side]} cut at {side}_length={length} tokens; {cure}"
+        message = f"{cut} of {total} {nouns} cut at {side}_length={length} tokens; {cure}"
         warnings.warn(message, TruncationWarning, stacklevel=_callers_stacklevel())
 
     def _encode_sequences(self, sequences: list[list[TokenSequence]], bar: Any) -> TokenEmbeddings:
@@ -185,7 +205,10 @@ class Encoder:
             left[done_with[position]] -= 1
             bar.update(left[done_with[position]] == 0)
 
-        self._merge(flat, deliver)
+        with timed("encode_s"):
+            batches = self._merge(flat, deliver)
+        windows = sum(len(windows) for windows in sequences if len(windows) > 1)
+        record(tokens_encoded=sum(len(sequence.ids) for sequence in flat), batches=batches, windows=windows)
         counts = [sum(len(sequence.kept) for sequence in windows) for windows in sequences]
         values = torch.cat([matrix for matrix in vectors if matrix is not None] or [self._no_vectors])
         return TokenEmbeddings(values, torch.tensor([0, *counts], dtype=torch.int64).cumsum(0))
@@ -233,8 +256,8 @@ class _BatchRunner:
 
 def _joined(asked: _Piece, pieces: Iterator[_Piece]) -> Iterator[_Piece]:
     """The pieces, with other sequences put before those of the first; at least one piece."""
-    first = next(pieces, _Piece([], 0))
-    yield _Piece(asked.sequences + first.sequences, first.cut)
+    first = next(pieces, _Piece([], 0, 0.0))
+    yield _Piece(asked.sequences + first.sequences, first.cut, asked.seconds + first.seconds)
     yield from pieces
 
 

@@ -91,6 +91,7 @@ class _Request:
         self.due, self.quantum = 0.0, 0  # when the next tokens should be done by the merger's clock, and how many
         self.running: dict[int, None] = {}  # positions drawn and not handed out, in order
         self.undelivered = len(sequences)
+        self.batches = 0  # that were run and held any of them
         self.done: list[tuple[int, torch.Tensor]] = []
         self.error: Exception | None = None
         self.woken = threading.Condition(lock)
@@ -195,18 +196,21 @@ class Merger:
         # How many requests the last batch had to do with, when it ended and what it took.
         self._company, self._ended, self._took = 1, 0.0, 0.0
 
-    def __call__(self, sequences: Sequence[TokenSequence], deliver: Deliver) -> None:
+    def __call__(self, sequences: Sequence[TokenSequence], deliver: Deliver) -> int:
         """Encode sequences, together with those of others.
 
         Args:
             sequences: What to encode.
             deliver: Called in this thread with the position and the matrix of each sequence, in any order.
 
+        Returns:
+            The number of batches that held any of them.
+
         Raises:
             CancelledError: If the async caller for whom this runs was cancelled.
         """
         if not sequences:
-            return
+            return 0
         request = _Request(next(self._numbers), sequences, self._lock)
         request.cancellation.wakers.add(request.wake)
         try:
@@ -219,6 +223,7 @@ class Merger:
         finally:
             request.cancellation.wakers.discard(request.wake)
             self._leave(request)
+        return request.batches
 
     # ------------------------------------------------------------------------------------------------ coming and going
 
@@ -370,6 +375,8 @@ class Merger:
 
     def _hand_out(self, batch: _Drawn, matrices: list[torch.Tensor]) -> None:
         with self._lock:
+            for request in {request.number: request for request, _ in batch}.values():
+                request.batches += 1
             for (request, position), matrix in zip(batch, matrices, strict=True):
                 request.running.pop(position, None)
                 request.done.append((position, matrix))

@@ -144,7 +144,7 @@ class Spreader:
         self,
         connection: Connection,
         local: LazyForward,
-        here: Callable[[list[TokenSequence], Deliver], None],
+        here: Callable[[list[TokenSequence], Deliver], int],
         finish: Callable[[torch.Tensor, list[TokenSequence]], list[torch.Tensor]],
         batch_tokens: int,
         batch_size: int | None = None,
@@ -156,12 +156,15 @@ class Spreader:
         self._batch_tokens = batch_tokens
         self._batch_size = batch_size
 
-    def __call__(self, sequences: Sequence[TokenSequence], deliver: Deliver) -> None:
+    def __call__(self, sequences: Sequence[TokenSequence], deliver: Deliver) -> int:
         """Encode sequences.
 
         Args:
             sequences: What to encode.
             deliver: Called in this thread with the position and the matrix of each sequence, in any order.
+
+        Returns:
+            The number of batches, there and here.
 
         Raises:
             CancelledError: If the async caller for whom this runs was cancelled.
@@ -175,13 +178,16 @@ class Spreader:
             batches = self._batches(sequences, away)
             for batch in islice(batches, self._connection.concurrency):
                 under_way.send(batch, [sequences[position] for position in batch])
-            self._here([sequences[position] for position in here], lambda i, matrix: deliver(here[i], matrix))
+            local = [sequences[position] for position in here]
+            count = self._here(local, lambda place, matrix: deliver(here[place], matrix))
             for done, vectors in under_way:
+                count += 1
                 for batch in islice(batches, 1):
                     under_way.send(batch, [sequences[position] for position in batch])
                 matrices = self._finish(vectors.to(self._local.device), [sequences[position] for position in done])
                 for position, matrix in zip(done, matrices, strict=True):
                     deliver(position, matrix)
+        return count
 
     def _divide(self, sequences: Sequence[TokenSequence]) -> tuple[list[int], list[int]]:
         """Positions of those that servers run, and of the others; one without tokens needs nobody."""

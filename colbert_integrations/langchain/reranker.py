@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForChainRun,
+    CallbackManager,
+    CallbackManagerForChainRun,
+    Callbacks,
+)
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field
 
-from ..adapter import RerankerFields, check_items, check_query
+from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query
 from ..errors import InputError
-
-if TYPE_CHECKING:
-    from ..model import RankedDocument
+from .tracing import figures_on
 
 __all__ = ["ColBERTReranker"]
 
@@ -103,7 +107,8 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             top_n: Most entries to return. None: all; -1: as the field ``top_n`` says.
 
         Returns:
-            ``{"index": place in documents, "relevance_score": score}``, score descending.
+            ``{"index": place in documents, "relevance_score": score}``, score descending; with ``explain`` also an
+            ``"explanation"``.
 
         Raises:
             InputError: If the query is not a string, an item has no text, or ``top_n`` is impossible.
@@ -143,17 +148,19 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             A runnable from ``{"query": str, "documents": list[Document]}`` to the best documents, sync and async.
         """
 
-        def rank(inputs: dict[str, Any]) -> list[Document]:
+        def rank(inputs: dict[str, Any], run_manager: CallbackManagerForChainRun) -> list[Document]:
             documents, query = _pair(inputs)
-            return self._copies(
-                documents, self._rank(query, self._texts(documents, query), _ids(documents), self.top_n)
-            )
+            with figures_on(run_manager, self._metadata):
+                return self._copies(
+                    documents, self._rank(query, self._texts(documents, query), _ids(documents), self.top_n)
+                )
 
-        async def arank(inputs: dict[str, Any]) -> list[Document]:
+        async def arank(inputs: dict[str, Any], run_manager: AsyncCallbackManagerForChainRun) -> list[Document]:
             documents, query = _pair(inputs)
-            return self._copies(
-                documents, await self._arank(query, self._texts(documents, query), _ids(documents), self.top_n)
-            )
+            with figures_on(run_manager, self._metadata):
+                return self._copies(
+                    documents, await self._arank(query, self._texts(documents, query), _ids(documents), self.top_n)
+                )
 
         # The runnable is a run of its own in traces, so none is opened inside.
         return RunnableLambda(rank, arank, name=type(self).__name__)
@@ -189,8 +196,8 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             return self.document_formatter(document)
         return _with_fields(document.page_content, document.metadata, self.metadata_fields)
 
-    def _copies(self, documents: Sequence[Document], ranked: list[RankedDocument]) -> list[Document]:
-        return [_copy(documents[entry.index], self.score_key, entry.score) for entry in ranked]
+    def _copies(self, documents: Sequence[Document], ranked: list[Reranked]) -> list[Document]:
+        return [_copy(documents[entry.index], self.score_key, entry) for entry in ranked]
 
     # --------------------------------------------------------------------------------------------------- tracing
 
@@ -199,7 +206,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         return {"serialized": None, "inputs": inputs, "name": type(self).__name__}
 
     def _metadata(self) -> dict[str, Any]:
-        return {"model": self.model, "top_n": self.top_n}
+        return {**self.about(), "colbert.top_n": self.top_n}
 
     @contextmanager
     def _traced(
@@ -210,7 +217,8 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         run = manager.on_chain_start(**self._start(documents, query))
         output: list[Document] = []
         try:
-            yield output
+            with figures_on(run, self._metadata):
+                yield output
         except BaseException as error:
             run.on_chain_error(error)
             raise
@@ -224,7 +232,8 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         run = await manager.on_chain_start(**self._start(documents, query))
         output: list[Document] = []
         try:
-            yield output
+            with figures_on(run, self._metadata):
+                yield output
         except BaseException as error:
             await run.on_chain_error(error)
             raise
@@ -239,15 +248,21 @@ def _with_fields(text: str, metadata: Mapping[str, Any], names: list[str]) -> st
     return "\n".join([*(f"{name}: {metadata[name]}" for name in names if name in metadata), text])
 
 
-def _copy(document: Document, score_key: str | None, score: float) -> Document:
+def _copy(document: Document, score_key: str | None, entry: Reranked) -> Document:
     metadata = dict(document.metadata)
     if score_key is not None:
-        metadata[score_key] = score
+        metadata[score_key] = entry.score
+    if entry.explanation is not None:
+        metadata[EXPLANATION] = entry.explanation
     return document.model_copy(update={"metadata": metadata})
 
 
-def _entries(ranked: list[RankedDocument]) -> list[dict[str, Any]]:
-    return [{"index": entry.index, "relevance_score": entry.score} for entry in ranked]
+def _entries(ranked: list[Reranked]) -> list[dict[str, Any]]:
+    return [
+        {"index": entry.index, "relevance_score": entry.score}
+        | ({} if entry.explanation is None else {EXPLANATION: entry.explanation})
+        for entry in ranked
+    ]
 
 
 def _pair(inputs: dict[str, Any]) -> tuple[Sequence[Document], str]:

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from ..adapter import ModelFields
 from ..errors import InputError
 from .documents import DocumentFilter, columns, document_of, document_of_hit, make_index, store_filter, stripped
+from .tracing import figures_on
 
 if TYPE_CHECKING:
     from ..colbert_index import ColBERTIndex
@@ -50,7 +51,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     filter: dict[str, Any] | Callable[[Document], bool] | None = None
     """Conditions on metadata, such as ``{"year": {"$gte": 2020}}``, or a function of a document. None: all."""
 
-    search: Literal["exact", "codes", "pooled"] | None = None
+    search: Literal["exact", "codes", "pooled", "first_stage"] | None = None
     """``"exact"`` scores every document, the others name a candidate stage. None: the store's own choice."""
 
     candidates: int | None = Field(default=None, ge=1)
@@ -66,11 +67,16 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     """Metadata key under which the score is returned. None: it is not, so that what several queries or retrievers
     find is equal where it is the same, which LangChain merges by."""
 
+    explain: bool = False
+    """Whether each document says how its score came about, in its metadata under ``explanation``. What several queries
+    find is not equal then: explain in a reranker after the retrievers instead."""
+
     index: ColBERTIndex = Field(default=None, exclude=True, repr=False)  # type: ignore[assignment]  # there when made
     """What is searched; it may be shared with other adapters. Not with ``store``, and it brings its model."""
 
-    store: Store | None = Field(default=None, exclude=True, repr=False)
-    """Only to be passed: where the index keeps documents. None: in this process."""
+    store: Store | str | None = Field(default=None, exclude=True, repr=False)
+    """Only to be passed: where the index keeps documents, or its location, such as
+    ``"qdrant+http://localhost:6333/my-collection"``. None: in this process."""
 
     documents: list[Document] | None = Field(default=None, exclude=True, repr=False)
     """Only to be passed: documents to add at once."""
@@ -264,11 +270,13 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         k: int | None = None,
         filter: DocumentFilter | None = None,
         score_threshold: float | None = None,
-        search: Literal["exact", "codes", "pooled"] | None = None,
+        search: Literal["exact", "codes", "pooled", "first_stage"] | None = None,
         candidates: int | None = None,
+        explain: bool | None = None,
     ) -> list[Document]:
-        options = self._options(k, filter, score_threshold, search, candidates)
-        return self._documents(self.index.search(stripped(query), **options))
+        options = self._options(k, filter, score_threshold, search, candidates, explain)
+        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
+            return self._documents(self.index.search(stripped(query), **options))
 
     async def _aget_relevant_documents(
         self,
@@ -278,19 +286,24 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         k: int | None = None,
         filter: DocumentFilter | None = None,
         score_threshold: float | None = None,
-        search: Literal["exact", "codes", "pooled"] | None = None,
+        search: Literal["exact", "codes", "pooled", "first_stage"] | None = None,
         candidates: int | None = None,
+        explain: bool | None = None,
     ) -> list[Document]:
-        options = self._options(k, filter, score_threshold, search, candidates)
-        return self._documents(await self.index.asearch(stripped(query), **options))
+        options = self._options(k, filter, score_threshold, search, candidates, explain)
+        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
+            hits = await self.index.asearch(stripped(query), **options)
+            # Writing explanations out takes a while, and the loop is not to wait for it.
+            return await asyncio.to_thread(self._documents, hits) if options["explain"] else self._documents(hits)
 
     def _options(
         self,
         k: int | None,
         filter: DocumentFilter | None,
         score_threshold: float | None,
-        search: Literal["exact", "codes", "pooled"] | None,
+        search: Literal["exact", "codes", "pooled", "first_stage"] | None,
         candidates: int | None,
+        explain: bool | None,
     ) -> dict[str, Any]:
         """Arguments of a search of the index: of this call, else of the fields."""
         if self._settings() != self.index.model.settings:
@@ -302,6 +315,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
             "search": self.search if search is None else search,
             "candidates": self.candidates if candidates is None else candidates,
             "normalize_scores": self.normalize_scores,
+            "explain": self.explain if explain is None else explain,
         }
 
     def _documents(self, hits: list[Hit]) -> list[Document]:

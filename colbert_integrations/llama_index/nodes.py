@@ -8,9 +8,10 @@ from typing import Any
 
 from llama_index.core.schema import BaseNode, IndexNode, MediaResource, MetadataMode, TextNode
 
+from ..adapter import EXPLANATION, is_explanation
 from ..errors import InputError
 
-__all__ = ["KEY", "REF_DOC_ID", "node_of", "ref_doc_id_of", "stored_metadata", "stored_text"]
+__all__ = ["KEY", "REF_DOC_ID", "node_of", "node_text", "ref_doc_id_of", "stored_metadata", "with_hidden"]
 
 KEY = "_llama_index"
 """The one metadata key that is ours: below it lies what a node has beside its metadata."""
@@ -19,17 +20,38 @@ REF_DOC_ID = f"{KEY}.ref_doc_id"
 """Where filters find the document that a node comes from."""
 
 
-def stored_text(node: BaseNode, mode: MetadataMode) -> str:
-    """The text of a node that is encoded.
+def node_text(node: BaseNode, mode: MetadataMode) -> str:
+    """The text of a node that is encoded or scored.
 
     Args:
         node: The node.
         mode: Which metadata belongs to the text.
 
     Returns:
-        Metadata and content by the templates of the node; may be empty.
+        Metadata and content by the templates of the node; may be empty. An explanation of ours, which an earlier stage
+        put there, does not belong to it.
     """
+    if is_explanation(node.metadata.get(EXPLANATION)):
+        rest = {key: value for key, value in node.metadata.items() if key != EXPLANATION}
+        node = node.model_copy(update={"metadata": rest})
     return node.get_content(metadata_mode=mode)
+
+
+def with_hidden(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:
+    """A copy of a node with more metadata, which neither an LLM nor an embedding sees.
+
+    Args:
+        node: The node.
+        metadata: What to add.
+
+    Returns:
+        The copy; what it had under these keys is replaced.
+    """
+    hidden = {
+        name: [*dict.fromkeys([*getattr(node, name), *metadata])]
+        for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
+    }
+    return node.model_copy(update={"metadata": {**node.metadata, **metadata}, **hidden})
 
 
 def stored_metadata(node: BaseNode) -> dict[str, Any]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # re-exported without __all__
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..adapter import RerankerFields, check_items, check_query
+from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query
 from ..errors import InputError
-
-if TYPE_CHECKING:
-    from ..model import RankedDocument
+from .nodes import node_text, with_hidden
+from .tracing import figures_on_span
 
 __all__ = ["ColBERTRerank"]
 
@@ -67,10 +66,11 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
             EventPayload.QUERY_STR: query,
             EventPayload.TOP_K: top_n,
         }
-        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+        reranking = self.callback_manager.event(CBEventType.RERANKING, payload=payload)
+        with figures_on_span(self.about) as figures, reranking as event:
             ranked = self._scored(nodes, self._rank(query, texts, [node.node.node_id for node in nodes], self.top_n))
             event.on_end(payload={EventPayload.NODES: ranked})
-        _dispatcher.event(ReRankEndEvent(nodes=ranked))
+        _dispatcher.event(ReRankEndEvent(nodes=ranked, tags=figures))
         return ranked
 
     async def _apostprocess_nodes(
@@ -104,14 +104,18 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
     def _text(self, node: Any, index: int) -> str:
         if not isinstance(node, NodeWithScore):
             raise InputError(f"nodes[{index}] must be a NodeWithScore, not {type(node).__name__}")
-        return node.node.get_content(metadata_mode=self.metadata_mode)
+        return node_text(node.node, self.metadata_mode)
 
-    def _scored(self, nodes: list[NodeWithScore], ranked: list[RankedDocument]) -> list[NodeWithScore]:
-        return [self._copy(nodes[entry.index], entry.score) for entry in ranked]
+    def _scored(self, nodes: list[NodeWithScore], ranked: list[Reranked]) -> list[NodeWithScore]:
+        return [self._copy(nodes[entry.index], entry) for entry in ranked]
 
-    def _copy(self, node: NodeWithScore, score: float) -> NodeWithScore:
-        inner = _with_retrieval_score(node) if self.keep_retrieval_score else node.node
-        return node.model_copy(update={"node": inner, "score": score})
+    def _copy(self, node: NodeWithScore, entry: Reranked) -> NodeWithScore:
+        inner, added = node.node, {}
+        if self.keep_retrieval_score:  # of the first retrieval, through any number of rerankers
+            added[_RETRIEVAL_SCORE] = inner.metadata.get(_RETRIEVAL_SCORE, node.score)
+        if entry.explanation is not None:
+            added[EXPLANATION] = entry.explanation
+        return node.model_copy(update={"node": with_hidden(inner, added) if added else inner, "score": entry.score})
 
 
 def _query(query_bundle: QueryBundle | None) -> str:
@@ -120,14 +124,3 @@ def _query(query_bundle: QueryBundle | None) -> str:
     if not isinstance(query_bundle, QueryBundle):
         raise InputError(f"query_bundle must be a QueryBundle, not {type(query_bundle).__name__}; or pass query_str=")
     return check_query(query_bundle.query_str)
-
-
-def _with_retrieval_score(node: NodeWithScore) -> BaseNode:
-    """A copy of the node that remembers the score of the first retrieval, through any number of rerankers."""
-    inner = node.node
-    hidden = {
-        name: [*dict.fromkeys([*getattr(inner, name), _RETRIEVAL_SCORE])]
-        for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
-    }
-    metadata = {_RETRIEVAL_SCORE: node.score, **inner.metadata}
-    return inner.model_copy(update={"metadata": metadata, **hidden})

@@ -18,10 +18,11 @@ from llama_index.core.storage.docstore.types import BaseDocumentStore
 from pydantic import ValidationError
 from typing_extensions import Self, TypedDict, Unpack
 
-from ..adapter import ModelFields, check_items, check_query
+from ..adapter import EXPLANATION, ModelFields, check_items, check_query, explanation_dict
 from ..errors import InputError
 from .filters import NodeFilter, store_filter
-from .nodes import REF_DOC_ID, node_of, stored_metadata, stored_text
+from .nodes import REF_DOC_ID, node_of, node_text, stored_metadata, with_hidden
+from .tracing import figures_on_span
 
 if TYPE_CHECKING:
     from ..colbert_index import ColBERTIndex
@@ -42,6 +43,7 @@ class SearchOptions(TypedDict, total=False):
     score_threshold: float | None
     search: Search | None
     candidates: int | None
+    explain: bool
     metadata_mode: MetadataMode
     show_progress: bool | None
     callback_manager: CallbackManager | None
@@ -53,7 +55,7 @@ class SearchOptions(TypedDict, total=False):
 class Options(SearchOptions, total=False):
     """Arguments of ``ColBERTRetriever`` beside those that say what it searches."""
 
-    store: Store | None
+    store: Store | str | None
     model: str | os.PathLike[str] | ColBERT | None
     device: str | None
     dtype: str | None
@@ -75,7 +77,8 @@ class ColBERTRetriever(BaseRetriever):
     Args:
         nodes: Nodes to add. They are encoded at once: inside an event loop use ``aadd_nodes``. None: none yet.
         index: What is searched, and grows by ``add_nodes``; brings its model. None: a new index.
-        store: Where a new index keeps the nodes. None: in this process.
+        store: Where a new index keeps the nodes, or its location, such as
+            ``"qdrant+http://localhost:6333/my-collection"``. None: in this process.
         similarity_top_k: Most nodes to find.
         filters: What nodes must meet: the framework's filters, conditions as ``index.search`` takes them, or a
             function of a node. None: nothing.
@@ -85,6 +88,8 @@ class ColBERTRetriever(BaseRetriever):
         score_threshold: Lowest score that is returned, on the scale of the scores. None: no limit.
         search: ``"exact"`` scores every node, others name a candidate stage. None: the store's own choice.
         candidates: For a candidate stage, how many nodes are scored exactly. None: the store's own choice.
+        explain: Whether each node says how its score came about, in its metadata under ``explanation``, out of sight of
+            LLM and embedding. What several queries find is not equal then: explain in a reranker after fusion instead.
         metadata_mode: Which metadata is encoded with the content.
         model: A name, a path or a ``ColBERT``. None: that of the index, or the default.
         device: As of ``ColBERT``.
@@ -120,7 +125,7 @@ class ColBERTRetriever(BaseRetriever):
         self,
         nodes: Sequence[BaseNode] | None = None,
         index: ColBERTIndex | None = None,
-        store: Store | None = None,
+        store: Store | str | None = None,
         similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
         filters: NodeFilter | None = None,
         node_ids: Sequence[str] | None = None,
@@ -129,6 +134,7 @@ class ColBERTRetriever(BaseRetriever):
         score_threshold: float | None = None,
         search: Search | None = None,
         candidates: int | None = None,
+        explain: bool = False,
         metadata_mode: MetadataMode = MetadataMode.EMBED,
         model: str | os.PathLike[str] | ColBERT | None = None,
         device: str | None = None,
@@ -165,6 +171,7 @@ class ColBERTRetriever(BaseRetriever):
         self._node_ids = _ids(node_ids, "node_ids")
         self._normalize_scores, self._score_threshold = normalize_scores, score_threshold
         self._search, self._candidates = search, None if candidates is None else _count("candidates", candidates)
+        self._explain = explain
         self._metadata_mode, self._show_progress = MetadataMode(metadata_mode), show_progress
         if nodes is not None and len(_nodes(nodes)):
             self.add_nodes(nodes)
@@ -288,7 +295,7 @@ class ColBERTRetriever(BaseRetriever):
     ) -> tuple[ColBERTIndex, tuple[list[str], list[str], list[dict[str, Any]]]]:
         """The index, and texts, ids and metadata to add to it."""
         metadatas = [stored_metadata(node) for node in _nodes(nodes)]
-        texts = [stored_text(node, self._metadata_mode) for node in nodes]
+        texts = [node_text(node, self._metadata_mode) for node in nodes]
         index = self._checked_index()
         objects = {node.index_id: node.obj for node in nodes if isinstance(node, IndexNode) and node.obj is not None}
         self.object_map.update({key: found for key, found in objects.items() if not isinstance(found, BaseNode)})
@@ -340,7 +347,8 @@ class ColBERTRetriever(BaseRetriever):
         if self._is_new():
             return []
         self._check_search()
-        return self._merged(self.index.search(queries, **self._search_arguments()))
+        with figures_on_span(self._about):
+            return self._merged(self.index.search(queries, **self._search_arguments()))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         queries = _queries(query_bundle)
@@ -349,8 +357,13 @@ class ColBERTRetriever(BaseRetriever):
         # In threads: what the first use of a model imports takes seconds, and a thousand nodes are not made in no time.
         index = await asyncio.to_thread(self._checked_index)
         arguments = self._search_arguments()
-        found = await asyncio.gather(*(index.asearch(query, **arguments) for query in queries))
-        return await asyncio.to_thread(self._merged, found)
+        with figures_on_span(self._about):
+            found = await asyncio.gather(*(index.asearch(query, **arguments) for query in queries))
+            return await asyncio.to_thread(self._merged, found)
+
+    def _about(self) -> dict[str, Any]:
+        """What traces say of a call beside its figures."""
+        return {**self._fields.about(), "colbert.k": self.similarity_top_k}
 
     def _search_arguments(self) -> dict[str, Any]:
         return {
@@ -361,6 +374,7 @@ class ColBERTRetriever(BaseRetriever):
             "candidates": self._candidates,
             "normalize_scores": self._normalize_scores,
             "score_threshold": self._score_threshold,
+            "explain": self._explain,
         }
 
     def _merged(self, found: Sequence[Sequence[Hit]]) -> list[NodeWithScore]:
@@ -370,7 +384,7 @@ class ColBERTRetriever(BaseRetriever):
             if hit.id not in best or hit.score > best[hit.id].score:
                 best[hit.id] = hit
         hits = sorted(best.values(), key=lambda hit: (-hit.score, hit.id))[: self.similarity_top_k]
-        return [NodeWithScore(node=node_of(hit.id, hit.text, hit.metadata), score=hit.score) for hit in hits]
+        return [NodeWithScore(node=_node(hit), score=hit.score) for hit in hits]
 
     def _is_new(self) -> bool:
         """Whether nothing was ever added, so that there is no need to load anything."""
@@ -390,7 +404,13 @@ class ColBERTRetriever(BaseRetriever):
             parse_filter(self._filter)
 
 
-def _model_fields(index: ColBERTIndex | None, store: Store | None, settings: Mapping[str, Any]) -> ModelFields:
+def _node(hit: Hit) -> BaseNode:
+    node = node_of(hit.id, hit.text, hit.metadata)
+    said = explanation_dict(hit.explanation)
+    return node if said is None else with_hidden(node, {EXPLANATION: said})
+
+
+def _model_fields(index: ColBERTIndex | None, store: Store | str | None, settings: Mapping[str, Any]) -> ModelFields:
     given = {name: value for name, value in settings.items() if value is not None}
     if index is not None:
         _check_index(index, store)
@@ -405,7 +425,7 @@ def _model_fields(index: ColBERTIndex | None, store: Store | None, settings: Map
         ) from error
 
 
-def _check_index(index: object, store: Store | None) -> None:
+def _check_index(index: object, store: Store | str | None) -> None:
     from ..colbert_index import ColBERTIndex
 
     if not isinstance(index, ColBERTIndex):

@@ -20,6 +20,9 @@ from .wire import Failure, pooling_request, read_rows
 
 __all__ = ["VLLMForward"]
 
+# What a server answers to tokens or a task that its model does not have.
+_BAD_REQUEST = 400
+
 _Expected = Callable[[], torch.Tensor | None]
 
 
@@ -183,6 +186,8 @@ class _Connection:
             try:
                 vectors = await self._rows(servers, [self._probe], server)
             except RemoteRefusedError as error:
+                if error.status != _BAD_REQUEST:
+                    raise
                 raise RemoteMismatchError(
                     f"{server.url} serves another model than {self._spec.name}, or for another task: {error}",
                     server.url,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import requests
 from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_core.callbacks import (
     AsyncCallbackHandler,
@@ -14,8 +16,12 @@ from langchain_core.callbacks import (
     CallbackManager,
 )
 from langchain_core.documents import Document
+from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.tracers.base import AsyncBaseTracer
+from langchain_core.tracers.langchain import LangChainTracer
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langchain_core.tracers.schemas import Run
+from langsmith import Client
 from openinference.instrumentation.langchain import LangChainInstrumentor
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -23,8 +29,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from adapters.drivers import QUERY, TEXTS
 from adapters.test_langchain import Listed
-from colbert_integrations import ColBERTError
-from colbert_integrations.langchain import ColBERTReranker
+from colbert_integrations import CallStats, ColBERT, ColBERTError, observing
+from colbert_integrations.langchain import ColBERTReranker, ColBERTRetriever
 
 NAME = "ColBERTReranker"
 
@@ -92,8 +98,8 @@ async def test_run_tree(retriever: ContextualCompressionRetriever, stanford: dic
     assert run.outputs["documents"] == root.outputs["documents"]
     assert len(run.outputs["documents"]) == 3
     assert run.end_time >= run.start_time
-    assert run.extra["metadata"]["model"] == stanford["model"]
-    assert run.extra["metadata"]["top_n"] == 3
+    assert run.extra["metadata"]["colbert.model"] == stanford["model"]
+    assert run.extra["metadata"]["colbert.top_n"] == 3
     assert not run.child_runs
     assert run.error is None
 
@@ -183,6 +189,194 @@ async def test_event_stream_shows_the_run(retriever: ContextualCompressionRetrie
     assert len(ours[1]["data"]["output"]["documents"]) == 3
 
 
+# -------------------------------------------------------------------------------------------------------------- figures
+
+Metadata = dict[str, Any]
+
+
+def figures(metadata: Metadata) -> Metadata:
+    """What a run's metadata says of the call, without seconds, of which only the names are the same each time."""
+    return {name: value for name, value in metadata.items() if name.startswith("colbert.") and not name.endswith("_s")}
+
+
+def seconds(metadata: Metadata) -> set[str]:
+    """The names of seconds that are not 0."""
+    return {name for name, value in metadata.items() if name.startswith("colbert.") and name.endswith("_s") and value}
+
+
+@pytest.fixture
+def wanted(stanford: dict[str, Any]) -> Metadata:
+    """Figures of a rerank of the common texts, two of which are equal: 33 words, 3 tokens beside, 16 of the query."""
+    return expected(
+        {"colbert.model": stanford["model"], "colbert.device": "cpu", "colbert.dtype": "float32", "colbert.top_n": 3},
+        queries_encoded=1,
+        documents_encoded=5,
+        tokens_encoded=16 + 33 + 5 * 3,
+        batches=1,
+        documents_ranked=6,
+    )
+
+
+def expected(about: Metadata, **counts: int) -> Metadata:
+    return figures({**CallStats(**counts).as_metadata(), **about})
+
+
+RERANK_SECONDS = {"colbert.tokenize_s", "colbert.encode_s", "colbert.score_s"}
+
+
+@pytest.fixture(params=["sync", "async"])
+def how(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+async def invoke(runnable: Runnable[Any, Any], given: Any, how: str, *handlers: Any, **options: Any) -> Any:
+    config = {"callbacks": list(handlers)}
+    if how == "sync":
+        return runnable.invoke(given, config, **options)
+    return await runnable.ainvoke(given, config, **options)
+
+
+async def test_a_run_below_a_retriever_carries_the_figures(
+    retriever: ContextualCompressionRetriever, wanted: Metadata, shared_model: ColBERT, how: str
+):
+    shared_model._ready()
+    run = (await traced(retriever, how)).child_runs[1]
+    assert figures(run.extra["metadata"]) == wanted
+    assert seconds(run.extra["metadata"]) == RERANK_SECONDS
+
+
+async def test_figures_stay_on_their_own_run(retriever: ContextualCompressionRetriever, how: str):
+    config = {"user": 7}
+    root = await traced(retriever, how, metadata=config)
+    assert config == {"user": 7}
+    assert figures(root.extra["metadata"]) == figures(root.child_runs[0].extra["metadata"]) == {}
+
+
+async def test_a_runnable_in_a_chain_carries_the_figures(
+    stanford: dict[str, Any], documents: list[Document], wanted: Metadata, how: str
+):
+    chain = (
+        RunnableLambda(lambda query: {"query": query, "documents": documents})
+        | ColBERTReranker(**stanford).as_runnable()
+    )
+    collector = RunCollectorCallbackHandler()
+    await invoke(chain, QUERY, how, collector)
+    [ours] = [run for run in collector.traced_runs[0].child_runs if run.name == NAME]
+    assert figures(ours.extra["metadata"]) == wanted
+
+
+@pytest.mark.parametrize("options", [{}, {"k": 1}])
+async def test_a_retrieval_carries_the_figures(
+    shared_model: ColBERT, documents: list[Document], how: str, options: dict[str, Any]
+):
+    ours = ColBERTRetriever(model=shared_model, documents=documents, k=2)
+    collector = RunCollectorCallbackHandler()
+    await invoke(ours, QUERY, how, collector, **options)
+    metadata = collector.traced_runs[0].extra["metadata"]
+    about = {**shared_model.about(), "colbert.k": options.get("k", 2)}
+    assert figures(metadata) == expected(about, queries_encoded=1, tokens_encoded=16, batches=1)
+    assert seconds(metadata) == RERANK_SECONDS
+
+
+async def test_a_run_that_fails_carries_what_was_done(
+    checkpoint: Callable[[str], Any], documents: list[Document], how: str
+):
+    def failing(sequences: Any) -> Any:
+        raise RuntimeError("no device")
+
+    model = ColBERT(checkpoint("stanford"), device="cpu", forward=failing)
+    base = Listed(documents=documents)
+    retriever = ContextualCompressionRetriever(base_compressor=ColBERTReranker(model=model), base_retriever=base)
+    collector = RunCollectorCallbackHandler()
+    with pytest.raises(RuntimeError, match="no device"):
+        await retrieve(retriever, how, callbacks=[collector])
+    run = collector.traced_runs[0].child_runs[1]
+    assert "no device" in run.error
+    assert figures(run.extra["metadata"]) == expected({**model.about(), "colbert.top_n": 3}, documents_ranked=6)
+    assert observing._CURRENT.get() is None
+
+
+async def test_an_impossible_setting_is_an_error_of_each_run(
+    stanford: dict[str, Any], documents: list[Document], how: str
+):
+    base = Listed(documents=documents)
+    reranker = ColBERTReranker(**{**stanford, "dtype": "float16"})
+    retriever = ContextualCompressionRetriever(base_compressor=reranker, base_retriever=base)
+    for _ in range(2):
+        collector = RunCollectorCallbackHandler()
+        with pytest.raises(ColBERTError, match="float16"):
+            await retrieve(retriever, how, callbacks=[collector])
+        run = collector.traced_runs[0].child_runs[1]
+        assert "unusably slow" in run.error
+        assert "During handling" not in run.error  # of it nothing else went wrong
+        about = {"colbert.model": stanford["model"], "colbert.top_n": 3}
+        assert figures(run.metadata) == expected(about)
+
+
+async def test_an_empty_call_knows_its_model_and_loads_nothing(missing: dict[str, Any], how: str):
+    collector, reranker = RunCollectorCallbackHandler(), ColBERTReranker(**missing, top_n=2)
+    if how == "sync":
+        reranker.compress_documents([], QUERY, [collector])
+    else:
+        await reranker.acompress_documents([], QUERY, [collector])
+    about = {"colbert.model": missing["model"], "colbert.top_n": 2}
+    assert figures(collector.traced_runs[0].extra["metadata"]) == expected(about)
+
+
+class AsyncCollector(AsyncBaseTracer):
+    """A tracer with coroutines; keeps the metadata of runs that ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Metadata] = []
+
+    async def _persist_run(self, run: Run) -> None:
+        self.seen.append(dict(run.metadata))
+
+
+async def test_an_async_tracer_gets_the_figures(stanford: dict[str, Any], documents: list[Document], wanted: Metadata):
+    collector, reranker = AsyncCollector(), ColBERTReranker(**stanford)
+    await reranker.acompress_documents(documents, QUERY, [collector])
+    # This run begins without metadata.
+    await invoke(reranker.as_runnable(), {"query": QUERY, "documents": documents}, "async", collector)
+    assert [figures(metadata) for metadata in collector.seen] == [wanted] * 2
+
+
+async def test_the_stream_of_events_carries_the_figures(retriever: ContextualCompressionRetriever, wanted: Metadata):
+    events = [event async for event in retriever.astream_events(QUERY, version="v2")]
+    [end] = [event for event in events if event["name"] == NAME and event["event"] == "on_chain_end"]
+    assert figures(end["metadata"]) == wanted
+
+
+class Session(requests.Session):
+    """A connection to LangSmith that ends here; keeps what was sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+
+    def request(self, method: str, url: str, **options: Any) -> requests.Response:
+        if options.get("data"):
+            self.sent.append((method, json.loads(options["data"])))
+        response = requests.Response()
+        response.status_code, response._content = 200, b"{}"
+        return response
+
+
+@pytest.mark.parametrize("metadata", [None, {"tenant": "a"}])  # the tracer's own: it copies those of runs, then
+async def test_langsmith_is_sent_the_figures_at_the_end_of_a_run(
+    retriever: ContextualCompressionRetriever, wanted: Metadata, how: str, metadata: Metadata | None
+):
+    session = Session()
+    client = Client(api_url="http://localhost:1", api_key="none", session=session, auto_batch_tracing=False)
+    await retrieve(retriever, how, callbacks=[LangChainTracer(client=client, metadata=metadata)])
+    ours = [(method, run["extra"]["metadata"]) for method, run in session.sent if run["name"] == NAME]
+    assert [method for method, _ in ours] == ["POST", "PATCH"]
+    assert figures(ours[1][1]) == wanted
+    assert seconds(ours[1][1]) >= RERANK_SECONDS
+    assert ours[1][1].get("tenant") == (metadata or {}).get("tenant")
+
+
 # ------------------------------------------------------------------------------------------------------ OpenInference
 
 
@@ -197,9 +391,8 @@ def spans() -> Iterator[InMemorySpanExporter]:
     provider.shutdown()
 
 
-@pytest.mark.parametrize("how", ["sync", "async"])
 async def test_openinference_shows_a_span_below_the_retriever(
-    spans: InMemorySpanExporter, retriever: ContextualCompressionRetriever, how: str
+    spans: InMemorySpanExporter, retriever: ContextualCompressionRetriever, wanted: Metadata, how: str
 ):
     await traced(retriever, how)
     named: dict[str, ReadableSpan] = {span.name: span for span in spans.get_finished_spans()}
@@ -209,3 +402,21 @@ async def test_openinference_shows_a_span_below_the_retriever(
     assert ours.parent.span_id == root.context.span_id
     assert QUERY in ours.attributes["input.value"]
     assert "capital of france" in ours.attributes["output.value"]
+    metadata = json.loads(ours.attributes["metadata"])
+    assert figures(metadata) == wanted
+    assert seconds(metadata) >= RERANK_SECONDS
+    assert "colbert.encode_s" not in json.loads(root.attributes.get("metadata", "{}"))
+
+
+async def test_openinference_shows_the_figures_of_a_retrieval_in_a_chain(
+    spans: InMemorySpanExporter, shared_model: ColBERT, documents: list[Document], how: str
+):
+    ours = ColBERTRetriever(model=shared_model, documents=documents, k=2)
+    await invoke(ours | RunnableLambda(len), QUERY, how)
+    named: dict[str, ReadableSpan] = {span.name: span for span in spans.get_finished_spans()}
+    assert named["ColBERTRetriever"].attributes["openinference.span.kind"] == "RETRIEVER"
+    assert named["ColBERTRetriever"].parent.span_id == named["RunnableSequence"].context.span_id
+    metadata = json.loads(named["ColBERTRetriever"].attributes["metadata"])
+    about = {**shared_model.about(), "colbert.k": 2}
+    assert figures(metadata) == expected(about, queries_encoded=1, tokens_encoded=16, batches=1)
+    assert seconds(metadata) == RERANK_SECONDS

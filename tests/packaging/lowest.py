@@ -16,7 +16,7 @@ from environment import DECLARED, ROOT, Environment
 
 def lowest_versions() -> list[str]:
     """Every lower bound as a pin; also those of the frameworks' companions, whose new releases need new frameworks."""
-    bounds = dict(re.findall(r'"([A-Za-z0-9-]+)>=([\d.]+),', DECLARED))
+    bounds = dict(re.findall(r'"([A-Za-z0-9-]+)>=([\d.]+)[",]', DECLARED))
     del bounds["torch"]  # constraints.txt pins that
     return [f"{name}=={version}" for name, version in bounds.items()]
 

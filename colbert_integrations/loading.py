@@ -1,0 +1,279 @@
+"""Loader: documents into a store, window by window. What is there already is not encoded again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .embeddings import TokenEmbeddings
+from .errors import InputError
+from .index import Store, StoredDocument, json_copy
+from .model import ColBERT
+
+__all__ = ["Loaded", "Loader", "Row", "progress_bar"]
+
+# Most characters of the texts of a window: some 500,000 tokens, or 256 MB of vectors in 128 dimensions; and of each of
+# its texts on average, so that a window of few is little work also where texts are long.
+_WINDOW_CHARACTERS, _TEXT_CHARACTERS = 2**21, 2**12
+# Work that ends before this many seconds shows no bar.
+_BAR_AFTER_S = 2.0
+
+
+class Row(NamedTuple):
+    """A document as somebody gave it, which may be anything."""
+
+    text: Any
+    id: Any = None
+    metadata: Any = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What became of a window of documents.
+
+    Attributes:
+        size: How many there were.
+        ids: Of those that are stored now, in the order given.
+        encoded: How many of them were encoded; the others were there with the same text.
+        failures: Why others are not stored, by id, or by ``number n`` where there is none.
+    """
+
+    size: int
+    ids: list[str]
+    encoded: int
+    failures: dict[str, Exception]
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A document on its way in."""
+
+    id: str
+    text: str
+    metadata: Mapping[str, Any]
+
+
+class _Piece(NamedTuple):
+    """Documents with their vectors."""
+
+    documents: list[_Document]
+    encoded: TokenEmbeddings
+
+
+class _Checked(NamedTuple):
+    """Documents of a window.
+
+    Attributes:
+        size: How many were given.
+        documents: Those that can be stored as far as one can tell, in order.
+        failures: Why the others can't.
+    """
+
+    size: int
+    documents: list[_Document]
+    failures: dict[str, Exception]
+
+
+class _Window(NamedTuple):
+    """A window that is ready to be written.
+
+    Attributes:
+        checked: Its documents.
+        moved: Those of them of which only the metadata is new.
+        pieces: Those of them that were encoded.
+        failures: Why some could not be.
+    """
+
+    checked: _Checked
+    moved: list[_Document]
+    pieces: list[_Piece]
+    failures: dict[str, Exception]
+
+
+class Loader:
+    """Encodes documents and stores them; one bad document takes no other with it.
+
+    Args:
+        model: Encodes the texts.
+        store: Keeps them.
+        pool_factor: About 1 in ``pool_factor`` vectors of a document is kept.
+    """
+
+    def __init__(self, model: ColBERT, store: Store, pool_factor: float = 1) -> None:
+        self._model, self._store, self._pool_factor = model, store, pool_factor
+
+    def load(self, rows: Iterable[Row], window: int) -> Iterator[Loaded]:
+        """Load documents, one window after another.
+
+        Args:
+            rows: The documents; a generator is read as far as a window needs.
+            window: Most documents of a window.
+
+        Yields:
+            What became of each window.
+
+        Raises:
+            FingerprintError: If the store holds vectors of another model.
+            StoreError: If the store can't be used; windows before are stored.
+        """
+        for checked in self._checked(rows, window):
+            yield self._write(self._prepare(checked))
+
+    def load_ahead(self, rows: Iterable[Row], window: int) -> Iterator[Loaded]:
+        """Load documents as ``load`` does, the next window encoded while one is written by another thread.
+
+        Args:
+            rows: The documents.
+            window: Most documents of a window; two are in memory.
+
+        Yields:
+            What became of each window.
+
+        Raises:
+            FingerprintError: If the store holds vectors of another model.
+            StoreError: If the store can't be used; windows before are stored.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="colbert-load") as executor:
+            writing, written = None, set[str]()
+            for checked in self._checked(rows, window):
+                ids = {document.id for document in checked.documents}
+                if writing is not None and ids & written:
+                    writing.result()  # what is there of them is known only then
+                prepared = self._prepare(checked)
+                if writing is not None:
+                    yield writing.result()
+                writing, written = executor.submit(self._write, prepared), ids
+            if writing is not None:
+                yield writing.result()
+
+    def _checked(self, rows: Iterable[Row], window: int) -> Iterator[_Checked]:
+        self._store.bind(self._model.fingerprint)
+        first = 0
+        for given in _windows(rows, window):
+            yield _check(given, first)
+            first += len(given)
+
+    def _prepare(self, checked: _Checked) -> _Window:
+        """Encode what is new of a window."""
+        wanted = list({document.id: document for document in checked.documents}.values())
+        there = {document.id: document for document in self._store.get([document.id for document in wanted])}
+        same = [document for document in wanted if _text_of(there, document) == document.text]
+        moved = [document for document in same if there[document.id].metadata != document.metadata]
+        known = {document.id for document in same}
+        pieces, refused = self._encode([document for document in wanted if document.id not in known])
+        return _Window(checked, moved, pieces, refused)
+
+    def _encode(self, documents: list[_Document]) -> tuple[list[_Piece], dict[str, Exception]]:
+        if not documents:
+            return [], {}
+        try:
+            return [_Piece(documents, self._encode_texts([document.text for document in documents]))], {}
+        except InputError as error:
+            if len(documents) == 1:
+                return [], {documents[0].id: error}
+        # One of them can't be encoded: halve until it is alone, so that it takes no other with it.
+        middle = len(documents) // 2
+        (pieces, failures), (others, more) = self._encode(documents[:middle]), self._encode(documents[middle:])
+        return pieces + others, failures | more
+
+    def _encode_texts(self, texts: list[str]) -> TokenEmbeddings:
+        unique = list(dict.fromkeys(texts))
+        encoded = self._model.encode_document(unique, pool_factor=self._pool_factor, show_progress=False)
+        if len(unique) == len(texts):
+            return encoded
+        place = {text: position for position, text in enumerate(unique)}
+        return TokenEmbeddings.from_list([encoded[place[text]] for text in texts])
+
+    def _write(self, window: _Window) -> Loaded:
+        if window.moved:
+            ids = [document.id for document in window.moved]
+            self._store.set_metadata(ids, [document.metadata for document in window.moved])
+        refused = dict(window.failures)
+        for piece in window.pieces:
+            refused |= self._upsert(piece)
+        checked = window.checked
+        ids = [document.id for document in checked.documents if document.id not in refused]
+        encoded = sum(document.id not in refused for piece in window.pieces for document in piece.documents)
+        return Loaded(checked.size, ids, encoded, checked.failures | refused)
+
+    def _upsert(self, piece: _Piece) -> dict[str, Exception]:
+        documents, encoded = piece
+        try:
+            self._store.upsert(
+                [document.id for document in documents],
+                encoded,
+                [document.text for document in documents],
+                [document.metadata for document in documents],
+            )
+        except InputError as error:
+            if len(documents) == 1:
+                return {documents[0].id: error}
+        else:
+            return {}
+        # The same for one that can't be stored, without encoding again.
+        middle = len(documents) // 2
+        first, second = _Piece(documents[:middle], encoded[:middle]), _Piece(documents[middle:], encoded[middle:])
+        return self._upsert(first) | self._upsert(second)
+
+
+def _windows(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
+    """Neighbours, at most so many and about so many characters."""
+    most_characters = min(_WINDOW_CHARACTERS, most * _TEXT_CHARACTERS)
+    window, characters = list[Row](), 0
+    for row in rows:
+        window.append(row)
+        characters += len(row.text) if isinstance(row.text, str) else 0
+        if len(window) == most or characters >= most_characters:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window
+
+
+def _check(rows: list[Row], first: int) -> _Checked:
+    """Tell documents that can be stored from others; ``first`` is the number of the first of them."""
+    documents, failures = list[_Document](), dict[str, Exception]()
+    for number, row in enumerate(rows, first):
+        try:
+            documents.append(_document(row, number))
+        except InputError as error:
+            failures[row.id if isinstance(row.id, str) and row.id else f"number {number}"] = error
+    return _Checked(len(rows), documents, failures)
+
+
+def _document(row: Row, number: int) -> _Document:
+    if not isinstance(row.text, str):
+        raise InputError(f"a text must be a string, not {type(row.text).__name__}")
+    if row.id is not None and (not isinstance(row.id, str) or not row.id):
+        raise InputError(f"an id must be a string that is not empty, not {row.id!r}")
+    checked = json_copy(row.metadata, row.id if isinstance(row.id, str) else f"number {number}")
+    return _Document(_content_id(row.text, checked) if row.id is None else row.id, row.text, checked)
+
+
+def _content_id(text: str, metadata: Mapping[str, Any]) -> str:
+    said = json.dumps([text, metadata], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+
+def _text_of(there: Mapping[str, StoredDocument], document: _Document) -> str | None:
+    return there[document.id].text if document.id in there else None
+
+
+def progress_bar(total: int | None, show: bool | None) -> Any:
+    """A bar for documents that are loaded.
+
+    Args:
+        total: How many will come. None: not known.
+        show: Whether to show it. None: on a terminal or in a notebook, for work over two seconds.
+
+    Returns:
+        A tqdm bar, as a context manager.
+    """
+    from tqdm.auto import tqdm
+
+    delay = _BAR_AFTER_S if show is None else 0.0
+    return tqdm(total=total, desc="Indexing", unit="text", delay=delay, disable=None if show is None else not show)
