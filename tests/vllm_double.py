@@ -110,8 +110,7 @@ class Double:
         class Handler(_Handler):
             owner = double
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", self._port), Handler)
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -223,6 +222,11 @@ class Double:
             offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             text = text[: offsets[most - 1][1]] if len(offsets) > most else text
         return list(self._tokenizer(text)["input_ids"])
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # who finds it full would try again after a second
 
 
 class _Handler(BaseHTTPRequestHandler):

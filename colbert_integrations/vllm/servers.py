@@ -106,21 +106,19 @@ class Servers:
             RemoteUnavailableError: If no server did it, retries included.
         """
         async with self._slots:
-            most, failure = len(self._servers) + self._settings.retries, Failure("not asked")
-            for attempt in range(1, most + 1):
+            most, failures = len(self._servers) + self._settings.retries, list[Failure]()
+            for _ in range(most):
                 server = self._next()
                 rest = server.down_until - monotonic()
-                if attempt > 1 and rest > 0:  # it is down, and so are all others
-                    await asyncio.sleep(min(rest, max(_pause(attempt - 1), failure.wait_s)))
+                if failures and rest > 0:  # it is down, and so are all others
+                    await asyncio.sleep(min(rest, max(_pause(len(failures)), failures[-1].wait_s)))
                 try:
                     return await self._with(server, exchange)
-                except Failure as error:
-                    failure = error
-        raise RemoteUnavailableError(
-            f"{server.url}: {failure} (attempt {most} of {most}; servers: {', '.join(self._settings.urls)})",
-            server.url,
-            failure.status,
-        ) from failure
+                except Failure as failure:
+                    failures.append(failure)
+        said = ", then ".join(dict.fromkeys(map(str, failures)))  # a server may answer once more before it is gone
+        tried = f"attempt {most} of {most}; servers: {', '.join(self._settings.urls)}"
+        raise RemoteUnavailableError(f"{server.url}: {said} ({tried})", server.url, failures[-1].status)
 
     def _next(self) -> Server:
         now = monotonic()
@@ -163,13 +161,16 @@ class Servers:
         try:
             # The client's own limit is for each piece of an answer, so one that trickles in would never end.
             response = await asyncio.wait_for(self._client.send(request), self._settings.timeout)
-        except (asyncio.TimeoutError, httpx.TimeoutException) as error:
-            what = "no connection" if isinstance(error, httpx.ConnectTimeout) else "no answer"
-            limit = min(_CONNECT_S, self._settings.timeout) if what == "no connection" else self._settings.timeout
-            raise Failure(f"{what} within {limit:g} s") from error
-        except httpx.HTTPError as error:
-            raise Failure(str(error) or type(error).__name__) from error
+        except (asyncio.TimeoutError, httpx.HTTPError) as error:
+            raise Failure(self._reason(error)) from None  # the client's own traceback is long, and says no more
         return read_answer(server.url, path, response)
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, httpx.ConnectTimeout):
+            return f"no connection within {min(_CONNECT_S, self._settings.timeout):g} s"
+        if isinstance(error, (asyncio.TimeoutError, httpx.TimeoutException)):
+            return f"no answer within {self._settings.timeout:g} s"
+        return str(error) or type(error).__name__
 
 
 def _pause(failures: int) -> float:

@@ -97,6 +97,12 @@ def test_but_not_for_ever(fault: Fault, status: int | None, message: str, double
     assert double.count("/pooling") == 3
 
 
+def test_all_reasons_are_told(double: Double, model: Model) -> None:
+    double.faults += [Fault(500, DEAD), Fault(hang_up=True), Fault(hang_up=True)]
+    with pytest.raises(RemoteUnavailableError, match=r"500 .*EngineDeadError, then Server disconnected[^,]* \(attempt"):
+        model(retries=2).encode_document(TEXTS)
+
+
 def test_a_server_that_never_answers(double: Double, model: Model) -> None:
     double.faults += [Fault(hold=threading.Event())] * 2
     with pytest.raises(RemoteUnavailableError, match=r"no answer within 0\.2 s \(attempt 2 of 2"):
