@@ -134,6 +134,7 @@ TABLES = {
     "rerank_peers.py": "docs/performance.md",
     "rerank_peers.py --concurrent": "docs/performance.md",
     "observing_cost.py": "docs/observability.md",
+    "vllm_encoding.py": "docs/vllm.md",
 }
 
 
