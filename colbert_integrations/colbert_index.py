@@ -422,7 +422,10 @@ class ColBERTIndex:
         return self  # as open files are: a copy of an adapter searches the same documents
 
     def __reduce__(self) -> NoReturn:
-        raise StoreError("an index is not pickled, which would copy its documents: save it and load it")
+        raise StoreError(
+            "an index is not pickled, which would copy its documents: save it and load it there, or open the location "
+            "of its store there"
+        )
 
     def __len__(self) -> int:
         return self.store.count()
