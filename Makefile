@@ -6,8 +6,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 PEERS := maxsim sentence-transformers llama-index rerankers candding
 
-.PHONY: help demo test check test-lowest test-wheel bench-cranfield bench-index bench-index-peers bench-speed \
-	bench-concurrent bench-observing bench-gpu clean
+.PHONY: help demo docs docs-serve test check test-lowest test-wheel bench-cranfield bench-index bench-index-peers \
+	bench-speed bench-concurrent bench-observing bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -26,12 +26,23 @@ $(VENV)/.dev: $(VENV)/.core
 	@$(INSTALL) -e '.[dev,conformance]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.core
+	@$(INSTALL) -e '.[docs]'
+	@touch $@
+
 $(VENV)/.kernel: $(VENV)/.core $(wildcard kernel/src/*) kernel/setup.py
 	@$(INSTALL) --force-reinstall ./kernel || echo "Without a C compiler the compiled kernel is not tested."
 	@touch $@
 
 demo: $(VENV)/.demo  ## Rerank real text in LangChain and LlamaIndex, offline
 	@$(BIN)/python examples/demo.py
+
+docs: $(VENV)/.docs  ## Build the documentation site, warnings as errors, into site/
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning -c docs . site
+	@echo "Open site/index.html"
+
+docs-serve: docs  ## Build it, and serve it on port 8000
+	@$(BIN)/python -m http.server --directory site 8000
 
 check: $(VENV)/.dev $(VENV)/.kernel  ## Format, lint, types and docstrings
 	@$(BIN)/ruff format --check .
@@ -99,4 +110,4 @@ bench-gpu: $(VENV)/.core  ## MaxSim and encoding on one GPU; needs one
 	@$(BIN)/python benchmarks/gpu_encoding.py
 
 clean:  ## Remove the environment and caches
-	rm -rf $(VENV) kernel/build .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf $(VENV) kernel/build .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build site

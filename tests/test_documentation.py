@@ -1,39 +1,124 @@
-"""README and docs: every Python snippet runs, every link leads somewhere, and the table is the committed one."""
+"""README and docs: every snippet runs and prints what stands below it, every link leads somewhere, and so on."""
 
 from __future__ import annotations
 
-import os
+import logging
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "kernel" / "README.md"]
+PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "examples" / "README.md", ROOT / "kernel" / "README.md"]
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+# ------------------------------------------------------------------------------------------------------------ snippets
+
+# A block of Python, and what it prints where a block of output follows.
+_BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```\n(?:\n\1```output\n(.*?)^\1```)?", re.DOTALL | re.MULTILINE)
 SNIPPETS = [
-    pytest.param(code, id=f"{page.name}-{number}")
-    for page in PAGES
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL), 1)
+    pytest.param(page, textwrap.dedent(code), textwrap.dedent(printed), id=f"{name(page)}-{number}")
+    for page, text in TEXTS.items()
+    for number, (_, code, printed) in enumerate(_BLOCK.findall(text), 1)
 ]
 
 
-@pytest.mark.parametrize("code", SNIPPETS)
-def test_each_snippet_runs_by_itself(code: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def logs():
+    """Puts back what a snippet about logging changes."""
+    loggers = [logging.root, logging.getLogger("colbert_integrations")]
+    kept = [(logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, (level, handlers) in zip(loggers, kept):
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_each_link_to_a_file_leads_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+@pytest.mark.parametrize(("page", "code", "printed"), SNIPPETS)
+def test_each_snippet_runs_by_itself(page, code, printed, tmp_path, monkeypatch, capsys, logs):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, name(page), "exec"), {"__name__": "__main__"})
+    if printed:
+        assert_same(capsys.readouterr().out, printed)
 
+
+def assert_same(printed: str, expected: str) -> None:
+    """The same words, and numbers that differ by the machine's rounding at most."""
+    number = re.compile(r"-?\d+\.\d+")
+    assert number.split(printed) == number.split(expected)
+    shown, wanted = ([float(found) for found in number.findall(text)] for text in (printed, expected))
+    assert shown == pytest.approx(wanted, rel=0.01, abs=0.02)
+
+
+def test_each_block_is_found():
+    fences = [info for text in TEXTS.values() for info in re.findall(r"^ *```(\w+)$", text, re.MULTILINE)]
+    assert fences.count("python") == len(SNIPPETS) > 40
+    assert fences.count("output") == sum(bool(snippet.values[2]) for snippet in SNIPPETS) > 5
+
+
+def commands(page: Path) -> str:
+    """What a page says for a shell: blocks of no language or a shell's, and words of the text in code style."""
+    tokens = MarkdownIt().enable("table").parse(TEXTS[page])
+    blocks = [token for token in tokens if token.type in ("fence", "code_block")]
+    shell = [block.content for block in blocks if block.info in ("", "sh", "bash")]
+    words = [child.content for token in tokens for child in token.children or () if child.type == "code_inline"]
+    return "\n".join(shell + words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_name_what_there_is(page):
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    optional = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
+    extras = re.findall(r"^([a-z-]+) = \[", optional, re.MULTILINE)
+    assert set(re.findall(r"^ *make ([a-z-]+)", commands(page), re.MULTILINE)) <= set(targets)
+    named = re.findall(r"(?:colbert-integrations|^)\[([a-z,-]+)\]", commands(page), re.MULTILINE)
+    assert {extra for group in named for extra in group.split(",")} <= set(extras)
+
+
+# --------------------------------------------------------------------------------------------------------------- links
+
+
+def links(page: Path) -> list[str]:
+    tokens = [child for token in MarkdownIt().enable("table").parse(TEXTS[page]) for child in token.children or ()]
+    return [
+        str(token.attrGet("href") or token.attrGet("src")) for token in tokens if token.type in ("link_open", "image")
+    ]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub and the site give to a page's headings."""
+    tokens = MarkdownIt().parse(TEXTS[page])
+    headings = [tokens[place + 1].children or [] for place, token in enumerate(tokens) if token.type == "heading_open"]
+    said = [
+        "".join(child.content for child in heading if child.type in ("text", "code_inline")) for heading in headings
+    ]
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in said}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_each_link_leads_somewhere(page):
+    for link in links(page):
+        if re.match(r"https?:", link):
+            assert re.fullmatch(r"https://[a-z0-9-]+(\.[a-z0-9-]+)+(/[\w./#-]*)?", link), link
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target), link
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
 
 TABLES = {
     "cranfield.py": "README.md",
@@ -49,15 +134,15 @@ TABLES = {
 
 
 @pytest.mark.parametrize(("script", "page"), TABLES.items())
-def test_a_table_is_the_newest_measurement(script: str, page: str) -> None:
-    name, *options = script.split()
-    command = [sys.executable, str(ROOT / "benchmarks" / name), *options, "--print"]
+def test_a_table_is_the_newest_measurement(script, page):
+    file, *options = script.split()
+    command = [sys.executable, str(ROOT / "benchmarks" / file), *options, "--print"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
     assert shown
     assert shown in (ROOT / page).read_text(encoding="utf-8")
 
 
-def test_the_changelog_names_the_version() -> None:
+def test_the_changelog_names_the_version():
     from colbert_integrations import __version__
 
     headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)

@@ -1,0 +1,500 @@
+"""The page on errors: each message that it quotes is raised by a small reproduction, and each class is there."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from langchain_core.documents import Document
+from llama_index.core.vector_stores import FilterCondition, MetadataFilter, MetadataFilters
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+import checkpoints
+from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, errors, maxsim
+from colbert_integrations.checkpoint import hub
+from colbert_integrations.index import persistence
+from colbert_integrations.langchain import ColBERTReranker, ColBERTRetriever, ColBERTVectorStore
+from colbert_integrations.llama_index import ColBERTRerank
+from colbert_integrations.llama_index import ColBERTRetriever as NodeRetriever
+
+PAGE = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]}
+QUOTED = [(title, quoted) for title, part in SECTIONS.items() for quoted in re.findall(r"```text\n(.*?)\n```", part)]
+
+
+class Bench:
+    """What reproductions work with: a folder, tiny checkpoints to break, and a model that is whole."""
+
+    def __init__(self, folder: Path, model: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.model, self.monkeypatch = folder, model, monkeypatch
+
+    def load(self, path: Path | str, **options: object) -> ColBERT:
+        return ColBERT(path, device="cpu", **options)
+
+    def built(self, layout: str = "stanford") -> Path:
+        return checkpoints.build(layout, self.folder)
+
+    def configured(self, **changed: object) -> Path:
+        """A checkpoint with another ``config.json``."""
+        path = self.built()
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**config, **changed}))
+        return path
+
+    def weighted(self, *lost: str, **more: torch.Tensor) -> Path:
+        """A checkpoint with other weights."""
+        path = self.built()
+        kept = {name: tensor for name, tensor in load_file(path / "model.safetensors").items() if name not in lost}
+        save_file({**kept, **more}, path / "model.safetensors", metadata={"format": "pt"})
+        return path
+
+    def index(self) -> ColBERTIndex:
+        index = ColBERTIndex(self.model)
+        index.add(["a cat", "a dog"], ids=["cat", "dog"], metadatas=[{"year": 1}, {"year": 2}])
+        return index
+
+    def saved(self) -> Path:
+        self.index().save(self.folder / "index")
+        return self.folder / "index"
+
+    def vectors(self) -> Path:
+        return next(iter(sorted(self.saved().glob("*.safetensors"))))
+
+
+REPRODUCTIONS = []
+
+
+def raises(kind):
+    """Registers a function that ends in an error of this class, or the warning."""
+
+    def register(function):
+        REPRODUCTIONS.append(pytest.param(kind, function, id=function.__name__))
+        return function
+
+    return register
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@raises(errors.MissingExtraError)
+def an_extra(bench):
+    bench.monkeypatch.setitem(sys.modules, "scipy.cluster.hierarchy", None)
+    bench.model.encode_document("how does a plane fly", pool_factor=2)
+
+
+@raises(errors.CheckpointNotFoundError)
+def a_folder(bench):
+    bench.load("./nowhere")
+
+
+@raises(errors.CheckpointNotFoundError)
+def a_bundled_model(bench):
+    bench.load("bundled/nothing")
+
+
+@raises(errors.CheckpointNotFoundError)
+def the_hub(bench):
+    bench.load("nobody/nothing", local_files_only=True, cache_dir=bench.folder)
+
+
+@raises(errors.CheckpointNotFoundError)
+def an_empty_folder(bench):
+    bench.load(bench.folder)
+
+
+@raises(errors.MissingWeightsError)
+def no_head(bench):
+    bench.load(bench.built("plain"))
+
+
+@raises(errors.MissingWeightsError)
+def a_head_that_is_lost(bench):
+    bench.load(bench.weighted("linear.weight"))
+
+
+@raises(errors.MissingWeightsError)
+def a_file_of_the_head(bench):
+    path = bench.built("pylate")
+    (path / "1_Dense" / "model.safetensors").unlink()
+    bench.load(path)
+
+
+@raises(errors.MissingWeightsError)
+def weights_of_the_backbone(bench):
+    bench.load(bench.weighted("bert.encoder.layer.1.output.dense.weight"))
+
+
+@raises(errors.MissingWeightsError)
+def a_marker(bench):
+    checkpoints.pylate(bench.folder, markers=("[Q] ",))
+    bench.load(bench.folder)
+
+
+@raises(errors.UnsupportedCheckpointError)
+def a_vision_model(bench):
+    bench.load(bench.configured(vision_config={}))
+
+
+@raises(errors.UnsupportedCheckpointError)
+def an_adapter(bench):
+    (bench.folder / "adapter_config.json").write_text("{}")
+    bench.load(bench.folder)
+
+
+@raises(errors.UnsupportedCheckpointError)
+def an_early_colbert(bench):
+    bench.load(bench.configured(model_type="ColBERT"))
+
+
+@raises(errors.UnsupportedCheckpointError)
+def a_dnn_file(bench):
+    (bench.folder / "colbert.dnn").write_bytes(b"")
+    bench.load(bench.folder)
+
+
+@raises(errors.UnsupportedCheckpointError)
+def several_heads(bench):
+    heads = {f"projections.{dim}.weight": torch.ones(dim, checkpoints.HIDDEN) for dim in (8, 16)}
+    bench.load(bench.weighted("linear.weight", **heads))
+
+
+@raises(errors.UnsupportedCheckpointError)
+def a_model_type(bench):
+    bench.load(bench.configured(model_type="nonsense"))
+
+
+@raises(errors.UnsupportedCheckpointError)
+def positions(bench):
+    bench.load(bench.configured(position_embedding_type="alibi"))
+
+
+@raises(errors.RemoteCodeError)
+def remote_code(bench):
+    bench.load(bench.configured(model_type="own", auto_map={"AutoModel": "modeling_own.OwnModel"}))
+
+
+@raises(errors.CheckpointError)
+def damaged_weights(bench):
+    path = bench.built()
+    (path / "model.safetensors").write_bytes(b"version https://git-lfs")
+    bench.load(path)
+
+
+@raises(errors.CheckpointError)
+def damaged_settings(bench):
+    path = bench.built()
+    (path / "artifact.metadata").write_text("{")
+    bench.load(path)
+
+
+@raises(errors.CheckpointError)
+def a_damaged_tokenizer(bench):
+    path = bench.built()
+    (path / "tokenizer.json").write_text("{")
+    bench.load(path)
+
+
+@raises(errors.CheckpointError)
+def a_bundled_file(bench):
+    bench.monkeypatch.setattr(hub, "_sha256", lambda path: "other")
+    bench.load("bundled/all-MiniLM-L6-v2")
+
+
+# ---------------------------------------------------------------------------------------------------------------- input
+
+
+@raises(errors.InputError)
+def a_device(bench):
+    ColBERT(bench.built(), device="cuda:99")
+
+
+@raises(errors.InputError)
+def half_precision(bench):
+    bench.load(bench.built(), dtype="float16")
+
+
+@raises(errors.InputError)
+def int8(bench):
+    bench.load(bench.built("stanford_xlmr"), dtype="int8")
+
+
+@raises(errors.InputError)
+def flash_attention(bench):
+    bench.load(bench.built(), attn_implementation="flash_attention_2")
+
+
+@raises(errors.InputError)
+def too_many_positions(bench):
+    bench.load(bench.built(), document_length=100_000)
+
+
+@raises(errors.InputError)
+def an_argument(bench):
+    ColBERT.shared(bench.built(), doc_maxlen=180)
+
+
+@raises(errors.InputError)
+def a_field_said_twice(bench):
+    ColBERTReranker(model=bench.model, dtype="bfloat16")
+
+
+@raises(errors.InputError)
+def a_token(bench):
+    ColBERTReranker(colbert_options={"token": "hf_secret"})
+
+
+@raises(errors.InputError)
+def a_reranker_with_two_models(bench):
+    ColBERTReranker(model="another", index=bench.index())
+
+
+@raises(errors.InputError)
+def a_retriever_with_two_models(bench):
+    ColBERTRetriever(model="another", index=bench.index())
+
+
+@raises(errors.InputError)
+def a_node_retriever_with_two_models(bench):
+    NodeRetriever(model="another", index=bench.index())
+
+
+@raises(errors.InputError)
+def an_embedding(bench):
+    ColBERTVectorStore.from_documents([Document("a cat")], object(), model=bench.model)
+
+
+@raises(errors.InputError)
+def no_query(bench):
+    ColBERTRerank(model=bench.model).postprocess_nodes([])
+
+
+@raises(errors.InputError)
+def one_string(bench):
+    bench.model.rank("a cat", "a dog")
+
+
+@raises(errors.InputError)
+def no_string(bench):
+    bench.model.rank("a cat", ["a dog", None])
+
+
+@raises(errors.InputError)
+def half_a_surrogate_pair(bench):
+    bench.model.encode_document("a cat \ud83d")
+
+
+@raises(errors.InputError)
+def scores_without_bounds(bench):
+    checkpoints.native(bench.folder, normalize=False)
+    bench.load(bench.folder).rank("a cat", ["a dog"], normalize_scores=True)
+
+
+@raises(errors.InputError)
+def lists_of_two_lengths(bench):
+    bench.index().add(["a cat", "a dog"], ids=["one"])
+
+
+@raises(errors.InputError)
+def metadata_that_is_not_json(bench):
+    try:
+        bench.index().add(["a cat"], ids=["one"], metadatas=[{"path": Path("x")}])
+    except errors.AddError as error:
+        raise error.failures["one"] from None
+
+
+@raises(errors.InputError)
+def codes_that_are_not_kept(bench):
+    bench.index().search("a cat", search="codes")
+
+
+@raises(errors.ShapeError)
+def two_dimensions(bench):
+    maxsim([torch.ones(1, 4)], [torch.ones(1, 8)])
+
+
+@raises(errors.ShapeError)
+def two_dimensions_in_a_store(bench):
+    bench.index().store.search(TokenEmbeddings.from_list([torch.ones(1, 8)]))
+
+
+@raises(errors.ShapeError)
+def one_tensor(bench):
+    maxsim(torch.ones(1, 4), [torch.ones(1, 4)])
+
+
+@raises(errors.NonFiniteError)
+def a_score_that_is_no_number(bench):
+    bench.model.rank("a cat", ["a dog"], known={"a dog": torch.full((1, checkpoints.DIM), torch.nan)})
+
+
+@raises(errors.NonFiniteError)
+def a_value_that_is_too_large(bench):
+    MemoryStore().upsert(["one"], TokenEmbeddings.from_list([torch.full((1, 4), 1e6)]))
+
+
+@raises(errors.FilterError)
+def an_operator(bench):
+    bench.index().search("a cat", filter={"year": {"$like": "x"}})
+
+
+@raises(errors.FilterError)
+def a_range_of_words(bench):
+    bench.index().search("a cat", filter={"year": {"$gte": "2020"}})
+
+
+@raises(errors.FilterError)
+def a_list_of_filters(bench):
+    bench.index().search("a cat", filter=[{"year": 1}])
+
+
+@raises(errors.FilterError)
+def filters_joined_by_or(bench):
+    either = [MetadataFilter(key="year", value=year) for year in (1, 2)]
+    NodeRetriever(model=bench.model, filters=MetadataFilters(filters=either, condition=FilterCondition.OR))
+
+
+# --------------------------------------------------------------------------------------------------------------- stores
+
+
+@raises(errors.StoreError)
+def no_index(bench):
+    ColBERTIndex.load(bench.folder)
+
+
+@raises(errors.StoreError)
+def a_closed_store(bench):
+    index = bench.index()
+    index.close()
+    index.search("a cat")
+
+
+@raises(errors.StoreError)
+def a_pickle(bench):
+    pickle.dumps(bench.index())
+
+
+@raises(errors.StoreError)
+def a_folder_that_is_a_file(bench):
+    (bench.folder / "file").write_text("")
+    bench.index().save(bench.folder / "file")
+
+
+@raises(errors.StoreError)
+def another_writer(bench):
+    bench.monkeypatch.setattr(persistence, "_LOCK_WAIT_S", 0)
+    folder = bench.saved()
+    with FileLock(folder / ".lock"):
+        bench.index().save(folder)
+
+
+@raises(errors.DamagedIndexError)
+def a_missing_file(bench):
+    file = bench.vectors()
+    file.unlink()
+    ColBERTIndex.load(file.parent, bench.model)
+
+
+@raises(errors.DamagedIndexError)
+def a_file_cut_short(bench):
+    file = bench.vectors()
+    file.write_bytes(file.read_bytes()[:-1])
+    ColBERTIndex.load(file.parent, bench.model)
+
+
+@raises(errors.DamagedIndexError)
+def a_changed_file(bench):
+    file = bench.vectors()
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    ColBERTIndex.load(file.parent, bench.model)
+
+
+@raises(errors.FingerprintError)
+def another_model(bench):
+    ColBERTIndex.load(bench.saved(), bench.load(bench.built("pylate")))
+
+
+@raises(errors.AddError)
+def documents_that_are_refused(bench):
+    bench.index().add(["a cat", None], ids=["one", "two"])
+
+
+@raises(errors.TruncationWarning)
+def a_document_that_is_cut(bench):
+    bench.load(bench.built(), long_documents="truncate").rank("a cat", ["the dog " * 400])
+
+
+@raises(errors.TruncationWarning)
+def a_query_that_is_cut(bench):
+    bench.model.rank("the dog " * 400, ["a cat"])
+
+
+@raises(ValidationError)
+def a_field(bench):
+    ColBERTReranker(doc_maxlen=180)
+
+
+@raises(NotImplementedError)
+def mmr(bench):
+    ColBERTVectorStore(bench.model).as_retriever(search_type="mmr").invoke("a cat")
+
+
+# ---------------------------------------------------------------------------------------------------------------- tests
+
+
+@pytest.fixture(scope="module")
+def raised(tiny, tmp_path_factory):
+    """What each reproduction ended in."""
+    return {parameter.id: ended_in(parameter.values[1], tiny, tmp_path_factory) for parameter in REPRODUCTIONS}
+
+
+def ended_in(reproduce, model, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch, warnings.catch_warnings():
+        warnings.simplefilter("error", errors.TruncationWarning)
+        try:
+            reproduce(Bench(tmp_path_factory.mktemp("bench"), model, monkeypatch))
+        except Exception as error:
+            return error
+    return None
+
+
+def section_and_message(error):
+    """Where the page should have it, and what it says; pydantic wraps errors of ours that come from its fields."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        error = first.get("ctx", {}).get("error", first["msg"])
+    ours = type(error).__name__ in errors.__all__
+    return type(error).__name__ if ours else "From the frameworks", str(error)
+
+
+def fits(message: str, quoted: str) -> bool:
+    return re.fullmatch(".+".join(map(re.escape, quoted.split("…"))), message, re.DOTALL) is not None
+
+
+@pytest.mark.parametrize(("kind", "reproduce"), REPRODUCTIONS)
+def test_a_message_is_quoted_once_under_its_class(kind, reproduce, raised):
+    error = raised[reproduce.__name__]
+    section, message = section_and_message(error)
+    assert section == kind.__name__ or type(error) is kind, repr(error)
+    found = [quoted for title, quoted in QUOTED if title == section and fits(message, quoted)]
+    assert len(found) == 1, message
+
+
+@pytest.mark.parametrize(("section", "quoted"), [pytest.param(*row, id=f"{row[0]}: {row[1][:50]}") for row in QUOTED])
+def test_a_message_on_the_page_is_raised(section, quoted, raised):
+    there = [section_and_message(error) for error in raised.values()]
+    assert any(title == section and fits(message, quoted) for title, message in there)
+
+
+def test_each_class_of_ours_has_a_section():
+    # ColBERTError is never raised itself.
+    assert set(errors.__all__) - set(SECTIONS) == {"ColBERTError"}
