@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 PEERS := maxsim sentence-transformers llama-index rerankers candding
 
 .PHONY: help demo docs docs-serve clear-notebooks test check test-lowest test-wheel bench-cranfield bench-index \
-	bench-index-peers bench-speed bench-concurrent bench-observing bench-gpu clean
+	bench-index-peers bench-qdrant bench-speed bench-concurrent bench-observing bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -81,6 +81,11 @@ bench-index-peers: $(VENV)/.core  ## The index beside LanceDB and PyLate, each i
 	@.venv-pylate/bin/python -m pip install --quiet --no-deps -r benchmarks/peers/pylate-no-deps.txt
 	@$(BIN)/python benchmarks/index_peers.py --sizes 1000 10000 100000 \
 		--lancedb .venv-lancedb/bin/python --pylate .venv-pylate/bin/python
+
+bench-qdrant: $(VENV)/.dev  ## Qdrant's engine: Cranfield through both retrievers, and loading 20,000 passages
+	@$(BIN)/python benchmarks/qdrant_cranfield.py
+	@$(BIN)/python benchmarks/qdrant_first_stage.py
+	@$(BIN)/python benchmarks/qdrant_load.py
 
 bench-speed: $(VENV)/.core $(VENV)/.kernel  ## MaxSim, encoding and reranking beside other libraries
 	@$(INSTALL) -e '.[benchmark,llama-index]'

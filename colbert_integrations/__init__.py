@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import ColBERTError, TruncationWarning
     from .explain import Explanation
     from .index import Hit, MemoryStore
+    from .location import open_store
     from .model import ColBERT, RankedDocument
     from .observing import CallStats, observed
     from .scoring import maxsim
@@ -40,6 +41,7 @@ __all__ = [
     "index_corpus",
     "maxsim",
     "observed",
+    "open_store",
 ]
 
 # What the package logs goes where the program says, and nowhere as long as it says nothing.
@@ -61,6 +63,7 @@ _ROOMS = {
     "index_corpus": ".corpus",
     "maxsim": ".scoring",
     "observed": ".observing",
+    "open_store": ".location",
 }
 
 

@@ -13,6 +13,7 @@ from .embeddings import TokenEmbeddings
 from .errors import AddError, InputError, StoreError
 from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument
 from .loading import Loader, Row, progress_bar
+from .location import open_store
 from .model import ColBERT, RankedDocument
 from .observing import logged, timed
 from .settings import DEFAULT_MODEL
@@ -30,12 +31,14 @@ class ColBERTIndex:
 
     Args:
         model: A name, a path or a ``ColBERT``.
-        store: Where vectors, texts and metadata are kept. None: a new ``MemoryStore``, in this process.
+        store: Where vectors, texts and metadata are kept: a store, or the location of one such as
+            ``"qdrant+http://localhost:6333/my-collection"``. None: a new ``MemoryStore``, in this process.
         pool_factor: About 1 in ``pool_factor`` vectors of a document is kept, by merging similar ones; 1 keeps all.
 
     Raises:
         InputError: If an argument is impossible.
         FingerprintError: If the store holds vectors of another model.
+        StoreError: If the store can't be used.
         CheckpointError: If the model has to be loaded to find that out, and can't be.
 
     Example:
@@ -49,14 +52,14 @@ class ColBERTIndex:
     def __init__(
         self,
         model: str | os.PathLike[str] | ColBERT = DEFAULT_MODEL,
-        store: Store | None = None,
+        store: Store | str | None = None,
         *,
         pool_factor: float = 1,
     ) -> None:
         if pool_factor < 1:
             raise InputError(f"pool_factor must be at least 1, not {pool_factor}")
         self.model = model if isinstance(model, ColBERT) else ColBERT.shared(model)
-        self.store = MemoryStore() if store is None else store
+        self.store: Store = _opened(store)
         self.pool_factor = pool_factor
         if self.store.fingerprint is not None:
             self.store.bind(self.model.fingerprint)
@@ -218,11 +221,14 @@ class ColBERTIndex:
         """
         with logged(_log, "search", self.model.about):
             encoded = self._encode_queries(query, normalize_scores)
+            texts = [query] if isinstance(query, str) else list(query)
             with timed("score_s"):
-                found = self.store.search(encoded, k, filter, ids=ids, search=search, candidates=candidates)
+                found = self.store.search(
+                    encoded, k, filter, ids=ids, search=search, candidates=candidates, texts=texts
+                )
             found = self._finished(encoded, found, normalize_scores, score_threshold)
             if explain:
-                found = self._explained([query] if isinstance(query, str) else query, found)
+                found = self._explained(texts, found)
         return found[0] if isinstance(query, str) else found
 
     async def asearch(
@@ -242,7 +248,9 @@ class ColBERTIndex:
         with logged(_log, "search", self.model.about):
             encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
             with timed("score_s"):
-                found = await self.store.asearch(encoded, k, filter, ids=ids, search=search, candidates=candidates)
+                found = await self.store.asearch(
+                    encoded, k, filter, ids=ids, search=search, candidates=candidates, texts=[query]
+                )
             found = self._finished(encoded, found, normalize_scores, score_threshold)
             if explain:
                 found = await self.model.run_async(self._explained, [query], found)
@@ -427,6 +435,14 @@ class ColBERTIndex:
 
     def __repr__(self) -> str:
         return f"ColBERTIndex({self.model.settings.model!r}, {self.store!r})"
+
+
+def _opened(given: Store | str | None) -> Store:
+    if given is None:
+        return MemoryStore()
+    if isinstance(given, Store):
+        return given
+    return open_store(given)
 
 
 # ------------------------------------------------------------------------------------------------------------ adding

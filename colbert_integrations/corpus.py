@@ -53,7 +53,7 @@ class CorpusReport:
 def index_corpus(
     documents: Iterable[str | Mapping[str, Any]],
     model: str | os.PathLike[str] | ColBERT,
-    store: Store,
+    store: Store | str,
     *,
     pool_factor: float = 1,
     total: int | None = None,
@@ -70,7 +70,7 @@ def index_corpus(
             with string keys), to which other keys are added. Without an id it is a hash of text and metadata, so the
             same document is stored once. A generator is read as it goes.
         model: A name, a path or a ``ColBERT``.
-        store: Where to.
+        store: Where to: a store, or the location of one such as ``"qdrant+http://localhost:6333/my-collection"``.
         pool_factor: About 1 in ``pool_factor`` vectors of a document is kept, by merging similar ones; 1 keeps all.
         total: How many documents will come, for the progress bar. None: not known, or the length of a list.
         on_failure: Called with the id and the error of each document that can't be stored; the others are. None: only
@@ -102,10 +102,14 @@ def index_corpus(
     if total is None and isinstance(documents, Sized):
         total = len(documents)
     tally = _Tally(on_failure)
-    with progress_bar(total, show_progress) as bar:
-        for loaded in Loader(index.model, store, pool_factor).load_ahead(map(_row, documents), _WINDOW):
-            tally.add(loaded)
-            bar.update(loaded.size)
+    try:
+        with progress_bar(total, show_progress) as bar:
+            for loaded in Loader(index.model, index.store, pool_factor).load_ahead(map(_row, documents), _WINDOW):
+                tally.add(loaded)
+                bar.update(loaded.size)
+    finally:
+        if isinstance(store, str):  # opened here
+            index.close()
     return tally.report()
 
 

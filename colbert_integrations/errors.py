@@ -14,7 +14,8 @@
     │   └── RemoteCodeError               it needs code from the repository, without consent
     ├── StoreError                        an index that can't be opened, saved or used
     │   ├── DamagedIndexError             a file of it is missing or not as it was written
-    │   └── FingerprintError              it holds vectors of another model
+    │   ├── FingerprintError              it holds vectors of another model
+    │   └── StoreServerError              the server that keeps it refused a request, or did not answer
     ├── AddError                          some documents could not be added; the others are
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
@@ -42,6 +43,7 @@ __all__ = [
     "RemoteCodeError",
     "ShapeError",
     "StoreError",
+    "StoreServerError",
     "TruncationWarning",
     "UnsupportedCheckpointError",
 ]
@@ -97,6 +99,22 @@ class DamagedIndexError(StoreError):
 
 class FingerprintError(StoreError):
     """An index holds vectors of another model."""
+
+
+class StoreServerError(StoreError):
+    """The server that keeps an index refused a request, or did not answer.
+
+    Args:
+        message: What was asked, what came back, and what would help.
+        status: The HTTP status of the answer, 503 for gRPC's UNAVAILABLE and so on. None: there was no answer.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        self.status = status
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[StoreServerError], tuple[str, int | None]]:
+        return type(self), (str(self), self.status)
 
 
 class AddError(ColBERTError):

@@ -51,8 +51,11 @@ ROOMS = {
     # It sees embeddings, never texts to encode.
     "index": {".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
     | {"filelock", "numpy", "safetensors", "torch"},
+    "qdrant": {".embeddings", ".errors", ".fingerprint", ".index"}
+    | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
+    "location": {".errors", ".qdrant"},
     "loading": {".embeddings", ".errors", ".index", ".model", "tqdm"},
-    "colbert_index": {".embeddings", ".errors", ".index", ".loading", ".model", ".observing", ".settings"},
+    "colbert_index": {".embeddings", ".errors", ".index", ".loading", ".location", ".model", ".observing", ".settings"},
     "corpus": {".colbert_index", ".errors", ".index", ".loading", ".model"},
     "adapter": {".colbert_index", ".errors", ".model", ".settings", "pydantic", "typing_extensions"},
     "langchain": {".adapter", ".colbert_index", ".errors", ".index", ".observing"}
@@ -62,9 +65,10 @@ ROOMS = {
 }
 # What type checkers may see beyond that; never imported when the package runs.
 TYPING = {
-    "__init__": {*CORE, ".colbert_index", ".corpus", ".index", ".model"},
+    "__init__": {*CORE, ".colbert_index", ".corpus", ".index", ".location", ".model"},
     "adapter": {".explain"},
     "index": {".explain"},
+    "location": {".index"},
     "langchain": {".model"},
     "llama_index": {".model"},
 }
@@ -186,7 +190,7 @@ def test_the_check_sees_a_circle() -> None:
 
 # ------------------------------------------------------------------------------------------------ what is loaded when
 
-HEAVY = ["torch", "transformers", "numpy", "pydantic", "langchain_core", "llama_index"]
+HEAVY = ["torch", "transformers", "numpy", "pydantic", "langchain_core", "llama_index", "qdrant_client"]
 
 
 def loaded_after(statement: str, *more: str) -> list[str]:
@@ -202,7 +206,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 def test_importing_the_core_loads_no_framework_and_touches_no_gpu() -> None:
     core = "from colbert_integrations import *\nimport torch\nassert not torch.cuda.is_initialized()"
-    assert set(loaded_after(core)).isdisjoint({"langchain_core", "llama_index", "pydantic"})
+    assert set(loaded_after(core)).isdisjoint({"langchain_core", "llama_index", "pydantic", "qdrant_client"})
 
 
 def test_a_stored_explanation_is_read_without_the_core() -> None:

@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 import warnings
+from contextlib import closing as ended
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from filelock import FileLock
 from langchain_core.documents import Document
 from llama_index.core.vector_stores import FilterCondition, MetadataFilter, MetadataFilters
 from pydantic import ValidationError
+from qdrant_client import QdrantClient
 from safetensors.torch import load_file, save_file
 
 import checkpoints
@@ -24,6 +26,8 @@ from colbert_integrations.index import persistence
 from colbert_integrations.langchain import ColBERTReranker, ColBERTRetriever, ColBERTVectorStore
 from colbert_integrations.llama_index import ColBERTRerank
 from colbert_integrations.llama_index import ColBERTRetriever as NodeRetriever
+from colbert_integrations.qdrant import QdrantStore
+from qdrant_server import QdrantServer
 
 PAGE = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]}
@@ -394,6 +398,37 @@ def another_writer(bench):
     folder = bench.saved()
     with FileLock(folder / ".lock"):
         bench.index().save(folder)
+
+
+@raises(errors.StoreError)
+def a_collection_of_another_form(bench):
+    client = QdrantClient(":memory:")
+    QdrantStore(client).bind(bench.model.fingerprint)
+    QdrantStore(client, dtype="float32").count()
+
+
+@raises(errors.StoreServerError)
+def no_server(bench):
+    QdrantStore("http://127.0.0.1:9", retries=0).count()
+
+
+@raises(errors.StoreServerError)
+def a_slow_server(bench):
+    with ended(QdrantServer()) as server:
+        server.delay = 1.5
+        QdrantStore(server.url, timeout=1, retries=0).count()
+
+
+@raises(errors.StoreServerError)
+def no_key(bench):
+    with ended(QdrantServer(api_key="secret")) as server:
+        QdrantStore(server.url).count()
+
+
+@raises(errors.StoreServerError)
+def a_large_request(bench):
+    with ended(QdrantServer(most_bytes=2000)) as server:
+        ColBERTIndex(bench.model, QdrantStore(server.url)).add(["a cat"] * 20, ids=map(str, range(20)))
 
 
 @raises(errors.DamagedIndexError)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from ..embeddings import TokenEmbeddings
-from ..errors import InputError
+from ..errors import InputError, ShapeError
 from .metadata import json_copy
 
-__all__ = ["check_count", "check_form", "check_ids", "checked"]
+__all__ = ["check_count", "check_form", "check_ids", "check_k", "check_queries", "checked", "checked_notes"]
 
 
 def check_form(dtype: object, nbits: object, keep_originals: bool) -> None:
@@ -29,6 +31,21 @@ def check_count(name: str, value: int | None) -> int | None:
     return value
 
 
+def check_k(k: int) -> int:
+    """The number, if it is a whole number from 1."""
+    if check_count("k", k) is None:
+        raise InputError("k must be a whole number from 1, not None")
+    return k
+
+
+def check_queries(queries: TokenEmbeddings, dim: int) -> None:
+    """Refuse queries that can't be compared with vectors of a dimension."""
+    if queries.dim != dim:
+        raise ShapeError(f"queries have dim {queries.dim}, the store holds vectors of dim {dim}")
+    if not torch.isfinite(queries.values).all():
+        raise InputError("a query's vectors are not all finite")
+
+
 def check_ids(ids: Sequence[str]) -> Sequence[str]:
     """The ids, if they are a list of strings that are not empty."""
     if isinstance(ids, str):
@@ -37,6 +54,13 @@ def check_ids(ids: Sequence[str]) -> Sequence[str]:
         if not isinstance(name, str) or not name:
             raise InputError(f"an id must be a string that is not empty, not {name!r}")
     return ids
+
+
+def checked_notes(ids: Sequence[str], metadatas: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Metadata by id, copied from what ``Store.set_metadata`` was given."""
+    if len(check_ids(ids)) != len(metadatas):
+        raise InputError(f"{len(ids)} ids but {len(metadatas)} metadatas")
+    return {name: json_copy(metadata, name) for name, metadata in zip(ids, metadatas, strict=True)}
 
 
 def checked(

@@ -7,22 +7,21 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 from ..embeddings import TokenEmbeddings
-from ..errors import InputError, ShapeError, StoreError
+from ..errors import InputError, StoreError
 from ..fingerprint import Fingerprint
-from .checks import check_count, check_form, check_ids, checked
+from .checks import check_count, check_form, check_ids, check_k, check_queries, checked, checked_notes
 from .filters import matches, parse_filter
 from .layout import Layout
-from .metadata import json_copy
 from .persistence import Saved, read_index, write_index
 from .scan import Finder
 from .segment import Batch, Segment, View
 from .state import State, all_documents, copy_of, document_at, filtered, hits_of, last_of_each, only, without
-from .store import Filter, Hit, Metadata, Search, Store, StoredDocument, check_same
+from .store import Filter, Hit, Metadata, Search, Store, StoredDocument, check_same, check_search
 
 __all__ = ["MemoryStore"]
 
@@ -150,9 +149,7 @@ class MemoryStore(Store):
 
     def set_metadata(self, ids: Sequence[str], metadatas: Sequence[Metadata]) -> None:
         """Replace the metadata of documents; see ``Store.set_metadata``."""
-        if len(check_ids(ids)) != len(metadatas):
-            raise InputError(f"{len(ids)} ids but {len(metadatas)} metadatas")
-        notes = {name: json_copy(metadata, name) for name, metadata in zip(ids, metadatas, strict=True)}
+        notes = checked_notes(ids, metadatas)
         with self._writing:
             # Written anew, from their own codes: a search that is under way keeps the old.
             batches = [copy_of(segment, positions) for segment, positions in self._by_segment(list(notes)).items()]
@@ -254,21 +251,18 @@ class MemoryStore(Store):
         ids: Sequence[str] | None = None,
         search: Search | None = None,
         candidates: int | None = None,
+        texts: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
-        """Find the documents that score highest; see ``Store.search``."""
+        """Find the documents that score highest; see ``Store.search``. No stage here reads ``texts``."""
         mode = self._check_search(search or self.search_default)
         wanted_candidates = check_count("candidates", candidates) or self.candidates_default
-        if check_count("k", k) is None:
-            raise InputError("k must be a whole number from 1, not None")
+        check_k(k)
         state, wanted = self._wanted(filter, ids)
         chosen = sum(int(mask.sum()) for mask in wanted)
         if not len(queries) or not chosen:
             return [[] for _ in range(len(queries))]
         assert self._layout is not None
-        if queries.dim != self._layout.dim:
-            raise ShapeError(f"queries have dim {queries.dim}, the store holds vectors of dim {self._layout.dim}")
-        if not torch.isfinite(queries.values).all():
-            raise InputError("a query's vectors are not all finite")
+        check_queries(queries, self._layout.dim)
         finder = Finder(state.views, wanted, self._layout, queries.to(self.device, torch.float32))
         number = max(k, wanted_candidates or (max(20, 2 * k) if mode == "codes" else max(500, 5 * k)))
         exact = mode == "exact" or number >= chosen
@@ -392,8 +386,7 @@ class MemoryStore(Store):
         return found
 
     def _check_search(self, search: Search) -> Search:
-        if search not in get_args(Search):
-            raise InputError(f"search must be one of {', '.join(map(repr, get_args(Search)))}, not {search!r}")
+        check_search(search, without="first_stage", where="a MemoryStore")
         if search == "codes" and self._nbits is None:
             raise InputError("search='codes' needs codes: make the store with nbits=8, 4 or 2")
         return search

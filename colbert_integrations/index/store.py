@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 
 from ..embeddings import TokenEmbeddings
-from ..errors import FingerprintError
+from ..errors import FingerprintError, InputError
 from ..fingerprint import Fingerprint
 from ..worker import Worker
 
@@ -21,7 +21,7 @@ __all__ = ["Filter", "Hit", "Search", "Store", "StoredDocument"]
 
 Metadata: TypeAlias = Mapping[str, Any]
 
-Search: TypeAlias = Literal["exact", "codes", "pooled"]
+Search: TypeAlias = Literal["exact", "codes", "pooled", "first_stage"]
 """How a search finds documents; ``"exact"`` scores every one, the others name a candidate stage."""
 
 
@@ -184,6 +184,7 @@ class Store(ABC):
         ids: Sequence[str] | None = None,
         search: Search | None = None,
         candidates: int | None = None,
+        texts: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """Find the documents that score highest.
 
@@ -198,6 +199,7 @@ class Store(ABC):
                 store's own choice, which is exact unless it was made otherwise.
             candidates: For a candidate stage, how many documents are scored exactly: more is slower and finds more.
                 None: the store's own choice.
+            texts: What the queries say, for a candidate stage that has vectors of its own for them. None: not at hand.
 
         Returns:
             For each query at most ``k`` hits, score descending, then id ascending.
@@ -323,9 +325,12 @@ class Store(ABC):
         ids: Sequence[str] | None = None,
         search: Search | None = None,
         candidates: int | None = None,
+        texts: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """Do what ``search`` does without blocking the event loop; see there for the arguments."""
-        return await self._worker.run(self.search, queries, k, filter, ids=ids, search=search, candidates=candidates)
+        return await self._worker.run(
+            self.search, queries, k, filter, ids=ids, search=search, candidates=candidates, texts=texts
+        )
 
     async def aiter_documents(self) -> AsyncIterator[StoredDocument]:
         """Do what ``iter_documents`` does without blocking the event loop."""
@@ -358,3 +363,21 @@ def check_same(kept: Fingerprint | None, fingerprint: Fingerprint, where: str) -
             f"{where} holds vectors of {kept}, which do not fit those of {fingerprint}: use that model, or index the "
             "texts again with this one"
         )
+
+
+def check_search(search: object, *, without: Search, where: str) -> None:
+    """Refuse what is no way to search, and the one that a store does not offer.
+
+    Args:
+        search: The argument.
+        without: What the store does not offer.
+        where: The store, for the message.
+
+    Raises:
+        InputError: If it is neither ``"exact"`` nor a candidate stage that there is.
+    """
+    offered = [name for name in get_args(Search) if name != without]
+    if search == without:
+        raise InputError(f"{where} has no search={without!r}: it has {', '.join(map(repr, offered))}")
+    if search not in offered:
+        raise InputError(f"search must be one of {', '.join(map(repr, offered))}, not {search!r}")

@@ -23,13 +23,15 @@ DocumentFilter: TypeAlias = Mapping[str, Any] | Callable[[Document], bool]
 
 
 def make_index(
-    model: str | os.PathLike[str] | ColBERT | None = None, store: Store | None = None, index: ColBERTIndex | None = None
+    model: str | os.PathLike[str] | ColBERT | None = None,
+    store: Store | str | None = None,
+    index: ColBERTIndex | None = None,
 ) -> ColBERTIndex:
     """The index to search: the one that is given, or a new one of model and store.
 
     Args:
         model: A name, a path or a ``ColBERT``. None: that of the index, or the default.
-        store: Where documents are kept. None: that of the index, or a new one in this process.
+        store: Where documents are kept, or its location. None: that of the index, or a new one in this process.
         index: An index, which has a model and a store.
 
     Returns:
@@ -42,8 +44,8 @@ def make_index(
     from ..colbert_index import ColBERTIndex
     from ..index import Store
 
-    if store is not None and not isinstance(store, Store):
-        raise InputError(f"store must be a Store, not {type(store).__name__}")
+    if store is not None and not isinstance(store, (Store, str)):
+        raise InputError(f"store must be a Store or the location of one, not {type(store).__name__}")
     if index is None:
         return ColBERTIndex(store=store) if model is None else ColBERTIndex(model, store)
     if not isinstance(index, ColBERTIndex):

@@ -51,7 +51,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     filter: dict[str, Any] | Callable[[Document], bool] | None = None
     """Conditions on metadata, such as ``{"year": {"$gte": 2020}}``, or a function of a document. None: all."""
 
-    search: Literal["exact", "codes", "pooled"] | None = None
+    search: Literal["exact", "codes", "pooled", "first_stage"] | None = None
     """``"exact"`` scores every document, the others name a candidate stage. None: the store's own choice."""
 
     candidates: int | None = Field(default=None, ge=1)
@@ -74,8 +74,9 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     index: ColBERTIndex = Field(default=None, exclude=True, repr=False)  # type: ignore[assignment]  # there when made
     """What is searched; it may be shared with other adapters. Not with ``store``, and it brings its model."""
 
-    store: Store | None = Field(default=None, exclude=True, repr=False)
-    """Only to be passed: where the index keeps documents. None: in this process."""
+    store: Store | str | None = Field(default=None, exclude=True, repr=False)
+    """Only to be passed: where the index keeps documents, or its location, such as
+    ``"qdrant+http://localhost:6333/my-collection"``. None: in this process."""
 
     documents: list[Document] | None = Field(default=None, exclude=True, repr=False)
     """Only to be passed: documents to add at once."""
@@ -269,7 +270,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         k: int | None = None,
         filter: DocumentFilter | None = None,
         score_threshold: float | None = None,
-        search: Literal["exact", "codes", "pooled"] | None = None,
+        search: Literal["exact", "codes", "pooled", "first_stage"] | None = None,
         candidates: int | None = None,
         explain: bool | None = None,
     ) -> list[Document]:
@@ -285,7 +286,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         k: int | None = None,
         filter: DocumentFilter | None = None,
         score_threshold: float | None = None,
-        search: Literal["exact", "codes", "pooled"] | None = None,
+        search: Literal["exact", "codes", "pooled", "first_stage"] | None = None,
         candidates: int | None = None,
         explain: bool | None = None,
     ) -> list[Document]:
@@ -300,7 +301,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         k: int | None,
         filter: DocumentFilter | None,
         score_threshold: float | None,
-        search: Literal["exact", "codes", "pooled"] | None,
+        search: Literal["exact", "codes", "pooled", "first_stage"] | None,
         candidates: int | None,
         explain: bool | None,
     ) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class ColBERTVectorStore(VectorStore):
 
     Args:
         model: A name, a path or a ``ColBERT``. None: that of the index, or the default.
-        store: Where documents are kept. None: that of the index, or in this process.
+        store: Where documents are kept, or its location, such as ``"qdrant+http://localhost:6333/my-collection"``.
+            None: that of the index, or in this process.
         index: An index to share with other adapters, instead of model and store.
 
     Raises:
@@ -52,7 +53,7 @@ class ColBERTVectorStore(VectorStore):
     def __init__(
         self,
         model: str | os.PathLike[str] | ColBERT | None = None,
-        store: Store | None = None,
+        store: Store | str | None = None,
         index: ColBERTIndex | None = None,
     ) -> None:
         self.index = make_index(model, store, index)

@@ -55,7 +55,7 @@ class SearchOptions(TypedDict, total=False):
 class Options(SearchOptions, total=False):
     """Arguments of ``ColBERTRetriever`` beside those that say what it searches."""
 
-    store: Store | None
+    store: Store | str | None
     model: str | os.PathLike[str] | ColBERT | None
     device: str | None
     dtype: str | None
@@ -77,7 +77,8 @@ class ColBERTRetriever(BaseRetriever):
     Args:
         nodes: Nodes to add. They are encoded at once: inside an event loop use ``aadd_nodes``. None: none yet.
         index: What is searched, and grows by ``add_nodes``; brings its model. None: a new index.
-        store: Where a new index keeps the nodes. None: in this process.
+        store: Where a new index keeps the nodes, or its location, such as
+            ``"qdrant+http://localhost:6333/my-collection"``. None: in this process.
         similarity_top_k: Most nodes to find.
         filters: What nodes must meet: the framework's filters, conditions as ``index.search`` takes them, or a
             function of a node. None: nothing.
@@ -124,7 +125,7 @@ class ColBERTRetriever(BaseRetriever):
         self,
         nodes: Sequence[BaseNode] | None = None,
         index: ColBERTIndex | None = None,
-        store: Store | None = None,
+        store: Store | str | None = None,
         similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
         filters: NodeFilter | None = None,
         node_ids: Sequence[str] | None = None,
@@ -409,7 +410,7 @@ def _node(hit: Hit) -> BaseNode:
     return node if said is None else with_hidden(node, {EXPLANATION: said})
 
 
-def _model_fields(index: ColBERTIndex | None, store: Store | None, settings: Mapping[str, Any]) -> ModelFields:
+def _model_fields(index: ColBERTIndex | None, store: Store | str | None, settings: Mapping[str, Any]) -> ModelFields:
     given = {name: value for name, value in settings.items() if value is not None}
     if index is not None:
         _check_index(index, store)
@@ -424,7 +425,7 @@ def _model_fields(index: ColBERTIndex | None, store: Store | None, settings: Map
         ) from error
 
 
-def _check_index(index: object, store: Store | None) -> None:
+def _check_index(index: object, store: Store | str | None) -> None:
     from ..colbert_index import ColBERTIndex
 
     if not isinstance(index, ColBERTIndex):

@@ -117,7 +117,7 @@ async def test_white_space_around_the_query_does_not_count(checkpoint: Callable[
         assert found == scored.invoke("paris")
 
 
-@pytest.mark.parametrize("search", ["exact", "codes", "pooled"])
+@pytest.mark.parametrize("search", ["exact", "codes", "pooled", "first_stage"])
 async def test_search_and_candidates_reach_the_store(
     retriever: ColBERTRetriever, monkeypatch: pytest.MonkeyPatch, search: Any
 ):
@@ -128,7 +128,7 @@ async def test_search_and_candidates_reach_the_store(
     retriever.invoke(QUERY, search=search, candidates=7)
     await retriever.ainvoke(QUERY, search=search, candidates=7)
     ColBERTRetriever(index=retriever.index, search=search, candidates=7).invoke(QUERY)
-    assert seen == [(4, {"ids": None, "search": search, "candidates": 7})] * 3
+    assert seen == [(4, {"ids": None, "search": search, "candidates": 7, "texts": [QUERY]})] * 3
 
 
 async def test_unknown_arguments_and_fields_are_errors(retriever: ColBERTRetriever, shared_model: ColBERT):
@@ -146,7 +146,8 @@ async def test_unknown_arguments_and_fields_are_errors(retriever: ColBERTRetriev
         ({"k": 0}, "k"),
         ({"search": "best"}, "search"),
         ({"candidates": 0}, "candidates"),
-        ({"store": "folder"}, "store must be a Store"),
+        ({"store": 3}, "store must be a Store or the location of one"),
+        ({"store": "folder"}, "such as 'qdrant.http://"),
         ({"index": "folder"}, "index must be a ColBERTIndex"),
         ({"documents": "text"}, "documents must be a list"),
         ({"documents": ["text"]}, r"documents\[0\] must be a Document, not str"),

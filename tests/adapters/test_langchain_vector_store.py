@@ -148,7 +148,7 @@ async def test_search_and_candidates_reach_the_store(store: ColBERTVectorStore, 
     )
     store.similarity_search(QUERY, search="pooled", candidates=7)
     await store.asimilarity_search_with_score(QUERY, search="pooled", candidates=7)
-    assert seen == [{"ids": None, "search": "pooled", "candidates": 7}] * 2
+    assert seen == [{"ids": None, "search": "pooled", "candidates": 7, "texts": [QUERY]}] * 2
 
 
 # ---------------------------------------------------------------------------------------------------------- documents

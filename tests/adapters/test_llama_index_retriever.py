@@ -418,7 +418,7 @@ def test_a_node_with_our_own_key_is_refused(make: Make):
         ({"similarity_top_k": True}, "similarity_top_k must be"),
         ({"similarity_top_k": None}, "similarity_top_k must be"),
         ({"candidates": 0}, "candidates must be a whole number from 1"),
-        ({"search": "fast"}, "search must be one of 'exact', 'codes', 'pooled', not 'fast'"),
+        ({"search": "fast"}, "search must be one of 'exact', 'codes', 'pooled', 'first_stage', not 'fast'"),
         ({"filters": {"year": {"$near": 1}}}, "'\\$near' for 'year'"),
         ({"filters": ["year"]}, "filters must be MetadataFilters, a mapping or a function, not list"),
         ({"node_ids": "id-1"}, "node_ids must be a list, not str"),

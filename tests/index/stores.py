@@ -2,23 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import pytest
 import torch
+from qdrant_client import QdrantClient
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.index import Store
+from colbert_integrations.qdrant import QdrantStore
 from colbert_integrations.scoring.reference import reference_maxsim
+from qdrant_server import shared_server
 
 DIM = 8
+CLUSTER = os.environ.get("COLBERT_TEST_QDRANT_URL")
+
+
+@contextmanager
+def on_server(**options: Any) -> Iterator[QdrantStore]:
+    """A store on a new collection of the shared server, removed in the end."""
+    name = f"test-{uuid.uuid4().hex}"
+    with QdrantStore(shared_server().url, name, **options) as store:
+        yield store
+    shared_server().engine.delete_collection(name)
+
+
+@contextmanager
+def by_grpc(**options: Any) -> Iterator[QdrantStore]:
+    """A store on a new collection of the shared server, by gRPC."""
+    name, server = f"test-{uuid.uuid4().hex}", shared_server()
+    client = QdrantClient(url=server.url, grpc_port=server.grpc_port, prefer_grpc=True, check_compatibility=False)
+    with QdrantStore(client, name, **options) as store:
+        yield store
+    client.close()
+    server.engine.delete_collection(name)
+
+
+@contextmanager
+def on_cluster() -> Iterator[QdrantStore]:
+    """A store on a new collection of a real server or cluster, removed in the end."""
+    name, key = f"test-{uuid.uuid4().hex}", os.environ.get("QDRANT_API_KEY")
+    try:
+        with QdrantStore(CLUSTER or "", name, api_key=key) as store:
+            yield store
+    finally:
+        with QdrantStore(CLUSTER or "", name, api_key=key) as janitor:
+            janitor.client.delete_collection(name)
+
+
+@contextmanager
+def in_folder() -> Iterator[QdrantStore]:
+    """A store in Qdrant's local mode that keeps files."""
+    with tempfile.TemporaryDirectory() as folder, QdrantStore(folder, dtype="float32") as store:
+        yield store
+
 
 # Every store that holds vectors as they are; they must be alike in everything.
-STORES: dict[str, Callable[[], Store]] = {
+STORES: dict[str, Callable[[], AbstractContextManager[Store]]] = {
     "memory-float16": MemoryStore,
     "memory-float32": lambda: MemoryStore("float32"),
     "memory-originals": lambda: MemoryStore(nbits=8, keep_originals=True),
+    "qdrant-memory": lambda: QdrantStore(":memory:"),
+    "qdrant-folder": in_folder,
+    "qdrant-server": on_server,
+    "qdrant-grpc": lambda: by_grpc(dtype="float32"),
+    "qdrant-cluster": on_cluster,
 }
+
+# The same for tests to run on each, where it is there.
+_NO_CLUSTER = pytest.mark.skipif(CLUSTER is None, reason="set COLBERT_TEST_QDRANT_URL to the URL of a Qdrant server")
+KINDS = [pytest.param(name, marks=[_NO_CLUSTER] if name == "qdrant-cluster" else []) for name in STORES]
 
 
 def dyadic(seed: int, *lengths: int) -> TokenEmbeddings:

@@ -20,16 +20,20 @@ from colbert_integrations.errors import (
 )
 from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.index import Store, StoredDocument
-from stores import DIM, STORES, brute_force, dyadic, fill, found
+from stores import DIM, KINDS, STORES, brute_force, dyadic, fill, found
 
 QUERIES = dyadic(99, 3, 1, 5)
 
 
-@pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest) -> Any:
-    made = STORES[request.param]()
-    yield made
-    made.close()
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def store(kind: str) -> Any:
+    with STORES[kind]() as made:
+        yield made
 
 
 @pytest.fixture
@@ -273,7 +277,7 @@ def test_a_store_is_bound_to_one_model(store: Store) -> None:
     assert store.fingerprint == HERE
 
 
-@pytest.mark.parametrize("target", STORES)
+@pytest.mark.parametrize("target", KINDS)
 def test_documents_move_between_stores_unchanged(store: Store, documents: dict[str, torch.Tensor], target: str) -> None:
     fill(store, documents, [{"n": number} for number in range(7)])
     store.bind(HERE)
@@ -284,10 +288,10 @@ def test_documents_move_between_stores_unchanged(store: Store, documents: dict[s
         assert other.get(["d3"])[0].metadata == {"n": 3}
 
 
-def test_documents_of_another_model_do_not_move_in(store: Store, documents: dict[str, torch.Tensor]) -> None:
+def test_documents_of_another_model_do_not_move_in(kind: str, store: Store, documents: dict[str, torch.Tensor]) -> None:
     fill(store, documents)
     store.bind(HERE)
-    with type(store)() as other:
+    with STORES[kind]() as other:
         other.bind(THERE)
         with pytest.raises(FingerprintError):
             other.copy_from(store)
@@ -316,7 +320,7 @@ def test_a_closed_store_says_so(store: Store, documents: dict[str, torch.Tensor]
 # -------------------------------------------------------------------------------------------------------------- async
 
 
-async def test_async_twins_do_the_same(store: Store, documents: dict[str, torch.Tensor]) -> None:
+async def test_async_twins_do_the_same(kind: str, store: Store, documents: dict[str, torch.Tensor]) -> None:
     await store.aupsert(list(documents), TokenEmbeddings.from_list(list(documents.values())), list(documents))
     assert await store.acount() == 7
     assert await store.aids(lambda document: document.id == "d3") == ["d3"]
@@ -325,7 +329,7 @@ async def test_async_twins_do_the_same(store: Store, documents: dict[str, torch.
     assert (await store.aget(["d1"]))[0].metadata == {"a": 1}
     await store.adelete(["d1"])
     assert {document.id async for document in store.aiter_documents()} == set(documents) - {"d1"}
-    with type(store)() as other:
+    with STORES[kind]() as other:
         assert await other.acopy_from(store) == 6
     await store.aclose()
     with pytest.raises(StoreError):

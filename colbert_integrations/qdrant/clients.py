@@ -1,0 +1,57 @@
+"""The client of a location: a server, Qdrant's local mode, or one that was made already."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from qdrant_client import QdrantClient
+
+from ..errors import InputError, StoreError
+
+__all__ = ["client_of"]
+
+_TIMEOUT_S = 60
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
+
+
+def client_of(
+    location: str | os.PathLike[str] | QdrantClient, api_key: str | None, timeout: float | None, prefer_grpc: bool
+) -> tuple[QdrantClient, bool]:
+    """Make a client, or take the one that is given; nothing is asked of a server.
+
+    Args:
+        location: URL of a server, ``":memory:"``, a folder, or a client.
+        api_key: Of the server.
+        timeout: Seconds that an answer may take. None: 60.
+        prefer_grpc: Whether requests go by gRPC.
+
+    Returns:
+        The client, and whether it was made here, to be closed here.
+
+    Raises:
+        InputError: If the location is none, or a client is given with what it has already.
+        StoreError: If a folder can't be used, or a URL not be read.
+    """
+    if isinstance(location, QdrantClient):
+        if api_key is not None or timeout is not None or prefer_grpc:
+            raise InputError("a client has its api_key, timeout and prefer_grpc already: make it with them")
+        return location, False
+    text = os.fspath(location)
+    if _HOST_AND_PORT.fullmatch(text):
+        raise InputError(f"location must be a URL, ':memory:', a folder or a client: write 'http://{text}'")
+    try:
+        if text == ":memory:":
+            return QdrantClient(":memory:"), True
+        if "://" not in text:
+            return QdrantClient(path=text, force_disable_check_same_thread=True), True
+        return _of_server(text, api_key, timeout, prefer_grpc), True
+    except (ValueError, RuntimeError, OSError) as error:
+        raise StoreError(f"{text.rpartition('@')[2]!r} can't be opened: {error}") from error
+
+
+def _of_server(url: str, api_key: str | None, timeout: float | None, prefer_grpc: bool) -> QdrantClient:
+    seconds: Any = _TIMEOUT_S if timeout is None else timeout  # the client rounds up
+    # Its check of versions would ask the server at once, and only warn.
+    return QdrantClient(url=url, api_key=api_key, timeout=seconds, prefer_grpc=prefer_grpc, check_compatibility=False)

@@ -1,0 +1,202 @@
+"""The collection behind a store: how it is made, and whether one that is there can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel
+from qdrant_client import models
+
+from ..errors import InputError, StoreError, StoreServerError
+from ..fingerprint import Fingerprint
+from ..index.checks import check_count
+from .connection import Connection, Steps, ask
+from .filters import field_path
+from .first_stage import FirstStage
+
+__all__ = ["FIRST_STAGE", "Collection", "Form", "IndexKind", "bound", "made", "opened"]
+
+FIRST_STAGE = "first_stage"
+"""Name of the vector that the first stage searches."""
+
+IndexKind: TypeAlias = Literal["string", "number", "boolean"]
+
+_OURS = "colbert_integrations"  # our part of a collection's own metadata
+# An index of whole numbers would pass over others, so there is none.
+_KINDS = {
+    "string": models.PayloadSchemaType.KEYWORD,
+    "number": models.PayloadSchemaType.FLOAT,
+    "boolean": models.PayloadSchemaType.BOOL,
+}
+_QUANTIZATIONS: dict[str, models.QuantizationConfig] = {
+    "int8": models.ScalarQuantization(
+        scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
+    ),
+    "binary": models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True)),
+}
+_DATATYPES = {"float16": models.Datatype.FLOAT16, "float32": models.Datatype.FLOAT32}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a collection keeps documents.
+
+    Attributes:
+        vector: Name of the vector that holds their token vectors.
+        dtype: Of these.
+        on_disk: Whether they are read from disk at each search, instead of being kept in memory.
+        shard_number: In how many parts the collection is spread over a cluster. None: as the server likes.
+        replication_factor: How many copies of each part there are. None: as the server likes.
+        quantization: ``"int8"``, ``"binary"`` or a model of the client's. None: no codes.
+        first_stage: Makes one vector for each document. None: there is no such vector.
+        payload_indexes: Which keys of metadata are indexed, and as what.
+    """
+
+    vector: str
+    dtype: Literal["float16", "float32"]
+    on_disk: bool
+    shard_number: int | None
+    replication_factor: int | None
+    quantization: Any
+    first_stage: FirstStage | None
+    payload_indexes: Mapping[str, IndexKind]
+
+    def __post_init__(self) -> None:
+        if not self.vector or self.vector == FIRST_STAGE:
+            raise InputError(f"vector_name must be a name, and not {FIRST_STAGE!r}, not {self.vector!r}")
+        check_count("shard_number", self.shard_number)
+        check_count("replication_factor", self.replication_factor)
+        known = self.quantization is None or isinstance(self.quantization, BaseModel)
+        if not known and self.quantization not in _QUANTIZATIONS:
+            raise InputError(
+                f"quantization must be one of {', '.join(map(repr, _QUANTIZATIONS))}, or a quantization of "
+                f"qdrant_client.models, not {self.quantization!r}"
+            )
+        for key, kind in self.payload_indexes.items():
+            if kind not in _KINDS:
+                raise InputError(f"the payload index of {key!r} must be one of {', '.join(_KINDS)}, not {kind!r}")
+            if field_path(key) is None:
+                raise InputError(f"{key!r} can't have a payload index: it has a quote, a backslash or an empty part")
+
+    def vectors(self, dim: int) -> dict[str, models.VectorParams]:
+        """The vectors of a collection of this form.
+
+        Args:
+            dim: Dimension of the token vectors.
+
+        Returns:
+            Their configuration, by name.
+        """
+        codes = _QUANTIZATIONS[self.quantization] if isinstance(self.quantization, str) else self.quantization
+        tokens = models.VectorParams(
+            size=dim,
+            distance=models.Distance.DOT,
+            multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
+            hnsw_config=models.HnswConfigDiff(m=0),  # no graph: building one over token vectors takes hours
+            datatype=_DATATYPES[self.dtype],
+            on_disk=self.on_disk or None,
+            quantization_config=codes,
+        )
+        if self.first_stage is None:
+            return {self.vector: tokens}
+        size = self.first_stage.dim(dim)
+        return {self.vector: tokens, FIRST_STAGE: models.VectorParams(size=size, distance=models.Distance.COSINE)}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A collection that is there, and can be used.
+
+    Attributes:
+        dim: Dimension of its token vectors.
+        fingerprint: Of the model whose vectors it holds. None: nobody has said.
+        has_codes: Whether it has quantised vectors.
+    """
+
+    dim: int
+    fingerprint: Fingerprint | None
+    has_codes: bool
+
+
+def opened(connection: Connection, form: Form) -> Steps[Collection | None]:
+    """Look at a collection, None if it is not there; make payload indexes that it lacks, refuse another form."""
+    if not (yield from ask("collection_exists")):
+        return None
+    info: models.CollectionInfo = yield from ask("get_collection")
+    found = _read(info, form, f"the collection {connection.collection!r} at {connection.place}")
+    # Quotes are written in more than one way. Local mode has no indexes.
+    there = {name.replace('"', "") for name in info.payload_schema or {}}
+    for key, kind in () if connection.local else form.payload_indexes.items():
+        path = field_path(key) or key
+        if path.replace('"', "") not in there:
+            yield from ask("create_payload_index", field_name=path, field_schema=_KINDS[kind], wait=True)
+    return found
+
+
+def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint | None = None) -> Steps[Collection]:
+    """Make a collection; give another one's that was quicker, if it is of this form too."""
+    refused: StoreError | None = None
+    try:
+        yield from ask(
+            "create_collection",
+            vectors_config=form.vectors(dim),
+            shard_number=form.shard_number,
+            replication_factor=form.replication_factor,
+            metadata=_said(fingerprint),
+        )
+    except StoreServerError as error:
+        refused = error
+    found = yield from opened(connection, form)
+    if found is None:
+        raise refused or StoreError(f"the collection {connection.collection!r} was made, but is not there")
+    return found
+
+
+def bound(connection: Connection, form: Form, fingerprint: Fingerprint) -> Steps[Collection]:
+    """Write down whose vectors a collection holds; give it with what it says then: another one may be quicker."""
+    yield from ask("update_collection", metadata=_said(fingerprint))
+    found = yield from opened(connection, form)
+    if found is None or found.fingerprint is None:
+        raise StoreError(
+            f"{connection.place} does not keep the metadata of a collection, so the model could not be written down: "
+            "Qdrant 1.16 or later does"
+        )
+    return found
+
+
+def _said(fingerprint: Fingerprint | None) -> dict[str, Any]:
+    return {_OURS: {"fingerprint": None if fingerprint is None else fingerprint.as_json()}}
+
+
+def _read(info: models.CollectionInfo, form: Form, name: str) -> Collection:
+    """What a collection is like; another form is an error."""
+    vectors = info.config.params.vectors
+    tokens = vectors.get(form.vector) if isinstance(vectors, dict) else None
+    if tokens is None:
+        there = ", ".join(map(repr, vectors)) if isinstance(vectors, dict) else "only one without a name"
+        raise StoreError(f"{name} has no vector {form.vector!r} (it has {there or 'none'}): name another collection")
+    wanted = form.vectors(tokens.size)
+    dtype = (tokens.datatype or models.Datatype.FLOAT32).value
+    multivectors = "none" if tokens.multivector_config is None else tokens.multivector_config.comparator.value
+    for what, has, needs, way_out in (
+        ("distance", tokens.distance.value, models.Distance.DOT.value, "name another collection"),
+        ("multivectors", multivectors, models.MultiVectorComparator.MAX_SIM.value, "name another collection"),
+        ("datatype", dtype, form.dtype, f"pass dtype={dtype!r}, or name another collection"),
+    ):
+        if has != needs:
+            raise StoreError(f"{name} has {form.vector!r} with {what} {has!r}, not {needs!r}: {way_out}")
+    if FIRST_STAGE in wanted:
+        _check_first_stage(vectors, wanted[FIRST_STAGE].size, name)
+    said = ((info.config.metadata or {}).get(_OURS) or {}).get("fingerprint")
+    has_codes = (tokens.quantization_config or info.config.quantization_config) is not None
+    return Collection(tokens.size, None if said is None else Fingerprint(**said), has_codes)
+
+
+def _check_first_stage(vectors: Any, size: int, name: str) -> None:
+    there = vectors.get(FIRST_STAGE)
+    if there is None:
+        raise StoreError(f"{name} was made without a first stage: leave first_stage out, or name another collection")
+    if there.size != size:
+        raise StoreError(f"{name} has vectors of dim {there.size} as its first stage, not {size}: use what made them")

@@ -1,0 +1,107 @@
+"""What went wrong with a request, in both modes of Qdrant's client: our error, and whether to try again."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+
+import grpc
+import httpx
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from ..errors import StoreServerError
+
+__all__ = ["Failure", "failure_of"]
+
+_AGAIN = frozenset({429, 502, 503, 504})
+_HELP = {
+    400: "the server can't read it",
+    401: "the server wants an API key: pass api_key=, or set QDRANT_API_KEY where the store is named by a location",
+    403: "the API key may not do this: pass one that may as api_key=",
+    404: "the collection is not there any more: make a new store, and add the documents again",
+    409: "something else was made under this name meanwhile",
+    413: "the request is larger than the server takes: lower batch_bytes=, or raise its service.max_request_size_mb",
+    422: "the server can't read it: it may be older than what this client speaks",
+    429: "the server limits how much is asked of it: ask less at once, or raise its limits",
+}
+_NO_ANSWER = "is it up, and does it listen there?"
+_TOO_SLOW = "raise timeout= if the server needs longer"
+_STATUS_OF_CODE = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+_SHOWN = 300
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong.
+
+    Attributes:
+        error: What to raise.
+        again: Whether the same request may succeed later. All that a store asks can be asked twice.
+        wait: Seconds that the server wants us to wait before that.
+    """
+
+    error: StoreServerError
+    again: bool = False
+    wait: float = 0
+
+
+def failure_of(error: Exception, asked: str) -> Failure | None:
+    """Read an exception of Qdrant's client.
+
+    Args:
+        error: The exception.
+        asked: What was asked of whom, for the message.
+
+    Returns:
+        What went wrong; None if this is no exception of the client's, but a mistake of ours.
+    """
+    if isinstance(error, UnexpectedResponse):
+        return _refused(asked, error.status_code, _said(error.content))
+    if isinstance(error, ResourceExhaustedResponse):
+        return _refused(asked, 429, error.message, error.retry_after_s)
+    if isinstance(error, ResponseHandlingException):
+        return _not_answered(asked, error.source)
+    if isinstance(error, grpc.RpcError):
+        # Whether by the sync or the async client, an answer has a code; RpcError itself does not say so.
+        code, details = (getattr(error, name, str)() for name in ("code", "details"))
+        return _refused(asked, _STATUS_OF_CODE.get(code), str(details or error)[:_SHOWN])
+    # The client's local mode, which does what a server does without saying a status.
+    if isinstance(error, (ValueError, KeyError, RuntimeError, OSError, sqlite3.Error)):
+        return Failure(StoreServerError(f"{asked} failed: {error}"))
+    return None
+
+
+def _refused(asked: str, status: int | None, said: str, wait: float = 0) -> Failure:
+    refused = "refused" if status is None else f"refused with status {status}"
+    text = "; ".join(part for part in (said, _HELP.get(status or 0, "")) if part)
+    return Failure(StoreServerError(f"{asked} was {refused}: {text}", status), status in _AGAIN, wait)
+
+
+def _not_answered(asked: str, source: Exception) -> Failure:
+    helps = _TOO_SLOW if isinstance(source, httpx.TimeoutException) else _NO_ANSWER
+    # What is no fault of the connection is an answer that the client can't read, and won't be able to.
+    again = isinstance(source, httpx.TransportError)
+    said = f"{type(source).__name__}: {source}"[:_SHOWN]
+    return Failure(StoreServerError(f"{asked}: no answer ({said}); {helps}" if again else f"{asked}: {said}"), again)
+
+
+def _said(content: bytes) -> str:
+    """The server's own words, which its JSON has as ``status.error``."""
+    try:
+        found = json.loads(content)["status"]["error"]
+    except (ValueError, KeyError, TypeError):
+        found = content.decode("utf-8", "replace")
+    return str(found).strip()[:_SHOWN]

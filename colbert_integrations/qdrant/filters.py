@@ -1,0 +1,142 @@
+"""The language of filters in Qdrant's own: a filter that lets every document through that meets the conditions.
+
+It may let others through, whose numbers are too long for the engine (see ``numbers.py``), so what is found is always
+compared with the conditions once more. Qdrant applies its filter before it scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qdrant_client import models
+
+from ..index import Condition, Filter, StoredDocument, matches, parse_filter
+from .numbers import around, is_number, is_plain
+
+__all__ = ["EXACT", "METADATA", "Wanted", "among", "field_path", "wanted"]
+
+METADATA = "metadata"
+"""Where the metadata of a document is in its payload, for filters."""
+
+EXACT = "exact"
+"""Where it is once more as JSON text, if it has numbers that the engine would change."""
+
+# What can't stand in a quoted part of a path.
+_UNQUOTABLE = frozenset('"\\')
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which documents are wanted.
+
+    Attributes:
+        conditions: What the server is told: each has to hold.
+        told_all: Whether that is nearly everything, so that hardly any document has to be thrown away afterwards.
+        test: Says of a document whether it is wanted.
+    """
+
+    conditions: tuple[models.Condition, ...] = ()
+    told_all: bool = True
+    test: Callable[[StoredDocument], bool] = lambda document: True
+
+    def filter(self, *more: models.Condition) -> models.Filter | None:
+        """The conditions, and some more, as the server takes them; None if there are none."""
+        every = [*self.conditions, *more]
+        return models.Filter(must=every) if every else None
+
+
+def wanted(filter: Filter | None) -> Wanted:
+    """Read a filter.
+
+    Args:
+        filter: Conditions, or a function of a document. None: every document is wanted.
+
+    Returns:
+        What to tell the server, and what to look at afterwards.
+
+    Raises:
+        FilterError: If it says something that the language does not have.
+    """
+    if filter is None:
+        return Wanted()
+    if callable(filter):
+        return Wanted(told_all=False, test=filter)
+    conditions = parse_filter(filter)
+    told = [_condition(condition) for condition in conditions]
+
+    def test(document: StoredDocument) -> bool:
+        return matches(document.metadata, conditions)
+
+    return Wanted(tuple(part for parts in told for part in parts or ()), None not in told, test)
+
+
+def among(points: Sequence[str]) -> models.Condition:
+    """The condition that a point is one of these."""
+    return models.HasIdCondition(has_id=list(points))
+
+
+def field_path(key: str) -> str | None:
+    """Say where a key of metadata is in the payload.
+
+    Args:
+        key: The key, with dots between levels.
+
+    Returns:
+        The path as the server takes it; None if it can't be written.
+
+    Example:
+        >>> field_path("author.first name")
+        'metadata."author"."first name"'
+    """
+    parts = key.split(".")
+    if any(not part or _UNQUOTABLE & set(part) for part in parts):
+        return None
+    return ".".join([METADATA, *(f'"{part}"' for part in parts)])
+
+
+def _condition(condition: Condition) -> list[models.Condition] | None:
+    """What holds for all documents that meet a condition; None: that can't be said."""
+    path = field_path(condition.key)
+    if path is None:
+        return None
+    if condition.operator == "$ne":
+        return _not_equal(path, condition.value)
+    if condition.operator in ("$eq", "$in"):
+        values = condition.value if condition.operator == "$in" else (condition.value,)
+        parts = [_equal(path, value) for value in values]
+        if len(parts) == 1:
+            return parts
+        # No condition at all would hold for every document.
+        return [models.Filter(should=parts) if parts else among([])]
+    return [models.FieldCondition(key=path, range=_range(condition.operator, condition.value))]
+
+
+def _equal(path: str, value: Any) -> models.Condition:
+    if value is None:
+        return models.IsNullCondition(is_null=models.PayloadField(key=path))
+    if value != value:
+        return among([])  # not a number, which equals nothing
+    if is_number(value):
+        # 1 is 1.0, which a match of whole numbers does not know.
+        low = value if is_plain(value) else around(value)[0]
+        return models.FieldCondition(key=path, range=models.Range(gte=low, lte=low))
+    return models.FieldCondition(key=path, match=models.MatchValue(value=value))
+
+
+def _not_equal(path: str, value: Any) -> list[models.Condition]:
+    equal = _equal(path, value)
+    if not is_number(value):
+        return [models.Filter(must_not=[equal])]
+    if not is_plain(value):
+        return []
+    # A number that stands in for another one may be equal where that one is not.
+    as_given = models.IsEmptyCondition(is_empty=models.PayloadField(key=EXACT))
+    return [models.Filter(must_not=[models.Filter(must=[equal, as_given])])]
+
+
+def _range(operator: str, value: Any) -> models.Range:
+    name = operator.removeprefix("$")
+    below, above = (value, value) if is_plain(value) else around(value)
+    return models.Range(**{name: below if name.startswith("g") else above})

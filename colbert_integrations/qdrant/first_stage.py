@@ -1,0 +1,136 @@
+"""First stages: one vector a document, by which Qdrant finds candidates before MaxSim scores them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+import torch
+
+from ..embeddings import TokenEmbeddings
+from ..errors import InputError
+
+__all__ = ["FirstStage", "MeanVectors", "TextVectors", "VectorsOfTexts", "first_stage_of"]
+
+
+class TextVectors(Protocol):
+    """What makes one vector of a text, as LangChain's ``Embeddings`` do."""
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Make a vector of each text."""
+
+    def embed_query(self, text: str) -> list[float]:
+        """Make a vector of a query."""
+
+
+class MeanVectors:
+    """The mean of a text's token vectors: costs nothing, and loses much where texts are alike."""
+
+    def dim(self, token_dim: int) -> int:
+        """Dimension of its vectors."""
+        return token_dim
+
+    def of_documents(
+        self, embeddings: TokenEmbeddings, texts: Sequence[str | None], names: Sequence[str]
+    ) -> torch.Tensor:
+        """A vector for each document, ``(documents, dim)``."""
+        return _means(embeddings)
+
+    def of_queries(self, embeddings: TokenEmbeddings, texts: Sequence[str] | None) -> torch.Tensor:
+        """A vector for each query, ``(queries, dim)``."""
+        return _means(embeddings)
+
+
+class _OfLlamaIndex:
+    """A model of LlamaIndex, asked as one of LangChain is."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Make a vector of each text."""
+        vectors: list[list[float]] = self._model.get_text_embedding_batch(texts)
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """Make a vector of a query."""
+        vector: list[float] = self._model.get_query_embedding(text)
+        return vector
+
+
+class VectorsOfTexts:
+    """Vectors of another model, which reads the texts.
+
+    Args:
+        model: Makes them.
+    """
+
+    def __init__(self, model: TextVectors) -> None:
+        self.model = model
+        self._dim: int | None = None
+
+    def dim(self, token_dim: int) -> int:
+        """Dimension of its vectors, as one of them has it."""
+        if self._dim is None:
+            self._dim = len(self.model.embed_query("dimension"))
+        return self._dim
+
+    def of_documents(
+        self, embeddings: TokenEmbeddings, texts: Sequence[str | None], names: Sequence[str]
+    ) -> torch.Tensor:
+        """A vector for each document, ``(documents, dim)``."""
+        given = [text for text in texts if text is not None]
+        if len(given) < len(texts):
+            name = next(name for name, text in zip(names, texts, strict=True) if text is None)
+            raise InputError(f"document {name!r} has no text, which the first stage makes its vector of")
+        return _checked(self.model.embed_documents(given), len(given))
+
+    def of_queries(self, embeddings: TokenEmbeddings, texts: Sequence[str] | None) -> torch.Tensor:
+        """A vector for each query, ``(queries, dim)``."""
+        if texts is None:
+            raise InputError("search='first_stage' makes vectors of the queries' texts here: pass texts=")
+        return _checked([self.model.embed_query(text) for text in texts], len(embeddings))
+
+
+FirstStage: TypeAlias = MeanVectors | VectorsOfTexts
+
+
+def first_stage_of(given: Any) -> FirstStage | None:
+    """Read the argument of a store.
+
+    Args:
+        given: ``"mean"``, an embedding model of LangChain or LlamaIndex, or None.
+
+    Returns:
+        The first stage; None: there is none.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if given is None:
+        return None
+    if given == "mean":
+        return MeanVectors()
+    if hasattr(given, "embed_documents") and hasattr(given, "embed_query"):
+        return VectorsOfTexts(given)
+    if hasattr(given, "get_text_embedding_batch") and hasattr(given, "get_query_embedding"):
+        return VectorsOfTexts(_OfLlamaIndex(given))
+    raise InputError(f"first_stage must be 'mean' or an embedding model of LangChain or LlamaIndex, not {given!r}")
+
+
+def _means(embeddings: TokenEmbeddings) -> torch.Tensor:
+    """The mean of each text's vectors, ``(texts, dim)`` float32."""
+    lengths = torch.tensor(embeddings.lengths)
+    sums = torch.zeros(len(lengths), embeddings.dim).index_add_(
+        0, torch.arange(len(lengths)).repeat_interleave(lengths), embeddings.values.float().cpu()
+    )
+    return sums / lengths.clamp(min=1)[:, None]
+
+
+def _checked(vectors: Sequence[Sequence[float]], number: int) -> torch.Tensor:
+    if len(vectors) != number or len({len(vector) for vector in vectors}) > 1:
+        raise InputError(f"the first stage made {len(vectors)} vectors of {number} texts, or of several dimensions")
+    found = torch.tensor(vectors, dtype=torch.float32).reshape(number, -1)
+    if not torch.isfinite(found).all():
+        raise InputError("the first stage made vectors that are not all finite")
+    return found

@@ -1,0 +1,165 @@
+"""Documents as Qdrant's points and back: ids, payloads, and batches of so many bytes."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from qdrant_client import models
+
+from ..errors import InputError, StoreError
+from ..index import StoredDocument
+from ..index.metadata import clone
+from .batches import batches
+from .filters import EXACT, METADATA
+from .numbers import searchable
+from .wire import Wire
+
+__all__ = ["Prepared", "batched", "document_of", "metadata_payload", "payload_of", "point_id", "size_of"]
+
+_NAMESPACE = uuid.UUID("0a1b5c2e-6f0d-4c57-9d5e-8b0d6a3c1f47")
+# The engine's reader of stored JSON gives up at 128 levels, after it has written more.
+_DEEPEST = 100
+# The id of a point, its names and braces in a request.
+_AROUND_BYTES = 200
+
+
+def point_id(name: str) -> str:
+    """The id of the point that holds a document; Qdrant's are numbers or UUIDs."""
+    return str(uuid.uuid5(_NAMESPACE, name))
+
+
+# ------------------------------------------------------------------------------------------------------------ payload
+
+
+def payload_of(name: str, text: str | None, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a document beside its vectors.
+
+    Args:
+        name: Its id.
+        text: Its text.
+        metadata: Its metadata, JSON data.
+
+    Returns:
+        The payload of its point.
+
+    Raises:
+        InputError: If the engine could not read the metadata again.
+    """
+    return {"id": name, "text": text, **_kept(name, metadata)}
+
+
+def metadata_payload(name: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What to set in the payload of a document to replace its metadata; a None there removes.
+
+    Args:
+        name: Its id.
+        metadata: Its new metadata, JSON data.
+
+    Returns:
+        A part of a payload.
+
+    Raises:
+        InputError: If the engine could not read the metadata again.
+    """
+    return {EXACT: None, **_kept(name, metadata)}
+
+
+def _kept(name: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    if _levels(metadata) > _DEEPEST:
+        raise InputError(f"the metadata of document {name!r} has more than {_DEEPEST} levels")
+    rounded = searchable(metadata)
+    return {METADATA: rounded, **({} if rounded == metadata else {EXACT: json.dumps(metadata)})}
+
+
+def _levels(value: Any) -> int:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return 1 + max(map(_levels, inner), default=0) if isinstance(value, (Mapping, list)) else 0
+
+
+def size_of(payload: Mapping[str, Any]) -> int:
+    """Bytes that a payload takes in a request.
+
+    Args:
+        payload: The payload, or a part of it.
+
+    Returns:
+        Its size as JSON.
+
+    Raises:
+        InputError: If it has a character that can't be written.
+    """
+    try:
+        return len(json.dumps(payload, ensure_ascii=False).encode())
+    except UnicodeEncodeError as error:
+        raise InputError(f"document {payload.get('id')!r} has half of a surrogate pair: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------- points
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A document on its way to the server.
+
+    Attributes:
+        name: Its id.
+        payload: What is kept beside its vectors.
+        size: Bytes that the payload takes in a request.
+        vectors: Matrices, or single vectors, by name.
+    """
+
+    name: str
+    payload: dict[str, Any]
+    size: int
+    vectors: dict[str, torch.Tensor]
+
+    def request_bytes(self, wire: Wire) -> int:
+        """Bytes that it takes in a request, at most."""
+        return self.size + sum(map(wire.size_of, self.vectors.values())) + _AROUND_BYTES
+
+    def point(self, wire: Wire) -> models.PointStruct:
+        """Make the point that holds it."""
+        vectors: dict[str, Any] = {name: wire.numbers(values) for name, values in self.vectors.items()}
+        return models.PointStruct(id=point_id(self.name), vector=vectors, payload=self.payload)
+
+
+def batched(documents: Iterable[Prepared], wire: Wire, most_bytes: int) -> Iterator[list[models.PointStruct]]:
+    """Make points, as many at a time as a request holds.
+
+    Args:
+        documents: The documents.
+        wire: How vectors travel.
+        most_bytes: Of a request, if it has more than one document.
+
+    Yields:
+        Some points, at least one.
+    """
+    for some in batches(documents, lambda document: document.request_bytes(wire), most_bytes):
+        yield [document.point(wire) for document in some]
+
+
+def document_of(payload: Mapping[str, Any] | None, embeddings: torch.Tensor | None = None) -> StoredDocument:
+    """The document that a point holds.
+
+    Args:
+        payload: Of the point.
+        embeddings: Its vectors, if they were asked for.
+
+    Returns:
+        The document, its metadata a copy.
+
+    Raises:
+        StoreError: If the point is nothing that this package stored.
+    """
+    if payload is None or not isinstance(payload.get("id"), str):
+        raise StoreError(
+            "the collection has points that this package did not store: they have no 'id' in their payload"
+        )
+    exact = payload.get(EXACT)
+    metadata = clone(payload.get(METADATA, {})) if exact is None else json.loads(exact)
+    return StoredDocument(payload["id"], payload.get("text"), metadata, embeddings)

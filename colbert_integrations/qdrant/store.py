@@ -1,0 +1,573 @@
+"""QdrantStore: the store on a Qdrant collection, on a server, a cluster or in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
+
+from ..embeddings import TokenEmbeddings
+from ..errors import FingerprintError, InputError, StoreError, StoreServerError
+from ..fingerprint import Fingerprint
+from ..index import Filter, Hit, Search, Store, StoredDocument
+from ..index.checks import check_count, check_form, check_ids, check_k, check_queries, checked, checked_notes
+from ..index.layout import Layout
+from ..index.store import Metadata, check_same, check_search
+from .batches import batches
+from .clients import client_of
+from .collection import FIRST_STAGE, Collection, Form, IndexKind, bound, made, opened
+from .connection import Connection, Steps, ask
+from .filters import EXACT, METADATA, Wanted, among, wanted
+from .first_stage import first_stage_of
+from .pages import PAGE, Page
+from .points import Prepared, batched, document_of, metadata_payload, payload_of, point_id, size_of
+from .search import Query, Searching
+from .wire import Wire
+
+__all__ = ["QdrantStore"]
+
+T = TypeVar("T")
+
+# What a server takes of one document is less than this many floats.
+_TOO_MANY_FLOATS = 2**20
+_BATCH_BYTES = 4 * 2**20
+# Points named in one request: 40 bytes each.
+_NAMED = 10_000
+
+
+class QdrantStore(Store):
+    """Keeps token embeddings in a Qdrant collection, and searches them there.
+
+    Everything is as with the store in memory, but for what a server can't do: an ``upsert`` of many documents is
+    several requests, so that others may see a part of it for a while, and one that fails in the middle says how many
+    documents are stored; upsert all again, which is safe. ``iter_documents`` shows no single moment. Any number of
+    stores, in any processes, may use one collection. Nothing is asked of the server before the first call.
+
+    Args:
+        location: URL of a server such as ``"http://localhost:6333"``, ``":memory:"`` or a folder for Qdrant's local
+            mode in this process, which is for tests and small collections, or a client, which stays open when the
+            store is closed.
+        collection: Name of the collection; made by the first ``upsert`` or ``bind`` if it is not there.
+        async_client: For async calls. None: one of the same settings is made for each event loop, if there is a server.
+        api_key: Of the server.
+        timeout: Seconds that an answer may take. None: 60.
+        prefer_grpc: Whether requests go by gRPC, to port 6334: loading is quicker, requests are smaller.
+        dtype: How vectors are kept: ``"float16"``, or ``"float32"`` for twice the memory and every last digit.
+        on_disk: Whether vectors are read from disk as they are searched, instead of being kept in memory.
+        shard_number: In how many parts the collection is spread over a cluster, when it is made. None: as the server
+            likes.
+        replication_factor: How many copies of each part there are, when it is made. None: as the server likes.
+        quantization: Keep codes too: ``"int8"``, ``"binary"``, or a quantization of ``qdrant_client.models``. They
+            serve ``search="codes"`` only.
+        first_stage: Keep one vector for each document too, which ``search="first_stage"`` looks for candidates by:
+            ``"mean"`` of its token vectors, or an embedding model of LangChain or LlamaIndex, which gets the texts.
+        search: What a search does unless it says otherwise. ``"exact"``: MaxSim with every document. ``"codes"``, with
+            ``quantization``: a pass over the codes, then MaxSim with the candidates. ``"first_stage"``: candidates by
+            one vector each, then MaxSim with them; what the first stage does not find is lost.
+        candidates: How many documents a candidate stage hands on. None: ``max(20, 2 * k)`` for ``"codes"``,
+            ``max(500, 5 * k)`` for ``"first_stage"``.
+        payload_indexes: Keys of metadata to index for filters, as ``"string"``, ``"number"`` or ``"boolean"``.
+        vector_name: Name of the vector that holds the token vectors.
+        batch_bytes: Most bytes of a request; one document alone may take more.
+        retries: How often a request is tried again that failed for a reason that may pass, after longer and longer
+            pauses.
+
+    Raises:
+        InputError: If an argument is impossible.
+        StoreError: If a folder is in use by another process.
+
+    Example:
+        >>> import torch
+        >>> store = QdrantStore(":memory:")
+        >>> store.upsert(["a", "b"], TokenEmbeddings.from_list([torch.eye(2), -torch.eye(2)]), metadatas=[{"n": 1}, {}])
+        >>> [hit.id for hit in store.search(TokenEmbeddings.from_list([torch.eye(2)]), k=2)[0]]
+        ['a', 'b']
+        >>> store.close()
+    """
+
+    def __init__(
+        self,
+        location: str | os.PathLike[str] | QdrantClient,
+        collection: str = "colbert",
+        *,
+        async_client: AsyncQdrantClient | None = None,
+        api_key: str | None = None,
+        timeout: float | None = None,
+        prefer_grpc: bool = False,
+        dtype: Literal["float16", "float32"] = "float16",
+        on_disk: bool = False,
+        shard_number: int | None = None,
+        replication_factor: int | None = None,
+        quantization: Literal["int8", "binary"] | models.QuantizationConfig | None = None,
+        first_stage: Literal["mean"] | Any | None = None,
+        search: Search = "exact",
+        candidates: int | None = None,
+        payload_indexes: Mapping[str, IndexKind] | None = None,
+        vector_name: str = "colbert",
+        batch_bytes: int = _BATCH_BYTES,
+        retries: int = 4,
+    ) -> None:
+        super().__init__()
+        check_form(dtype, None, False)
+        if not isinstance(collection, str) or not collection:
+            raise InputError(f"collection must be a name, not {collection!r}")
+        if not isinstance(retries, int) or retries < 0:
+            raise InputError(f"retries must be a whole number from 0, not {retries!r}")
+        self._first = first_stage_of(first_stage)
+        self._form = Form(
+            vector_name,
+            dtype,
+            on_disk,
+            shard_number,
+            replication_factor,
+            quantization,
+            self._first,
+            dict(payload_indexes or {}),
+        )
+        self.search_default = self._check_search(search)
+        self.candidates_default = check_count("candidates", candidates)
+        self._batch_bytes = check_count("batch_bytes", batch_bytes) or _BATCH_BYTES
+        self._collection: Collection | None = None
+        self._closed = False
+        client, owned = client_of(location, api_key, timeout, prefer_grpc)
+        self._connection = Connection(client, collection, retries, async_client, owned)
+        if async_client is not None and self._connection.local:
+            raise InputError("an async client does not see what is kept in this process: leave async_client out")
+        self._wire = Wire(dtype, text=not (self._connection.local or self._connection.binary))
+
+    # --------------------------------------------------------------------------------------------------- properties
+
+    @property
+    def client(self) -> QdrantClient:
+        """The client, for what a store does not do: snapshots, aliases, deleting the collection."""
+        return self._connection.client
+
+    @property
+    def collection(self) -> str:
+        """Name of the collection."""
+        return self._connection.collection
+
+    @property
+    def dim(self) -> int | None:
+        """Dimension of the vectors; None until the first ones come, or ``bind`` says whose they will be."""
+        found = self._run(self._opened())
+        return None if found is None else found.dim
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """The model whose vectors these are; None while nobody has said."""
+        found = self._run(self._opened(unnamed=True))
+        return None if found is None else found.fingerprint
+
+    def bind(self, fingerprint: Fingerprint) -> None:
+        """Say which model's vectors are kept here; see ``Store.bind``. It is kept with the collection."""
+        self._run(self._bind(fingerprint))
+
+    def _bind(self, fingerprint: Fingerprint) -> Steps[None]:
+        where = f"the collection {self._connection.collection!r}"
+        found = yield from self._opened(unnamed=True)
+        if found is None:
+            found = yield from self._made(fingerprint.dim, fingerprint)
+        if found.fingerprint is None:
+            if found.dim != fingerprint.dim:
+                raise FingerprintError(
+                    f"{where} holds vectors of dim {found.dim}, which are not those of {fingerprint}"
+                )
+            found = yield from bound(self._connection, self._form, fingerprint)
+        check_same(found.fingerprint, fingerprint, where)
+        # Under this name here; there it stays as it is, since a key that may only read opens an index too.
+        self._collection = replace(found, fingerprint=fingerprint)
+
+    # ------------------------------------------------------------------------------------------------------ writing
+
+    def upsert(
+        self,
+        ids: Sequence[str],
+        embeddings: TokenEmbeddings,
+        texts: Sequence[str | None] | None = None,
+        metadatas: Sequence[Metadata | None] | None = None,
+    ) -> None:
+        """Store documents; one whose id is there replaces the old one. See ``Store.upsert``.
+
+        Documents go in requests of about ``batch_bytes``. If one fails for good, the error says how many documents are
+        stored; the others are as before.
+
+        Args:
+            ids: Their ids, not empty; of a repeated one the last counts.
+            embeddings: Their vectors, at least one each, and fewer than 2**20 numbers each.
+            texts: Their texts. None: none.
+            metadatas: JSON-able data with string keys for each. None: empty.
+
+        Raises:
+            InputError: If anything can't be stored; nothing is, then.
+            StoreServerError: If the server refuses a request or does not answer.
+            StoreError: If the store is closed, or the collection can't be used.
+        """
+        self._check_open()
+        documents = self._prepared(ids, embeddings, texts, metadatas)
+        if documents:
+            self._run(self._upsert(documents, embeddings.dim))
+
+    def _prepared(
+        self,
+        ids: Sequence[str],
+        embeddings: TokenEmbeddings,
+        texts: Sequence[str | None] | None,
+        metadatas: Sequence[Metadata | None] | None,
+    ) -> list[Prepared]:
+        """What can be stored, checked as far as that goes without the server."""
+        names, bodies, notes = checked(ids, embeddings, texts, metadatas)
+        if not names:
+            return []
+        vectors = Layout(embeddings.dim, self._form.dtype).encode(embeddings.to("cpu"))["vectors"]
+        kept = TokenEmbeddings(vectors, embeddings.offsets.cpu())
+        for name, matrix in zip(names, kept, strict=True):
+            if matrix.numel() >= _TOO_MANY_FLOATS:
+                raise InputError(
+                    f"document {name!r} has {len(matrix)} vectors of dim {kept.dim}: a Qdrant server takes at most "
+                    f"{(_TOO_MANY_FLOATS - 1) // kept.dim}; split it, or pool its vectors"
+                )
+        payloads = [payload_of(*row) for row in zip(names, bodies, notes, strict=True)]
+        sizes = list(map(size_of, payloads))
+        firsts = None if self._first is None else self._first.of_documents(kept, bodies, names)
+        last = {name: place for place, name in enumerate(names)}  # of a repeated id the last counts
+        return [
+            Prepared(
+                name,
+                payloads[place],
+                sizes[place],
+                {self._form.vector: kept[place]} | ({} if firsts is None else {FIRST_STAGE: firsts[place]}),
+            )
+            for name, place in last.items()
+        ]
+
+    def _upsert(self, documents: Sequence[Prepared], dim: int) -> Steps[None]:
+        found = (yield from self._opened()) or (yield from self._made(dim))
+        if found.dim != dim:
+            raise InputError(f"the store holds vectors of dim {found.dim}, not {dim}")
+        stored = 0
+        for points in batched(documents, self._wire, self._batch_bytes):
+            try:
+                yield from ask("upsert", points=points, wait=True)
+            except StoreServerError as error:
+                raise StoreServerError(
+                    f"{error}. {stored} of {len(documents)} documents are stored, the others are as they were: upsert "
+                    "all of them again, which does no harm",
+                    error.status,
+                ) from error
+            stored += len(points)
+
+    def set_metadata(self, ids: Sequence[str], metadatas: Sequence[Metadata]) -> None:
+        """Replace the metadata of documents; see ``Store.set_metadata``."""
+        self._run(self._set_metadata(ids, metadatas))
+
+    def _set_metadata(self, ids: Sequence[str], metadatas: Sequence[Metadata]) -> Steps[None]:
+        notes = {name: metadata_payload(name, note) for name, note in checked_notes(ids, metadatas).items()}
+        if (yield from self._opened()) is None:
+            return
+        for some in batches(notes.items(), lambda note: size_of(note[1]), self._batch_bytes):
+            operations = [_set_payload(name, payload) for name, payload in some]
+            yield from ask("batch_update_points", update_operations=operations, wait=True)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove documents; see ``Store.delete``."""
+        self._run(self._delete(ids))
+
+    def _delete(self, ids: Sequence[str]) -> Steps[None]:
+        points = [point_id(name) for name in check_ids(ids)]
+        if (yield from self._opened()) is None:
+            return
+        for start in range(0, len(points), _NAMED):
+            selected = models.PointIdsList(points=list[Any](points[start : start + _NAMED]))
+            yield from ask("delete", points_selector=selected, wait=True)
+
+    # ------------------------------------------------------------------------------------------------------ reading
+
+    def get(self, ids: Sequence[str], *, embeddings: bool = False) -> list[StoredDocument]:
+        """Look documents up; see ``Store.get``. Vectors come in ``dtype``."""
+        return self._run(self._get(ids, embeddings))
+
+    def _get(self, ids: Sequence[str], embeddings: bool) -> Steps[list[StoredDocument]]:
+        points = {name: point_id(name) for name in check_ids(ids)}
+        if (yield from self._opened()) is None:
+            return []
+        records: dict[str, models.Record] = {}
+        page, wanted_points = Page(self._form.vector if embeddings else None), list(points.values())
+        while wanted_points:
+            some, wanted_points = wanted_points[: page.size], wanted_points[page.size :]
+            found = yield from ask("retrieve", ids=some, with_payload=True, with_vectors=self._vectors(embeddings))
+            records.update({str(record.id): record for record in found})
+            page.saw(found)
+        return [self._document(records[points[name]]) for name in ids if points[name] in records]
+
+    def count(self) -> int:
+        """Count the documents; see ``Store.count``."""
+        return self._run(self._count())
+
+    def _count(self) -> Steps[int]:
+        if (yield from self._opened()) is None:
+            return 0
+        counted: models.CountResult = yield from ask("count", exact=True)
+        return counted.count
+
+    def ids(self, filter: Filter | None = None) -> list[str]:
+        """List the ids of documents; see ``Store.ids``."""
+        return self._run(self._ids(filter))
+
+    def _ids(self, filter: Filter | None) -> Steps[list[str]]:
+        which = wanted(filter)
+        if (yield from self._opened()) is None:
+            return []
+        return sorted((yield from self._names(which, [()], whole=callable(filter))))
+
+    def _names(self, which: Wanted, scopes: Sequence[Sequence[models.Condition]], whole: bool) -> Steps[list[str]]:
+        """Ids of all documents that are wanted, read page by page; ``whole``: with their texts."""
+        names = list[str]()
+        fields = True if whole else ["id", METADATA, EXACT]
+        for scope in scopes:
+            filter, offset = which.filter(*scope), None
+            while True:
+                records, offset = yield from ask(
+                    "scroll", scroll_filter=filter, with_payload=fields, limit=PAGE, offset=offset
+                )
+                documents = [document_of(record.payload) for record in records]
+                names += [document.id for document in documents if which.test(document)]
+                if offset is None:
+                    break
+        return names
+
+    def iter_documents(self) -> Iterator[StoredDocument]:
+        """All documents with their vectors, in no particular order, page by page.
+
+        What others write meanwhile may be among them or not; no document comes twice.
+
+        Yields:
+            Documents.
+
+        Raises:
+            StoreError: If the store is closed, or the server does not answer.
+        """
+        if self._run(self._opened()) is None:
+            return
+        page, offset = Page(self._form.vector), None
+        while True:
+            records, offset = self._run(
+                ask("scroll", with_payload=True, with_vectors=self._vectors(True), limit=page.size, offset=offset)
+            )
+            page.saw(records)
+            yield from map(self._document, records)
+            if offset is None:
+                return
+
+    def _vectors(self, embeddings: bool) -> list[str] | bool:
+        return [self._form.vector] if embeddings else False
+
+    def _document(self, record: models.Record) -> StoredDocument:
+        vectors = record.vector.get(self._form.vector) if isinstance(record.vector, dict) else None
+        if vectors is None:
+            return document_of(record.payload)
+        matrix = torch.from_numpy(np.asarray(vectors, dtype=np.float32))
+        return document_of(record.payload, matrix.to(self._wire.torch_dtype))
+
+    # -------------------------------------------------------------------------------------------------------- search
+
+    def search(
+        self,
+        queries: TokenEmbeddings,
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> list[list[Hit]]:
+        """Find the documents that score highest; see ``Store.search``.
+
+        Args:
+            queries: One or more queries.
+            k: Most documents to find for each, at least 1.
+            filter: Conditions, which the server applies before it scores, or a function, for which the metadata and
+                texts of all documents are read first. None: every document.
+            ids: Look among these documents only. None: among all.
+            search: ``"exact"``, ``"codes"`` or ``"first_stage"``. None: the store's own choice.
+            candidates: For a candidate stage, how many documents are scored exactly. None: the store's own choice.
+            texts: What the queries say, for a first stage that makes vectors of texts.
+
+        Returns:
+            For each query at most ``k`` hits, score descending, then id ascending.
+
+        Raises:
+            InputError: If an argument can't be used, or the store was not made for this ``search``.
+            StoreServerError: If the server refuses a request or does not answer.
+            StoreError: If the store is closed, or the collection can't be used.
+        """
+        mode = self._check_search(search or self.search_default)
+        firsts = self._first_vectors(mode, queries, texts)
+        return self._run(self._search(queries, k, filter, ids, mode, candidates, firsts))
+
+    def _first_vectors(
+        self, mode: Search, queries: TokenEmbeddings, texts: Sequence[str] | None
+    ) -> torch.Tensor | None:
+        """A vector for each query, if the search begins with them."""
+        if mode != "first_stage" or self._first is None:
+            return None
+        return self._first.of_queries(queries, texts)
+
+    def _search(
+        self,
+        queries: TokenEmbeddings,
+        k: int,
+        filter: Filter | None,
+        ids: Sequence[str] | None,
+        mode: Search,
+        candidates: int | None,
+        firsts: torch.Tensor | None,
+    ) -> Steps[list[list[Hit]]]:
+        check_k(k)
+        most = check_count("candidates", candidates) or self.candidates_default
+        most = most or (max(20, 2 * k) if mode == "codes" else max(500, 5 * k))
+        which, named = wanted(filter), None if ids is None else check_ids(ids)
+        found = yield from self._opened()
+        if found is None or not len(queries):
+            return [[] for _ in range(len(queries))]
+        check_queries(queries, found.dim)
+        if mode == "codes" and not found.has_codes:
+            raise InputError("search='codes' needs codes: make the collection with quantization='int8'")
+        scopes = _scopes(named)
+        if not which.told_all:
+            scopes = _scopes((yield from self._names(which, scopes, whole=callable(filter))))
+            which = Wanted()
+        plain = queries.to("cpu", torch.float32)
+        asked = [place for place, length in enumerate(plain.lengths) if length]
+        ready = [self._query(plain[place], None if firsts is None else firsts[place]) for place in asked]
+        searching = Searching(self._form.vector, k, mode, max(k, most), self._batch_bytes, self._connection.local)
+        hits = dict(zip(asked, (yield from searching.hits(ready, which, scopes)), strict=True))
+        # To a query without vectors all documents are alike, and a server would not take it.
+        alike = [] if len(asked) == len(plain) else (yield from self._alike(which, scopes, k))
+        return [hits[place] if place in hits else list(alike) for place in range(len(plain))]
+
+    def _query(self, tokens: torch.Tensor, first: torch.Tensor | None) -> Query:
+        wire = replace(self._wire, dtype="float32")
+        size = wire.size_of(tokens) + (0 if first is None else wire.size_of(first))
+        return Query(wire.numbers(tokens), None if first is None else wire.numbers(first), size)
+
+    def _alike(self, which: Wanted, scopes: Sequence[Sequence[models.Condition]], k: int) -> Steps[list[Hit]]:
+        names = sorted((yield from self._names(which, scopes, whole=False)))[:k]
+        return [Hit(found.id, 0.0, found.text, found.metadata) for found in (yield from self._get(names, False))]
+
+    # -------------------------------------------------------------------------------------------------- async twins
+    # Those that only wait for a server do it without a thread; those that work on vectors leave the event loop free.
+
+    async def aset_metadata(self, ids: Sequence[str], metadatas: Sequence[Metadata]) -> None:
+        """Do what ``set_metadata`` does without blocking the event loop; see there for the arguments."""
+        await self._arun(self._set_metadata(ids, metadatas))
+
+    async def adelete(self, ids: Sequence[str]) -> None:
+        """Do what ``delete`` does without blocking the event loop; see there for the arguments."""
+        await self._arun(self._delete(ids))
+
+    async def aget(self, ids: Sequence[str], *, embeddings: bool = False) -> list[StoredDocument]:
+        """Do what ``get`` does without blocking the event loop; see there for the arguments."""
+        if embeddings:
+            return await super().aget(ids, embeddings=True)
+        return await self._arun(self._get(ids, False))
+
+    async def acount(self) -> int:
+        """Do what ``count`` does without blocking the event loop."""
+        return await self._arun(self._count())
+
+    async def aids(self, filter: Filter | None = None) -> list[str]:
+        """Do what ``ids`` does without blocking the event loop; see there for the arguments."""
+        return await (super().aids(filter) if callable(filter) else self._arun(self._ids(filter)))
+
+    async def asearch(
+        self,
+        queries: TokenEmbeddings,
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> list[list[Hit]]:
+        """Do what ``search`` does without blocking the event loop; see there for the arguments."""
+        if callable(filter):
+            return await super().asearch(queries, k, filter, ids=ids, search=search, candidates=candidates, texts=texts)
+        mode = self._check_search(search or self.search_default)
+        firsts = None
+        if mode == "first_stage":  # another model may be asked, which takes its time
+            firsts = await self._worker.run(self._first_vectors, mode, queries, texts)
+        return await self._arun(self._search(queries, k, filter, ids, mode, candidates, firsts))
+
+    async def aclose(self) -> None:
+        """Do what ``close`` does without blocking the event loop."""
+        await self._connection.aclose()
+        await self._worker.run(self.close)
+
+    # ----------------------------------------------------------------------------------------------------- lifecycle
+
+    def close(self) -> None:
+        """Close the connection, unless the client was given; further calls are errors."""
+        self._closed = True
+        self._connection.close()
+        super().close()
+
+    def __enter__(self) -> QdrantStore:
+        return self
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed")
+
+    def _run(self, steps: Steps[T]) -> T:
+        self._check_open()
+        return self._connection.run(steps)
+
+    async def _arun(self, steps: Steps[T]) -> T:
+        self._check_open()
+        if self._connection.local:
+            return await self._worker.run(self._connection.run, steps)
+        return await self._connection.arun(steps)
+
+    def _opened(self, *, unnamed: bool = False) -> Steps[Collection | None]:
+        """The collection, looked at once; None while it is not there. ``unnamed``: again, while it has no model."""
+        known = self._collection
+        # Another process may have said meanwhile whose vectors it holds.
+        if known is None or (unnamed and known.fingerprint is None):
+            self._collection = yield from opened(self._connection, self._form)
+        return self._collection
+
+    def _made(self, dim: int, fingerprint: Fingerprint | None = None) -> Steps[Collection]:
+        self._collection = yield from made(self._connection, self._form, dim, fingerprint)
+        return self._collection
+
+    def _check_search(self, search: Search) -> Search:
+        check_search(search, without="pooled", where="a QdrantStore")
+        if search == "first_stage" and self._first is None:
+            raise InputError("search='first_stage' needs a first stage: make the store with first_stage=")
+        return search
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self._closed else ""
+        return f"QdrantStore({self._connection.place!r}, {self._connection.collection!r}, {self._form.dtype}{closed})"
+
+
+def _set_payload(name: str, payload: dict[str, Any]) -> models.UpdateOperation:
+    # By a filter, since a list of points that has an unknown one is an error.
+    setting = models.SetPayload(payload=payload, filter=models.Filter(must=[among([point_id(name)])]))
+    return models.SetPayloadOperation(set_payload=setting)
+
+
+def _scopes(names: Sequence[str] | None) -> list[list[models.Condition]]:
+    """Conditions for documents by id, some at a time; one without any for all documents."""
+    if names is None:
+        return [[]]
+    points = [point_id(name) for name in dict.fromkeys(names)]
+    return [[among(points[start : start + _NAMED])] for start in range(0, len(points), _NAMED)]

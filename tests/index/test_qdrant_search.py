@@ -1,0 +1,364 @@
+"""Searching a Qdrant collection: the same as in memory for any documents and filters; candidate stages by name."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from llama_index.core import MockEmbedding
+from qdrant_client import models
+
+from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings
+from colbert_integrations.errors import InputError
+from colbert_integrations.qdrant import QdrantStore
+from colbert_integrations.qdrant.numbers import around, is_plain, searchable
+from colbert_integrations.qdrant.wire import Wire
+from qdrant_server import shared_server
+from stores import DIM, brute_force, by_grpc, dyadic, fill, found, on_server, units
+
+QUERIES = dyadic(99, 3, 1, 5)
+
+# --------------------------------------------------------------------------------------------- as in memory, whatever
+
+NUMBERS = [0, 1, 1.0, -1, 0.5, 0.3, 0.1 + 0.2, 0.3000000000000001, 1e-30, -0.0, 10**15, 10**15 + 1, 1e15 + 2, 2**53]
+NUMBERS += [2**53 + 1, float(2**53), 10**16, 1e16, 2**63, 2**64, 10**30, 1e30, 1e300, 10**400, 1732512345.1234562]
+SCALARS = st.sampled_from([*NUMBERS, True, False, None, "", "a", "1", "\u0000 é 漢", "0.3"]) | st.floats(
+    allow_nan=False, allow_infinity=False
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("xy"), inner, max_size=2),
+    max_leaves=5,
+)
+KEYS = st.sampled_from(["a", "b c", 'quo"te', "back\\slash", "a.x", "a.x.y", "b c.x", "é", "", "a[0]", "a[]"])
+METADATA = st.dictionaries(st.sampled_from(["a", "b c", 'quo"te', "back\\slash", "é", "", "a[0]"]), VALUES, max_size=4)
+RANGES = st.sampled_from(["$gt", "$gte", "$lt", "$lte"])
+OPERANDS = st.sampled_from([*NUMBERS, float("inf"), -float("inf")]) | st.floats(allow_nan=False)
+CONDITIONS = st.one_of(
+    SCALARS,
+    st.dictionaries(st.sampled_from(["$eq", "$ne"]), SCALARS, min_size=1),
+    st.builds(lambda values: {"$in": values}, st.lists(SCALARS, max_size=3)),
+    st.dictionaries(RANGES, OPERANDS, min_size=1, max_size=2),
+)
+FILTERS = st.dictionaries(KEYS, CONDITIONS, max_size=2)
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[QdrantStore]:
+    with on_server(dtype="float32") as made:
+        yield made
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(notes=[{"a": 0.1 + 0.2}, {"a": 0.3}, {}], filters=[{"a": {"$ne": 0.3}}, {"a": 0.1 + 0.2}], k=1, seed=0)
+@example(notes=[{"a": 2**53 + 1}, {"a": float(2**53)}], filters=[{"a": 2**53}, {"a": {"$gt": 2**53}}], k=1, seed=0)
+@example(notes=[{"a": [0.3, 1]}, {"a": [[0.3]]}], filters=[{"a": 0.3}, {"a": {"$gt": 0.3, "$lt": 0.5}}], k=1, seed=0)
+@given(
+    notes=st.lists(METADATA, min_size=1, max_size=12),
+    filters=st.lists(FILTERS, min_size=1, max_size=4),
+    k=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
+def test_any_documents_are_found_by_any_filter_as_in_memory(
+    store: QdrantStore, notes: list[dict[str, Any]], filters: list[dict[str, Any]], k: int, seed: int
+) -> None:
+    matrices = list(dyadic(seed, *(1 + number % 4 for number in range(len(notes)))))
+    documents = {f"d{number}": matrix for number, matrix in enumerate(matrices)}
+    store.delete(store.ids())
+    with MemoryStore("float32") as memory:
+        for each in (store, memory):
+            fill(each, documents, notes)
+        # By their text: to Python 1 is 1.0 is True.
+        kept = [[repr(document.metadata) for document in each.get(list(documents))] for each in (store, memory)]
+        assert kept[0] == kept[1]
+        for filter in filters:
+            assert store.ids(filter) == memory.ids(filter), filter
+            assert store.search(QUERIES, k, filter) == memory.search(QUERIES, k, filter), filter
+
+
+@settings(max_examples=500, deadline=None)
+@given(OPERANDS | st.integers(-(2**70), 2**70), OPERANDS | st.integers(-(2**70), 2**70), st.booleans())
+def test_what_is_true_of_numbers_is_true_of_what_stands_for_them(kept: float, wanted: float, same: bool) -> None:
+    wanted = kept if same else wanted
+    stored = [kept] if is_plain(kept) else around(kept)
+    below, above = (wanted, wanted) if is_plain(wanted) else around(wanted)
+    for holds, compare, bound in [
+        (kept > wanted, operator.gt, below),
+        (kept >= wanted, operator.ge, below),
+        (kept < wanted, operator.lt, above),
+        (kept <= wanted, operator.le, above),
+        (kept == wanted, operator.eq, below),
+    ]:
+        assert not holds or any(compare(float(number), float(bound)) for number in stored)
+
+
+def test_only_numbers_are_replaced() -> None:
+    kept = {"a": [1, True, None, "x", 0.25, {"b": 10**15}], "c": {"d": -19.99}}
+    assert searchable(kept) == kept
+    assert searchable({"a": [0.1 + 0.2, 1]}) == {"a": [0.3, 0.300000000001, 1]}
+
+
+@pytest.mark.parametrize("make", [on_server, by_grpc], ids=["http", "grpc"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_scores_are_those_of_memory(make: Any, dtype: Any) -> None:
+    documents = {f"d{number}": matrix for number, matrix in enumerate(units(1, *range(1, 40)))}
+    queries = units(2, 8, 3, 5)
+    with make(dtype=dtype) as store, MemoryStore(dtype) as memory:
+        for each in (store, memory):
+            fill(each, documents)
+        expected, got = found(memory, queries, 10), found(store, queries, 10)
+        kept = {document.id: document.embeddings for document in memory.iter_documents()}
+        for document in store.iter_documents():
+            assert document.embeddings.dtype == getattr(torch, dtype)  # type: ignore[union-attr]
+            assert torch.equal(document.embeddings, kept[document.id])  # type: ignore[arg-type]
+    for row, expected_row in zip(got, expected, strict=True):
+        assert [name for name, _ in row] == [name for name, _ in expected_row]
+        assert [score for _, score in row] == pytest.approx(
+            [score for _, score in expected_row], abs=2e-3 if dtype == "float16" else 1e-5
+        )
+
+
+def test_moving_there_and_back_changes_nothing() -> None:
+    documents = {f"d{number}": matrix for number, matrix in enumerate(units(1, *range(1, 60)))}
+    notes = [{"n": number, "weight": number / 7} for number in range(len(documents))]
+    queries = units(2, 8, 3)
+    with MemoryStore() as before, on_server() as there, MemoryStore() as after:
+        fill(before, documents, notes)
+        assert there.copy_from(before, batch_tokens=200) == after.copy_from(there) == 59
+        assert after.search(queries, 20) == before.search(queries, 20)
+        assert after.search(queries, 20, {"weight": 3 / 7}) == before.search(queries, 20, {"weight": 3 / 7})
+        kept = {document.id: document.embeddings for document in before.iter_documents()}
+        assert all(torch.equal(document.embeddings, kept[document.id]) for document in after.iter_documents())
+
+
+# ----------------------------------------------------------------------------------------------------- many, and ties
+
+
+def test_a_query_without_vectors_finds_every_document_alike(store: QdrantStore) -> None:
+    queries = TokenEmbeddings.from_list([torch.ones(0, DIM), torch.ones(1, DIM)])
+    with on_server() as made, MemoryStore() as memory:
+        for each in (made, memory):
+            fill(
+                each, {name: matrix for name, matrix in zip("cab", dyadic(1, 2, 3, 1), strict=True)}, [{"n": 1}, {}, {}]
+            )
+        assert made.search(queries, 2) == memory.search(queries, 2)
+        assert made.search(queries, 2, {"n": 1}) == memory.search(queries, 2, {"n": 1})
+
+
+def test_queries_are_sent_in_requests_of_so_many_bytes() -> None:
+    documents = {f"d{number}": matrix for number, matrix in enumerate(dyadic(1, *[3] * 20))}
+    queries = dyadic(5, *[4] * 30)
+    with on_server(batch_bytes=3000) as made:
+        fill(made, documents)
+        before = len(shared_server().asked)
+        assert found(made, queries, 4) == brute_force(documents, queries, 4)
+        sizes = [asked.size for asked in shared_server().asked[before:] if asked.call.endswith("/query/batch")]
+        assert len(sizes) > 3
+        assert max(sizes) <= 3000
+
+
+def test_many_ids_are_looked_among_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("colbert_integrations.qdrant.store._NAMED", 3)
+    documents = {f"d{number:02}": matrix for number, matrix in enumerate(dyadic(1, *[3] * 20))}
+    with on_server() as made:
+        fill(made, documents, [{"n": number} for number in range(20)])
+        some = {name: documents[name] for name in sorted(documents)[4:15]}
+        assert found(made, QUERIES, 5, ids=list(some)) == brute_force(some, QUERIES, 5)
+        assert found(made, QUERIES, 5, filter=lambda document: document.id in some) == brute_force(some, QUERIES, 5)
+        made.delete(sorted(documents)[:8])
+        assert made.ids() == sorted(documents)[8:]
+
+
+def test_equal_documents_beyond_k_are_all_looked_at() -> None:
+    same, other = dyadic(2, 3)[0], dyadic(3, 3)[0]
+    with on_server() as made:
+        # Their best are "c..." or "m...", whichever scores higher; equal ones come in the order of their ids.
+        names = [f"{letter}{number:02}" for number in range(40) for letter in "mc"]
+        fill(made, {name: same if name[0] == "m" else other for name in names})
+        documents = {name: same if name[0] == "m" else other for name in names}
+        for k in (1, 39, 40, 41, 79, 80, 81):
+            assert found(made, QUERIES, k) == brute_force(documents, QUERIES, k)
+
+
+# --------------------------------------------------------------------------------------------------- candidate stages
+
+MANY = {f"d{number:03}": matrix for number, matrix in enumerate(units(1, *[8] * 400, dim=64))}
+QUERY = units(2, 6, dim=64)
+
+
+@pytest.fixture(scope="module")
+def coded() -> Iterator[QdrantStore]:
+    """A store whose collection has codes, and means for a first stage."""
+    with on_server(dtype="float32", quantization="int8", first_stage="mean") as made:
+        fill(made, MANY, [{"n": number} for number in range(len(MANY))])
+        shared_server().engine.optimize(made.collection)
+        yield made
+
+
+def asked_params(calls: int) -> list[Mapping[str, Any]]:
+    """Parameters of the last searches that the server got."""
+    bodies = [asked.body for asked in shared_server().asked if asked.call.endswith("/query/batch")]
+    return [search.get("params") for body in bodies[-calls:] for search in body["searches"]]
+
+
+def test_codes_alone_would_give_other_scores(coded: QdrantStore) -> None:
+    # Were it not so, the tests below could not fail.
+    request = models.QueryRequest(query=QUERY[0].tolist(), using="colbert", limit=10)
+    (reply,) = coded.client.query_batch_points(coded.collection, [request])
+    expected = [score for _, score in brute_force(MANY, QUERY, 10)[0]]
+    assert [point.score for point in reply.points] != pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("search", ["exact", "codes", "first_stage"])
+def test_scores_never_come_from_codes(coded: QdrantStore, search: Any) -> None:
+    true = dict(brute_force(MANY, QUERY, len(MANY))[0])
+    hits = found(coded, QUERY, 10, search=search)[0]
+    assert len(hits) == 10
+    assert [score for _, score in hits] == pytest.approx([true[name] for name, _ in hits], abs=1e-5)
+
+
+@pytest.mark.parametrize("candidates", [None, 1, 10, 200])
+def test_codes_are_always_rescored_with_more_than_are_asked_for(coded: QdrantStore, candidates: int | None) -> None:
+    coded.search(QUERY, 10, search="codes", candidates=candidates)
+    (params,) = asked_params(1)
+    assert params["quantization"]["rescore"] is True
+    assert params["quantization"]["oversampling"] == pytest.approx(max(2, (candidates or 20) / 11))
+    coded.search(QUERY, 10)
+    assert asked_params(1) == [{"exact": True, "quantization": {"ignore": True}}]
+
+
+def test_codes_find_what_exact_search_finds(coded: QdrantStore) -> None:
+    exact = [name for name, _ in found(coded, QUERY, 10)[0]]
+    assert [name for name, _ in found(coded, QUERY, 10, search="codes")[0]] == exact
+
+
+def test_the_first_stage_hands_on_its_candidates_only(coded: QdrantStore) -> None:
+    means = torch.nn.functional.normalize(torch.stack([matrix.mean(0) for matrix in MANY.values()]), dim=1)
+    order = (means @ QUERY[0].mean(0)).argsort(descending=True).tolist()
+    nearest = {name: MANY[name] for name in (list(MANY)[place] for place in order[:30])}
+    hits = found(coded, QUERY, 10, search="first_stage", candidates=30)[0]
+    assert [name for name, _ in hits] == [name for name, _ in brute_force(nearest, QUERY, 10)[0]]
+    assert hits != found(coded, QUERY, 10)[0]  # it loses some
+
+
+def test_a_first_stage_that_hands_on_everything_loses_nothing(coded: QdrantStore) -> None:
+    assert found(coded, QUERY, 10, search="first_stage", candidates=400) == found(coded, QUERY, 10)
+    few = {"n": {"$lt": 30}}
+    some = found(coded, QUERY, 10, filter=few, search="first_stage", candidates=30)
+    assert some == found(coded, QUERY, 10, filter=few)
+
+
+class Lengths:
+    """Vectors of texts, as another model would make them: here of their lengths."""
+
+    def __init__(self) -> None:
+        self.queries: list[str] = []
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [self._vector(text) for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        self.queries.append(text)
+        return self._vector(text)
+
+    def _vector(self, text: str) -> list[float]:
+        angle = len(text) / 100
+        return [math.cos(angle), math.sin(angle)]
+
+
+@pytest.mark.parametrize(
+    "make", [on_server, lambda **options: QdrantStore(":memory:", **options)], ids=["server", "local"]
+)
+def test_a_first_stage_may_have_vectors_of_its_own(make: Any) -> None:
+    model = Lengths()
+    with make(first_stage=model, search="first_stage", candidates=3) as made:
+        vectors = dyadic(1, *[3] * 20)
+        made.upsert([f"d{number}" for number in range(20)], vectors, ["x" * number for number in range(20)])
+        near = {f"d{number}": vectors[number] for number in (9, 10, 11)}
+        hits = found(made, QUERIES[:1], 3, texts=["y" * 10])
+        assert hits == brute_force(near, QUERIES[:1], 3)
+        assert model.queries[-1] == "y" * 10
+        with pytest.raises(InputError, match="pass texts="):
+            made.search(QUERIES[:1])
+        with pytest.raises(InputError, match="'none' has no text"):
+            made.upsert(["none"], vectors[:1])
+        assert made.count() == 20
+
+
+async def test_the_first_stage_of_an_async_search(coded: QdrantStore) -> None:
+    with on_server(first_stage=Lengths(), search="first_stage") as made:
+        fill(made, {"a": dyadic(1, 3)[0]})
+        assert (await made.asearch(QUERIES[:1], texts=["a"]))[0][0].id == "a"
+
+
+def test_a_model_of_llama_index_makes_vectors_too() -> None:
+    class Model(MockEmbedding):
+        def _get_text_embedding(self, text: str) -> list[float]:
+            return Lengths().embed_query(text)
+
+        _get_query_embedding = _get_text_embedding
+
+    vectors = dyadic(1, *[3] * 20)
+    with on_server(first_stage=Model(embed_dim=2), search="first_stage", candidates=3) as made:
+        made.upsert([f"d{number}" for number in range(20)], vectors, ["x" * number for number in range(20)])
+        near = {f"d{number}": vectors[number] for number in (9, 10, 11)}
+        assert found(made, QUERIES[:1], 3, texts=["y" * 10]) == brute_force(near, QUERIES[:1], 3)
+
+
+def test_an_index_tells_the_store_what_its_queries_say(tiny: ColBERT) -> None:
+    model, short, long = Lengths(), "quest", "quest" + 20 * " "  # to the other model only, space counts
+    with on_server(first_stage=model, search="first_stage") as made:
+        index = ColBERTIndex(tiny, made)
+        index.add([short, long], ids=["s", "l"])
+        assert index.search(short, k=1, candidates=1)[0].id == "s"
+        assert [hits[0].id for hits in index.search([short, long], k=1, candidates=1)] == ["s", "l"]
+        assert model.queries[-3:] == [short, short, long]
+
+
+@pytest.mark.parametrize(
+    ("options", "search", "said"),
+    [
+        ({}, "pooled", "a QdrantStore has no search='pooled'"),
+        ({}, "fast", "must be one of 'exact', 'codes', 'first_stage', not 'fast'"),
+        ({}, "codes", "make the collection with quantization="),
+        ({}, "first_stage", "make the store with first_stage="),
+        ({"quantization": "int8"}, "first_stage", "make the store with first_stage="),
+    ],
+)
+def test_a_search_that_the_store_was_not_made_for_is_refused(options: Any, search: Any, said: str) -> None:
+    with on_server(**options) as made:
+        fill(made, {"a": torch.ones(1, DIM)})
+        with pytest.raises(InputError, match=said):
+            made.search(QUERIES, search=search)
+
+
+def test_a_memory_store_has_no_first_stage() -> None:
+    with pytest.raises(
+        InputError, match="a MemoryStore has no search='first_stage': it has 'exact', 'codes', 'pooled'"
+    ):
+        MemoryStore(search="first_stage")
+
+
+# --------------------------------------------------------------------------------------------------------------- wire
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=20))
+def test_vectors_in_few_digits_are_the_same_vectors(values: list[float]) -> None:
+    for dtype in ("float16", "float32"):
+        kept = torch.tensor([values]).to(getattr(torch, dtype))
+        wire = Wire(dtype, text=True)
+        text = json.dumps(wire.numbers(kept), separators=(",", ":"))
+        again = torch.tensor(json.loads(text), dtype=torch.float32).to(kept.dtype)
+        assert torch.equal(again, kept)
+        if all(
+            value == 0 or abs(value) > 1e-12 for value in values
+        ):  # nearer to 0 there are more digits, and no matter
+            assert len(text) <= wire.size_of(kept)

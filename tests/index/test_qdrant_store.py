@@ -1,0 +1,720 @@
+"""A Qdrant collection as a store: how it is made and opened, what goes wrong, and what is lost then (nothing)."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
+
+from colbert_integrations import ColBERT, ColBERTIndex, TokenEmbeddings
+from colbert_integrations.errors import FingerprintError, InputError, StoreError, StoreServerError
+from colbert_integrations.fingerprint import Fingerprint
+from colbert_integrations.qdrant import QdrantStore, connection
+from qdrant_server import Fault, QdrantServer, shared_server
+from qdrant_server.bodies import problem
+from stores import DIM, brute_force, by_grpc, dyadic, fill, found, units
+
+QUERIES = dyadic(99, 3, 1, 5)
+HERE, THERE = Fingerprint("abc", "one", DIM, {"model": "one"}), Fingerprint("def", "two", DIM)
+
+
+@pytest.fixture
+def server() -> Iterator[QdrantServer]:
+    """A server of a test's own, to be disturbed."""
+    made = QdrantServer()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """No waiting between tries; how long it would have been."""
+    waited: list[float] = []
+
+    async def asleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(connection, "sleep", waited.append)
+    monkeypatch.setattr(connection, "asleep", asleep)
+    return waited
+
+
+@pytest.fixture
+def documents() -> dict[str, torch.Tensor]:
+    return {f"d{number}": matrix for number, matrix in enumerate(dyadic(1, 4, 1, 7, 3, 2, 9, 5))}
+
+
+# ----------------------------------------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"location": "localhost:6333"}, "write 'http://localhost:6333'"),
+        ({"collection": ""}, "collection must be a name"),
+        ({"dtype": "int8"}, "dtype must be"),
+        ({"quantization": "int4"}, "'int8', 'binary', or a quantization of qdrant_client.models, not 'int4'"),
+        ({"first_stage": "max"}, "first_stage must be 'mean' or an embedding model"),
+        ({"first_stage": object()}, "first_stage must be 'mean' or an embedding model"),
+        ({"search": "pooled"}, "has no search='pooled'"),
+        ({"search": "first_stage"}, "needs a first stage"),
+        ({"candidates": 0}, "candidates must be"),
+        ({"shard_number": 0}, "shard_number must be"),
+        ({"replication_factor": 1.5}, "replication_factor must be"),
+        ({"batch_bytes": 0}, "batch_bytes must be"),
+        ({"retries": -1}, "retries must be"),
+        ({"vector_name": "first_stage"}, "vector_name must be"),
+        ({"payload_indexes": {"year": "integer"}}, "one of string, number, boolean, not 'integer'"),
+        ({"payload_indexes": {'a"b': "string"}}, "can't have a payload index"),
+    ],
+)
+def test_impossible_arguments_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        QdrantStore(**{"location": ":memory:", **options})
+
+
+def test_a_client_brings_its_own_settings() -> None:
+    client = QdrantClient(":memory:")
+    with pytest.raises(InputError, match="a client has its api_key"):
+        QdrantStore(client, api_key="secret")
+    with pytest.raises(InputError, match="leave async_client out"):
+        QdrantStore(client, async_client=AsyncQdrantClient(":memory:"))
+    client.close()
+
+
+def test_nothing_is_asked_before_the_first_call(server: QdrantServer) -> None:
+    with QdrantStore(server.url) as store:
+        assert repr(store) == f"QdrantStore('{server.url}', 'colbert', float16)"
+        assert server.asked == []
+        assert store.count() == 0
+        assert len(server.asked) == 1
+
+
+def test_a_client_that_was_given_stays_open(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
+    client = QdrantClient(url=server.url, check_compatibility=False)
+    with QdrantStore(client) as store:
+        fill(store, documents)
+    assert client.count("colbert").count == 7
+    with QdrantStore(client) as again:
+        assert again.ids() == sorted(documents)
+    client.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*[.]lock:ResourceWarning")  # the client's own, where it can't lock the folder
+@pytest.mark.filterwarnings("ignore:.*[.]lock:pytest.PytestUnraisableExceptionWarning")
+def test_a_folder_is_opened_again_but_by_one_process_at_a_time(
+    tmp_path: Path, documents: dict[str, torch.Tensor]
+) -> None:
+    with QdrantStore(tmp_path) as store:
+        fill(store, documents, [{"n": number, "w": number / 7} for number in range(7)])
+        store.bind(HERE)
+        with pytest.raises(StoreError, match="already accessed by another instance"):
+            QdrantStore(str(tmp_path))
+    with QdrantStore(str(tmp_path)) as again:
+        assert again.fingerprint == HERE
+        assert again.get(["d3"])[0].metadata == {"n": 3, "w": 3 / 7}
+        assert found(again, QUERIES, 4) == brute_force(documents, QUERIES, 4)
+
+
+# ---------------------------------------------------------------------------------------------------------- collections
+
+
+def test_a_collection_is_made_as_was_asked(server: QdrantServer) -> None:
+    options: dict[str, Any] = {"shard_number": 3, "replication_factor": 2, "on_disk": True, "quantization": "int8"}
+    with QdrantStore(server.url, "mine", **options, first_stage="mean", vector_name="tokens") as store:
+        store.bind(HERE)
+    (made,) = [asked.body for asked in server.asked if asked.call == "PUT /collections/mine"]
+    assert made == {
+        "vectors": {
+            "tokens": {
+                "size": DIM,
+                "distance": "Dot",
+                "multivector_config": {"comparator": "max_sim"},
+                "hnsw_config": {"m": 0},
+                "datatype": "float16",
+                "on_disk": True,
+                "quantization_config": {"scalar": {"type": "int8", "always_ram": True}},
+            },
+            "first_stage": {"size": DIM, "distance": "Cosine"},
+        },
+        "shard_number": 3,
+        "replication_factor": 2,
+        "metadata": {"colbert_integrations": {"fingerprint": HERE.as_json()}},
+    }
+
+
+def test_a_quantization_of_the_clients_is_taken_as_it_is(server: QdrantServer) -> None:
+    config = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99)
+    with QdrantStore(server.url, quantization=models.ScalarQuantization(scalar=config)) as store:
+        store.bind(HERE)
+    made = next(asked.body for asked in server.asked if asked.call == "PUT /collections/colbert")
+    assert made["vectors"]["colbert"]["quantization_config"] == {"scalar": {"type": "int8", "quantile": 0.99}}
+
+
+def multivector(**more: Any) -> models.VectorParams:
+    options: dict[str, Any] = {
+        "size": DIM,
+        "distance": models.Distance.DOT,
+        "datatype": models.Datatype.FLOAT16,
+        "multivector_config": models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
+    }
+    return models.VectorParams(**{**options, **more})
+
+
+@pytest.mark.parametrize(
+    ("vectors", "options", "said"),
+    [
+        ({"other": multivector()}, {}, "has no vector 'colbert' .it has 'other'."),
+        ({"colbert": multivector(distance="Cosine")}, {}, "'colbert' with distance 'Cosine', not 'Dot'"),
+        ({"colbert": multivector(multivector_config=None)}, {}, "with multivectors 'none', not 'max_sim'"),
+        ({"colbert": multivector(datatype=None)}, {}, "datatype 'float32', not 'float16': pass dtype='float32'"),
+        ({"colbert": multivector()}, {"dtype": "float32"}, "datatype 'float16', not 'float32'"),
+        ({"colbert": multivector()}, {"first_stage": "mean"}, "was made without a first stage"),
+        (
+            {"colbert": multivector(), "first_stage": models.VectorParams(size=3, distance="Cosine")},
+            {"first_stage": "mean"},
+            "vectors of dim 3 as its first stage, not 8",
+        ),
+    ],
+)
+@pytest.mark.parametrize("local", [True, False], ids=["local", "server"])
+def test_a_collection_of_another_form_is_refused(
+    server: QdrantServer, vectors: Any, options: dict[str, Any], said: str, local: bool
+) -> None:
+    client = QdrantClient(":memory:") if local else QdrantClient(url=server.url, check_compatibility=False)
+    client.create_collection("colbert", vectors_config=vectors)
+    with QdrantStore(client, **options) as store:
+        for call in (store.count, lambda: store.search(QUERIES), lambda: fill(store, {"a": torch.ones(1, DIM)})):
+            with pytest.raises(StoreError, match=said):
+                call()
+    client.close()
+
+
+def test_a_collection_whose_vector_has_no_name_is_refused() -> None:
+    client = QdrantClient(":memory:")
+    client.create_collection("colbert", vectors_config=multivector())
+    with QdrantStore(client) as store, pytest.raises(StoreError, match="it has only one without a name"):
+        store.count()
+    client.close()
+
+
+def test_a_collection_that_somebody_made_is_used(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
+    client = QdrantClient(url=server.url, check_compatibility=False)
+    client.create_collection("colbert", vectors_config={"colbert": multivector()}, metadata={"mine": 1})
+    with QdrantStore(client) as store:
+        assert (store.dim, store.fingerprint, store.count()) == (DIM, None, 0)
+        fill(store, documents)
+        store.bind(HERE)
+        assert found(store, QUERIES, 4) == brute_force(documents, QUERIES, 4)
+    assert client.get_collection("colbert").config.metadata["mine"] == 1
+    client.close()
+
+
+def test_points_of_somebody_else_are_an_error(server: QdrantServer) -> None:
+    with QdrantStore(server.url) as store:
+        store.bind(HERE)
+        vector = {"colbert": torch.ones(1, DIM).tolist()}
+        store.client.upsert("colbert", [models.PointStruct(id=7, vector=vector, payload={"name": "x"})])
+        for call in (store.ids, lambda: store.search(QUERIES), lambda: list(store.iter_documents())):
+            with pytest.raises(StoreError, match="points that this package did not store"):
+                call()
+
+
+def test_payload_indexes_are_made_once(server: QdrantServer) -> None:
+    indexes: Any = {"year": "number", "author.first name": "string", "draft": "boolean"}
+    made = ["year", "author.first name", "draft"]
+    notes = [{"year": 2020, "author": {"first name": "Ada"}, "draft": True}, {"year": 2021.5, "draft": False}]
+    for _ in range(2):
+        with QdrantStore(server.url, payload_indexes=indexes) as store:
+            fill(store, dict(zip("ab", dyadic(1, 2, 3), strict=True)), notes)
+            assert store.ids({"year": {"$gt": 2020}}) == store.ids({"draft": False}) == ["b"]
+            assert store.ids({"year": 2020.0, "draft": True}) == store.ids({"author.first name": "Ada"}) == ["a"]
+    bodies = [asked.body for asked in server.asked if asked.call.endswith("/index")]
+    assert [body["field_schema"] for body in bodies] == ["float", "keyword", "bool"]
+    assert len(bodies) == len(made)
+    with QdrantStore(server.url, payload_indexes={"more": "string"}) as store:
+        assert store.count() == 2
+    assert len([asked for asked in server.asked if asked.call.endswith("/index")]) == 4
+
+
+def test_local_mode_has_no_payload_indexes_and_does_not_warn() -> None:
+    with QdrantStore(":memory:", payload_indexes={"year": "number"}) as store:
+        fill(store, {"a": torch.ones(1, DIM)}, [{"year": 1}])
+        assert store.ids({"year": 1}) == ["a"]
+
+
+# ---------------------------------------------------------------------------------------------------------- fingerprint
+
+
+def test_the_fingerprint_is_kept_with_the_collection(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
+    with QdrantStore(server.url) as store, QdrantStore(server.url) as other:
+        fill(store, documents)
+        assert (store.fingerprint, other.fingerprint) == (None, None)
+        store.bind(HERE)
+        assert other.fingerprint == HERE
+        assert other.fingerprint.settings == HERE.settings
+        with pytest.raises(FingerprintError, match=r"the collection 'colbert' holds vectors of one .* not fit .* two"):
+            other.bind(THERE)
+        assert (store.count(), len(store.ids()), len(list(store.iter_documents()))) == (7, 7, 7)
+
+
+def test_another_name_of_the_same_model_is_not_written(server: QdrantServer) -> None:
+    with QdrantStore(server.url) as store, QdrantStore(server.url) as reader:
+        store.bind(HERE)
+        server.faults.append(Fault(403, "PATCH|PUT|DELETE"))  # a key that may only read
+        reader.bind(Fingerprint("abc", "another name", DIM))
+        assert store.fingerprint.model == "one"  # type: ignore[union-attr]
+
+
+def test_a_model_of_another_dimension_is_refused(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
+    with QdrantStore(server.url) as store:
+        fill(store, documents)
+        with pytest.raises(FingerprintError, match="vectors of dim 8, which are not those of three .dim 3"):
+            store.bind(Fingerprint("x", "three", 3))
+        assert store.fingerprint is None
+
+
+def test_a_server_that_keeps_no_metadata_is_an_error(server: QdrantServer) -> None:
+    server.engine.keeps_metadata = False  # as before 1.16
+    with QdrantStore(server.url) as store, pytest.raises(StoreError, match="Qdrant 1.16 or later"):
+        store.bind(HERE)
+
+
+def test_two_stores_on_one_collection_see_each_other(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
+    with QdrantStore(server.url) as one, QdrantStore(server.url) as other:
+        assert (one.count(), other.count()) == (0, 0)
+        fill(one, {"d0": documents["d0"], "d1": documents["d1"]}, [{"n": 0}, {"n": 1}])
+        assert other.ids() == ["d0", "d1"]
+        other.set_metadata(["d1"], [{"n": 5}])
+        fill(other, {"d2": documents["d2"]})
+        assert one.ids({"n": 5}) == ["d1"]
+        one.delete(["d0"])
+        left = {name: documents[name] for name in ("d1", "d2")}
+        assert found(other, QUERIES, 9) == found(one, QUERIES, 9) == brute_force(left, QUERIES, 9)
+
+
+def test_many_may_make_the_collection_at_once(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
+    def add(name: str) -> None:
+        with QdrantStore(server.url) as store:
+            store.bind(HERE)
+            fill(store, {name: documents[name]})
+
+    with ThreadPoolExecutor(7) as threads:
+        list(threads.map(add, documents))
+    with QdrantStore(server.url) as store:
+        assert (store.ids(), store.fingerprint) == (sorted(documents), HERE)
+
+
+# -------------------------------------------------------------------------------------------------- batches and losses
+
+
+def test_requests_have_so_many_bytes_at_most(server: QdrantServer) -> None:
+    many = {f"d{number}": matrix for number, matrix in enumerate(units(1, *[20] * 60, dim=32))}
+    for dtype in ("float16", "float32"):
+        with QdrantStore(server.url, dtype, dtype=dtype, batch_bytes=50_000) as store:  # type: ignore[arg-type]
+            fill(store, many, [{"é": "漢\u0000" * 50}] * 60)
+            sizes = server.sizes(f"/collections/{dtype}/points$")
+            assert len(sizes) > 5
+            assert max(sizes) <= 50_000
+            assert max(sizes) > 25_000  # not many more than needed either
+            assert store.count() == 60
+
+
+def test_a_document_that_is_larger_than_a_request_goes_alone(server: QdrantServer) -> None:
+    lengths = [2, 400, 2, 2]
+    with QdrantStore(server.url, batch_bytes=10_000) as store:
+        fill(store, dict(zip("abcd", units(1, *lengths, dim=32), strict=True)))
+        small, large, rest = server.sizes("PUT .*/points$")
+        assert small < 10_000 < large
+        assert rest < 10_000
+        assert store.ids() == list("abcd")
+
+
+def test_what_a_server_does_not_take_is_refused_before_anything_is_sent(server: QdrantServer) -> None:
+    with QdrantStore(server.url) as store:
+        fits, large = torch.ones(2**16 - 1, 16), torch.ones(2**16, 16)
+        with pytest.raises(InputError, match="'b' has 65536 vectors of dim 16: a Qdrant server takes at most 65535"):
+            fill(store, {"a": fits[:1], "b": large})
+        assert server.asked == []
+    with QdrantStore(":memory:") as store:
+        fill(store, {"a": fits})
+        assert store.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "metadata", "said"),
+    [
+        ("\ud800", None, {}, "half of a surrogate pair"),
+        ("a", "\udfff", {}, "half of a surrogate pair"),
+        ("a", None, {"x": ["\ud800"]}, "half of a surrogate pair"),
+        ("a", None, {"\ud800": 1}, "half of a surrogate pair"),
+        ("a", None, eval('{"x":' * 101 + "1" + "}" * 101), "more than 100 levels"),
+    ],
+)
+def test_what_the_engine_could_not_read_again_is_refused(
+    server: QdrantServer, name: str, text: str | None, metadata: dict[str, Any], said: str
+) -> None:
+    with QdrantStore(server.url) as store:
+        vectors = TokenEmbeddings.from_list([torch.ones(1, DIM)] * 2)
+        with pytest.raises(InputError, match=said):
+            store.upsert(["kept", name], vectors, [None, text], [{}, metadata])
+        assert server.asked == []
+        store.upsert(["kept"], vectors[:1], None, [{"x": [[]] * 3}])
+        with pytest.raises(InputError, match=said):
+            store.set_metadata(["kept"], [{"x": text, "y": metadata, "z": name}])
+        assert store.get(["kept"])[0].metadata == {"x": [[], [], []]}
+
+
+def test_metadata_as_deep_as_is_taken_comes_back(server: QdrantServer) -> None:
+    deep = eval('{"x":' * 100 + "0.1" + "}" * 100)
+    with QdrantStore(server.url) as store:
+        fill(store, {"a": torch.ones(1, DIM)}, [deep])
+        assert store.get(["a"])[0].metadata == deep
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["local", "server"])
+def test_nothing_is_left_of_metadata_that_is_replaced(server: QdrantServer, local: bool) -> None:
+    one = {"a": torch.ones(1, DIM)}
+    notes: list[dict[str, Any]] = [{"w": 0.1 + 0.2, "x": 1}, {"w": 1}, {"w": 2**70}, {}]
+    with QdrantStore(":memory:" if local else server.url) as store:
+        for note in notes:
+            fill(store, one, [note])
+            assert store.get(["a"])[0].metadata == note
+        for note in notes:
+            store.set_metadata(["a"], [note])
+            assert store.get(["a"])[0].metadata == note
+
+
+def test_an_upsert_that_fails_in_the_middle_says_what_is_stored(
+    server: QdrantServer, documents: dict[str, torch.Tensor]
+) -> None:
+    with QdrantStore(server.url, batch_bytes=500, retries=0) as store:
+        fill(store, {"d4": documents["d0"]}, [{"old": True}])
+        server.faults.append(Fault(500, "PUT .*/points$", after=3, times=1))
+        with pytest.raises(
+            StoreServerError, match="3 of 7 documents are stored, the others are as they were"
+        ) as caught:
+            fill(store, documents, [{"n": number} for number in range(7)])
+        assert caught.value.status == 500
+        # Exactly the first three, and what was there of the others.
+        assert store.ids() == ["d0", "d1", "d2", "d4"]
+        assert store.get(["d4"])[0].metadata == {"old": True}
+        # The advice of the error:
+        fill(store, documents, [{"n": number} for number in range(7)])
+        assert store.get(["d4"])[0].metadata == {"n": 4}
+        assert found(store, QUERIES, 9) == brute_force(documents, QUERIES, 9)
+
+
+def test_adding_again_after_a_failure_encodes_only_what_is_missing(server: QdrantServer, tiny: ColBERT) -> None:
+    texts = [f"quest {number}" for number in range(20)]
+    with QdrantStore(server.url, batch_bytes=2000, retries=0) as store:
+        index = ColBERTIndex(tiny, store)
+        server.faults.append(Fault(503, "PUT .*/points$", after=2, times=1))
+        with pytest.raises(StoreServerError, match=r"documents are stored"):
+            index.add(texts)
+        there = store.count()
+        assert 0 < there < 20
+        encoded: list[str] = []
+        encode = tiny.encode_document
+
+        def counted(texts: list[str], **options: Any) -> TokenEmbeddings:
+            encoded.extend(texts)
+            return encode(texts, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tiny, "encode_document", counted)
+            index.add(texts)
+        assert (len(encoded), store.count()) == (20 - there, 20)
+
+
+def test_pages_adapt_to_the_documents(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [1 + number % 5 for number in range(100)]
+    many = {f"d{number:03}": matrix for number, matrix in enumerate(dyadic(1, *lengths))}
+    with QdrantStore(server.url) as store:
+        fill(store, many)
+        seen = [document.id for document in store.iter_documents()]
+        assert sorted(seen) == list(many)
+        assert [asked.body["limit"] for asked in server.asked if asked.call.endswith("/scroll")] == [16, 256]
+        kept = store.get(list(many), embeddings=True)
+        assert all(torch.equal(document.embeddings.float(), many[document.id]) for document in kept)  # type: ignore[union-attr]
+        read = [asked.body["ids"] for asked in server.asked if asked.call == "POST /collections/colbert/points"]
+        assert list(map(len, read)) == [16, 84]
+        monkeypatch.setattr("colbert_integrations.qdrant.pages._FLOATS", 4 * 3 * DIM)
+        assert sorted(document.id for document in store.iter_documents()) == list(many)
+        limits = [asked.body["limit"] for asked in server.asked if asked.call.endswith("/scroll")][2:]
+        assert len(limits) > 20
+        assert max(limits[1:]) <= 12
+
+
+# ------------------------------------------------------------------------------------------------------ what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("status", "tries", "said"),
+    [
+        (400, 1, "the server can't read it"),
+        (401, 1, "pass api_key="),
+        (403, 1, "may not do this"),
+        (404, 1, "not there any more"),
+        (409, 1, "meanwhile"),
+        (413, 1, "lower batch_bytes="),
+        (422, 1, "older than what this client speaks"),
+        (429, 4, "limits how much"),
+        (500, 1, "told to answer 500"),
+        (502, 4, "told to answer 502"),
+        (503, 4, "told to answer 503"),
+        (504, 4, "told to answer 504"),
+    ],
+)
+async def test_what_a_server_refuses_is_tried_again_only_if_that_can_help(
+    server: QdrantServer,
+    documents: dict[str, torch.Tensor],
+    pauses: list[float],
+    status: int,
+    tries: int,
+    said: str,
+) -> None:
+    with QdrantStore(server.url, retries=3) as store:
+        fill(store, documents)
+        server.faults.append(Fault(status))
+
+        def check(error: StoreServerError, call: str) -> None:
+            assert error.status == status
+            assert f"status {status}: told to answer {status}" in str(error)
+            assert said in str(error)
+            assert server.url in str(error)
+            assert len(server.sizes(call)) == tries
+            assert len(pauses) == tries - 1
+            server.asked.clear()
+            pauses.clear()
+
+        server.asked.clear()
+        with pytest.raises(StoreServerError, match="query_batch_points of the collection 'colbert'") as caught:
+            store.search(QUERIES)
+        check(caught.value, "query")
+        with pytest.raises(StoreServerError, match="upsert of the collection 'colbert'") as caught:
+            fill(store, documents)
+        check(caught.value, "PUT")
+        with pytest.raises(StoreServerError) as caught:
+            await store.asearch(QUERIES)
+        check(caught.value, "query")
+        await store.aclose()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 409, 429, 500, 503])
+async def test_by_grpc_the_same_goes_wrong(pauses: list[float], status: int) -> None:
+    with by_grpc(retries=1) as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        fault = Fault(status, store.collection)
+        shared_server().faults.append(fault)
+        try:
+            for number in (1, 2):
+                with pytest.raises(StoreServerError, match=f"told to answer {status}") as caught:
+                    store.count() if number == 1 else await store.acount()
+                assert caught.value.status == status
+                assert len(pauses) == number * (status in (429, 503))
+        finally:
+            shared_server().faults.remove(fault)
+        await store.aclose()
+
+
+def test_a_server_that_fails_twice_and_then_works_is_not_noticed(
+    server: QdrantServer, documents: dict[str, torch.Tensor], pauses: list[float]
+) -> None:
+    with QdrantStore(server.url) as store:
+        for calls in ("GET", "PUT .*/colbert$", "PUT .*/points$", "POST .*/query", "POST .*/scroll", "PATCH"):
+            server.faults.append(Fault(503, calls, times=2))
+        fill(store, documents)
+        assert found(store, QUERIES, 4) == brute_force(documents, QUERIES, 4)
+        store.bind(HERE)
+        assert store.ids() == sorted(documents)
+        assert len(pauses) == 12
+
+
+def test_pauses_grow_and_differ(server: QdrantServer, pauses: list[float]) -> None:
+    server.faults.append(Fault(503))
+    for _ in range(2):
+        with QdrantStore(server.url, retries=9) as store, pytest.raises(StoreServerError):
+            store.count()
+    for number, pause in enumerate(pauses):
+        assert 0.5 <= pause / min(20, 0.25 * 2 ** (number % 9)) <= 1
+    assert pauses[:9] != pauses[9:]
+
+
+@pytest.mark.parametrize(("wanted", "waited"), [("7", 7), ("9999", 60)])
+def test_a_server_that_says_how_long_to_wait_is_listened_to(
+    server: QdrantServer, pauses: list[float], wanted: str, waited: float
+) -> None:
+    server.faults.append(Fault(429, times=1, headers=(("Retry-After", wanted),)))
+    with QdrantStore(server.url) as store:
+        assert store.count() == 0
+    assert pauses == [waited]
+
+
+async def test_a_dead_server_is_an_error_that_says_so(pauses: list[float]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with QdrantStore(url, retries=2) as store:
+        for call in (store.count, lambda: store.fingerprint, lambda: fill(store, {"a": torch.ones(1, DIM)})):
+            with pytest.raises(StoreServerError, match=f"at {url}: no answer .ConnectError.*is it up") as caught:
+                call()
+            assert caught.value.status is None
+        with pytest.raises(StoreServerError, match="no answer .ConnectError.*is it up"):
+            await store.acount()
+        assert len(pauses) == 8
+        await store.aclose()
+
+
+async def test_a_slow_server_is_an_error_that_says_what_helps(server: QdrantServer, pauses: list[float]) -> None:
+    with QdrantStore(server.url, timeout=1, retries=0) as store:
+        server.delay = 2.5
+        with pytest.raises(StoreServerError, match="no answer .ReadTimeout.*raise timeout="):
+            store.count()
+        with pytest.raises(StoreServerError, match="no answer .ReadTimeout.*raise timeout="):
+            await store.acount()
+        await store.aclose()
+
+
+def test_a_body_that_is_too_large_says_what_helps(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
+    server.most_bytes = 1500
+    with QdrantStore(server.url) as store:
+        with pytest.raises(StoreServerError, match="lower batch_bytes=") as caught:
+            fill(store, documents)
+        assert caught.value.status == 413
+    with QdrantStore(server.url, batch_bytes=1500) as store:
+        fill(store, documents)
+        assert store.count() == 7
+
+
+def test_a_key_opens_a_server_that_wants_one(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
+    server.api_key = "secret"
+    with QdrantStore(server.url) as store, pytest.raises(StoreServerError, match="api_key=") as caught:
+        store.count()
+    assert caught.value.status == 401
+    with pytest.warns(UserWarning, match="insecure connection"):
+        store = QdrantStore(server.url, api_key="secret")
+    fill(store, documents)
+    assert store.count() == 7
+    assert "secret" not in repr(store)
+    store.close()
+
+
+def test_an_answer_that_nobody_can_read_is_not_asked_for_again(
+    server: QdrantServer, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with QdrantStore(server.url) as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        monkeypatch.setattr(server.engine, "count", None)
+        monkeypatch.setattr(QdrantServer, "answer", lambda *_: {"total": 1})
+        with pytest.raises(StoreServerError, match="ValidationError"):
+            store.count()
+        assert pauses == []
+
+
+def test_a_collection_that_was_deleted_is_an_error(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
+    with QdrantStore(server.url) as store:
+        fill(store, documents)
+        store.client.delete_collection("colbert")
+        with pytest.raises(StoreServerError, match="not there any more") as caught:
+            store.count()
+        assert caught.value.status == 404
+
+
+def test_what_goes_wrong_in_local_mode_is_our_error_too(documents: dict[str, torch.Tensor]) -> None:
+    client = QdrantClient(":memory:")
+    with QdrantStore(client) as store:
+        fill(store, documents)
+        client.delete_collection("colbert")
+        with pytest.raises(StoreServerError, match="'colbert' at :memory: failed: Collection colbert not found"):
+            store.count()
+        client.close()
+        with pytest.raises(StoreServerError, match="failed: .*closed"):
+            store.count()
+
+
+def test_errors_are_pickled_with_their_status() -> None:
+    again = pickle.loads(pickle.dumps(StoreServerError("said", 503)))
+    assert (str(again), again.status) == ("said", 503)
+
+
+# ---------------------------------------------------------------------------------------------------------------- async
+
+
+def test_each_event_loop_has_a_client_of_its_own(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
+    async def search() -> Any:
+        return await store.asearch(QUERIES, 3)
+
+    with QdrantStore(server.url) as store:
+        fill(store, documents)
+        assert asyncio.run(search()) == asyncio.run(search()) == store.search(QUERIES, 3)
+
+
+async def test_waiting_for_a_server_takes_no_thread(
+    server: QdrantServer, documents: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = QdrantStore(server.url)
+    fill(store, documents, [{"n": number} for number in range(7)])
+    expected = store.search(QUERIES, 3)
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a thread was taken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._worker, "run", refuse)
+        results = await asyncio.gather(
+            *[store._arun(store._search(QUERIES, 3, None, None, "exact", None, None)) for _ in range(20)]
+        )
+        assert results == [expected] * 20
+        assert await store.acount() == 7
+        assert await store.aids({"n": 3}) == ["d3"]
+        assert (await store.aget(["d3"]))[0].text == "d3"
+    await store.aclose()
+
+
+async def test_an_async_client_that_was_given_is_used(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
+    given = AsyncQdrantClient(url=server.url, check_compatibility=False, headers={"x": "y"})
+    store = QdrantStore(server.url, async_client=given)
+    fill(store, documents)
+    assert store._connection._async_client() is given
+    assert await store.acount() == 7
+    await store.aclose()
+    assert (await given.count("colbert")).count == 7  # it stays open
+    await given.close()
+
+
+# ----------------------------------------------------------------------------------------------- the tests' own server
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "said"),
+    [
+        ({"limit": 0}, "ScrollRequest", "ScrollRequest.limit: no count: 0"),
+        ({"limits": 1}, "ScrollRequest", "has no limits"),
+        ({"exact": 1}, "CountRequest", "no bool"),
+        ({}, "PointRequest", "PointRequest lacks ids"),
+        ({"ids": ["x"]}, "PointRequest", "no id: 'x'"),
+        ({"ids": [-1]}, "PointRequest", "no id: -1"),
+        ({"points": [{"id": 1, "vector": {"a": [[1.0], ["x"]]}}]}, "PointsList", "no multivector"),
+        ({"points": [{"id": 1, "vector": {"a": []}, "payload": []}]}, "PointsList", "PointStruct.payload"),
+        ({"filter": {"must": [{"key": "a", "range": {"gte": "x"}}]}}, "CountRequest", "Range.gte: no number: 'x'"),
+        ({"filter": {"must": [{"key": "a", "match": {"value": 1.5}}]}}, "CountRequest", "no int: 1.5"),
+        ({"filter": {"any": []}}, "CountRequest", "Filter has no any"),
+        ({"vectors": {"a": {"size": 1, "distance": "dot"}}}, "CreateCollection", "'dot' is not Dot"),
+    ],
+)
+def test_the_tests_server_takes_only_what_the_api_has(body: Any, kind: str, said: str) -> None:
+    assert said in str(problem(body, kind))
+
+
+def test_it_takes_what_the_api_has() -> None:
+    conditions = [{"has_id": []}, {"is_null": {"key": "a"}}, {"should": [{"key": "a", "match": {"value": True}}]}]
+    assert problem({"filter": {"must": conditions, "must_not": None}, "limit": 3}, "ScrollRequest") is None
