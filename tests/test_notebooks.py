@@ -72,9 +72,9 @@ def test_one_line_brings_the_answer_up_in_langchain(run):
     before, after = ran.rows("before")[1:], ran.rows("after")[1:]
     assert len(before) == len(after) == 3
     assert not any(answer in row[3] for row in before)
-    assert answer in after[0][3]
+    assert answer in after[0][4]
     assert 1 >= float(after[0][1]) > float(after[1][1]) > float(after[2][1]) > 0
-    assert int(after[0][4]) > 3
+    assert int(after[0][2]) > 3
 
 
 def test_the_chain_hands_the_answer_to_the_model(run):
@@ -86,7 +86,7 @@ def test_the_chain_hands_the_answer_to_the_model(run):
 def test_the_explanation_is_shown_and_says_why_bm25_was_wrong(run):
     ran = run("1_langchain_rag")
     assert "colbert-explanation" in ran.shown("why")
-    right, wrong = zip(*[(float(row[2]), float(row[5])) for row in ran.rows("why-not")[2:]])
+    right, wrong = zip(*[(float(row[3]), float(row[5])) for row in ran.rows("why-not")[1:]])
     assert sum(right) > sum(wrong)
 
 
@@ -94,8 +94,8 @@ def test_one_argument_brings_the_answer_up_in_llama_index(run):
     ran = run("2_llama_index_query_engine")
     assert not any("Context Managers" in row[2] for row in ran.rows("before")[1:])
     after = ran.rows("after")[1:]
-    assert "With Statement Context Managers" in after[0][2]
-    assert int(after[0][4]) > 3
+    assert after[0][3] == "With Statement Context Managers"
+    assert int(after[0][2]) > 3
     assert "Enter the runtime context" in ran.printed("response")
     assert "colbert-explanation" in ran.shown("why")
     assert ran.shown("heat-map", "image/png")
