@@ -110,10 +110,10 @@ def test_a_threshold_leaves_questions_without_an_answer(run):
 
 def test_files_are_searched_and_filtered(run):
     ran = run("3_retriever_over_your_files")
-    assert ran.rows("search")[1][1] == "the-break-statement.md"
+    assert ran.rows("search")[1][2] == "the-break-statement.md"
     filtered = ran.rows("filter")[1:]
     assert len(filtered) == 3
-    assert all(row[1] != "the-break-statement.md" and int(row[2]) < 500 for row in filtered)
+    assert all(row[2] != "the-break-statement.md" and int(row[3]) < 500 for row in filtered)
     assert all("async" in row[4] for row in ran.rows("filter-function")[1:])
 
 
