@@ -17,8 +17,6 @@ from .model import ColBERT
 
 __all__ = ["CorpusReport", "index_corpus"]
 
-# Documents of a window: neighbours of like length are encoded together, and what is there already is asked for at once.
-_WINDOW = 2048
 # Failures that a report holds; of a corpus with a wrong column there would be millions.
 _FAILURES = 1000
 
@@ -56,14 +54,15 @@ def index_corpus(
     store: Store | str,
     *,
     pool_factor: float = 1,
+    window: int = 2048,
     total: int | None = None,
     on_failure: Callable[[str, Exception], None] | None = None,
     show_progress: bool | None = None,
 ) -> CorpusReport:
     """Encode a corpus and store it.
 
-    Two windows of some thousand documents are in memory at a time: while one is written, the next one is encoded.
-    Run again after an interruption, or on a corpus that has grown, it encodes only what is not there yet.
+    Two windows of documents are in memory at a time: while one is written, the next one is encoded. Run again after an
+    interruption, or on a corpus that has grown, it encodes only what is not there yet.
 
     Args:
         documents: Texts, or mappings with a ``text`` and, if they have them, an ``id`` and ``metadata`` (JSON-able,
@@ -72,6 +71,8 @@ def index_corpus(
         model: A name, a path or a ``ColBERT``.
         store: Where to: a store, or the location of one such as ``"qdrant+http://localhost:6333/my-collection"``.
         pool_factor: About 1 in ``pool_factor`` vectors of a document is kept, by merging similar ones; 1 keeps all.
+        window: Most documents of a window, fewer if they are long. Those of like length are encoded together, so many
+            suit a GPU; an interruption loses two windows at most.
         total: How many documents will come, for the progress bar. None: not known, or the length of a list.
         on_failure: Called with the id and the error of each document that can't be stored; the others are. None: only
             the report tells.
@@ -98,13 +99,15 @@ def index_corpus(
     """
     if isinstance(documents, (str, bytes, Mapping)):
         raise InputError(f"documents must be a list or a generator of documents, not one {type(documents).__name__}")
+    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
+        raise InputError(f"window must be a whole number from 1, not {window!r}")
     index = ColBERTIndex(model, store, pool_factor=pool_factor)
     if total is None and isinstance(documents, Sized):
         total = len(documents)
     tally = _Tally(on_failure)
     try:
         with progress_bar(total, show_progress) as bar:
-            for loaded in Loader(index.model, index.store, pool_factor).load_ahead(map(_row, documents), _WINDOW):
+            for loaded in Loader(index.model, index.store, pool_factor).load_ahead(map(_row, documents), window):
                 tally.add(loaded)
                 bar.update(loaded.size)
     finally:

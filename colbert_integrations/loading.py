@@ -16,8 +16,9 @@ from .model import ColBERT
 
 __all__ = ["Loaded", "Loader", "Row", "progress_bar"]
 
-# Of the texts of a window: some 500,000 tokens, or 256 MB of vectors in 128 dimensions.
-_WINDOW_CHARACTERS = 2**21
+# Most characters of the texts of a window: some 500,000 tokens, or 256 MB of vectors in 128 dimensions; and of each of
+# its texts on average, so that a window of few is little work also where texts are long.
+_WINDOW_CHARACTERS, _TEXT_CHARACTERS = 2**21, 2**12
 # Work that ends before this many seconds shows no bar.
 _BAR_AFTER_S = 2.0
 
@@ -221,11 +222,12 @@ class Loader:
 
 def _windows(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
     """Neighbours, at most so many and about so many characters."""
+    most_characters = min(_WINDOW_CHARACTERS, most * _TEXT_CHARACTERS)
     window, characters = list[Row](), 0
     for row in rows:
         window.append(row)
         characters += len(row.text) if isinstance(row.text, str) else 0
-        if len(window) == most or characters >= _WINDOW_CHARACTERS:
+        if len(window) == most or characters >= most_characters:
             yield window
             window, characters = [], 0
     if window:

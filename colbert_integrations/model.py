@@ -475,6 +475,11 @@ class ColBERT:
         return self.spec.dim
 
     @property
+    def num_parameters(self) -> int | None:
+        """How many numbers the model has learnt, backbone and projection; None where another engine runs it."""
+        return self._ready().num_parameters
+
+    @property
     def fingerprint(self) -> Fingerprint:
         """Identity of the vectors this model makes; the weight files are read whole, once."""
         if self._fingerprint is None:

@@ -11,8 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, index_corpus, loading
-from colbert_integrations import corpus as module
+from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, corpus, index_corpus, loading
 from colbert_integrations.errors import FingerprintError, InputError, StoreError
 
 TEXTS = ["wing lift", "boundary layer flow", "heat transfer", "shock wave"]
@@ -78,10 +77,9 @@ def test_a_second_run_encodes_what_is_new(tiny: ColBERT, encoded: list[str]) -> 
 def test_documents_that_can_not_be_stored_are_told_and_take_no_other_with_them(
     tiny: ColBERT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_WINDOW", 3)
     bad = [{"text": 3}, {"id": "", "text": "a"}, {"id": "u", "text": "\ud800"}, {"id": "m", "text": "b", "metadata": 5}]
     told, store = dict[str, Exception](), MemoryStore()
-    report = index_corpus([*numbered(4), *bad, None], tiny, store, on_failure=told.__setitem__)  # type: ignore[list-item]
+    report = index_corpus([*numbered(4), *bad, None], tiny, store, window=3, on_failure=told.__setitem__)  # type: ignore[list-item]
     assert store.ids() == [f"{number:04}" for number in range(4)]
     assert report.failures.keys() == told.keys() == {"number 4", "number 5", "u", "m", "number 8"}
     assert (report.documents, report.encoded, report.failed) == (9, 4, 5)
@@ -90,9 +88,8 @@ def test_documents_that_can_not_be_stored_are_told_and_take_no_other_with_them(
 
 
 def test_a_report_holds_a_bounded_number_of_failures(tiny: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FAILURES", 3)
-    monkeypatch.setattr(module, "_WINDOW", 2)
-    report = index_corpus([{"text": number} for number in range(7)], tiny, MemoryStore())
+    monkeypatch.setattr(corpus, "_FAILURES", 3)
+    report = index_corpus([{"text": number} for number in range(7)], tiny, MemoryStore(), window=2)
     assert (report.failed, len(report.failures)) == (7, 3)
 
 
@@ -108,21 +105,17 @@ def test_however_it_is_cut_and_interrupted_the_end_is_the_same(
         yield from documents[:stop]
         raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_WINDOW", window)
-        store = MemoryStore("float32")
-        with pytest.raises(KeyboardInterrupt):
-            index_corpus(broken(), tiny, store)
-        index_corpus(documents, tiny, store)
-        assert {document.id: document.text for document in store.iter_documents()} == expected
-        whole = MemoryStore("float32")
-        index_corpus(documents, tiny, whole)
+    store, whole = MemoryStore("float32"), MemoryStore("float32")
+    with pytest.raises(KeyboardInterrupt):
+        index_corpus(broken(), tiny, store, window=window)
+    index_corpus(documents, tiny, store, window=window)
+    assert {document.id: document.text for document in store.iter_documents()} == expected
+    index_corpus(documents, tiny, whole, window=window)
     for mine, theirs in zip(contents(store), contents(whole), strict=True):
         torch.testing.assert_close(torch.tensor(mine[3]), torch.tensor(theirs[3]), rtol=0, atol=1e-5)
 
 
-def test_at_most_two_windows_are_read_ahead_of_what_is_stored(tiny: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_WINDOW", 4)
+def test_at_most_two_windows_are_read_ahead_of_what_is_stored(tiny: ColBERT) -> None:
     store, ahead = MemoryStore(), list[int]()
 
     def documents() -> Iterator[dict[str, Any]]:
@@ -130,7 +123,7 @@ def test_at_most_two_windows_are_read_ahead_of_what_is_stored(tiny: ColBERT, mon
             ahead.append(number - len(store))
             yield document
 
-    assert index_corpus(documents(), tiny, store).encoded == 40
+    assert index_corpus(documents(), tiny, store, window=4).encoded == 40
     assert max(ahead) < 3 * 4  # one is written, one waits to be, one is read
 
 
@@ -143,10 +136,13 @@ def test_long_texts_make_small_windows(tiny: ColBERT, monkeypatch: pytest.Monkey
     )
     index_corpus(["a" * 99, "b" * 30, "c" * 101, "d", "e"], tiny, MemoryStore())
     assert sizes == [2, 1, 2]
+    sizes.clear()
+    monkeypatch.setattr(loading, "_TEXT_CHARACTERS", 10)
+    index_corpus(["a" * 20, "b" * 19, "c" * 30, "d", "e", "f"], tiny, MemoryStore(), window=2)
+    assert sizes == [1, 2, 2, 1]
 
 
 def test_the_next_window_is_encoded_while_one_is_written(tiny: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_WINDOW", 1)
     second, real, encode = threading.Event(), MemoryStore.upsert, ColBERT.encode_document
 
     def upsert(self: MemoryStore, ids: list[str], *rest: Any) -> None:
@@ -161,13 +157,12 @@ def test_the_next_window_is_encoded_while_one_is_written(tiny: ColBERT, monkeypa
 
     monkeypatch.setattr(MemoryStore, "upsert", upsert)
     monkeypatch.setattr(ColBERT, "encode_document", encode_document)
-    assert index_corpus(numbered(2), tiny, MemoryStore()).encoded == 2
+    assert index_corpus(numbered(2), tiny, MemoryStore(), window=1).encoded == 2
 
 
 def test_a_store_that_fails_ends_the_run_and_the_next_one_goes_on(
     tiny: ColBERT, monkeypatch: pytest.MonkeyPatch, encoded: list[str]
 ) -> None:
-    monkeypatch.setattr(module, "_WINDOW", 2)
     store, real = MemoryStore(), MemoryStore.upsert
 
     def upsert(self: MemoryStore, ids: list[str], *rest: Any) -> None:
@@ -178,7 +173,7 @@ def test_a_store_that_fails_ends_the_run_and_the_next_one_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(MemoryStore, "upsert", upsert)
         with pytest.raises(StoreError, match="gone"):
-            index_corpus(numbered(10), tiny, store)
+            index_corpus(numbered(10), tiny, store, window=2)
     assert store.ids() == ["0000", "0001", "0002", "0003"]
     encoded.clear()
     assert index_corpus(numbered(10), tiny, store).unchanged == 4
@@ -191,6 +186,7 @@ def test_a_store_that_fails_ends_the_run_and_the_next_one_goes_on(
         (("wing",), "documents must be a list or a generator of documents, not one str"),
         (({"text": "wing"},), "not one dict"),
         ((["wing"], {"pool_factor": 0}), "pool_factor must be at least 1"),
+        ((["wing"], {"window": 0}), "window must be a whole number from 1, not 0"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(tiny: ColBERT, arguments: Any, said: str) -> None:

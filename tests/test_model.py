@@ -20,6 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import checkpoints
 from colbert_integrations import ColBERT, RankedDocument, TruncationWarning
@@ -239,6 +240,15 @@ def test_close_frees_the_weights_and_the_next_call_loads_them(checkpoint: Callab
     assert model.rank(QUERY, DOCUMENTS) == before
     model.close()
     model.close()
+
+
+@pytest.mark.parametrize("name", ["stanford", "stanford_xlmr", "pylate_layers", "plain"])
+def test_parameters_are_those_in_the_files(name: str, checkpoint: Callable[[str], Path]) -> None:
+    model = ColBERT(checkpoint(name), device="cpu", allow_unprojected=True)
+    files = [load_file(path) for path in checkpoint(name).rglob("*.safetensors")]
+    assert model.num_parameters == sum(tensor.numel() for file in files for tensor in file.values()) > 10_000
+    elsewhere = ColBERT(checkpoint(name), device="cpu", allow_unprojected=True, forward=lambda sequences: None)
+    assert elsewhere.num_parameters is None
 
 
 def test_a_load_that_failed_can_be_tried_again(tmp_path: Path) -> None:

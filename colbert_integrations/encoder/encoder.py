@@ -87,6 +87,11 @@ class Encoder:
         packed = getattr(forward, "packed", False)
         self._merge = Merger(run, options.batch_tokens, options.batch_size, packed=packed)
 
+    @property
+    def num_parameters(self) -> int | None:
+        """How many numbers the model has learnt; None where another engine runs it."""
+        return getattr(self._forward, "num_parameters", None)
+
     def _choose_overlap(self) -> int:
         capacity = self.tokenizer.capacity("document")
         overlap = self._options.window_overlap

@@ -13,7 +13,7 @@ from ..checkpoint import Checkpoint, ColBERTSpec, DenseSpec
 from ..errors import UnsupportedCheckpointError
 from .tokens import TokenSequence
 
-__all__ = ["Forward", "TorchForward", "build_projection"]
+__all__ = ["Forward", "TorchForward", "build_projection", "count_parameters"]
 
 
 class Forward(Protocol):
@@ -43,10 +43,14 @@ class TorchForward:
         backbone: A transformers model.
         projection: The layers between hidden states and vectors.
         device: Where both are.
+
+    Attributes:
+        num_parameters: How many numbers both have learnt.
     """
 
     def __init__(self, backbone: Any, projection: nn.Module, device: torch.device) -> None:
         self.backbone, self.projection, self.device = backbone, projection, device
+        self.num_parameters = count_parameters(backbone, projection)
         self._takes_cache = "use_cache" in self.backbone.config.to_dict()
         # Some releases of transformers (5.3 is one) hide unattended tokens from LFM2's convolutions, but not in a batch
         # of one.
@@ -76,6 +80,20 @@ class TorchForward:
 
     def _tensor(self, values: list[int] | list[list[int]]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
+
+
+def count_parameters(backbone: nn.Module, projection: nn.Module) -> int:
+    """Count the parameters of a model.
+
+    Args:
+        backbone: A transformers model.
+        projection: The layers between hidden states and vectors.
+
+    Returns:
+        The parameters of both, less a pooler, which no vector comes from.
+    """
+    own = [parameter for name, parameter in backbone.named_parameters() if not name.startswith("pooler.")]
+    return sum(parameter.numel() for parameter in [*own, *projection.parameters()])
 
 
 class Dense(nn.Module):

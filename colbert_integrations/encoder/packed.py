@@ -10,6 +10,7 @@ from torch import nn
 
 from . import varlen
 from .attention import Run, Runs
+from .forward import count_parameters
 from .linear import linear_maker
 from .packed_models import PackedBert, PackedModel, PackedModernBert
 from .tokens import TokenSequence
@@ -52,12 +53,14 @@ class PackedForward:
     Attributes:
         packed: A batch costs as much as it has tokens; see ``Forward``.
         device: Where the model is.
+        num_parameters: How many numbers backbone and projection have learnt.
     """
 
     packed = True
 
     def __init__(self, backbone: Any, projection: nn.Module, dtype: torch.dtype) -> None:
         self.device: torch.device = backbone.device
+        self.num_parameters = count_parameters(backbone, projection)
         self._model = _MODELS[backbone.config.model_type](backbone, linear_maker(dtype, self.device))
         self._projection = projection
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .explanation import Explanation, TokenShare
 
-__all__ = ["plain_text", "rich_parts"]
+__all__ = ["coloured_passage", "plain_text", "rich_parts"]
 
 _WIDTH = 100
 _MOST_MET = 4
@@ -83,10 +83,19 @@ def rich_parts(explanation: Explanation) -> Iterator[RenderableType]:
         yield table
     if explanation.passage is not None:
         title = Text(f"Best passage, {place(explanation, explanation.passage)}")
-        yield Panel(_coloured(explanation, explanation.passage), title=title, title_align="left")
+        yield Panel(coloured_passage(explanation, explanation.passage), title=title, title_align="left")
 
 
-def _coloured(explanation: Explanation, passage: Passage) -> Text:
+def coloured_passage(explanation: Explanation, passage: Passage) -> Text:
+    """Colour the tokens of a passage for rich, the stronger the greater their share of the score.
+
+    Args:
+        explanation: The explanation.
+        passage: A passage of its document.
+
+    Returns:
+        The passage, with nothing in it that commands a terminal.
+    """
     from rich.text import Text
 
     won = [(*share.token.span, share) for share in explanation.shares if share.token.span is not None]

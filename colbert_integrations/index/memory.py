@@ -107,6 +107,11 @@ class MemoryStore(Store):
         return self._fingerprint
 
     @property
+    def nbits(self) -> Literal[8, 4, 2] | None:
+        """Bits of a dimension, where vectors are kept as codes; None where they are kept as they are."""
+        return self._nbits
+
+    @property
     def num_tokens(self) -> int:
         """Number of vectors, those of deleted documents that still take room included."""
         return sum(view.rows for view in self._now().views)

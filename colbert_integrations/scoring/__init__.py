@@ -14,9 +14,9 @@ import torch
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, ShapeError
 from .ragged import ragged_maxsim
-from .stacked import StackedQueries
+from .stacked import StackedQueries, engine_for
 
-__all__ = ["StackedQueries", "maxsim"]
+__all__ = ["StackedQueries", "engine_for", "maxsim"]
 
 
 def maxsim(

@@ -11,7 +11,7 @@ from .gpu import TritonQueries, supports
 from .native import NativeQueries, bounds_of
 from .onednn import Documents, OneDNNQueries, is_available
 
-__all__ = ["StackedQueries"]
+__all__ = ["StackedQueries", "engine_for"]
 
 # Whole similarities alive at once, where neither kernel nor oneDNN do it: 2**20 float32 = 4 MiB.
 _BLOCK_ELEMENTS, _FEWEST_ROWS, _MOST_ROWS = 2**20, 512, 8192
@@ -171,6 +171,24 @@ class StackedQueries:
         else:
             sums = torch.stack([part.sum(-1) for part in torch.split(best, self.lengths, dim=1)])
         return sums.to(torch.float32).masked_fill_(lengths == 0, float("-inf"))
+
+
+def engine_for(device: torch.device, dim: int) -> str:
+    """Say what scores vectors on a device, for a report to read.
+
+    Args:
+        device: Where documents are.
+        dim: Dimension of the vectors.
+
+    Returns:
+        The kernel with its instruction set, or the library.
+    """
+    kernel = compiled.load()
+    if device.type == "cpu" and kernel is not None:
+        return f"compiled kernel ({kernel.instruction_sets[kernel.rank]})"
+    if device.type == "cpu":
+        return "oneDNN" if is_available() else "torch"
+    return "Triton kernel for half precision, else torch" if supports(dim, torch.float16, device) else "torch"
 
 
 def _best(similarities: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ What is not installed must say so, and name the extra that brings it.
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
@@ -70,6 +72,13 @@ def explain() -> None:
     Console(file=(FOLDER / "said.txt").open("w", encoding="utf-8")).print(explanation)
 
 
+def command_line() -> None:
+    script = Path(sys.executable).with_name("colbert-integrations")
+    command = [script, "rerank", QUERY, "-", "--lines", "--json", "--model", FOLDER, "--device", "cpu"]
+    done = subprocess.run(command, input="\n".join(TEXTS), capture_output=True, text=True, check=True)
+    assert [result["text"] for result in json.loads(done.stdout)["results"]] == RANKED
+
+
 USES = {
     "langchain": langchain,
     "llama-index": llama_index,
@@ -99,6 +108,7 @@ def refusal(extra: str) -> str:
 def main(installed: list[str]) -> None:
     assert "site-packages" in sys.modules["colbert_integrations"].__file__
     assert sorted(RANKED) == sorted(TEXTS)
+    command_line()
     for extra in installed:
         USES[extra]()
     missing = [extra for extra in USES if extra not in installed and find_spec(PACKAGES[extra]) is None]

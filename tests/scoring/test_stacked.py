@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_integrations import TokenEmbeddings
-from colbert_integrations.scoring import StackedQueries, onednn
+from colbert_integrations.scoring import StackedQueries, engine_for, onednn
 from colbert_integrations.scoring.reference import reference_maxsim
 from test_maxsim import float32_bound, unit_matrices
 
@@ -34,6 +34,15 @@ def test_both_products_agree_with_float64(
     for stack in (fast, plain):
         actual = stack.score(packed.values, packed.offsets.diff()).double()
         torch.testing.assert_close(actual, expected, rtol=0, atol=float32_bound(queries, dim))
+
+
+def test_what_scores_is_named(implementation: str) -> None:
+    named = engine_for(torch.device("cpu"), 128)
+    if implementation != "torch":
+        assert named == f"compiled kernel ({implementation})"
+    else:
+        assert named == ("oneDNN" if onednn.is_available() else "torch")
+    assert engine_for(torch.device("meta"), 128) == "torch"
 
 
 @pytest.mark.parametrize("dim", [1, 5, 16, 48, 128])

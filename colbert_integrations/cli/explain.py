@@ -1,0 +1,93 @@
+"""explain: which words of a document matched a query; to read, as a page, as a heat map."""
+
+from __future__ import annotations
+
+import argparse
+from html import escape
+from pathlib import Path
+
+from ..errors import InputError, MissingExtraError
+from ..explain import Explanation
+from .opening import open_model
+from .output import Output
+from .reading import form_of, read
+
+__all__ = ["run"]
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+</head>
+<body>
+<h1 style="font: 600 1.3em system-ui, sans-serif">{title}</h1>
+{explanation}
+</body>
+</html>
+"""
+
+
+def run(args: argparse.Namespace, output: Output) -> int:
+    """Explain a score.
+
+    Args:
+        args: What was asked.
+        output: Where it is shown.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError: If the document can't be read, or a file can't be written.
+    """
+    text = _document(args.file) if args.text is None else args.text
+    explanation = open_model(args).explain(args.query, text)
+    if args.html is not None:
+        _write_page(explanation, args.html)
+        output.say(f"wrote {args.html}")
+    if args.plot is not None:
+        _write_plot(explanation, args.plot)
+        output.say(f"wrote {args.plot}")
+    if output.as_json:
+        output.data(explanation.as_dict())
+    else:
+        output.show(explanation)
+    return 0
+
+
+def _document(file: str) -> str:
+    def failed(place: str, why: str) -> None:
+        raise InputError(f"{place}: {why}")
+
+    texts = list(read(file, form_of(file, None), failed))
+    if len(texts) != 1:
+        raise InputError(f"{file} has {len(texts)} documents, and one is explained: pass it by --text, or search")
+    return texts[0].text
+
+
+def _write_page(explanation: Explanation, file: str) -> None:
+    page = _PAGE.format(title=escape(explanation.query), explanation=explanation._repr_html_())
+    try:
+        Path(file).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"can't write {file}: {error.strerror}") from error
+
+
+def _write_plot(explanation: Explanation, file: str) -> None:
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise MissingExtraError("A heat map", "explain") from error
+    pyplot.switch_backend("Agg")  # draws without a screen
+    explanation.plot()
+    try:
+        pyplot.savefig(file)
+    except OSError as error:
+        raise InputError(f"can't write {file}: {error.strerror}") from error
+    except ValueError as error:  # no such kind of file
+        raise InputError(f"can't write {file}: {error}") from error
+    finally:
+        pyplot.close()

@@ -1,0 +1,122 @@
+"""index: documents encoded and stored; interrupted, it keeps what it has, and the next run goes on from there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..colbert_index import ColBERTIndex
+from ..corpus import CorpusReport, index_corpus
+from ..errors import InputError
+from .corpora import Corpus
+from .failures import Failures
+from .opening import folder_of, opened_for_writing
+from .output import Output
+
+__all__ = ["run"]
+
+# Documents of a window: on a CPU more are not quicker, and an interruption would lose more.
+_WINDOW_CPU, _WINDOW_OTHER = 64, 2048
+# An index in a folder is saved after so many seconds, or after more where saving would take too much of the time.
+_SAVE_EVERY_S, _SAVING_SHARE = 30.0, 0.05
+_INTERRUPTED = 130
+
+
+def run(args: argparse.Namespace, output: Output) -> int:
+    """Index documents.
+
+    Args:
+        args: What was asked.
+        output: Where it is shown.
+
+    Returns:
+        1 if some documents could not be read or stored, 130 if it was interrupted, else 0.
+
+    Raises:
+        InputError: If an argument is impossible.
+        StoreError: If the store can't be used; what was stored by then is kept.
+        FingerprintError: If it holds vectors of another model.
+        CheckpointError: If the model can't be loaded.
+    """
+    written = _written(args)
+    with Failures(output, args.failures) as failures:
+        corpus = Corpus(
+            args.sources,
+            args.form,
+            args.glob,
+            with_title=not args.no_title,
+            leave_out=written,
+            failed=failures.add,
+        )
+        with opened_for_writing(args) as index:
+            output.say(f"Indexing into {args.store} with {index.model.settings.model} on {index.model.device}")
+            try:
+                report = _load(args, output, corpus, index, failures)
+            except KeyboardInterrupt:
+                failures.tell()
+                output.error("interrupted; what is stored is kept, and the same command goes on from there")
+                return _INTERRUPTED
+            failures.tell()
+            _show(args, output, report, index, failures)
+    return 1 if failures.count else 0
+
+
+def _written(args: argparse.Namespace) -> set[Path]:
+    """What this command writes, none of which may be a source."""
+    names = [folder_of(args.store), args.failures]
+    written = {Path(name).resolve() for name in names if name is not None}
+    for source in args.sources:
+        if Path(source).resolve() in written:
+            raise InputError(f"{source} is to be read and to be written: choose another place for one of them")
+    return written
+
+
+def _load(
+    args: argparse.Namespace, output: Output, corpus: Corpus, index: ColBERTIndex, failures: Failures
+) -> CorpusReport:
+    folder, documents = folder_of(args.store), corpus.documents()
+    try:
+        report = index_corpus(
+            documents if folder is None else _saving(documents, index, folder),
+            index.model,
+            index.store,
+            pool_factor=args.pool_factor,
+            window=_WINDOW_CPU if index.model.device.type == "cpu" else _WINDOW_OTHER,
+            total=corpus.count() if sys.stderr.isatty() and not output.quiet else None,
+            on_failure=failures.add,
+            show_progress=output.show_progress,
+        )
+    finally:
+        if folder is not None:
+            index.save(folder)
+    unread = failures.count - report.failed
+    return replace(report, documents=report.documents + unread, failed=failures.count)
+
+
+def _saving(documents: Iterator[dict[str, Any]], index: ColBERTIndex, folder: Path) -> Iterator[dict[str, Any]]:
+    """The same documents; while they are read, what is stored is saved now and then."""
+    saved, pause = time.monotonic(), _SAVE_EVERY_S
+    for document in documents:
+        yield document
+        if (started := time.monotonic()) - saved > pause:
+            index.save(folder)
+            saved = time.monotonic()
+            pause = max(_SAVE_EVERY_S, (saved - started) / _SAVING_SHARE)
+
+
+def _show(
+    args: argparse.Namespace, output: Output, report: CorpusReport, index: ColBERTIndex, failures: Failures
+) -> None:
+    stored = len(index)
+    if not output.as_json:
+        output.line(str(report))
+        output.line(f"{args.store} holds {stored:,} documents")
+        return
+    counts = {name: getattr(report, name) for name in ("documents", "encoded", "unchanged", "failed", "seconds")}
+    about = {"store": args.store, "model": index.model.settings.model}
+    output.data({**about, **counts, "failures": failures.first, "stored": stored})

@@ -1,0 +1,70 @@
+"""main: runs a command; errors of ours are one line on stderr, and every end has its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from typing import Any
+
+from ..errors import ColBERTError
+from .output import Output
+from .parser import parse
+
+__all__ = ["main"]
+
+_ERROR, _INTERRUPTED, _PIPE_CLOSED = 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The arguments. None: those of this process.
+
+    Returns:
+        The exit code: 0 done; 1 done, but some documents could not be read or stored; 2 an error; 130 interrupted; 141
+        nobody reads the output any more. Help and errors of usage exit as argparse does.
+    """
+    args = parse(argv)
+    output = Output(as_json=args.json, quiet=args.quiet)
+    try:
+        with _warnings_in_one_line(output):
+            code: int = import_module(f".{args.command}", __package__).run(args, output)
+            output.flush()
+            return code
+    except ColBERTError as error:
+        if args.debug:
+            traceback.print_exc()
+        output.error(" ".join(str(error).split()))
+        return _ERROR
+    except KeyboardInterrupt:
+        output.error("interrupted")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        _forget_stdout()
+        return _PIPE_CLOSED
+
+
+@contextmanager
+def _warnings_in_one_line(output: Output) -> Iterator[None]:
+    """Show warnings as messages, without the line of code."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        output.say(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def _forget_stdout() -> None:
+    """Let what is still to be written go nowhere, or Python would complain of it at its end."""
+    with suppress(OSError):  # not a real file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -1,0 +1,139 @@
+"""Models and stores as the user named them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..colbert_index import ColBERTIndex
+from ..errors import InputError, StoreError
+from ..index import MemoryStore, Store
+from ..location import open_store
+from ..model import ColBERT
+from ..settings import DEFAULT_MODEL
+
+__all__ = ["folder_of", "open_index", "open_model", "opened_for_writing"]
+
+_LOCK = ".indexing.lock"
+# What a first save that was killed may leave behind.
+_NO_INDEX_YET = {_LOCK, ".lock", "manifest.json.new"}
+
+
+def open_model(args: argparse.Namespace, made_with: Mapping[str, Any] | None = None) -> ColBERT:
+    """The model that is wanted; its weights are loaded when they are needed.
+
+    Args:
+        args: With ``model``, ``device``, ``dtype`` and ``settings``.
+        made_with: Settings to use where none is named. None: those of the default model.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If a setting is impossible.
+    """
+    if args.quiet:
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # re-exported
+
+        disable_progress_bars()
+    name = args.model
+    if name is not None and os.path.isdir(name):
+        name = os.path.abspath(name)  # an index remembers it, and may be opened from elsewhere
+    chosen = {"model": DEFAULT_MODEL, **(made_with or {})} if name is None else {"model": name}
+    machine = {"device": args.device, "dtype": args.dtype}
+    return ColBERT.shared(**{**chosen, **dict(args.settings), **machine})
+
+
+def open_index(args: argparse.Namespace) -> ColBERTIndex:
+    """Open an index to search it.
+
+    Args:
+        args: With ``store`` and what ``open_model`` needs.
+
+    Returns:
+        The index, with the model that it was made with unless another is named.
+
+    Raises:
+        StoreError: If there is none, or it can't be read.
+        FingerprintError: If it holds vectors of another model.
+        CheckpointError: If the model can't be loaded.
+    """
+    folder = folder_of(args.store)
+    store = open_store(args.store) if folder is None else MemoryStore.load(folder)
+    if store.fingerprint is None and (args.model is None or not store.count()):
+        raise StoreError(
+            f"{args.store} holds no index, or one that does not say which model it was made with: make one with the "
+            "command index, or name the model by --model"
+        )
+    return _joined(args, store)
+
+
+@contextmanager
+def opened_for_writing(args: argparse.Namespace) -> Iterator[ColBERTIndex]:
+    """Open an index to add to it, or make it.
+
+    Args:
+        args: With ``store``, ``nbits`` and what ``open_model`` needs.
+
+    Yields:
+        The index, which nobody else adds to by this command if it is in a folder.
+
+    Raises:
+        InputError: If an argument does not fit the store.
+        StoreError: If the store can't be used, or somebody else adds to it.
+        FingerprintError: If it holds vectors of another model.
+        CheckpointError: If the model can't be loaded.
+    """
+    folder = folder_of(args.store)
+    if folder is None:
+        if args.nbits is not None:
+            raise InputError("--nbits is for an index in a folder; for Qdrant make the collection with QdrantStore")
+        with _joined(args, open_store(args.store)) as index:
+            yield index
+        return
+    with _locked(folder), _joined(args, _store_in(folder, args.nbits)) as index:
+        index.save(folder)  # now, so that a folder which can't be written is found before any work
+        yield index
+
+
+def folder_of(where: str) -> Path | None:
+    """The folder that is meant; None if it is the location of a store elsewhere."""
+    return None if "://" in where else Path(where)
+
+
+def _joined(args: argparse.Namespace, store: Store) -> ColBERTIndex:
+    made_with = None if store.fingerprint is None else store.fingerprint.settings
+    return ColBERTIndex(open_model(args, made_with), store)
+
+
+def _store_in(folder: Path, nbits: int | None) -> MemoryStore:
+    if all(path.name in _NO_INDEX_YET for path in folder.iterdir()):
+        return MemoryStore(nbits=nbits)  # type: ignore[arg-type]  # the parser admits 8, 4 and 2
+    store = MemoryStore.load(folder)
+    if nbits not in (None, store.nbits):
+        kept = "vectors as they are" if store.nbits is None else f"codes of {store.nbits} bits"
+        raise InputError(f"{folder} keeps {kept}, which --nbits {nbits} can't change: choose another folder")
+    return store
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two that add at once would each save without what the other has added."""
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise StoreError(f"another process adds to {folder}: wait until it is done") from error
+    except OSError as error:
+        raise StoreError(f"can't use {folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()

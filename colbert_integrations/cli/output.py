@@ -1,0 +1,117 @@
+"""Output: results to stdout, as lines to read or as JSON; messages to stderr."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .parser import PROGRAM
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+__all__ = ["Output"]
+
+Piece: TypeAlias = str | tuple[str, str]
+"""A part of a line, or such a part with its style."""
+
+_WIDTH = 100  # where stdout is no terminal
+
+
+class Output:
+    """Where a command writes.
+
+    Args:
+        as_json: Whether stdout gets JSON and nothing else.
+        quiet: Whether stderr gets errors only.
+    """
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        for stream in (sys.stdout, sys.stderr):
+            # A letter that a terminal does not have is no reason to stop.
+            getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+
+    # ------------------------------------------------------------------------------------------------------ messages
+
+    def say(self, message: str) -> None:
+        """Tell how it goes, unless that is not wanted."""
+        if not self.quiet:
+            sys.stderr.write(f"{message}\n")
+
+    def error(self, message: str) -> None:
+        """Tell what went wrong."""
+        sys.stderr.write(f"{PROGRAM}: {message}\n")
+
+    @property
+    def show_progress(self) -> bool | None:
+        """Whether a bar is shown: on a terminal, unless that is not wanted."""
+        return False if self.quiet else None
+
+    # ------------------------------------------------------------------------------------------------------- results
+
+    def data(self, data: Any) -> None:
+        """Write a line of JSON."""
+        said = json.dumps(data, ensure_ascii=False, allow_nan=False)
+        try:
+            said.encode(sys.stdout.encoding or "ascii")
+        except UnicodeEncodeError:
+            said = json.dumps(data, allow_nan=False)
+        sys.stdout.write(f"{said}\n")
+
+    def line(self, *pieces: Piece) -> None:
+        """Write a line to read; styles show on a terminal where rich is installed."""
+        if self.console is None:
+            sys.stdout.write("".join(piece if isinstance(piece, str) else piece[0] for piece in pieces) + "\n")
+            return
+        from rich.text import Text
+
+        self.console.print(Text.assemble(*pieces), soft_wrap=True)
+
+    def text(self, text: str) -> None:
+        """Write lines as they are."""
+        sys.stdout.write(f"{text}\n")
+
+    def show(self, thing: object) -> None:
+        """Write what can be printed, and by rich too."""
+        if self.console is not None:
+            self.console.print(thing)
+        else:
+            self.text(str(thing))
+
+    def paragraph(self, text: str | Text, indent: int) -> None:
+        """Write a text, wrapped and indented."""
+        if self.console is not None:
+            from rich.padding import Padding
+
+            self.console.print(Padding(text, (0, 0, 0, indent)))
+        elif text:
+            space = " " * indent
+            wrapped = textwrap.fill(str(text), self.width, initial_indent=space, subsequent_indent=space)
+            sys.stdout.write(f"{wrapped}\n")
+
+    def flush(self) -> None:
+        """Bring everything out, so that a pipe which nobody reads is an error here, and not at the end of Python."""
+        sys.stdout.flush()
+
+    @cached_property
+    def console(self) -> Console | None:
+        """What writes in colour; None where stdout is no terminal or rich is not installed."""
+        if self.as_json:
+            return None
+        try:
+            from rich.console import Console
+        except ImportError:
+            return None
+        console = Console(highlight=False, emoji=False, markup=False)
+        return console if console.is_terminal else None
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal, or about as many as are pleasant to read."""
+        return shutil.get_terminal_size((_WIDTH, 24)).columns

@@ -1,0 +1,306 @@
+"""What can be asked on the command line: commands, options, and what is wrong with them, without loading anything."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import PurePath
+from typing import Any
+
+from .. import __version__
+from ..settings import DEFAULT_MODEL, Settings
+
+__all__ = ["PROGRAM", "parse"]
+
+PROGRAM = "colbert-integrations"
+
+_DESCRIPTION = "ColBERT on the command line: rank, explain, index and search texts by late interaction."
+_EXIT_CODES = (
+    "exit codes: 0 done; 1 done, but some documents could not be read or stored; 2 an error, said in one line; "
+    "130 interrupted"
+)
+_WHERE = "a folder, or qdrant+http://host:6333/NAME (its API key is read from QDRANT_API_KEY)"
+_DTYPES = ("float32", "bfloat16", "float16", "int8")
+# Of the settings, those with an option of their own, and the token, which is read from the environment.
+_NOT_SET = {"model", "device", "dtype", "token"}
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; exits with help, the version or what is wrong, as argparse does.
+
+    Args:
+        argv: The arguments. None: those of this process.
+
+    Returns:
+        The arguments by name, the command as ``command``.
+    """
+    given = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(PROGRAM, description=_DESCRIPTION, epilog=_EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_add_rerank, _add_explain, _add_info, _add_index, _add_search):
+        add(commands)
+    if not given or given[0] not in commands.choices:
+        return parser.parse_args(given)  # which exits: there is no command
+    # By the command's own parser, which alone takes files before and after options; but in some Pythons not after "--".
+    command: argparse.ArgumentParser = commands.choices[given[0]]
+    args = command.parse_args(given[1:]) if "--" in given else command.parse_intermixed_args(given[1:])
+    args.command = given[0]
+    if args.command == "search" and (args.query is None) == (args.queries is None):
+        command.error("give one query, or several by --queries")
+    if args.command == "explain" and (args.file is None) == (args.text is None):
+        command.error("give one FILE, or a text by --text")
+    return args
+
+
+# ----------------------------------------------------------------------------------------------------------- commands
+
+
+def _add_rerank(commands: Any) -> None:
+    command = _command(
+        commands,
+        "rerank",
+        "rank texts by how well they answer a query",
+        'rerank "why do planes fly" notes/*.txt --explain',
+        'grep -h wing *.txt | %(prog)s rerank "why do planes fly" --lines --top-n 5 -',
+    )
+    command.add_argument("query", help="the query")
+    command.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="a text file, which is one document; .jsonl: lines with a text; -: stdin",
+    )
+    _add_form(command)
+    command.add_argument("--top-n", type=_count, metavar="N", help="most documents to show; default: all")
+    _add_scores(command)
+    command.add_argument("--explain", action="store_true", help="show the best passage and which words matched")
+    _add_model(command)
+    _add_output(command, "one document with the results")
+
+
+def _add_explain(commands: Any) -> None:
+    command = _command(
+        commands,
+        "explain",
+        "show which words of a document matched a query",
+        'explain "why do planes fly" wings.txt --html wings.html',
+        'explain "why do planes fly" --text "Wings push air downwards."',
+    )
+    command.add_argument("query", help="the query")
+    command.add_argument("file", nargs="?", metavar="FILE", help="the document, a text file; -: stdin")
+    command.add_argument("--text", help="the document itself")
+    command.add_argument("--html", metavar="OUT.html", help="write a page with the words in colour too")
+    command.add_argument("--plot", metavar="OUT.png", help="write a heat map too, of tokens by tokens (or .svg, .pdf)")
+    _add_model(command)
+    _add_output(command, "the explanation as one document")
+
+
+def _add_info(commands: Any) -> None:
+    command = _command(
+        commands,
+        "info",
+        "show what a checkpoint says, and how it would be run",
+        f"info {DEFAULT_MODEL}",
+    )
+    command.add_argument(
+        "model", nargs="?", metavar="MODEL", help=f"a folder, a repository or bundled/...; default: {DEFAULT_MODEL}"
+    )
+    _add_machine(command)
+    _add_output(command, "the report as one document")
+
+
+def _add_index(commands: Any) -> None:
+    command = _command(
+        commands,
+        "index",
+        "encode documents and store them; run again, it goes on with what is not there yet",
+        'index notes --glob "*.md" --store notes-index',
+        "index corpus.jsonl.gz --store qdrant+http://localhost:6333/corpus",
+    )
+    command.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a folder of text files, each one document; a text file; .jsonl or .jsonl.gz: lines with text, and id or "
+        "other keys, which are metadata; -: such lines from stdin",
+    )
+    command.add_argument("--store", required=True, metavar="WHERE", help=f"{_WHERE}; made if it is not there")
+    command.add_argument(
+        "--glob",
+        type=_pattern,
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="of a folder only files like this, such as *.md; repeatable",
+    )
+    _add_form(command)
+    command.add_argument(
+        "--no-title", action="store_true", help="don't put the title of a line before its text; it is metadata anyway"
+    )
+    command.add_argument(
+        "--pool-factor", type=_factor, default=1, metavar="F", help="keep about 1 in F vectors, by merging similar ones"
+    )
+    command.add_argument(
+        "--nbits", type=int, choices=(8, 4, 2), help="of a new folder: keep vectors as codes of so many bits"
+    )
+    command.add_argument("--failures", metavar="OUT.jsonl", help="write what could not be read or stored, and why")
+    _add_model(command, "the one that the store was made with, else ")
+    _add_output(command, "the report as one document")
+
+
+def _add_search(commands: Any) -> None:
+    command = _command(
+        commands,
+        "search",
+        "find the documents that answer a query best",
+        'search "why do planes fly" --store notes-index -k 3 --explain',
+        "search --queries questions.txt --store notes-index --json",
+    )
+    command.add_argument("query", nargs="?", help="the query")
+    command.add_argument("--store", required=True, metavar="WHERE", help=_WHERE)
+    command.add_argument("--queries", metavar="FILE", help="a file with a query on each line; -: stdin")
+    command.add_argument("-k", type=_count, default=10, help="most documents to find; default: %(default)s")
+    command.add_argument(
+        "--filter",
+        type=_json_object,
+        metavar="JSON",
+        help='conditions on metadata, such as \'{"year": {"$gte": 2020}}\'',
+    )
+    _add_scores(command)
+    command.add_argument("--explain", action="store_true", help="show which words matched")
+    command.add_argument(
+        "--no-passages", action="store_true", help="don't look for the best passages, for which texts are encoded again"
+    )
+    _add_model(command, "the one that the store was made with, else ")
+    _add_output(command, "a line for each query")
+
+
+# ------------------------------------------------------------------------------------------------------------ options
+
+
+def _command(commands: Any, name: str, said: str, *examples: str) -> argparse.ArgumentParser:
+    shown = "\n".join(f"  {example if '%(prog)s' in example else '%(prog)s ' + example}" for example in examples)
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        prog=f"{PROGRAM} {name}",
+        help=said,
+        description=f"{said[0].upper()}{said[1:]}.",
+        epilog=f"examples:\n{shown}".replace("%(prog)s", PROGRAM),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return command
+
+
+def _add_form(command: argparse.ArgumentParser) -> None:
+    forms = command.add_mutually_exclusive_group()
+    forms.add_argument(
+        "--lines", dest="form", action="store_const", const="lines", help="each line of a text file is a document"
+    )
+    forms.add_argument(
+        "--jsonl", dest="form", action="store_const", const="jsonl", help="files are JSON lines whatever their names"
+    )
+
+
+def _add_scores(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--threshold", type=_number, metavar="SCORE", help="lowest score to show")
+    command.add_argument(
+        "--normalize", action="store_true", help="scores from 0 to 1, means over the query's tokens, instead of sums"
+    )
+
+
+def _add_model(command: argparse.ArgumentParser, default: str = "") -> None:
+    command.add_argument(
+        "--model",
+        metavar="MODEL",
+        help=f"a folder, a repository on the hub, or bundled/all-MiniLM-L6-v2; default: {default}{DEFAULT_MODEL}",
+    )
+    _add_machine(command)
+
+
+def _add_machine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", help="such as cpu, cuda:1, mps; default: the first of CUDA, MPS and CPU")
+    command.add_argument("--dtype", choices=_DTYPES, help="of the forward pass; default: float32, on CUDA bfloat16")
+    command.add_argument(
+        "--set",
+        dest="settings",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another argument of ColBERT, such as document_length=300; repeatable",
+    )
+
+
+def _add_output(command: argparse.ArgumentParser, said: str) -> None:
+    command.add_argument("--json", action="store_true", help=f"write JSON to stdout, {said}, and nothing else")
+    command.add_argument("--quiet", action="store_true", help="no progress bar, no messages but errors")
+    command.add_argument("--debug", action="store_true", help="show where in the code an error was raised")
+
+
+# ------------------------------------------------------------------------------------------------------------- values
+
+
+def _refusing(said: str) -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
+    """Make a reader of values say what would be right where it raises a ValueError."""
+
+    def decorate(read: Callable[[str], Any]) -> Callable[[str], Any]:
+        def checked(value: str) -> Any:
+            try:
+                return read(value)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(f"{said}, not {value!r}") from error
+
+        return checked
+
+    return decorate
+
+
+@_refusing("must be a whole number from 1")
+def _count(value: str) -> int:
+    if (number := int(value)) < 1:
+        raise ValueError
+    return number
+
+
+@_refusing("must be a number")
+def _number(value: str) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError
+    return number
+
+
+@_refusing("must be a number from 1")
+def _factor(value: str) -> float:
+    if not 1 <= (number := float(value)) < math.inf:
+        raise ValueError
+    return number
+
+
+@_refusing('must be a JSON object such as {"year": 2020}')
+def _json_object(value: str) -> dict[str, Any]:
+    if not isinstance(read := json.loads(value), dict):
+        raise ValueError
+    return read
+
+
+@_refusing("must be a pattern such as *.md")
+def _pattern(value: str) -> str:
+    PurePath().match(value)  # refuses an empty one
+    return value
+
+
+def _setting(value: str) -> tuple[str, Any]:
+    """A name and a value, which is JSON or else a string."""
+    known = [item.name for item in fields(Settings) if item.name not in _NOT_SET]
+    name, equals, said = value.partition("=")
+    if not equals or name not in known:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, NAME one of {', '.join(known)}, not {value!r}")
+    try:
+        return name, json.loads(said)
+    except ValueError:
+        return name, said

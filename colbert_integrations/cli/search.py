@@ -1,0 +1,87 @@
+"""search: the documents of an index that answer a query best."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from ..errors import InputError
+from ..index import Hit, parse_filter
+from .listing import show_result
+from .opening import open_index
+from .output import Output
+from .reading import read
+
+__all__ = ["run"]
+
+# Queries that are searched together.
+_AT_ONCE = 64
+
+
+def run(args: argparse.Namespace, output: Output) -> int:
+    """Search and show what was found.
+
+    Args:
+        args: What was asked.
+        output: Where it is shown.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError: If queries can't be read.
+        FilterError: If the language of filters does not have what the filter asks for.
+    """
+    if args.filter is not None:
+        parse_filter(args.filter)  # before the model is loaded
+    queries = iter([args.query]) if args.queries is None else _queries(args.queries)
+    with open_index(args) as index:
+        while some := list(islice(queries, _AT_ONCE)):
+            found = index.search(
+                some,
+                args.k,
+                args.filter,
+                normalize_scores=args.normalize,
+                score_threshold=args.threshold,
+                explain=args.explain or not args.no_passages,
+            )
+            for query, hits in zip(some, found, strict=True):
+                if output.as_json:
+                    output.data(_data(query, hits, args.explain))
+                else:
+                    _show(output, query, hits, args)
+    return 0
+
+
+def _queries(file: str) -> Iterator[str]:
+    """The lines of a file."""
+
+    def failed(place: str, why: str) -> None:
+        raise InputError(f"{place}: {why}")
+
+    return (text.text for text in read(file, "lines", failed))
+
+
+def _show(output: Output, query: str, hits: Iterable[Hit], args: argparse.Namespace) -> None:
+    if args.queries is not None:
+        output.line((query, "bold underline"))
+    rank = 0
+    for rank, hit in enumerate(hits, 1):
+        show_result(
+            output, rank, hit.score, hit.id, hit.text, hit.explanation, metadata=hit.metadata, words=args.explain
+        )
+    if not rank:
+        output.say("nothing found")
+
+
+def _data(query: str, hits: Iterable[Hit], explained: bool) -> dict[str, Any]:
+    return {"query": query, "hits": [_hit(rank, hit, explained) for rank, hit in enumerate(hits, 1)]}
+
+
+def _hit(rank: int, hit: Hit, explained: bool) -> dict[str, Any]:
+    said = None if hit.explanation is None else hit.explanation.as_dict()
+    data = {"rank": rank, "score": hit.score, "id": hit.id, "text": hit.text, "metadata": hit.metadata}
+    data["passage"] = None if said is None else said["passage"]
+    return {**data, "explanation": said} if explained else data
