@@ -6,8 +6,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 PEERS := maxsim sentence-transformers llama-index rerankers candding
 
-.PHONY: help demo docs docs-serve clear-notebooks test check test-lowest test-wheel bench-cranfield bench-index \
-	bench-index-peers bench-qdrant bench-speed bench-concurrent bench-observing bench-gpu clean
+.PHONY: help demo docs docs-serve clear-notebooks test check test-lowest test-ray test-vllm test-wheel \
+	bench-cranfield bench-index bench-index-peers bench-qdrant bench-speed bench-concurrent bench-observing \
+	bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -59,6 +60,28 @@ test: check  ## Check, then run the everyday tests
 test-lowest:  ## Run the tests with the lowest versions that pyproject.toml admits
 	@$(PYTHON) tests/packaging/lowest.py
 
+.venv-ray/.done: tests/ray.txt pyproject.toml
+	@test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r constraints.txt
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,qdrant]' \
+		-r $<
+	@touch $@
+
+test-ray: .venv-ray/.done  ## Run the recipe for Ray Data on a cluster of one machine, in an environment of its own
+	@.venv-ray/bin/python -m pytest tests/test_ray_data.py -p no:cacheprovider
+
+# vLLM for CPUs needs a torch and a transformers of its own; torchvision and its like, which it brings, are built for
+# another torch and would break transformers.
+.venv-vllm/.done: tests/remote/vllm.txt
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@echo "Installing vLLM (3.5 GB, some minutes) ..."
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VENV)/.dev .venv-vllm/.done  ## The tests of vLLM on a real server, in an environment of its own
+	@COLBERT_TEST_VLLM=$(abspath .venv-vllm)/bin/python $(BIN)/python -m pytest tests/remote
+
 test-wheel:  ## Install the built wheel with each extra alone in a clean environment, and use it
 	@$(PYTHON) tests/packaging/wheel.py
 
@@ -86,6 +109,7 @@ bench-qdrant: $(VENV)/.dev  ## Qdrant's engine: Cranfield through both retriever
 	@$(BIN)/python benchmarks/qdrant_cranfield.py
 	@$(BIN)/python benchmarks/qdrant_first_stage.py
 	@$(BIN)/python benchmarks/qdrant_load.py
+	@$(BIN)/python benchmarks/corpus_load.py
 
 bench-speed: $(VENV)/.core $(VENV)/.kernel  ## MaxSim, encoding and reranking beside other libraries
 	@$(INSTALL) -e '.[benchmark,llama-index]'

@@ -17,6 +17,10 @@
     │   ├── FingerprintError              it holds vectors of another model
     │   └── StoreServerError              the server that keeps it refused a request, or did not answer
     ├── AddError                          some documents could not be added; the others are
+    ├── RemoteError                       a server that encodes or scores
+    │   ├── RemoteRefusedError            it refused a request, and would refuse it again
+    │   ├── RemoteUnavailableError        no answer, or none that says more than that it failed; all retries included
+    │   └── RemoteMismatchError           it answers, but not as the server of this checkpoint
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
     TruncationWarning (UserWarning)       text was cut at the model's length
@@ -41,6 +45,10 @@ __all__ = [
     "MissingWeightsError",
     "NonFiniteError",
     "RemoteCodeError",
+    "RemoteError",
+    "RemoteMismatchError",
+    "RemoteRefusedError",
+    "RemoteUnavailableError",
     "ShapeError",
     "StoreError",
     "StoreServerError",
@@ -134,6 +142,36 @@ class AddError(ColBERTError):
 
     def __reduce__(self) -> tuple[type[AddError], tuple[dict[str, Exception], list[str]]]:
         return type(self), (self.failures, self.added)
+
+
+class RemoteError(ColBERTError):
+    """A server that encodes or scores does not do so.
+
+    Args:
+        message: Which server, what it was asked, what came back, and what would help.
+        url: The server.
+        status: The HTTP status of its answer. None: there was none.
+    """
+
+    def __init__(self, message: str, url: str, status: int | None = None) -> None:
+        self.url = url
+        self.status = status
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, int | None]]:
+        return type(self), (str(self), self.url, self.status)
+
+
+class RemoteRefusedError(RemoteError):
+    """A server refused a request: it is not what the server takes, or whoever sends it may not."""
+
+
+class RemoteUnavailableError(RemoteError):
+    """A server could not be reached, did not answer in time, is overloaded, or failed; also when asked again."""
+
+
+class RemoteMismatchError(RemoteError):
+    """A server answers, but with something else than the vectors of this checkpoint."""
 
 
 class MissingExtraError(ColBERTError, ImportError):

@@ -22,7 +22,17 @@ import torch
 from .cache import CacheInfo, DocumentCache
 from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, locate, read_checkpoint, weights_digest
 from .embeddings import TokenEmbeddings
-from .encoder import EncodeOptions, Encoder, Forward, LoadOptions, Side, choose_device, choose_dtype, load_encoder
+from .encoder import (
+    EncodeOptions,
+    Encoder,
+    Forward,
+    LoadOptions,
+    RemoteForward,
+    Side,
+    choose_device,
+    choose_dtype,
+    load_encoder,
+)
 from .encoder.merging import cancellable
 from .errors import InputError, NonFiniteError
 from .explain import Explanation
@@ -95,9 +105,11 @@ class ColBERT:
         document_length: Most tokens of a document or window. None: as the checkpoint says.
         long_documents: ``"window"``: overlapping windows, scored by the union of their vectors, which is MaxSim over
             the whole document; ``"truncate"``: the beginning only, with a warning.
-        forward: Runs the forward pass elsewhere, on token ids made here. None: in this process.
+        forward: Runs the forward pass elsewhere, on token ids made here: a ``colbert_integrations.vllm.VLLMForward``,
+            or any ``Forward``. Vectors come to ``device`` and are scored there. None: in this process.
         window_overlap: Tokens that neighbouring windows share. None: 64, or half a window if that is less.
-        batch_tokens: Most tokens of a batch; padding counts, if there is any. None: 2,048 on a CPU, 32,768 elsewhere.
+        batch_tokens: Most tokens of a batch; padding counts, if there is any. None: 2,048 on a CPU, 32,768 on other
+            devices, and what ``forward`` prefers on servers.
         batch_size: Most texts or windows of a batch. None: only the tokens count.
         query_marker: Token after the first one of a query. None: as the checkpoint says; ``""``: none.
         document_marker: The same for documents.
@@ -146,7 +158,7 @@ class ColBERT:
         query_length: int | None = None,
         document_length: int | None = None,
         long_documents: Literal["window", "truncate"] = "window",
-        forward: Forward | None = None,
+        forward: Forward | RemoteForward | None = None,
         *,
         window_overlap: int | None = None,
         batch_tokens: int | None = None,
@@ -174,7 +186,7 @@ class ColBERT:
         self._start(Settings.of(given), forward)
         self._ready()
 
-    def _start(self, settings: Settings, forward: Forward | None) -> None:
+    def _start(self, settings: Settings, forward: Forward | RemoteForward | None) -> None:
         self.settings = settings
         self._forward = forward
         self._spec: ColBERTSpec | None = None
@@ -456,17 +468,17 @@ class ColBERT:
 
     @property
     def loaded(self) -> bool:
-        """Whether the weights are in memory."""
+        """Whether the model is ready: its weights in memory, unless servers have them."""
         return self._encoder is not None
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """Where the model runs; with servers, where their vectors are scored and queries encoded that they can't."""
         return choose_device(self.settings.device)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type of weights and forward pass."""
+        """Data type of the weights and forward pass here; servers have their own."""
         return choose_dtype(self.settings.dtype, self.device)
 
     @property
@@ -504,14 +516,16 @@ class ColBERT:
         return self._cache.info()
 
     def close(self) -> None:
-        """Free the weights, the cache and the worker threads; the next call loads them again.
+        """Free the weights, the cache, the worker threads and connections to servers; the next call makes them again.
 
-        Calls that run end with the weights that they have.
+        Calls that run end with the weights and connections that they have.
         """
         with self._lock:
             self._encoder = None
             self._cache = DocumentCache(self.settings.cache_bytes)
         self._worker.close()
+        if isinstance(self._forward, RemoteForward):
+            self._forward.close()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -574,6 +588,8 @@ class ColBERT:
             device, dtype, settings.trust_remote_code, settings.attn_implementation, settings.language, settings.token
         )
         default = _BATCH_TOKENS_CPU if device.type == "cpu" else _BATCH_TOKENS_OTHER
+        if isinstance(self._forward, RemoteForward):
+            default = self._forward.batch_tokens
         batch_tokens = settings.batch_tokens or default
         encode = EncodeOptions(settings.long_documents, settings.window_overlap, batch_tokens, settings.batch_size)
         return load_encoder(checkpoint, load, encode, self._forward)
@@ -592,12 +608,13 @@ class ColBERT:
     def __deepcopy__(self, memo: dict[int, Any]) -> ColBERT:
         return self
 
-    def __reduce__(self) -> tuple[Callable[..., ColBERT], tuple[dict[str, Any], Forward | None]]:
+    def __reduce__(self) -> tuple[Callable[..., ColBERT], tuple[dict[str, Any], Forward | RemoteForward | None]]:
         return _restore, (self.settings.changed(), self._forward)
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         shown = f"ColBERT({self.settings.model!r}, device={str(self.device)!r}, dtype={dtype!r}"
+        shown += f", forward={self._forward!r}" if isinstance(self._forward, RemoteForward) else ""
         if self._spec is None:
             return f"{shown}, loaded=False)"
         spec = self._spec
@@ -637,7 +654,7 @@ def _check_finite(scores: Iterable[float]) -> None:
             )
 
 
-def _restore(settings: dict[str, Any], forward: Forward | None) -> ColBERT:
+def _restore(settings: dict[str, Any], forward: Forward | RemoteForward | None) -> ColBERT:
     """Unpickle: the shared instance, or one of its own where the forward pass is."""
     if forward is None:
         return ColBERT.shared(**settings)

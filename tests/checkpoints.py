@@ -180,8 +180,7 @@ def _bert(vocabulary: int, **settings: Any) -> tuple[dict[str, Any], dict[str, t
         max_position_embeddings=512,
         type_vocab_size=2,
         pad_token_id=0,
-        **_SMALL,
-        **settings,
+        **{**_SMALL, **settings},
     )
 
 
@@ -191,8 +190,8 @@ def _roberta(model_type: str, vocabulary: int, **settings: Any) -> tuple[dict[st
     return _backbone(model_type, vocab_size=vocabulary, **positions, **ids, **_SMALL, **settings)
 
 
-def _modernbert(vocabulary: dict[str, int]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    settings = {key: value for key, value in _SMALL.items() if key != "layer_norm_eps"}
+def _modernbert(vocabulary: dict[str, int], **changed: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    settings = {key: value for key, value in {**_SMALL, **changed}.items() if key != "layer_norm_eps"}
     ids = {"cls_token_id": "[CLS]", "sep_token_id": "[SEP]", "bos_token_id": "[CLS]", "eos_token_id": "[SEP]"}
     return _backbone(
         "modernbert",
@@ -224,9 +223,11 @@ def metadata(**changed: Any) -> dict[str, Any]:
     }
 
 
-def stanford(folder: Path, *, bias: bool = False, head: str = "linear.weight", **changed: Any) -> None:
+def stanford(
+    folder: Path, *, bias: bool = False, head: str = "linear.weight", attention_heads: int = 4, **changed: Any
+) -> None:
     """Layout S: backbone with its prefix, head at the root, ``artifact.metadata``."""
-    config, tensors = _bert(wordpiece(folder))
+    config, tensors = _bert(wordpiece(folder), num_attention_heads=attention_heads)
     heads = {head: head_weight()} | ({head.replace("weight", "bias"): torch.linspace(-1, 1, DIM)} if bias else {})
     _write(folder, {**config, "architectures": ["HF_ColBERT"]}, {**_prefixed(tensors, "bert"), **heads})
     (folder / "artifact.metadata").write_text(json.dumps(metadata(**changed)))
@@ -344,11 +345,13 @@ def pylate(
     mask: bool = True,
     dense_type: str = "pylate.models.Dense.Dense",
     lower: bool = False,
+    attention_heads: int = 4,
     texts: Sequence[str] = (),
     **changed: Any,
 ) -> None:
     """Layout P: a backbone, ``1_Dense``, and PyLate's keys; ``changed`` keys set to ``...`` are left out."""
-    config, tensors = _modernbert(byte_bpe(folder, markers, specials=specials, mask=mask, texts=texts))
+    vocabulary = byte_bpe(folder, markers, specials=specials, mask=mask, texts=texts)
+    config, tensors = _modernbert(vocabulary, num_attention_heads=attention_heads)
     _write(folder, config, tensors)
     dense(folder, 1, DIM, HIDDEN)
     modules(folder, _ST_TRANSFORMER, ("1_Dense", dense_type))
@@ -387,9 +390,10 @@ def native(
     normalize: bool = True,
     query_length: int | None = 16,
     document_length: int | None = 40,
+    attention_heads: int = 4,
 ) -> None:
     """Layout N: as sentence-transformers 6 saves it, markers as text in the prompts."""
-    config, tensors = _modernbert(byte_bpe(folder))
+    config, tensors = _modernbert(byte_bpe(folder), num_attention_heads=attention_heads)
     _write(folder, config, tensors)
     dense(folder, 1, DIM, HIDDEN, module_input_name="token_embeddings", module_output_name="token_embeddings")
     base, multi = "sentence_transformers.base.modules", "sentence_transformers.multi_vector_encoder.modules"

@@ -27,6 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, variable in _SWITCHES.items():
             if item.get_closest_marker(marker) and os.environ.get(variable) != "1":
                 item.add_marker(pytest.mark.skip(reason=f"set {variable}=1 to run it"))
+        if item.get_closest_marker("vllm") and not os.environ.get("COLBERT_TEST_VLLM"):
+            reason = "make test-vllm sets COLBERT_TEST_VLLM to the Python of an environment with vLLM"
+            item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 

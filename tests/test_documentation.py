@@ -128,11 +128,13 @@ TABLES = {
     "qdrant_cranfield.py": "docs/qdrant.md",
     "qdrant_first_stage.py": "docs/qdrant.md",
     "qdrant_load.py": "docs/qdrant.md",
+    "corpus_load.py": "docs/scaling.md",
     "maxsim_peers.py": "docs/performance.md",
     "encoding_peers.py": "docs/performance.md",
     "rerank_peers.py": "docs/performance.md",
     "rerank_peers.py --concurrent": "docs/performance.md",
     "observing_cost.py": "docs/observability.md",
+    "vllm_encoding.py": "docs/vllm.md",
 }
 
 

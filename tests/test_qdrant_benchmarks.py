@@ -13,12 +13,16 @@ pytest.importorskip("ir_measures", reason="needs the extra [benchmark]")
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import corpus_load  # noqa: E402
 import cranfield  # noqa: E402
 import qdrant_cranfield  # noqa: E402
 import qdrant_engine  # noqa: E402
 import qdrant_first_stage  # noqa: E402
 import qdrant_load  # noqa: E402
 import synthetic  # noqa: E402
+
+from colbert_integrations import TokenEmbeddings  # noqa: E402
+from colbert_integrations.qdrant import QdrantStore  # noqa: E402
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -91,3 +95,25 @@ def test_a_peak_of_memory_is_seen_and_forgotten() -> None:
     assert qdrant_engine.peak_bytes() - before > 2**25
     qdrant_load._forget_peak()
     assert qdrant_engine.peak_bytes() - before < 2**25
+
+
+def test_passages_of_a_corpus_are_sentences_and_runs_of_them_each_once() -> None:
+    some = list(corpus_load.passages(10**6))
+    texts = [passage["text"] for passage in some]
+    assert len(set(texts)) == len(texts) > 18_000
+    assert [passage["id"] for passage in some] == sorted(passage["id"] for passage in some)
+    assert f"{texts[0]} . {texts[1]}" in texts
+
+
+def test_what_was_lost_or_changed_while_loading_is_seen() -> None:
+    with qdrant_engine.running_server() as server:
+        corpus_load.load(server.url, 40)
+        assert corpus_load.look(server.url, 40) == {"lost": 0, "doubled": 0, "wrong": 0}
+        with QdrantStore(server.url, "corpus") as store:
+            second = store.get(["000001"], embeddings=True)[0]
+            assert second.embeddings is not None
+            store.upsert(["000001"], TokenEmbeddings.from_list([-second.embeddings]), [second.text])
+            store.upsert(["000002"], TokenEmbeddings.from_list([second.embeddings]), ["another text"])
+            store.delete(["000000"])
+        # One is gone, one has other vectors, one has another text and so other vectors too.
+        assert corpus_load.look(server.url, 40) == {"lost": 1, "doubled": 0, "wrong": 3}

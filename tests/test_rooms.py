@@ -62,6 +62,8 @@ ROOMS = {
     | {"langchain_core", "pydantic", "typing_extensions"},
     "llama_index": {".adapter", ".colbert_index", ".errors", ".index", ".observing"}
     | {"llama_index.core", "pydantic", "typing_extensions"},
+    # The model's room for the type of a rank alone.
+    "vllm": {".checkpoint", ".encoder", ".errors", ".model", "httpx", "numpy", "torch"},
     # Nothing imports it.
     "cli": {".__version__", ".colbert_index", ".corpus", ".errors", ".explain", ".index", ".location", ".model"}
     | {".scoring", ".settings", "filelock", "huggingface_hub", "matplotlib", "rich"},

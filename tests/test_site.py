@@ -19,6 +19,7 @@ pytest.importorskip("sphinx", reason="needs the extra [docs], which needs Python
 ROOT = Path(__file__).parents[1]
 MODULES = ["colbert_integrations", "colbert_integrations.errors"]
 MODULES += ["colbert_integrations.langchain", "colbert_integrations.llama_index", "colbert_integrations.qdrant"]
+MODULES += ["colbert_integrations.vllm"]
 
 
 class Page(HTMLParser):

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import sys
+import threading
 import warnings
 from contextlib import closing as ended
 from pathlib import Path
@@ -27,7 +28,9 @@ from colbert_integrations.langchain import ColBERTReranker, ColBERTRetriever, Co
 from colbert_integrations.llama_index import ColBERTRerank
 from colbert_integrations.llama_index import ColBERTRetriever as NodeRetriever
 from colbert_integrations.qdrant import QdrantStore
+from colbert_integrations.vllm import VLLMForward, VLLMScorer
 from qdrant_server import QdrantServer
+from vllm_double import Double, Fault
 
 PAGE = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]}
@@ -429,6 +432,109 @@ def no_key(bench):
 def a_large_request(bench):
     with ended(QdrantServer(most_bytes=2000)) as server:
         ColBERTIndex(bench.model, QdrantStore(server.url)).add(["a cat"] * 20, ids=map(str, range(20)))
+
+
+class Served:
+    """A vLLM server of the whole model, and models of it and others on that server."""
+
+    def __init__(self, bench: Bench, *faults: Fault, **settings: object) -> None:
+        self.bench, self.double = bench, Double(Path(bench.model.settings.model), **settings)
+        self.double.faults += faults
+
+    def encode(self, path: Path | None = None, **options: object) -> None:
+        """Encode a document with ``options`` of the forward pass, and those of the model that it has no name for."""
+        own = {name: options.pop(name) for name in ("document_length",) if name in options}
+        forward = VLLMForward(self.double.url, **{"retries": 0, **options})
+        model = self.bench.load(path or self.bench.model.settings.model, forward=forward, **own)
+        try:
+            model.rank("a cat", ["a dog"])
+        finally:
+            model.close()
+            self.double.kill()
+
+
+@raises(errors.InputError)
+def a_query_for_a_server(bench):
+    Served(bench).encode(queries="refuse")
+
+
+@raises(errors.InputError)
+def a_residual(bench):
+    Served(bench).encode(bench.built("pylate_layers"))
+
+
+@raises(errors.RemoteRefusedError)
+def a_server_with_a_key(bench):
+    Served(bench, key="secret").encode()
+
+
+@raises(errors.RemoteRefusedError)
+def a_server_of_another_kind(bench):
+    other = {"data": [{"id": "a-chat-model"}]}
+    Served(bench, Fault(200, other, path="/v1/models"), Fault(404, {"detail": "Not Found"})).encode()
+
+
+@raises(errors.RemoteRefusedError)
+def a_text_that_nobody_cuts(bench):
+    double = Double(Path(bench.model.settings.model))
+    scorer = VLLMScorer(double.url)
+    try:
+        scorer.rank("a cat", ["the dog " * 400])
+    finally:
+        scorer.close()
+        double.kill()
+
+
+@raises(errors.RemoteUnavailableError)
+def no_vllm(bench):
+    with bench.load(bench.built(), forward=VLLMForward("http://127.0.0.1:9", retries=0)) as model:
+        model.encode_document("a cat")
+
+
+@raises(errors.RemoteUnavailableError)
+def a_slow_vllm(bench):
+    Served(bench, Fault(hold=threading.Event())).encode(timeout=0.2)
+
+
+@raises(errors.RemoteUnavailableError)
+def a_vllm_that_died(bench):
+    dead = {"error": {"message": "EngineDeadError", "type": "InternalServerError", "param": None, "code": 500}}
+    Served(bench, Fault(500, dead)).encode()
+
+
+@raises(errors.RemoteMismatchError)
+def a_server_of_shorter_texts(bench):
+    Served(bench, max_model_len=30).encode()
+
+
+@raises(errors.RemoteMismatchError)
+def a_server_of_another_name(bench):
+    Served(bench).encode(model="another")
+
+
+@raises(errors.RemoteMismatchError)
+def a_server_of_another_vocabulary(bench):
+    checkpoints.pylate(bench.folder, do_query_expansion=False)
+    Served(bench).encode(bench.folder)
+
+
+@raises(errors.RemoteMismatchError)
+def a_server_without_a_projection(bench):
+    served = Served(bench)
+    served.double.alter = lambda vectors: torch.cat([vectors, vectors], -1)
+    served.encode()
+
+
+@raises(errors.RemoteMismatchError)
+def a_server_of_other_weights(bench):
+    served = Served(bench)
+    served.double.alter = lambda vectors: vectors.flip(-1)
+    served.encode()
+
+
+@raises(errors.RemoteMismatchError)
+def a_page(bench):
+    Served(bench, Fault(200, "<html>It works!</html>", path="/v1/models")).encode()
 
 
 @raises(errors.DamagedIndexError)

@@ -3,7 +3,7 @@
 ``tokens.py`` makes token sequences from texts, ``backbone.py`` loads the transformer and refuses a wrong one,
 ``forward.py`` runs any of them on token ids. ``packed.py`` does so faster for BERT and ModernBERT on a CPU, with the
 models in ``packed_models.py``, their layers in ``linear.py`` and ``attention.py``. ``encoder.py`` joins it all, and
-``merging.py`` lets calls at the same time share batches.
+``merging.py`` lets calls at the same time share batches. ``remote.py`` is where servers step in.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ from __future__ import annotations
 from .backbone import LoadOptions, choose_device, choose_dtype
 from .encoder import EncodeOptions, Encoder
 from .forward import Forward, TorchForward
-from .load import load_encoder
+from .load import apply_rules, load_encoder, read_tokenizer
+from .remote import Connection, RemoteForward
 from .tokens import Side, TextTokens, Tokenizer, TokenSequence
 
 __all__ = [
+    "Connection",
     "EncodeOptions",
     "Encoder",
     "Forward",
     "LoadOptions",
+    "RemoteForward",
     "Side",
     "TextTokens",
     "TokenSequence",
     "Tokenizer",
     "TorchForward",
+    "apply_rules",
     "choose_device",
     "choose_dtype",
     "load_encoder",
+    "read_tokenizer",
 ]

@@ -20,6 +20,7 @@ from ..observing import record, timed
 from .batching import window_starts
 from .forward import Forward
 from .merging import Merger
+from .remote import Connection, LazyForward, Spreader
 from .tokens import Side, TextTokens, Tokenizer, TokenSequence
 
 __all__ = ["EncodeOptions", "Encoder"]
@@ -70,12 +71,15 @@ class Encoder:
         forward: Runs the model on them. Where it has an attribute ``packed`` that is true, it does not pad, and a
             batch is counted by the sequences' own tokens; in any case those of equal length come next to each other.
         options: Batches and windows.
+        connection: Servers that run what they can instead; ``forward`` is a ``LazyForward`` then. None: there are none.
 
     Raises:
         InputError: If a length leaves no room for text, or windows would not advance.
     """
 
-    def __init__(self, tokenizer: Tokenizer, forward: Forward, options: EncodeOptions) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, forward: Forward, options: EncodeOptions, connection: Connection | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.spec = tokenizer.spec
         self._forward = forward
@@ -85,7 +89,11 @@ class Encoder:
         run = _BatchRunner(forward, self.spec)
         self._no_vectors = run.no_vectors
         packed = getattr(forward, "packed", False)
-        self._merge = Merger(run, options.batch_tokens, options.batch_size, packed=packed)
+        batches = options.batch_tokens, options.batch_size
+        self._merge: Merger | Spreader = Merger(run, *batches, packed=packed)
+        if connection is not None:
+            assert isinstance(forward, LazyForward)
+            self._merge = Spreader(connection, forward, self._merge, run.finish, *batches)
 
     @property
     def num_parameters(self) -> int | None:
@@ -221,7 +229,7 @@ class _BatchRunner:
             # An empty text, and a tokenizer that adds nothing to it.
             return [self.no_vectors] * len(sequences)
         try:
-            return self._finish(self._forward(sequences), sequences)  # forward: (tokens, dim)
+            return self.finish(self._forward(sequences), sequences)  # forward: (tokens, dim)
         except torch.OutOfMemoryError:
             if len(sequences) == 1:
                 raise
@@ -232,7 +240,7 @@ class _BatchRunner:
         return self(sequences[:middle]) + self(sequences[middle:])
 
     @torch.no_grad()
-    def _finish(self, packed: torch.Tensor, sequences: list[TokenSequence]) -> list[torch.Tensor]:
+    def finish(self, packed: torch.Tensor, sequences: list[TokenSequence]) -> list[torch.Tensor]:
         """Keep what counts, cut dimensions, normalise: one ``(kept, dim)`` float32 matrix per sequence."""
         rows, first = [], 0
         for sequence in sequences:

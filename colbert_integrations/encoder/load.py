@@ -13,16 +13,19 @@ from .backbone import LoadOptions, load_backbone, position_limit
 from .encoder import EncodeOptions, Encoder
 from .forward import Forward, TorchForward, build_projection
 from .packed import PackedForward, can_pack
+from .remote import LazyForward, RemoteForward
 from .tokens import Tokenizer
 
-__all__ = ["load_encoder"]
+__all__ = ["apply_rules", "load_encoder", "read_tokenizer"]
 
+# What servers are compared by.
+_PROBE = "One vector for each token of this text."
 # transformers writes this where a tokenizer knows no limit.
 _NO_LIMIT = 10**9
 
 
 def load_encoder(
-    checkpoint: Checkpoint, load: LoadOptions, encode: EncodeOptions, forward: Forward | None = None
+    checkpoint: Checkpoint, load: LoadOptions, encode: EncodeOptions, forward: Forward | RemoteForward | None = None
 ) -> Encoder:
     """Load a checkpoint and make it ready to encode.
 
@@ -33,22 +36,38 @@ def load_encoder(
         forward: Runs the model elsewhere. None: load the weights into this process.
 
     Returns:
-        The encoder, its spec complete with ids and lengths.
+        The encoder, its spec complete with ids and lengths. One with a ``RemoteForward`` has asked no server yet, and
+        loads weights once a sequence comes that no server takes.
 
     Raises:
         CheckpointError: If the tokenizer can't be read, or the backbone would not be the trained one.
-        InputError: If an explicit length, ``attn_implementation`` or int8 is impossible for this checkpoint.
+        InputError: If an explicit length, ``attn_implementation`` or int8 is impossible for this checkpoint, or the
+            checkpoint can't be run elsewhere.
     """
     spec = checkpoint.spec
     _check_attention(spec, load.attn_implementation)
-    tokenizer = _load_tokenizer(checkpoint, load)
+    tokenizer = read_tokenizer(checkpoint, load)
     limit = None
     if forward is None:
         backbone = load_backbone(checkpoint, load)
         limit = position_limit(backbone)
         forward = _choose_forward(checkpoint, backbone, load)
-    spec = _limit_lengths(spec, limit, _open_length(tokenizer, checkpoint))
-    return Encoder(Tokenizer(tokenizer, spec), forward, encode)
+    rules = apply_rules(checkpoint, tokenizer, limit)
+    if isinstance(forward, RemoteForward):
+        return _connect(checkpoint, load, encode, forward, rules)
+    return Encoder(rules, forward, encode)
+
+
+def _connect(
+    checkpoint: Checkpoint, load: LoadOptions, encode: EncodeOptions, forward: RemoteForward, tokenizer: Tokenizer
+) -> Encoder:
+    def load_weights() -> Forward:
+        return _choose_forward(checkpoint, load_backbone(checkpoint, load), load)
+
+    content = tokenizer.tokens([_PROBE], "document")[0].ids[: tokenizer.capacity("document")]
+    probe = tokenizer.sequence(content, "document")
+    local = LazyForward(load_weights, probe, load.device)
+    return Encoder(tokenizer, local, encode, forward.connect(tokenizer.spec, probe, local.probed))
 
 
 def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions) -> Forward:
@@ -71,7 +90,38 @@ def _open_length(tokenizer: Any, checkpoint: Checkpoint) -> int | None:
     return limit if limit < _NO_LIMIT else configured if isinstance(configured, int) else None
 
 
-def _load_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
+def apply_rules(checkpoint: Checkpoint, tokenizer: Any, positions: int | None = None) -> Tokenizer:
+    """Join a checkpoint's tokenizer and its rules.
+
+    Args:
+        checkpoint: The checkpoint.
+        tokenizer: Its tokenizer as ``read_tokenizer`` gives it, from now on used by nobody else.
+        positions: Most tokens that the backbone tells apart. None: not known, or any number.
+
+    Returns:
+        What makes token sequences, with a spec that is complete.
+
+    Raises:
+        InputError: If an explicit length is beyond the positions.
+        MissingWeightsError: If the vocabulary lacks a marker or an expansion token.
+    """
+    return Tokenizer(tokenizer, _limit_lengths(checkpoint.spec, positions, _open_length(tokenizer, checkpoint)))
+
+
+def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
+    """Read a checkpoint's tokenizer.
+
+    Args:
+        checkpoint: The checkpoint.
+        load: Whether code of its repository may run.
+
+    Returns:
+        A Hugging Face tokenizer, as its files have it.
+
+    Raises:
+        CheckpointError: If it can't be read.
+        RemoteCodeError: If it is code, and ``trust_remote_code`` is off.
+    """
     from transformers import AutoTokenizer
 
     def read(trust: bool) -> Any:

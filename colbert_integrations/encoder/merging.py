@@ -17,7 +17,7 @@ import torch
 from .batching import batches_by_tokens
 from .tokens import TokenSequence
 
-__all__ = ["Merger", "cancellable"]
+__all__ = ["Deliver", "Merger", "cancellable", "current_cancellation"]
 
 Run = Callable[[list[TokenSequence]], list[torch.Tensor]]
 Deliver = Callable[[int, torch.Tensor], None]
@@ -73,6 +73,11 @@ def cancellable() -> Iterator[None]:
         _CANCELLATION.reset(before)
 
 
+def current_cancellation() -> Cancellation:
+    """That of the caller for whom this thread works; one that nobody calls where there is none."""
+    return _CANCELLATION.get() or Cancellation()
+
+
 class _Request:
     """The sequences of one call, and what has become of them. Guarded by the merger's lock."""
 
@@ -90,7 +95,7 @@ class _Request:
         self.done: list[tuple[int, torch.Tensor]] = []
         self.error: Exception | None = None
         self.woken = threading.Condition(lock)
-        self.cancellation = _CANCELLATION.get() or Cancellation()
+        self.cancellation = current_cancellation()
 
     @property
     def settled(self) -> bool:

@@ -99,8 +99,7 @@ class Tokenizer:
         Raises:
             InputError: If a text can't be encoded, such as one with half a surrogate pair.
         """
-        prompt = self.spec.query_prompt if side == "query" else self.spec.document_prompt
-        prepared = [_prepare(text, prompt, self.spec) for text in texts]
+        prepared = [self.prepare(text, side) for text in texts]
         try:
             if self._backend is None:
                 return [TextTokens(self._slow_ids(text)) for text in prepared]
@@ -110,11 +109,28 @@ class Tokenizer:
             encoded = self._backend.encode_batch(prepared, add_special_tokens=False)
         except (TypeError, UnicodeError) as error:
             raise InputError(_not_unicode(texts)) from error
-        shifts = [_Shift(text, prompt, self.spec) for text in texts]
+        shifts = [_Shift(text, self._prompt(side), self.spec) for text in texts]
         return [
             TextTokens(encoding.ids, [shift(span) for span in encoding.offsets])
             for encoding, shift in zip(encoded, shifts, strict=True)
         ]
+
+    def prepare(self, text: str, side: Side) -> str:
+        """A text as it is tokenised.
+
+        Args:
+            text: The text as the caller gave it.
+            side: Whose prompt goes before it.
+
+        Returns:
+            The text with its prompt, stripped and lower-cased where the checkpoint is so.
+        """
+        prepared = self._prompt(side) + text
+        prepared = prepared.strip() if self.spec.strip else prepared
+        return prepared.lower() if self.spec.lowercase else prepared
+
+    def _prompt(self, side: Side) -> str:
+        return self.spec.query_prompt if side == "query" else self.spec.document_prompt
 
     def text_of(self, token_id: int) -> str:
         """The token as the vocabulary spells it."""
@@ -253,12 +269,6 @@ class Tokenizer:
         if side in self.spec.skiplist_tasks and self._skipped:
             kept = [position for position in kept if ids[position] not in self._skipped]
         return kept
-
-
-def _prepare(text: str, prompt: str, spec: ColBERTSpec) -> str:
-    prepared = prompt + text
-    prepared = prepared.strip() if spec.strip else prepared
-    return prepared.lower() if spec.lowercase else prepared
 
 
 class _Shift:

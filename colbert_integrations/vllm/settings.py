@@ -1,0 +1,103 @@
+"""ServerSettings: which servers, and how they are asked, as plain data."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import httpx
+
+from ..errors import InputError
+
+__all__ = ["API_KEY_VARIABLE", "ServerSettings"]
+
+# The variable that the server itself reads its key from.
+API_KEY_VARIABLE = "VLLM_API_KEY"
+# Requests under way to each server: enough that it has the next one when it ends one.
+_REQUESTS_PER_SERVER = 8
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Which servers, and how they are asked; see ``VLLMForward`` for each of them."""
+
+    urls: tuple[str, ...]
+    model: str | None = None
+    api_key: str | None = field(default=None, repr=False, compare=False)
+    concurrency: int | None = None
+    timeout: float = 120.0
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        if not self.urls:
+            raise InputError("urls must name at least one server, such as 'http://localhost:8000'")
+        if self.model is not None and (not isinstance(self.model, str) or not self.model):
+            raise InputError(
+                f"model must be the name that the servers give it, or None for their only one, not {self.model!r}"
+            )
+        if self.api_key is not None and not _is_key(self.api_key):
+            raise InputError("api_key must be a string of printable ASCII characters")
+        if self.concurrency is not None and not _is_count(self.concurrency, 1):
+            raise InputError(f"concurrency must be a whole number from 1, not {self.concurrency!r}")
+        if not _is_count(self.retries, 0):
+            raise InputError(f"retries must be a whole number from 0, not {self.retries!r}")
+        if not isinstance(self.timeout, (int, float)) or not 0 < self.timeout < math.inf:
+            raise InputError(f"timeout must be a positive number of seconds, not {self.timeout!r}")
+
+    @classmethod
+    def of(cls, urls: str | Sequence[str], **others: Any) -> ServerSettings:
+        """Make settings of one URL or several.
+
+        Args:
+            urls: Root of one server or of several.
+            **others: The other attributes.
+
+        Returns:
+            The settings, URLs without a slash at the end and each but once.
+
+        Raises:
+            InputError: If a value is impossible.
+        """
+        given = [urls] if isinstance(urls, str) else list(urls)
+        return cls(tuple(dict.fromkeys(map(_root, given))), **others)
+
+    @property
+    def most_requests(self) -> int:
+        """Requests under way at most, over all servers."""
+        return self.concurrency or _REQUESTS_PER_SERVER * len(self.urls)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request carries."""
+        key = self.api_key or os.environ.get(API_KEY_VARIABLE)
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def arguments(self) -> dict[str, Any]:
+        """The settings by name, without the key."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "api_key"}
+
+
+def _root(url: object) -> str:
+    if not isinstance(url, str):
+        raise InputError(f"urls must be strings, not {type(url).__name__}")
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise InputError(f"{url!r} is no URL: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InputError(f"{url!r} is no URL of a server: write it as 'http://host:8000'")
+    root = url.rstrip("/")
+    if root.endswith("/v1"):
+        raise InputError(f"{url!r} is a part of the server, whose /pooling lies beside it: leave /v1 out")
+    return root
+
+
+def _is_key(value: object) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isprintable()
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,0 +1,200 @@
+"""What is sent to a vLLM server, and what its answers and errors mean."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+
+from ..errors import RemoteError, RemoteMismatchError, RemoteRefusedError
+from .settings import API_KEY_VARIABLE
+
+__all__ = ["TOO_MANY_REQUESTS", "Failure", "pooling_request", "read_answer", "read_rows", "read_scores"]
+
+_DTYPES = {"float16": "<f2", "float32": "<f4"}
+TOO_MANY_REQUESTS = 429
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _FAILED = 401, 403, 404, 500
+# How much of an answer that is not understood is shown.
+_SHOWN = 200
+
+
+class Failure(Exception):
+    """A request came to nothing, and may do better elsewhere or later.
+
+    Args:
+        message: What went wrong.
+        status: The HTTP status. None: there was no answer.
+        wait_s: How long the server asks to be left alone.
+    """
+
+    def __init__(self, message: str, status: int | None = None, wait_s: float = 0.0) -> None:
+        self.status = status
+        self.wait_s = wait_s
+        super().__init__(message)
+
+
+# ------------------------------------------------------------------------------------------------------------ requests
+
+
+def pooling_request(ids: Sequence[Sequence[int]], dtype: str, *, normalized: bool) -> dict[str, Any]:
+    """The body of a ``POST /pooling`` that asks for the vector of every token.
+
+    Args:
+        ids: Token ids of each sequence, which the server takes as they are.
+        dtype: ``"float16"`` or ``"float32"``, of the vectors on their way.
+        normalized: Whether the server brings the vectors to unit length, which half precision then can't overflow.
+
+    Returns:
+        The body.
+    """
+    return {
+        "task": "token_embed",
+        "input": ids,
+        "encoding_format": "base64",
+        "embed_dtype": dtype,
+        "endianness": "little",
+        "use_activation": normalized,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+
+def read_answer(url: str, path: str, response: httpx.Response) -> Any:
+    """The data of an answer, or the error that it is.
+
+    Args:
+        url: The server.
+        path: What was asked of it.
+        response: Its answer.
+
+    Returns:
+        The parsed JSON.
+
+    Raises:
+        Failure: If the server failed or has too much to do.
+        RemoteRefusedError: If it refused the request.
+        RemoteMismatchError: If the answer is not JSON.
+    """
+    status = response.status_code
+    if status >= _FAILED or status == TOO_MANY_REQUESTS:
+        raise Failure(f"{status} {_reason(response)}", status, _retry_after(response))
+    if not response.is_success:
+        raise RemoteRefusedError(f"{url}{path}: {status} {_reason(response)}{_advice(status, path)}", url, status)
+    try:
+        return response.json()
+    except ValueError as error:
+        shown = response.text[:_SHOWN]
+        raise RemoteMismatchError(
+            f"{url}{path} answers no JSON: is it a vLLM server? {shown!r}", url, status
+        ) from error
+
+
+def _reason(response: httpx.Response) -> str:
+    """What an error says: vLLM's object, the string of its key check, the detail of its web framework, or the text."""
+    try:
+        body = response.json()
+    except ValueError:
+        return response.text[:_SHOWN] or response.reason_phrase
+    if not isinstance(body, dict):
+        return str(body)[:_SHOWN]
+    error = body.get("error", body.get("detail"))
+    if isinstance(error, dict):
+        return f"{error.get('type', 'Error')}: {error.get('message', error)}"
+    return str(error if error is not None else body)[:_SHOWN]
+
+
+def _advice(status: int, path: str) -> str:
+    if status in (_UNAUTHORIZED, _FORBIDDEN):
+        return f". Pass api_key=, or set {API_KEY_VARIABLE}; pickles do not carry a key"
+    if status == _NOT_FOUND and path == "/pooling":
+        return ". A vLLM server has /pooling if its model is a pooling model"
+    return ""
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds to wait; a date, which the header may hold as well, counts as none."""
+    try:
+        return max(0.0, float(response.headers.get("retry-after", 0)))
+    except ValueError:
+        return 0.0
+
+
+def read_rows(url: str, answer: Any, counts: Sequence[int], dim: int | None, dtype: str) -> torch.Tensor:
+    """The vectors of an answer to ``pooling_request``.
+
+    Args:
+        url: The server.
+        answer: Its answer.
+        counts: How many tokens each sequence had.
+        dim: Dimension of a vector. None: any.
+        dtype: As in the request.
+
+    Returns:
+        The vectors of all sequences, one after another, ``(tokens, dim)`` float32.
+
+    Raises:
+        RemoteMismatchError: If there is not one vector of that dimension for each token.
+    """
+    parts = [_bytes(url, item) for item in _in_order(url, answer, "data", len(counts))]
+    itemsize = np.dtype(_DTYPES[dtype]).itemsize
+    dims = {len(part) / itemsize / count for part, count in zip(parts, counts, strict=True)}
+    found = dims.pop()
+    if dims or not found.is_integer():
+        raise RemoteMismatchError(f"{url} does not give one vector for each token: is its task 'token_embed'?", url)
+    if dim is not None and found != dim:
+        raise RemoteMismatchError(
+            f"{url} gives vectors of dimension {found:g}, where this checkpoint's have {dim}: it serves another model, "
+            "or this one without its projection",
+            url,
+        )
+    values = np.frombuffer(b"".join(parts), dtype=_DTYPES[dtype]).astype(np.float32)
+    return torch.from_numpy(values).view(-1, int(found))
+
+
+def _bytes(url: str, item: dict[str, Any]) -> bytes:
+    try:
+        return base64.b64decode(item["data"], validate=True)
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise _not_understood(url, item) from error
+
+
+def read_scores(url: str, answer: Any, count: int, *, ranked: bool) -> list[float]:
+    """The scores of an answer, in the order of the documents.
+
+    Args:
+        url: The server.
+        answer: Its answer.
+        count: How many documents there are.
+        ranked: Whether it is an answer of ``/rerank``, instead of ``/score``.
+
+    Returns:
+        A score for each.
+
+    Raises:
+        RemoteMismatchError: If it has others.
+    """
+    place, name = ("results", "relevance_score") if ranked else ("data", "score")
+    try:
+        return [float(item[name]) for item in _in_order(url, answer, place, count)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _not_understood(url, answer) from error
+
+
+def _in_order(url: str, answer: Any, place: str, count: int) -> list[dict[str, Any]]:
+    """The items of an answer by their index, of which each must be there once."""
+    try:
+        items = {item["index"]: item for item in answer[place]}
+        return [items[index] for index in range(count)]
+    except (KeyError, TypeError) as error:
+        raise _not_understood(url, answer) from error
+
+
+def _not_understood(url: str, answer: Any) -> RemoteError:
+    return RemoteMismatchError(f"{url} answers what no vLLM server does: {json.dumps(answer)[:_SHOWN]}", url)

@@ -1,0 +1,327 @@
+"""What goes wrong with servers: what is asked again and what is not, who is asked instead, and what a user is told."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+import checkpoints
+from colbert_integrations import ColBERT
+from colbert_integrations.errors import (
+    RemoteError,
+    RemoteMismatchError,
+    RemoteRefusedError,
+    RemoteUnavailableError,
+)
+from colbert_integrations.vllm import VLLMForward
+from colbert_integrations.vllm.servers import Server
+from colbert_integrations.vllm.wire import Failure
+from vllm_double import Double, Fault, refuse
+
+# As a server answers whose engine has died.
+DEAD = {"error": {"message": "EngineDeadError", "type": "InternalServerError", "param": None, "code": 500}}
+TEXTS = ["a fox", "the cat runs"]
+
+Model = Callable[..., ColBERT]
+
+
+@pytest.fixture
+def model(double: Double, folder) -> Iterator[Model]:
+    """Makes models on the double, and on other servers where these are given."""
+    made = []
+
+    def make(*urls: str, layout: str = "stanford", **options) -> ColBERT:
+        colbert = {name: options.pop(name) for name in ("batch_tokens", "batch_size") if name in options}
+        forward = VLLMForward(urls or double.url, **{"embed_dtype": "float32", **options})
+        made.append(forward)
+        return ColBERT(folder(layout), device="cpu", forward=forward, **colbert)
+
+    yield make
+    for forward in made:
+        forward.close()
+
+
+def encodes(model: ColBERT, local) -> bool:
+    """Whether a model gives what it should."""
+    found, wanted = model.encode_document(TEXTS), local("stanford").encode_document(TEXTS)
+    return torch.allclose(found.values, wanted.values, rtol=0, atol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------------- asked again
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(500, DEAD),
+        Fault(502, "<html>Bad Gateway</html>"),
+        Fault(503, {"error": "overloaded"}),
+        Fault(504),
+        Fault(429, {"detail": "slow down"}, {"Retry-After": "0.01"}),
+        Fault(429, "", {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+        Fault(hang_up=True),
+    ],
+    ids=lambda fault: str(fault.status),
+)
+@pytest.mark.parametrize("path", ["/pooling", "/v1/models"])
+def test_failures_are_asked_again(path: str, fault: Fault, double: Double, model: Model, local) -> None:
+    double.faults += [Fault(fault.status, fault.body, fault.headers, hang_up=fault.hang_up, path=path)] * 2
+    assert encodes(model(), local)
+    assert not double.faults
+
+
+@pytest.mark.parametrize("path", ["/pooling", "/v1/models"])
+def test_requests_that_take_too_long_are_asked_again(path: str, double: Double, model: Model, local) -> None:
+    double.faults += [Fault(hold=threading.Event(), path=path)]
+    assert encodes(model(timeout=0.5), local)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "message"),
+    [
+        (Fault(500, DEAD), 500, "500 InternalServerError: EngineDeadError"),
+        (Fault(429, ""), 429, "429 Too Many Requests"),
+        (Fault(hang_up=True), None, "Server disconnected without sending a response"),
+    ],
+)
+def test_but_not_for_ever(fault: Fault, status: int | None, message: str, double: Double, model: Model) -> None:
+    double.faults += [fault] * 3
+    with pytest.raises(RemoteUnavailableError, match=message) as caught:
+        model(retries=2).encode_document(TEXTS)
+    assert "attempt 3 of 3" in str(caught.value)
+    assert (caught.value.url, caught.value.status) == (double.url, status)
+    assert double.count("/pooling") == 3
+
+
+def test_all_reasons_are_told(double: Double, model: Model) -> None:
+    double.faults += [Fault(500, DEAD), Fault(hang_up=True), Fault(hang_up=True)]
+    with pytest.raises(RemoteUnavailableError, match=r"500 .*EngineDeadError, then Server disconnected[^,]* \(attempt"):
+        model(retries=2).encode_document(TEXTS)
+
+
+def test_a_server_that_never_answers(double: Double, model: Model) -> None:
+    double.faults += [Fault(hold=threading.Event())] * 2
+    with pytest.raises(RemoteUnavailableError, match=r"no answer within 0\.2 s \(attempt 2 of 2"):
+        model(timeout=0.2, retries=1).encode_document(TEXTS)
+
+
+def test_a_server_whose_answer_trickles_in(double: Double, model: Model) -> None:
+    double.faults.append(Fault(trickle=True))
+    with pytest.raises(RemoteUnavailableError, match=r"no answer within 0\.3 s"):
+        model(timeout=0.3, retries=0).encode_document(TEXTS)
+
+
+def test_a_server_that_is_not_there(model: Model) -> None:
+    with pytest.raises(RemoteUnavailableError, match="http://127.0.0.1:1: .*onnect.* failed") as caught:
+        model("http://127.0.0.1:1", retries=1).encode_document(TEXTS)
+    assert caught.value.status is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Fault(*refuse(400, "BadRequestError", "no such thing").reply), "400 BadRequestError: no such thing"),
+        (Fault(401, {"error": "Unauthorized"}), "401 Unauthorized. Pass api_key="),
+        (Fault(403, "<html>Forbidden</html>"), "403 <html>Forbidden</html>. Pass api_key="),
+        (Fault(404, {"detail": "Not Found"}), "404 Not Found. A vLLM server has /pooling if"),
+        (Fault(413, ""), "413 Request Entity Too Large"),
+        (Fault(422, ["odd"]), r"422 \['odd'\]"),
+        (Fault(307, "", {"Location": "/elsewhere"}), "307 Temporary Redirect"),
+    ],
+)
+def test_refusals_are_not_asked_again(fault: Fault, message: str, double: Double, model: Model) -> None:
+    asks = model()
+    asks.encode_document(TEXTS)
+    double.asked.clear()
+    double.faults.append(fault)
+    with pytest.raises(RemoteRefusedError, match=message) as caught:
+        asks.encode_document(TEXTS)
+    assert (caught.value.url, caught.value.status) == (double.url, fault.status)
+    assert double.count("/pooling") == 1
+
+
+def test_errors_survive_a_pickle() -> None:
+    error = RemoteUnavailableError("no answer", "http://a", 503)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.url, again.status, type(again)) == ("no answer", "http://a", 503, type(error))
+    assert isinstance(error, RemoteError)
+
+
+# ------------------------------------------------------------------------------------------------------- other answers
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/pooling", "<html>hello</html>", "answers no JSON: is it a vLLM server?"),
+        ("/pooling", {"data": []}, "answers what no vLLM server does"),
+        ("/pooling", {"data": [{"index": 0, "data": [1.0]}]}, "answers what no vLLM server does"),
+        ("/pooling", {"data": [{"index": 0, "data": "no base64"}]}, "answers what no vLLM server does"),
+        ("/pooling", {"data": [{"index": 0, "data": "AAAA"}]}, "not give one vector for each token"),
+        ("/pooling", {"data": [{"index": 1, "data": "AAAA"}]}, "answers what no vLLM server does"),
+        ("/pooling", [], "answers what no vLLM server does"),
+        ("/v1/models", {"models": []}, "is it a vLLM server?"),
+        ("/v1/models", {"data": [{"name": "a"}]}, "is it a vLLM server?"),
+    ],
+)
+def test_answers_that_are_not_vllms(path: str, body: object, message: str, double: Double, model: Model) -> None:
+    double.faults.append(Fault(200, body, path=path))
+    with pytest.raises(RemoteMismatchError, match=message) as caught:
+        model().encode_document(TEXTS)
+    assert caught.value.url == double.url
+
+
+@pytest.mark.parametrize(
+    ("alter", "message"),
+    [
+        (lambda vectors: vectors[:, :8], "vectors of dimension 8, where this checkpoint's have 16"),
+        (lambda vectors: vectors * 3, "vectors of length 3 to 3, not of unit length"),
+        (lambda vectors: vectors * float("nan"), "vectors of length nan"),
+    ],
+)
+def test_vectors_of_another_kind(alter: Callable, message: str, double: Double, model: Model) -> None:
+    double.alter = alter
+    with pytest.raises(RemoteMismatchError, match=message):
+        model().encode_document(TEXTS)
+
+
+def test_a_text_without_tokens_asks_nobody(tmp_path) -> None:
+    checkpoints.pylate(tmp_path, specials=False, markers=(), query_prefix="", document_prefix="")
+    server = Double(tmp_path)
+    forward = VLLMForward(server.url, embed_dtype="float32")
+    there, here = ColBERT(tmp_path, device="cpu", forward=forward), ColBERT(tmp_path, device="cpu")
+    assert there.encode_document("").lengths == [0]
+    assert server.asked == []
+    found, wanted = there.encode_document(["", "fox", ""]), here.encode_document(["", "fox", ""])
+    assert found.lengths == wanted.lengths
+    torch.testing.assert_close(found.values, wanted.values, rtol=0, atol=1e-5)
+    forward.close()
+    server.kill()
+
+
+def test_a_server_that_says_no_length_is_taken_at_its_word(double: Double, model: Model, local) -> None:
+    double.faults.append(Fault(200, {"data": [{"id": "tiny"}]}, path="/v1/models"))
+    assert encodes(model(), local)
+
+
+def test_a_server_of_several_names_is_asked_for_one(double: Double, model: Model, local) -> None:
+    double.names = ["tiny", "an-adapter"]
+    assert encodes(model(model="an-adapter"), local)
+    assert {body["model"] for path, body in double.asked if path == "/pooling"} == {"an-adapter"}
+
+
+def test_projections_that_vllm_leaves_a_part_of_out_are_refused_at_once(checkpoint) -> None:
+    from colbert_integrations.errors import InputError
+
+    with pytest.raises(InputError, match="residual layers"):
+        ColBERT(checkpoint("pylate_layers"), device="cpu", forward=VLLMForward("http://127.0.0.1:1"))
+
+
+# --------------------------------------------------------------------------------------------------- when it is checked
+
+
+def test_nothing_is_asked_before_a_text_is_encoded(double: Double, model: Model) -> None:
+    made = model()
+    assert made.spec.dim == made.dim == checkpoints.DIM
+    assert made.fingerprint.dim == checkpoints.DIM
+    assert "forward=VLLMForward(['http://127.0.0.1:" in repr(made)
+    assert double.asked == []
+
+
+def test_a_server_is_checked_once(double: Double, model: Model) -> None:
+    made = model(batch_size=1)
+    made.encode_document(TEXTS * 5)
+    made.encode_document(TEXTS)
+    assert double.count("/v1/models") == 1
+    assert double.count("/pooling") == 1 + 12
+    made.encode_query("a fox")  # needs no server
+    assert double.count("/v1/models") == 1
+    made.encode_document(TEXTS)  # the first one since weights are here to compare with
+    made.encode_document(TEXTS)
+    assert double.count("/v1/models") == 2
+
+
+def test_a_server_that_failed_is_checked_again(double: Double, model: Model) -> None:
+    made = model(model="tiny", retries=0)
+    made.encode_document(TEXTS)
+    double.kill()
+    with pytest.raises(RemoteUnavailableError):
+        made.encode_document(TEXTS)
+    double.names = ["another"]
+    double.start()
+    with pytest.raises(RemoteMismatchError, match="serves 'another', not 'tiny'"):
+        made.encode_document(TEXTS)
+    double.names = ["tiny"]
+    assert len(made.encode_document(TEXTS)) == 2
+
+
+# ------------------------------------------------------------------------------------------------------ several servers
+
+
+@pytest.fixture
+def second(folder) -> Iterator[Double]:
+    """Another server of the same model."""
+    server = Double(folder("stanford"))
+    yield server
+    server.kill()
+
+
+def test_several_servers_share_the_work(double: Double, second: Double, model: Model, local) -> None:
+    made = model(double.url, second.url, batch_size=1)
+    assert made.encode_document(TEXTS * 10).lengths == local("stanford").encode_document(TEXTS * 10).lengths
+    assert encodes(made, local)
+    assert min(double.count("/pooling"), second.count("/pooling")) > 5
+    assert double.count("/v1/models") == second.count("/v1/models") == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_dead_server_is_avoided_while_others_live(first: bool, double: Double, model: Model, local) -> None:
+    urls = ["http://127.0.0.1:1", double.url]
+    made = model(*(urls if first else urls[::-1]), retries=0, batch_size=1)
+    assert encodes(made, local)
+    assert made.encode_document(TEXTS * 20).lengths == local("stanford").encode_document(TEXTS * 20).lengths
+
+
+def test_many_dead_servers_are_all_passed_by(double: Double, model: Model, local) -> None:
+    made = model(*(f"http://127.0.0.1:{port}" for port in range(1, 9)), double.url, retries=0)
+    assert encodes(made, local)
+
+
+def test_one_that_dies_leaves_its_work_to_others(double: Double, second: Double, model: Model, local) -> None:
+    made = model(double.url, second.url, batch_size=1, concurrency=4)
+    made.encode_document(TEXTS)
+    double.faults += [Fault(hang_up=True)] * 3
+    assert made.encode_document(TEXTS * 20).lengths == local("stanford").encode_document(TEXTS * 20).lengths
+    second.kill()
+    assert encodes(made, local)
+
+
+def test_one_of_another_model_among_them_is_an_error(doubles, double: Double, model: Model, folder) -> None:
+    other = doubles["modernbert"]
+    other.forget()
+    other.alter = lambda vectors: vectors[:, :8]
+    made = model(double.url, other.url, batch_size=1)
+    with pytest.raises(RemoteMismatchError, match="dimension 8"):
+        made.encode_document(TEXTS * 4)
+    other.forget()
+
+
+def test_a_server_is_left_alone_for_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("colbert_integrations.vllm.servers.monotonic", lambda: now[0])
+    monkeypatch.setattr("colbert_integrations.vllm.servers.random.uniform", lambda low, high: 1.0)
+    monkeypatch.setattr("colbert_integrations.vllm.servers._FIRST_PAUSE_S", 0.5)
+    server, pauses = Server("http://a"), []
+    for _ in range(8):
+        server.failed(Failure("no answer"))
+        server.failed(Failure("one that was asked at the same time"))
+        pauses.append(server.down_until - now[0])
+        now[0] = server.down_until
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    server.answered()
+    server.failed(Failure("slow down", 429, wait_s=7.0))
+    assert server.down_until - now[0] == 7
