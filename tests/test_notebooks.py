@@ -11,6 +11,8 @@ import nbformat
 import pytest
 
 import offline
+from colbert_integrations.checkpoint import HubOptions, locate
+from vllm_double import Double
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -44,9 +46,17 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Runs a notebook once, in an empty home."""
-    environment, ran = offline.environment(tmp_path_factory.mktemp("home")), {}
+def server():
+    """Stands for a vLLM server of the bundled model."""
+    server = Double(locate("bundled/all-MiniLM-L6-v2", HubOptions()))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, server):
+    """Runs a notebook once, in an empty home, where there is a vLLM server."""
+    environment, ran = {**offline.environment(tmp_path_factory.mktemp("home")), "VLLM_URL": server.url}, {}
 
     def run(name):
         if name not in ran:
@@ -142,6 +152,101 @@ def test_the_measures_are_what_the_text_says_of_them(run):
     assert means["BM25, ColBERT reranks"][1] == means["BM25"][1], "a reranker finds nothing new"
     assert all(0.3 < value < 1 for pair in means.values() for value in pair)
     assert ran.shown("plot", "image/png")
+
+
+def test_moving_to_qdrant_encodes_nothing_and_finds_the_same(run):
+    ran = run("5_grow")
+    moved, encoded = map(int, re.fullmatch(r"(\d+) passages moved, (\d+) encoded\n", ran.printed("move")).groups())
+    assert (moved > 50, encoded) == (True, 0)
+    header, *rows = ran.rows("same")
+    assert header[1:5] == ["in memory", "score", "on Qdrant", "score there"]
+    assert len(rows) == 3
+    assert [row[1] for row in rows] == [row[3] for row in rows]
+    assert [float(row[2]) for row in rows] == pytest.approx([float(row[4]) for row in rows], abs=0.011)
+    assert 'The "global" statement' in rows[0][5]
+    found, asked, difference = re.fullmatch(
+        r"(\d) of (\d) questions find the same ten in the same order\.\nScores differ by (\S+) at most\.\n",
+        ran.printed("same-more"),
+    ).groups()
+    assert found == asked
+    assert 0 <= float(difference) < 1e-3, "what float16 rounds"
+
+
+def test_a_location_names_server_and_collection(run):
+    shown = run("5_grow").shown("location", "text/plain")
+    assert shown == "QdrantStore('http://localhost:6333', 'reference', float16)"
+
+
+def test_what_an_interruption_left_is_not_encoded_again(run):
+    ran = run("5_grow")
+    [before] = re.findall(r"^(\d+) passages moved", ran.printed("move"))
+    [stored] = re.findall(r"^the source is gone: (\d+) new passages are stored$", ran.printed("interrupted").strip())
+    said = r"(\d+) documents: (\d+) encoded, (\d+) there already;"
+    again, once_more = [tuple(map(int, found)) for found in re.findall(said, ran.printed("resumed"))]
+    there = int(before) + int(stored)
+    assert int(stored) > 0 < again[1]
+    assert again == (again[0], again[0] - there, there)
+    assert once_more == (again[0], 0, again[0])
+
+
+def test_both_frameworks_search_and_filter_the_collection(run):
+    ran = run("5_grow")
+    in_langchain, in_llama_index = ran.rows("langchain"), ran.rows("llama-index")
+    assert in_langchain == in_llama_index
+    assert len(in_langchain) == 4
+    assert "Default parameter values are evaluated" in in_langchain[1][4]
+    others = ran.rows("filter")[1:]
+    assert len(others) == 3
+    assert [row[1] for row in others] == [row[2] for row in others]
+    assert {row[3] for row in others}.isdisjoint({in_langchain[1][2]})
+
+
+def test_a_first_stage_is_named_or_refused_and_loses_some(run):
+    ran = run("5_grow")
+    assert ran.printed("refused").startswith("search='first_stage' needs a first stage")
+    header, *rows = ran.rows("stage-table")
+    assert header[1:] == ["candidates", "of all passages", "exact ten found"]
+    shares = [int(row[3].removesuffix("%")) for row in rows]
+    assert shares == sorted(shares)
+    assert 50 < shares[0] < 100, "what the first stage does not find is lost"
+
+
+def test_what_comes_back_from_qdrant_is_as_it_was(run):
+    every, before, equal = map(int, re.findall(r"\d+", run("5_grow").printed("back")))
+    assert every > before == equal > 50
+
+
+def test_vllm_gives_the_same_vectors_and_ranking(run, server):
+    ran = run("5_grow")
+    assert ran.printed("vllm-model") == f"VLLMForward(['{server.url}'])\n"
+    said = r"(\d+) vectors of (\d+) passages differ by (\S+) at most\.\nThe ranking is the same\.\n"
+    vectors, passages, difference = re.fullmatch(said, ran.printed("vllm-same")).groups()
+    assert int(vectors) > 10 * int(passages)
+    assert 0 <= float(difference) < 1e-5
+    # What went there: the passages to be compared, those for Qdrant, a probe and a question.
+    sent = [len(ids) for path, body in server.asked if path == "/pooling" for ids in body["input"]]
+    assert len(sent) >= 2 * int(passages) + 2
+    assert sum(sent) > int(vectors)
+
+
+def test_what_vllm_encoded_is_found_by_the_model_here(run):
+    printed = run("5_grow").printed("vllm-both")
+    assert printed.startswith("20 documents: 20 encoded, 0 there already;")
+    assert printed.endswith("\nThe first five are the same.\n")
+
+
+def test_without_a_server_the_cells_of_vllm_say_so(tmp_path):
+    cells = nbformat.read(EXAMPLES / "5_grow.ipynb", as_version=4).cells
+    chosen = [cell for cell in cells if cell.cell_type == "code" and cell.id.split("-")[0] in ("model", "vllm")]
+    nbformat.write(nbformat.v4.new_notebook(cells=chosen), tmp_path / "vllm.ipynb")
+    environment = offline.environment(tmp_path)
+    environment.pop("VLLM_URL", None)
+    ran = Ran(notebooks.run(tmp_path / "vllm.ipynb", environment))
+    assert [ran.printed(cell) for cell in ran.cells] == [
+        "",
+        "VLLMForward(['http://gpu-1:8000', 'http://gpu-2:8000'])\n",
+        *["VLLM_URL names no server, so this cell did nothing.\n"] * 2,
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ in git
