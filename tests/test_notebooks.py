@@ -195,6 +195,7 @@ def test_both_frameworks_search_and_filter_the_collection(run):
     assert in_langchain == in_llama_index
     assert len(in_langchain) == 4
     assert "Default parameter values are evaluated" in in_langchain[1][4]
+    assert "statement" not in in_langchain[1][2], "the index in memory did not have it"
     others = ran.rows("filter")[1:]
     assert len(others) == 3
     assert [row[1] for row in others] == [row[2] for row in others]
