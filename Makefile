@@ -6,8 +6,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 PEERS := maxsim sentence-transformers llama-index rerankers candding
 
-.PHONY: help demo docs docs-serve test check test-lowest test-ray test-vllm test-wheel bench-cranfield bench-index \
-	bench-index-peers bench-qdrant bench-speed bench-concurrent bench-observing bench-gpu clean
+.PHONY: help demo docs docs-serve clear-notebooks test check test-lowest test-ray test-vllm test-wheel \
+	bench-cranfield bench-index bench-index-peers bench-qdrant bench-speed bench-concurrent bench-observing \
+	bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -43,6 +44,9 @@ docs: $(VENV)/.docs  ## Build the documentation site, warnings as errors, into s
 
 docs-serve: docs  ## Build it, and serve it on port 8000
 	@$(BIN)/python -m http.server --directory site 8000
+
+clear-notebooks: $(VENV)/.docs  ## Take the outputs out of the notebooks, before a commit
+	@$(BIN)/python docs/notebooks.py
 
 check: $(VENV)/.dev $(VENV)/.kernel  ## Format, lint, types and docstrings
 	@$(BIN)/ruff format --check .

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -21,7 +23,9 @@ project = "colbert_integrations"
 project_copyright = "the authors of colbert_integrations, Apache-2.0"
 release = colbert_integrations.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+sys.path.insert(0, str(Path(__file__).parent))
+# notebooks.py, which brings MyST-NB, and that MyST-Parser
+extensions = ["notebooks", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 root_doc = "docs/index"
 include_patterns = [
     "docs/**",
@@ -30,10 +34,12 @@ include_patterns = [
     "benchmarks/README.md",
     "benchmarks/data/*/README.md",
     "examples/README.md",
+    "examples/*.ipynb",
     "kernel/README.md",
 ]
 exclude_patterns = [".*", "colbert_integrations", "site", "tests"]  # not walked
 
+nb_execution_mode = "off"  # notebooks.py runs them
 myst_heading_anchors = 4  # as deep as pages link to; named as GitHub names them
 
 # ------------------------------------------------------------------------------------------------------- API reference

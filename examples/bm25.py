@@ -26,7 +26,8 @@ class BM25Retriever(BaseRetriever):
         self._index.index(_words([document.page_content for document in self.documents]), show_progress=False)
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        places, scores = self._index.retrieve(_words([query]), k=self.k, show_progress=False)
+        k = min(self.k, len(self.documents))
+        places, scores = self._index.retrieve(_words([query]), k=k, show_progress=False)
         found = zip(places[0].tolist(), scores[0].tolist())
         return [_scored(self.documents[place], score) for place, score in found]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,24 +9,16 @@ from pathlib import Path
 
 import pytest
 
+import offline
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NO_NETWORK = """
-import socket
-
-def refuse(self, address):
-    raise OSError(f"an example wanted to reach {address}")
-
-socket.socket.connect = socket.socket.connect_ex = refuse
-"""
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Runs an example in an interpreter of its own, in an empty home, and gives what it printed."""
     home = tmp_path_factory.mktemp("home")
-    (home / "sitecustomize.py").write_text(NO_NETWORK)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TOKENIZERS_"))}
-    environment = {**kept, "HOME": str(home), "PYTHONPATH": str(home), "PYTHONUTF8": "1"}
+    environment = offline.environment(home)
 
     def run(name):
         command = [sys.executable, "-W", "error", EXAMPLES / name]

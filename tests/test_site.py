@@ -44,8 +44,9 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    # As `make docs` does, but for where it goes.
+    # As `make docs` does, but for where it goes, and without running the notebooks, which test_notebooks.py does.
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "-c", "docs", ".", str(folder)]
+    command += ["-D", "run_notebooks=0"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return folder
