@@ -272,7 +272,10 @@ def main() -> None:
             speed_texts.CHECKPOINTS[options.model](checkpoint)
             (run_concurrent if options.concurrent else run)(options, checkpoint)
     shown = SHOWN_CONCURRENT if options.concurrent else SHOWN
-    print(records.markdown(records.newest(options.results, "case"), shown))
+    rows = records.newest(options.results, "case")
+    if options.concurrent:
+        rows.sort(key=lambda row: (row["texts"], -int(row["documents"])))
+    print(records.markdown(rows, shown))
 
 
 def run(options: argparse.Namespace, checkpoint: Path) -> None:

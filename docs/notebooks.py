@@ -6,6 +6,7 @@ each notebook when its page is read.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,6 +80,8 @@ def _run_page(app: Sphinx, page: str, source: list[str]) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Show notebooks by MyST-NB, run before unless ``run_notebooks`` is off."""
     app.setup_extension("myst_nb")
+    # It says that each notebook is run, and the colours that furo brings let the root logger print that.
+    logging.getLogger("traitlets").setLevel(logging.WARNING)
     app.add_config_value("run_notebooks", True, "env", bool)
     app.connect("source-read", _run_page)
     return {"parallel_read_safe": True}
