@@ -235,17 +235,17 @@ def test_a_query_does_not_wait_for_many_larger_calls_that_came_before(pool: Thre
 
 def test_requests_that_come_later_get_equal_shares_and_no_more(pool: ThreadPoolExecutor) -> None:
     crowd = Crowd(pool)
-    early = crowd.start(texts(40, 5, name=1))
+    early = crowd.start(texts(400, 5, name=1))
     crowd.gate.leave.release(5)
     until(lambda: len(crowd.gate.batches) == 5)
     for _ in range(5):
         crowd.gate.wait()  # the sixth batch is drawn
-    late = crowd.start(texts(24, 5, name=2))
+    late = crowd.start(texts(240, 5, name=2))
     crowd.gate.open()
     assert early.result(PATIENCE_S)
     assert late.result(PATIENCE_S)
     assert crowd.gate.tokens_of(1)[:6] == [0, *[20] * 5]
-    assert_even(crowd.gate, start=6, stop=14, within=20)
+    assert_even(crowd.gate, start=6, stop=126, within=20)
 
 
 def assert_even(gate: Gate, start: int, stop: int, within: int) -> None:
@@ -254,20 +254,31 @@ def assert_even(gate: Gate, start: int, stop: int, within: int) -> None:
     assert all(abs(tokens) <= within for tokens in ahead)
 
 
-def test_equal_requests_are_done_in_order_of_arrival(pool: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("batches", [1, 2, 16])
+def test_equal_requests_are_done_in_order_of_arrival(batches: int, pool: ThreadPoolExecutor) -> None:
     crowd = Crowd(pool)
-    futures = [crowd.start(texts(4, 5, name)) for name in range(1, 6)]
+    futures = [crowd.start(texts(4 * batches, 5, name)) for name in range(1, 6)]
     crowd.gate.open()
     assert all(future.result(PATIENCE_S) for future in futures)
-    assert crowd.gate.batches == [[[99]], *[[[name] * 5] * 4 for name in range(1, 6)]]
+    assert crowd.gate.batches == [[[99]], *[[[name] * 5] * 4 for name in range(1, 6) for _ in range(batches)]]
+
+
+def test_a_corpus_does_not_wait_for_a_stream_of_reranks(pool: ThreadPoolExecutor) -> None:
+    crowd = Crowd(pool)
+    corpus = crowd.start(texts(400, 5, name=1))
+    reranks = [crowd.start(texts(8, 5, name=2)) for _ in range(15)]
+    crowd.gate.open()
+    assert all(future.result(PATIENCE_S) for future in (corpus, *reranks))
+    served = crowd.gate.tokens_of(1)[1:31]
+    assert 0 < sum(served) < 600, "a share while the others are there, and not all of it"
 
 
 def test_shares_are_of_tokens_not_of_texts(pool: ThreadPoolExecutor) -> None:
     crowd = Crowd(pool)
-    futures = [crowd.start(texts(10, 8, name=1)), crowd.start(texts(80, 1, name=2))]
+    futures = [crowd.start(texts(50, 8, name=1)), crowd.start(texts(400, 1, name=2))]
     crowd.gate.open()
     assert all(future.result(PATIENCE_S) for future in futures)
-    assert_even(crowd.gate, start=1, stop=9, within=20)
+    assert_even(crowd.gate, start=1, stop=41, within=20)
 
 
 # --------------------------------------------------------------------------------------------------------- cancellation
