@@ -338,6 +338,8 @@ class Merger:
         tokens = longest = 0
         while requests:
             request = self._waiting[requests[0][1]]
+            if drawn and request is not drawn[-1][0] and self._is_better_alone(request, tokens):
+                break
             length = request.next_length()
             longest, tokens = max(longest, length), tokens + length
             size = longest * (len(drawn) + 1) if padded else tokens
@@ -354,6 +356,14 @@ class Merger:
                 heappop(requests)
                 del self._waiting[request.number]
         self._admit_next()
+
+    def _is_better_alone(self, request: _Request, tokens: int) -> bool:
+        """Whether a batch with so many tokens should end before a request.
+
+        Half a batch is as quick for its tokens as a whole one, and lengths in it are more alike without the next
+        request's beginning: filling up cost 2% of the rate of 16 reranks at once.
+        """
+        return 2 * tokens >= self._batch_tokens and tokens + request.tokens > self._batch_tokens
 
     def _run_batch(self, batch: _Drawn) -> None:
         # Without those of calls that have failed or gone since.
