@@ -28,8 +28,8 @@ _WAIT_S = 0.001
 _WAIT_SHARE = 0.1
 # A batch that ended longer ago says nothing about who else is there.
 _LATELY_S = 0.1
-# Requests of so many batches at most are served in one piece, as a rerank of a hundred passages is; larger ones batch by
-# batch. With a batch for all, 64 reranks of two batches each were done in the second half of their time: p50 as p99.
+# Requests of so many batches at most are served in one piece, as a rerank of a hundred passages is; larger ones go
+# batch by batch. When all went so, 64 reranks of two batches each were all done in the second half of their time.
 _WHOLE_BATCHES = 16
 # Tokens that may wait for a batch, about 100 bytes each as Python lists: 400 MB. Who would add to more waits first.
 _MOST_WAITING = 1 << 22
