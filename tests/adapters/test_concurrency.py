@@ -127,8 +127,8 @@ async def longest_stall() -> AsyncIterator[list[float]]:
         ticker.cancel()
 
 
-async def least_stall(work: Callable[[], Any], attempts: int = 5) -> float:
-    """The best of a few attempts: another process can hold this one up, but not each time."""
+async def least_stall(work: Callable[[], Any], attempts: int = 20) -> float:
+    """The best of some attempts: another process can hold this one up, but not each time."""
     least = float("inf")
     for _ in range(attempts):
         async with longest_stall() as stalls:

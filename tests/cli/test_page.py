@@ -29,6 +29,7 @@ def expanded(command: str) -> list[str]:
 
 def test_the_commands_give_what_is_shown(run_as_given: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # the page has the default width
     commands = []
     for command, shown in STEPS:
         if command.startswith("cat "):
