@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModel, BertConfig, BertModel, ModernBertConfig, ModernBertModel
 
+import checkpoints
 from colbert_integrations import ColBERT
 from colbert_integrations import kernel as compiled
 from colbert_integrations.encoder.attention import Run, Runs, attention
@@ -26,6 +28,9 @@ from colbert_integrations.errors import InputError
 Build = Callable[[str], Path]
 CPU = torch.device("cpu")
 VOCABULARY = 90
+# Tokens that are not attended to. With more than half a window of them the last ones see nothing in local attention, and
+# what transformers then gives has another meaning before 5.1.
+HIDDEN = 20 if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 1) else 8
 
 
 def _implementations() -> list[str]:
@@ -76,7 +81,7 @@ def sequence(length: int, attended: int, seed: int) -> TokenSequence:
 @given(lengths=st.lists(st.tuples(st.integers(1, 70), st.booleans()), min_size=1, max_size=6), seed=st.integers(0, 9))
 @pytest.mark.usefixtures("implementation")
 def test_equals_the_padded_pass(backbone: Any, lengths: list[tuple[int, bool]], seed: int) -> None:
-    sequences = [sequence(n, max(1, n - 20) if cut else n, seed + i) for i, (n, cut) in enumerate(lengths)]
+    sequences = [sequence(n, max(1, n - HIDDEN) if cut else n, seed + i) for i, (n, cut) in enumerate(lengths)]
     exact = TorchForward(copy.deepcopy(backbone).double(), nn.Identity(), CPU)(sequences)
     # What float32 errs here is what the padded pass errs; layers amplify it, so no number would say it.
     bound = 4 * (TorchForward(backbone, nn.Identity(), CPU)(sequences) - exact).abs().max().item() + 1e-6
@@ -219,7 +224,7 @@ def test_packs_what_it_knows(checkpoint: Build, layout: str) -> None:
     assert isinstance(ColBERT(checkpoint(layout), device="cpu")._ready()._forward, PackedForward)
 
 
-@pytest.mark.parametrize("layout", ["stanford_xlmr", "jina"])
+@pytest.mark.parametrize("layout", ["stanford_xlmr", pytest.param("jina", marks=checkpoints.marks("jina"))])
 def test_keeps_the_general_path_for_all_else(checkpoint: Build, layout: str) -> None:
     assert isinstance(ColBERT(checkpoint(layout), device="cpu")._ready()._forward, TorchForward)
     with pytest.raises(InputError, match="'int8' is for BERT and ModernBERT on a CPU"):

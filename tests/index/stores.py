@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from qdrant_client import QdrantClient
@@ -61,6 +62,11 @@ def in_folder() -> Iterator[QdrantStore]:
     with tempfile.TemporaryDirectory() as folder, QdrantStore(folder, dtype="float32") as store:
         yield store
 
+
+needs_numpy_2 = pytest.mark.skipif(
+    np.lib.NumpyVersion(np.__version__) < "2.0.0",
+    reason="needs numpy>=2: the engine's binding takes booleans of an older one for numbers",
+)
 
 # Every store that holds vectors as they are; they must be alike in everything.
 STORES: dict[str, Callable[[], AbstractContextManager[Store]]] = {

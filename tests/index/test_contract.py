@@ -20,7 +20,7 @@ from colbert_integrations.errors import (
 )
 from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.index import Store, StoredDocument
-from stores import DIM, KINDS, STORES, brute_force, dyadic, fill, found
+from stores import DIM, KINDS, STORES, brute_force, dyadic, fill, found, needs_numpy_2
 
 QUERIES = dyadic(99, 3, 1, 5)
 
@@ -101,6 +101,7 @@ def test_only_named_documents_are_searched(store: Store, documents: dict[str, to
 # ------------------------------------------------------------------------------------------------------------- filter
 
 
+@needs_numpy_2
 def test_filters_are_applied_before_scoring(store: Store, documents: dict[str, torch.Tensor]) -> None:
     fill(store, documents, [{"n": number, "odd": bool(number % 2)} for number in range(7)])
     odd = {name: documents[name] for name in ("d1", "d3", "d5")}

@@ -20,7 +20,7 @@ from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.qdrant import QdrantStore, connection
 from qdrant_server import Fault, QdrantServer, shared_server
 from qdrant_server.bodies import problem
-from stores import DIM, brute_force, by_grpc, dyadic, fill, found, units
+from stores import DIM, brute_force, by_grpc, dyadic, fill, found, needs_numpy_2, units
 
 QUERIES = dyadic(99, 3, 1, 5)
 HERE, THERE = Fingerprint("abc", "one", DIM, {"model": "one"}), Fingerprint("def", "two", DIM)
@@ -228,6 +228,7 @@ def test_points_of_somebody_else_are_an_error(server: QdrantServer) -> None:
                 call()
 
 
+@needs_numpy_2
 def test_payload_indexes_are_made_once(server: QdrantServer) -> None:
     indexes: Any = {"year": "number", "author.first name": "string", "draft": "boolean"}
     made = ["year", "author.first name", "draft"]

@@ -156,7 +156,7 @@ def test_an_interrupted_call_calls_its_requests_off(double: Double, model) -> No
     double.faults.append(Fault(hold=threading.Event()))
 
     def interrupt() -> None:
-        until(lambda: double.under_way)
+        until(lambda: not double.faults)  # the request is there
         for _ in range(5):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             # One that comes just before the thread goes to sleep is seen when it wakes up, so send another.
