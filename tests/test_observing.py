@@ -7,7 +7,6 @@ import logging
 import pickle
 import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -220,9 +219,9 @@ def test_windows_and_cuts_are_counted(checkpoint: Callable[[str], Path]) -> None
     }
 
 
+@pytest.mark.filterwarnings("error")
 def test_cuts_are_counted_also_where_the_warning_is_an_error(model: ColBERT) -> None:
-    with warnings.catch_warnings(), observed() as observation, pytest.raises(TruncationWarning):
-        warnings.simplefilter("error")
+    with observed() as observation, pytest.raises(TruncationWarning):
         model.encode_query("fox " * 30)
     assert observation.stats.queries_cut == 1
 

@@ -28,8 +28,8 @@ from colbert_integrations.errors import InputError
 Build = Callable[[str], Path]
 CPU = torch.device("cpu")
 VOCABULARY = 90
-# Tokens that are not attended to. With more than half a window of them the last ones see nothing in local attention, and
-# what transformers then gives has another meaning before 5.1.
+# Tokens that are not attended to. With more than half a window of them the last ones see nothing in local attention,
+# and what transformers then gives has another meaning before 5.1.
 HIDDEN = 20 if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 1) else 8
 
 
