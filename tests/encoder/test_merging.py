@@ -360,14 +360,6 @@ def test_a_cancelled_call_at_the_door_lets_the_next_one_in(pool: ThreadPoolExecu
     assert sum(crowd.gate.tokens_of(2)) == 0
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C as Python has it; a job that a shell started in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_of_who_waits_takes_its_work_out(pool: ThreadPoolExecutor) -> None:
     crowd = Crowd(pool)

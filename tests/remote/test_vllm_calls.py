@@ -141,14 +141,6 @@ async def test_a_cancelled_call_returns_at_once_and_calls_its_requests_off(doubl
     ]
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C as Python has it; a job that a shell started in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_call_calls_its_requests_off(double: Double, model) -> None:
     made, caught = model(), threading.Event()
