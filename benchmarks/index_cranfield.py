@@ -6,7 +6,6 @@ the search alone, one query at a time. ``--print`` shows the newest results inst
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,7 +155,7 @@ def vector_bytes(store: MemoryStore, encoded: Encoded, setting: Setting) -> int:
 
 
 def run(
-    settings: list[Setting] = SETTINGS, path: Path = RESULTS, collection: cranfield.Collection | None = None
+    path: Path = RESULTS, settings: list[Setting] = SETTINGS, collection: cranfield.Collection | None = None
 ) -> None:
     """Measure all settings, the first of which is exact; each row is written as soon as it is there."""
     encoded = encode(collection or cranfield.load())
@@ -174,14 +173,8 @@ def table(path: Path = RESULTS) -> str:
 
 
 def main() -> None:
-    """Measure all settings and write down what came out, or print what did before."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--print", action="store_true", help="print the newest results as a Markdown table")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the CSV")
-    options = parser.parse_args()
-    if not options.print:
-        run(path=options.results)
-    print(table(options.results))
+    """Measure and write down what came out, or print what did before."""
+    records.measure_or_print(__doc__, RESULTS, run, table)
 
 
 if __name__ == "__main__":

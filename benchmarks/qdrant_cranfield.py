@@ -7,7 +7,6 @@ are encoded by the retrievers, as a user's are. The server is the tests' own ove
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,13 +150,7 @@ def table(path: Path = RESULTS) -> str:
 
 def main() -> None:
     """Measure and write down what came out, or print what did before."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--print", action="store_true", help="print the newest results as a Markdown table")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the CSV")
-    options = parser.parse_args()
-    if not options.print:
-        run(options.results)
-    print(table(options.results))
+    records.measure_or_print(__doc__, RESULTS, run, table)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ shows the newest results instead.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +86,7 @@ def table(path: Path = RESULTS) -> str:
 
 def main() -> None:
     """Measure and write down what came out, or print what did before."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--print", action="store_true", help="print the newest results as a Markdown table")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the CSV")
-    options = parser.parse_args()
-    if not options.print:
-        run(options.results)
-    print(table(options.results))
+    records.measure_or_print(__doc__, RESULTS, run, table)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import datetime
 import platform
@@ -88,3 +89,23 @@ def _joined(lines: Sequence[Sequence[str]]) -> str:
 
 def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdigit()
+
+
+def measure_or_print(
+    description: str | None, results: Path, run: Callable[[Path], None], table: Callable[[Path], str]
+) -> None:
+    """The command line of a benchmark without settings.
+
+    Args:
+        description: What it measures.
+        results: The CSV, unless another is named.
+        run: Measures, and appends rows to a CSV.
+        table: A CSV's newest rows as Markdown.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--print", action="store_true", help="print the newest results as a Markdown table")
+    parser.add_argument("--results", type=Path, default=results, help="the CSV")
+    options = parser.parse_args()
+    if not options.print:
+        run(options.results)
+    print(table(options.results))

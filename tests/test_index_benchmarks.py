@@ -202,7 +202,7 @@ def test_settings_of_the_index_give_rows(tmp_path):
     chosen = {"float32", "nbits=2", 'search="pooled", candidates=20'}
     settings = [setting for setting in index_cranfield.SETTINGS if setting.name in chosen]
     settings.append(index_cranfield.Setting("one vector or two", pool_factor=200))
-    index_cranfield.run(settings, tmp_path / "rows.csv", collection)
+    index_cranfield.run(tmp_path / "rows.csv", settings, collection)
     with (tmp_path / "rows.csv").open(newline="") as file:
         exact, two_bits, candidates, coarse = csv.DictReader(file)
     assert set(index_cranfield.COLUMNS) < set(exact)
