@@ -93,6 +93,7 @@ class _Request:
         # The next one is the last: longest first, and in order among equals.
         self.waiting = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[::-1]
         self.tokens = sum(lengths)  # of those that wait
+        # Tokens that are due together.
         self.piece = self.tokens if self.tokens <= _WHOLE_BATCHES * batch_tokens else batch_tokens
         self.due, self.quantum = 0.0, 0  # when the next tokens should be done by the merger's clock, and how many
         self.running: dict[int, None] = {}  # positions drawn and not handed out, in order

@@ -294,10 +294,10 @@ def test_a_corpus_does_not_wait_for_a_stream_of_reranks(pool: ThreadPoolExecutor
 
 def test_shares_are_of_tokens_not_of_texts(pool: ThreadPoolExecutor) -> None:
     crowd = Crowd(pool)
-    futures = [crowd.start(texts(50, 8, name=1)), crowd.start(texts(400, 1, name=2))]
+    futures = [crowd.start(texts(80, 5, name=1)), crowd.start(texts(400, 1, name=2))]
     crowd.gate.open()
     assert all(future.result(PATIENCE_S) for future in futures)
-    assert_even(crowd.gate, start=1, stop=41, within=20 + 8)  # a batch, and a text that a batch has no room for
+    assert_even(crowd.gate, start=1, stop=41, within=20)
 
 
 # --------------------------------------------------------------------------------------------------------- cancellation
