@@ -121,7 +121,7 @@ TARGET static void NAME(attend)(const struct attention *job, struct NAME(attenti
         NAME(load_row)(job, job->queries, begin + first + (r < count ? r : count - 1), head, job->scale,
                        room->queries + r * dim);
     for (int64_t key = from; key < to; key += TOKENS) {
-        NAME(multiply)(room->queries, dim, dim, room->keys + key * dim, sums);
+        NAME(multiply)(room->queries, dim, dim, room->keys + key * dim, NULL, 0, sums);
         for (int r = 0; r < ROWS; r++)
             for (int w = 0; w < WIDTH; w++)
                 FLOATS_AT(room->scores + r * padded + key + w * LANES) = sums[r][w];
@@ -136,7 +136,7 @@ TARGET static void NAME(attend)(const struct attention *job, struct NAME(attenti
     }
     for (int64_t column = 0; column < dim; column += TOKENS) {
         const float *values = room->values + (column / TOKENS * padded + from) * TOKENS;
-        NAME(multiply)(room->scores + from, padded, to - from, values, sums);
+        NAME(multiply)(room->scores + from, padded, to - from, values, NULL, 0, sums);
         int64_t some = dim - column < TOKENS ? dim - column : TOKENS;
         for (int64_t r = 0; r < count; r++)
             NAME(store_row)(job, begin + first + r, head * dim + column, some, (const float *)sums[r]);

@@ -46,6 +46,19 @@ static void finish(const struct job *job, int64_t document, int64_t length, cons
     }
 }
 
+/* A document's rows in memory and those of the document behind it, to ask for some before they are needed. */
+struct ahead {
+    const char *rows, *next;
+    int64_t length, row_bytes, row; /* row: what to ask for first, counted from the document's beginning */
+};
+
+static inline const char *row_ahead(const struct ahead *ahead, int64_t further)
+{
+    int64_t row = ahead->row + further;
+    return row < ahead->length ? ahead->rows + row * ahead->row_bytes
+                               : ahead->next + (row - ahead->length) * ahead->row_bytes;
+}
+
 /* ------------------------------------------------------------------------------------------- instruction sets */
 
 #define JOIN_(a, b) a##_##b

@@ -42,7 +42,7 @@ TARGET static void NAME(outputs)(const struct linear *job, const uint8_t *rows, 
     for (int64_t start = first; start < last; start += ROWS) {
         int64_t row = start + ROWS <= last || last < ROWS ? start : last - ROWS;
         INTS sums[ROWS][WIDTH];
-        NAME(multiply_bytes)(rows + row * padded, padded, weights, sums);
+        NAME(multiply_bytes)(rows + row * padded, padded, weights, NULL, sums);
         for (int64_t r = 0; r < ROWS && row + r < last; r++)
             for (int w = 0; w < WIDTH; w++) {
                 int64_t at = column + w * LANES, rest = column + columns - at;

@@ -16,4 +16,5 @@
 #undef ADD_TWO
 #undef ADD_FOUR
 #undef CHUNK
+#undef ASK_FOR
 #undef TILE_START
