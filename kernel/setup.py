@@ -37,6 +37,7 @@ setup(
                 "src/maxsim.h",
                 "src/attention.h",
                 "src/linear.h",
+                "src/tiles.h",
                 "src/undefine.h",
             ],
             extra_compile_args=["-O3", "-std=gnu11", "-fno-strict-aliasing", "-Wall", "-Wextra", *OPENMP],

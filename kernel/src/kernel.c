@@ -13,6 +13,15 @@
 #include <immintrin.h>
 #endif
 
+/* AMX: by a compiler that knows it, on Linux, which wants to be asked first. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
+#if __has_include(<amxtileintrin.h>)
+#define HAS_TILES 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 static int64_t bytes_in(int32_t storage)
 {
     return storage == FLOAT32 ? 4 : storage == INT8 ? 1 : 2;
@@ -27,17 +36,19 @@ static inline uint16_t as_bfloat16(float value)
     return (uint16_t)((u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16);
 }
 
-/* The end of a document: from the best of each query token to the scores. */
-static void finish(const struct job *job, int64_t document, int64_t length, const float *best, const int32_t *not_numbers)
+/* The end of a document: from the best of each query token, (query tokens,) float32 or int32, to the scores. lift is what
+ * was added to the documents' codes. */
+static void finish(const struct job *job, int64_t document, int64_t length, const void *best, const int32_t *not_numbers,
+                   int32_t lift)
 {
     for (int64_t q = 0; q < job->queries; q++) {
         double sum = 0; /* in double: adding thousands of float32 would lose digits, and costs nothing here */
         for (int64_t t = job->query_bounds[q]; t < job->query_bounds[q + 1]; t++) {
             double top;
             if (job->arithmetic == IN_INT8)
-                top = ((const int32_t *)best)[t] - 128 * job->token_sums[t];
+                top = ((const int32_t *)best)[t] - lift * job->token_sums[t];
             else
-                top = not_numbers[t] ? NAN : best[t];
+                top = not_numbers[t] ? NAN : ((const float *)best)[t];
             sum += job->token_steps ? top * job->token_steps[t] : top;
         }
         if (job->document_steps)
@@ -51,6 +62,17 @@ struct ahead {
     const char *rows, *next;
     int64_t length, row_bytes, row; /* row: what to ask for first, counted from the document's beginning */
 };
+
+static struct ahead document_rows(const struct job *job, int64_t document)
+{
+    int64_t begin = job->bounds[document], length = job->bounds[document + 1] - begin;
+    int64_t row_bytes = job->dim * bytes_in(job->storage);
+    const char *rows = job->matrices ? job->matrices[document] : (const char *)job->rows + begin * row_bytes;
+    const char *next = rows + length * row_bytes;
+    if (job->matrices)
+        next = job->matrices[document + 1 < job->documents ? document + 1 : document];
+    return (struct ahead){rows, next, length, row_bytes, 0};
+}
 
 static inline const char *row_ahead(const struct ahead *ahead, int64_t further)
 {
@@ -96,6 +118,10 @@ wide_halves_as_floats(const uint16_t *row, int64_t dim, float scale, float *to)
 #include "attention.h"
 #include "linear.h"
 #include "undefine.h"
+
+#if HAS_TILES
+#include "tiles.h"
+#endif
 
 #define ISA avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")))
@@ -175,11 +201,26 @@ struct instruction_set {
     int (*linear)(const struct linear *, int32_t); /* NULL if it doesn't multiply in int8 */
 };
 
+#if HAS_TILES
+/* Whether the CPU has tiles and Linux lets this process use them, which it answers once: for all threads, for good. */
+static int may_use_tiles(void)
+{
+    static int answer; /* 0: not asked yet; asking twice does no harm */
+    int known = __atomic_load_n(&answer, __ATOMIC_RELAXED);
+    if (!known) {
+        int has = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8");
+        known = has && !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */) ? 1 : -1;
+        __atomic_store_n(&answer, known, __ATOMIC_RELAXED);
+    }
+    return known > 0;
+}
+#endif
+
 /* The instruction sets that this CPU runs, best first; NULL behind the last. */
 static const struct instruction_set *instruction_set(int32_t rank)
 {
     static const struct instruction_set portable = {"portable", 8, 0, 0, score_portable, attention_portable, NULL};
-    const struct instruction_set *runs[4];
+    const struct instruction_set *runs[5];
     int32_t count = 0;
 #if defined(__x86_64__)
     static const struct instruction_set avx512_dot = {"avx512_dot", 32, 1, 1, score_avx512_dot, attention_avx512_dot, linear_avx512_dot};
@@ -187,7 +228,13 @@ static const struct instruction_set *instruction_set(int32_t rank)
     static const struct instruction_set avx2 = {"avx2", 16, 0, 0, score_avx2, attention_avx2, NULL};
     int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (wide && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"))
+    int dot = wide && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+#if HAS_TILES
+    static const struct instruction_set amx = {"amx", 32, 1, 1, score_amx, attention_avx512_dot, linear_avx512_dot};
+    if (dot && may_use_tiles())
+        runs[count++] = &amx;
+#endif
+    if (dot)
         runs[count++] = &avx512_dot;
     if (wide)
         runs[count++] = &avx512;

@@ -161,12 +161,8 @@ TARGET static void NAME(chunk)(const struct job *job, struct NAME(room) *room, c
 
 TARGET static void NAME(document)(const struct job *job, struct NAME(room) *room, int64_t document, int64_t panels)
 {
-    int64_t begin = job->bounds[document], length = job->bounds[document + 1] - begin;
-    int64_t row_bytes = job->dim * bytes_in(job->storage);
-    const char *rows = job->matrices ? job->matrices[document] : (const char *)job->rows + begin * row_bytes;
-    const char *next = rows + length * row_bytes;
-    if (job->matrices)
-        next = job->matrices[document + 1 < job->documents ? document + 1 : document];
+    struct ahead ahead = document_rows(job, document);
+    int64_t length = ahead.length;
     for (int64_t t = 0; t < panels * TOKENS; t++) {
         if (job->arithmetic == IN_INT8)
             ((int32_t *)room->best)[t] = INT32_MIN;
@@ -182,11 +178,12 @@ TARGET static void NAME(document)(const struct job *job, struct NAME(room) *room
     for (int64_t start = 0; start < length; start += bite) {
         int64_t count = length - start < bite ? length - start : bite;
         int64_t first = count < ROWS && start ? start - (ROWS - count) : start; /* see rows twice rather than fill up */
-        struct ahead ahead = {rows, next, length, row_bytes, first + distance};
-        NAME(chunk)(job, room, rows + first * row_bytes, job->row_scales ? job->row_scales + begin + first : NULL,
-                    start + count - first, panels, ahead);
+        ahead.row = first + distance;
+        NAME(chunk)(job, room, ahead.rows + first * ahead.row_bytes,
+                    job->row_scales ? job->row_scales + job->bounds[document] + first : NULL, start + count - first, panels,
+                    ahead);
     }
-    finish(job, document, length, room->best, room->not_numbers);
+    finish(job, document, length, room->best, room->not_numbers, 128);
 }
 
 TARGET static int NAME(score)(const struct job *job, int32_t threads)

@@ -154,12 +154,14 @@ def test_nan_is_not_hidden() -> None:
     assert maxsim([torch.ones(1, 1)], [document, torch.ones(1, 1)]).isnan().tolist() == [[True, False]]
 
 
+@pytest.mark.parametrize("dim", [2, 32])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("place", [0, 11, 12, 30, 99])
-def test_nan_is_not_hidden_by_what_comes_after(dtype: torch.dtype, place: int) -> None:
-    document = torch.ones(100, 2, dtype=dtype)
+def test_nan_is_not_hidden_by_what_comes_after(dtype: torch.dtype, place: int, dim: int) -> None:
+    document = torch.ones(100, dim, dtype=dtype)
     document[place, 1] = float("nan")
-    assert maxsim([torch.ones(3, 2)], [document, torch.ones(100, 2, dtype=dtype)]).isnan().tolist() == [[True, False]]
+    scores = maxsim([torch.ones(3, dim)], [document, torch.ones(100, dim, dtype=dtype)])
+    assert scores.isnan().tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

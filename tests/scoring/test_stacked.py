@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,19 +47,46 @@ def test_what_scores_is_named(implementation: str) -> None:
     assert engine_for(torch.device("meta"), 128) == "torch"
 
 
-@pytest.mark.parametrize("dim", [1, 5, 16, 48, 128])
-def test_int8_products_are_exact_integers(dim: int) -> None:
+# Around what a tile and a chunk of any instruction set hold, and dims that fill tiles of rows in different ways.
+LENGTHS = (3, 17, 1, 0, 31, 32, 33, 97, 205)
+DIMS = [1, 2, 5, 8, 16, 32, 48, 96, 128]
+
+
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("query_sizes", [(5,), (33, 1, 60)])
+def test_int8_products_are_exact_integers(dim: int, query_sizes: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(dim)
-    codes = [torch.randint(-127, 128, (length, dim), generator=generator).to(torch.int8) for length in (3, 17, 1, 205)]
-    for code in codes:
-        code[0] = 127  # the largest sums there can be
-    query = torch.randint(-127, 128, (5, dim), generator=generator).float()
-    query[:, 0] = 127  # so that one step of each token is worth 1
-    steps = torch.tensor([0.5, 2.0, 1.0, 4.0])
+    codes = [torch.randint(-127, 128, (length, dim), generator=generator).to(torch.int8) for length in LENGTHS]
+    queries = [torch.randint(-127, 128, (size, dim), generator=generator).float() for size in query_sizes]
+    for code, query in itertools.product(codes, queries):
+        code[:1] = 127  # the largest sums there can be
+        query[:, 0] = 127  # so that one step of each token is worth 1
+    steps = torch.tensor([0.5, 2.0, 1.0, 4.0, 1.0, 0.25, 2.0, 1.0, 8.0])
     packed = TokenEmbeddings.from_list(codes)
-    scores = StackedQueries(TokenEmbeddings.from_list([query])).score_int8(packed.values, packed.offsets.diff(), steps)
-    expected = reference_maxsim([query], [code.float() * step for code, step in zip(codes, steps, strict=True)])
+    scores = StackedQueries(TokenEmbeddings.from_list(queries)).score_int8(packed.values, packed.offsets.diff(), steps)
+    expected = reference_maxsim(queries, [code.float() * step for code, step in zip(codes, steps, strict=True)])
     assert scores.double().tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("query_sizes", [(5,), (33, 1, 60)])
+def test_bfloat16_products_of_small_integers_are_exact(dim: int, query_sizes: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    documents = [torch.randint(-9, 10, (length, dim), generator=generator).bfloat16() for length in LENGTHS]
+    queries = [torch.randint(-9, 10, (size, dim), generator=generator).float() for size in query_sizes]
+    packed = TokenEmbeddings.from_list(documents)
+    scores = StackedQueries(TokenEmbeddings.from_list(queries)).score(packed.values, packed.offsets.diff())
+    assert scores.double().tolist() == reference_maxsim(queries, documents).tolist()
+
+
+def test_products_of_torch_and_ours_take_turns() -> None:
+    # Both may tell the CPU what its tiles are (AMX); neither may rely on what it told it before.
+    halves = torch.randint(-9, 10, (64, 64), generator=torch.Generator().manual_seed(1)).bfloat16()
+    packed = TokenEmbeddings.from_list([halves])
+    before = halves @ halves.T, StackedQueries(packed).score(halves, torch.tensor([64]))
+    for _ in range(3):
+        assert torch.equal(halves @ halves.T, before[0])
+        assert torch.equal(StackedQueries(packed).score(halves, torch.tensor([64])), before[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
