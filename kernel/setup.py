@@ -38,6 +38,8 @@ setup(
                 "src/attention.h",
                 "src/linear.h",
                 "src/tiles.h",
+                "src/maxsim_tiles.h",
+                "src/attention_tiles.h",
                 "src/undefine.h",
             ],
             extra_compile_args=["-O3", "-std=gnu11", "-fno-strict-aliasing", "-Wall", "-Wextra", *OPENMP],

@@ -121,6 +121,8 @@ wide_halves_as_floats(const uint16_t *row, int64_t dim, float scale, float *to)
 
 #if HAS_TILES
 #include "tiles.h"
+#include "maxsim_tiles.h"
+#include "attention_tiles.h"
 #endif
 
 #define ISA avx512
@@ -230,7 +232,7 @@ static const struct instruction_set *instruction_set(int32_t rank)
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     int dot = wide && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 #if HAS_TILES
-    static const struct instruction_set amx = {"amx", 32, 1, 1, score_amx, attention_avx512_dot, linear_avx512_dot};
+    static const struct instruction_set amx = {"amx", 32, 1, 1, score_amx, attention_amx, linear_avx512_dot};
     if (dot && may_use_tiles())
         runs[count++] = &amx;
 #endif
