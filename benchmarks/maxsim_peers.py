@@ -45,7 +45,7 @@ LABELS = {
     "ours list": "**ours**, list of tensors",
     "ours list compiled": "**ours**, list of tensors, compiled kernel",
     "ours fp16": "**ours**, float16, packed",
-    "GEMM alone": "the matrix product alone (oneDNN)",
+    "GEMM alone": "the matrix product alone",
     "maxsim-cpu": "maxsim-cpu",
     "lateweave": "lateweave, packed",
     "sentence-transformers maxsim": "sentence-transformers `maxsim`, list",
@@ -331,6 +331,7 @@ def main() -> None:
     """Measure and write down what came out, or print what did before."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--print", action="store_true", help="print the newest results as Markdown tables")
+    parser.add_argument("--cpu", default="", help="print what a CPU with this in its name measured")
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="QUERIESxDOCUMENTS")
     parser.add_argument("--dims", type=int, nargs="+", default=DIMS, help="128 for all sizes, the others for 1x1000")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="for each engine")
@@ -346,7 +347,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.print:
         run(options)
-    print(tables(records.newest(options.results, "case")))
+    print(tables(records.newest(options.results, "case", options.cpu)))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -154,12 +154,13 @@ def _blocks(data: Data, score: Callable[[Any, slice, slice], Any]) -> Score:
 
 
 def gemm(data: Data) -> Score:
-    """No MaxSim: the matrix product alone, in float32 by oneDNN, in blocks that stay in the caches."""
+    """No MaxSim: the matrix product alone, in float32, in blocks that stay in the caches."""
     import torch
 
-    # Sends float32 products to oneDNN; process-wide, which is why the package itself does not. On CPUs with AMX it
-    # would round to bfloat16, and so not be the same work.
-    torch.set_float32_matmul_precision("medium")
+    # Sends float32 products to oneDNN; process-wide, which is why the package itself does not. With AMX it would round
+    # to bfloat16, and so not be the same work; such CPUs are Intel's, where torch's own way, by MKL, is as fast.
+    if not torch.cpu._is_amx_tile_supported():
+        torch.set_float32_matmul_precision("medium")
     rows = torch.from_numpy(data.values)
 
     def product(queries: np.ndarray) -> np.ndarray:

@@ -65,10 +65,16 @@ def _header(path: Path) -> list[str]:
         return next(csv.reader(file), [])
 
 
-def newest(path: Path, key: str) -> list[dict[str, str]]:
-    """The last row of each value of ``key``, in the order in which the values first came."""
+def newest(path: Path, key: str, cpu: str = "") -> list[dict[str, str]]:
+    """The last row of each value of ``key``, in the order in which the values first came.
+
+    Args:
+        path: The CSV.
+        key: A column.
+        cpu: Part of the CPU's name, to leave out what others measured. Empty: all.
+    """
     with path.open(newline="", encoding="utf-8") as file:
-        return list({row[key]: row for row in csv.DictReader(file)}.values())
+        return list({row[key]: row for row in csv.DictReader(file) if cpu in row["cpu"]}.values())
 
 
 def markdown(rows: list[dict[str, str]], columns: list[str]) -> str:

@@ -132,7 +132,8 @@ class TokenEmbeddings:
         Returns:
             A batch with the same texts.
         """
-        return TokenEmbeddings(self.values.to(device=device, dtype=dtype), self.offsets.to(device=device))
+        values, offsets = self.values.to(device=device, dtype=dtype), self.offsets.to(device=device)
+        return self if values is self.values and offsets is self.offsets else TokenEmbeddings(values, offsets)
 
     def __len__(self) -> int:
         return len(self._bounds) - 1
@@ -153,6 +154,8 @@ class TokenEmbeddings:
 
     def _slice(self, index: slice) -> TokenEmbeddings:
         start, stop, step = index.indices(len(self))
+        if (start, stop, step) == (0, len(self), 1):
+            return self
         if step != 1:
             chosen = [self[i] for i in range(start, stop, step)]
             return TokenEmbeddings.from_list(chosen, self.dim) if chosen else self[:0]

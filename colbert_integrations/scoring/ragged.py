@@ -32,15 +32,17 @@ def ragged_maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings | Sequenc
         ``(len(queries), len(documents))`` float32 on the documents' device; ``-inf`` for a document without tokens.
         A NaN in a vector makes its scores NaN.
     """
-    lengths = documents.lengths if isinstance(documents, TokenEmbeddings) else list(map(len, documents))
-    device, dtype = documents[0].device, documents[0].dtype
+    packed = documents if isinstance(documents, TokenEmbeddings) else None
+    lengths = list(map(len, documents)) if packed is None else packed.lengths
+    some = documents[0] if packed is None else packed.values
+    device, dtype = some.device, some.dtype
     double = torch.float64 in (queries.dtype, dtype)
     on_device = torch.tensor(lengths, dtype=torch.int64, device=device)
     bounds = [0, *accumulate(lengths)]
     scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=device)
     for first, last in _ranges([0, *accumulate(queries.lengths)], _QUERY_TOKENS):
         stacked = StackedQueries(queries[first:last], torch.float64 if double else torch.float32)
-        rows = stacked.block_rows if isinstance(documents, TokenEmbeddings) else stacked.joined_rows
+        rows = stacked.joined_rows if packed is None else stacked.block_rows
         for start, stop in _ranges(bounds, rows):
             block = _block(documents, bounds, start, stop)
             scores[first:last, start:stop] = stacked.score(block, on_device[start:stop])
