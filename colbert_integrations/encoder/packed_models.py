@@ -191,8 +191,12 @@ def _turns(positions: torch.Tensor, theta: float, head_dim: int) -> tuple[torch.
 def _rotate(x: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Turn ``(tokens, 2, heads, head_dim)``; coordinate i pairs with i + head_dim / 2."""
     cosines, sines = turns
-    left, right = x.float().chunk(2, dim=-1)
-    turned = torch.cat([left * cosines - right * sines, right * cosines + left * sines], dim=-1)
+    wide = x.float()
+    turned = torch.empty_like(wide, memory_format=torch.contiguous_format)
+    (left, right), (new_left, new_right) = wide.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+    # In place: sums of products that are then put side by side took half as long again.
+    torch.mul(left, cosines, out=new_left).addcmul_(right, sines, value=-1)
+    torch.mul(right, cosines, out=new_right).addcmul_(left, sines)
     return turned.to(x.dtype)
 
 
