@@ -257,7 +257,7 @@ def main() -> None:
     """Measure and write down what came out, or print what did before."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--print", action="store_true", help="print the newest results as Markdown tables")
-    parser.add_argument("--cpu", default="", help="print what a CPU with this in its name measured")
+    parser.add_argument("--cpu", help="print what a CPU with this in its name measured, not the last one")
     parser.add_argument("--models", nargs="+", choices=speed_texts.CHECKPOINTS, default=list(speed_texts.CHECKPOINTS))
     parser.add_argument("--documents", type=int, default=100)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="for each engine")

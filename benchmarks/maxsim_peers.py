@@ -331,7 +331,7 @@ def main() -> None:
     """Measure and write down what came out, or print what did before."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--print", action="store_true", help="print the newest results as Markdown tables")
-    parser.add_argument("--cpu", default="", help="print what a CPU with this in its name measured")
+    parser.add_argument("--cpu", help="print what a CPU with this in its name measured, not the last one")
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="QUERIESxDOCUMENTS")
     parser.add_argument("--dims", type=int, nargs="+", default=DIMS, help="128 for all sizes, the others for 1x1000")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="for each engine")

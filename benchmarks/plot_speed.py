@@ -103,7 +103,7 @@ def main() -> None:
     for name, draw in {"maxsim": maxsim, "encoding": encoding}.items():
         results = getattr(options, name)
         if results.exists():
-            draw(records.newest(results, "case")).savefig(options.images / f"{name}_speed.png", dpi=150)
+            draw(records.newest(results, "case", cpu=None)).savefig(options.images / f"{name}_speed.png", dpi=150)
 
 
 if __name__ == "__main__":

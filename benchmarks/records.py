@@ -65,16 +65,18 @@ def _header(path: Path) -> list[str]:
         return next(csv.reader(file), [])
 
 
-def newest(path: Path, key: str, cpu: str = "") -> list[dict[str, str]]:
+def newest(path: Path, key: str, cpu: str | None = "") -> list[dict[str, str]]:
     """The last row of each value of ``key``, in the order in which the values first came.
 
     Args:
         path: The CSV.
         key: A column.
-        cpu: Part of the CPU's name, to leave out what others measured. Empty: all.
+        cpu: Part of the CPU's name, to leave out what others measured. Empty: all. None: the CPU of the last row.
     """
     with path.open(newline="", encoding="utf-8") as file:
-        return list({row[key]: row for row in csv.DictReader(file) if cpu in row["cpu"]}.values())
+        rows = list(csv.DictReader(file))
+    wanted = rows[-1]["cpu"] if cpu is None and rows else cpu or ""
+    return list({row[key]: row for row in rows if wanted in row.get("cpu", "")}.values())
 
 
 def markdown(rows: list[dict[str, str]], columns: list[str]) -> str:

@@ -250,7 +250,7 @@ def main() -> None:
     """Measure and write down what came out, or print what did before."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--print", action="store_true", help="print the newest results as Markdown tables")
-    parser.add_argument("--cpu", default="", help="print what a CPU with this in its name measured")
+    parser.add_argument("--cpu", help="print what a CPU with this in its name measured, not the last one")
     parser.add_argument("--concurrent", action="store_true", help="many requests at once, ours alone")
     parser.add_argument("--model", choices=speed_texts.CHECKPOINTS, default="minilm")
     parser.add_argument("--queries", type=int, default=10, help="how many are timed, after one that is not")

@@ -17,6 +17,7 @@
 #if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
 #if __has_include(<amxtileintrin.h>)
 #define HAS_TILES 1
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -210,7 +211,9 @@ static int may_use_tiles(void)
     static int answer; /* 0: not asked yet; asking twice does no harm */
     int known = __atomic_load_n(&answer, __ATOMIC_RELAXED);
     if (!known) {
-        int has = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8");
+        const unsigned tiles = 1u << 24, in_bfloat16 = 1u << 22, in_int8 = 1u << 25, all = tiles | in_bfloat16 | in_int8;
+        unsigned a, b, c, d;
+        int has = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & all) == all;
         known = has && !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */) ? 1 : -1;
         __atomic_store_n(&answer, known, __ATOMIC_RELAXED);
     }
