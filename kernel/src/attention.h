@@ -64,15 +64,16 @@ struct NAME(attention_room) {
 };
 
 TARGET static inline void NAME(load_row)(const struct attention *job, const void *from, int64_t token, int64_t head,
-                                         float scale, float *to)
+                                         float scale, float *restrict to)
 {
-    int64_t at = token * job->stride + head * job->head_dim;
+    int64_t dim = job->head_dim, at = token * job->stride + head * dim; /* dim, lest the loop read it each time */
+    ask_for_token(job, from, token + 16, head);
     if (job->storage == BFLOAT16) {
-        NAME(bfloats_as_floats)((const uint16_t *)from + at, job->head_dim, scale, to);
+        NAME(bfloats_as_floats)((const uint16_t *)from + at, dim, scale, to);
         return;
     }
     const float *row = (const float *)from + at;
-    for (int64_t k = 0; k < job->head_dim; k++)
+    for (int64_t k = 0; k < dim; k++)
         to[k] = row[k] * scale;
 }
 

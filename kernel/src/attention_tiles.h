@@ -130,7 +130,7 @@ TILE_TARGET static int attention_amx(const struct attention *job, int32_t thread
     longest = (longest + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
 #pragma omp parallel num_threads(threads)
     {
-        struct tile_attention_room room;
+        struct tile_attention_room room = {0};
         int64_t panels = 2 * longest * dim, sums = 4 * TILE_ROWS * TILE_TOKENS; /* bytes, all multiples of 64 */
         char *all = aligned_alloc(64, sums + 2 * panels + 2 * TILE_ROWS * dim + 8 * TILE_ROWS * longest);
         if (all) {
