@@ -1,6 +1,7 @@
 """Builds the kernel as a plain shared library, for any Python: it is called by ctypes and knows nothing of Python."""
 
 import sys
+from glob import glob
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -31,17 +32,7 @@ setup(
         Extension(
             "colbert_integrations_kernel.kernel",
             sources=["src/kernel.c"],
-            depends=[
-                "src/kernel.h",
-                "src/vectors.h",
-                "src/maxsim.h",
-                "src/attention.h",
-                "src/linear.h",
-                "src/tiles.h",
-                "src/maxsim_tiles.h",
-                "src/attention_tiles.h",
-                "src/undefine.h",
-            ],
+            depends=sorted(glob("src/*.h")),
             extra_compile_args=["-O3", "-std=gnu11", "-fno-strict-aliasing", "-Wall", "-Wextra", *OPENMP],
             extra_link_args=OPENMP,
         )

@@ -120,6 +120,14 @@ def test_table_shows_the_newest_row_of_each_system(tmp_path):
     assert table == "| system | nDCG@10 |\n| --- | ---: |\n| A | 0.3 |\n| B | 0.2 |"
 
 
+def test_rows_of_another_cpu_can_be_left_out(tmp_path):
+    path = tmp_path / "results.csv"
+    rows = [("A", "EPYC 9", 1), ("B", "EPYC 9", 2), ("A", "Xeon", 3), ("A", "Xeon", 4)]
+    records.append(path, [{"case": case, "cpu": cpu, "ms": ms} for case, cpu, ms in rows])
+    shown = {cpu: [row["ms"] for row in records.newest(path, "case", cpu)] for cpu in ("", "EPYC", None, "M4")}
+    assert shown == {"": ["4", "2"], "EPYC": ["1", "2"], None: ["4"], "M4": []}
+
+
 def test_circumstances_name_the_machine_and_the_versions():
     found = records.circumstances("torch")
     assert found["torch"].startswith("2.")

@@ -67,6 +67,12 @@ def test_to_changes_values_only() -> None:
     assert moved.lengths == [2, 1]
 
 
+def test_nothing_is_copied_where_nothing_changes() -> None:
+    packed = TokenEmbeddings.from_list(matrices([2, 1]))
+    assert packed.to("cpu", packed.dtype) is packed
+    assert packed[:] is packed
+
+
 @pytest.mark.parametrize(
     ("values", "offsets"),
     [

@@ -56,8 +56,8 @@ def maxsim(
     if not len(packed_queries) or not len(listed):
         device = listed[0].device if len(listed) else getattr(listed, "device", None)
         return torch.zeros(len(packed_queries), len(listed), device=device)
-    some = listed.values if isinstance(listed, TokenEmbeddings) else listed[0]
-    dim, device = some.shape[1], some.device
+    vectors = listed.values if isinstance(listed, TokenEmbeddings) else listed[0]
+    dim, device = vectors.shape[1], vectors.device
     if packed_queries.dim != dim:
         raise ShapeError(f"queries have dim {packed_queries.dim}, documents have dim {dim}")
     return ragged_maxsim(packed_queries.to(device), listed)

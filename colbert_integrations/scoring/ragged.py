@@ -34,8 +34,8 @@ def ragged_maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings | Sequenc
     """
     packed = documents if isinstance(documents, TokenEmbeddings) else None
     lengths = list(map(len, documents)) if packed is None else packed.lengths
-    some = documents[0] if packed is None else packed.values
-    device, dtype = some.device, some.dtype
+    vectors = documents[0] if packed is None else packed.values
+    device, dtype = vectors.device, vectors.dtype
     double = torch.float64 in (queries.dtype, dtype)
     on_device = torch.tensor(lengths, dtype=torch.int64, device=device)
     bounds = [0, *accumulate(lengths)]

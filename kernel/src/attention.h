@@ -77,20 +77,20 @@ TARGET static inline void NAME(load_row)(const struct attention *job, const void
         to[k] = row[k] * scale;
 }
 
-/* Lay out keys and values of one head of one sequence. */
-TARGET static void NAME(lay_out)(const struct attention *job, struct NAME(attention_room) *room, int64_t begin,
-                                 int64_t attended, int64_t padded, int64_t head)
+/* Lay out keys and values of a piece. */
+TARGET static void NAME(lay_out)(const struct attention *job, struct NAME(attention_room) *room, const struct piece *piece)
 {
+    int64_t attended = piece->attended, padded = piece->padded;
     int64_t dim = job->head_dim, groups = (dim + TOKENS - 1) / TOKENS;
     for (int64_t token = 0; token < padded; token++) {
         float *key = room->keys + token / TOKENS * TOKENS * dim + token % TOKENS;
         memset(room->row, 0, sizeof(float) * groups * TOKENS);
         if (token < attended)
-            NAME(load_row)(job, job->keys, begin + token, head, 1.0f, room->row);
+            NAME(load_row)(job, job->keys, piece->begin + token, piece->head, 1.0f, room->row);
         for (int64_t k = 0; k < dim; k++)
             key[k * TOKENS] = room->row[k];
         if (token < attended)
-            NAME(load_row)(job, job->values, begin + token, head, 1.0f, room->row);
+            NAME(load_row)(job, job->values, piece->begin + token, piece->head, 1.0f, room->row);
         for (int64_t g = 0; g < groups; g++)
             memcpy(room->values + (g * padded + token) * TOKENS, room->row + g * TOKENS, sizeof(float) * TOKENS);
     }
@@ -107,19 +107,16 @@ TARGET static inline void NAME(store_row)(const struct attention *job, int64_t t
         memcpy((float *)job->out + place, from, sizeof(float) * count);
 }
 
-/* Some queries of one head of one sequence; first is the place of the first of them in the sequence. */
-TARGET static void NAME(attend)(const struct attention *job, struct NAME(attention_room) *room, int64_t begin,
-                                int64_t attended, int64_t padded, int64_t head, int64_t first, int64_t count)
+/* Some queries of a piece; first is the place of the first of them in the sequence. */
+TARGET static void NAME(attend)(const struct attention *job, struct NAME(attention_room) *room, const struct piece *piece,
+                                int64_t first, int64_t count)
 {
-    int64_t dim = job->head_dim, window = job->window, low = 0, high = attended;
-    if (window >= 0) {
-        low = first - window > 0 ? first - window : 0;
-        high = first + count + window < attended ? first + count + window : attended;
-    }
-    int64_t from = low / TOKENS * TOKENS, to = (high + TOKENS - 1) / TOKENS * TOKENS; /* whole panels */
+    int64_t dim = job->head_dim, padded = piece->padded;
+    struct range seen = keys_seen(job, piece, first, count);
+    int64_t from = seen.first / TOKENS * TOKENS, to = (seen.stop + TOKENS - 1) / TOKENS * TOKENS; /* whole panels */
     FLOATS sums[ROWS][WIDTH];
     for (int64_t r = 0; r < ROWS; r++)
-        NAME(load_row)(job, job->queries, begin + first + (r < count ? r : count - 1), head, job->scale,
+        NAME(load_row)(job, job->queries, piece->begin + first + (r < count ? r : count - 1), piece->head, job->scale,
                        room->queries + r * dim);
     for (int64_t key = from; key < to; key += TOKENS) {
         NAME(multiply)(room->queries, dim, dim, room->keys + key * dim, NULL, 0, sums);
@@ -128,28 +125,21 @@ TARGET static void NAME(attend)(const struct attention *job, struct NAME(attenti
                 FLOATS_AT(room->scores + r * padded + key + w * LANES) = sums[r][w];
     }
     for (int64_t r = 0; r < ROWS; r++) {
-        int64_t place = first + (r < count ? r : count - 1), begins = low, stops = high;
-        if (window >= 0) {
-            begins = place - window > 0 ? place - window : 0;
-            stops = place + window + 1 < attended ? place + window + 1 : attended;
-        }
-        NAME(softmax)(room->scores + r * padded, begins, stops, from, to);
+        seen = keys_seen(job, piece, first + (r < count ? r : count - 1), 1);
+        NAME(softmax)(room->scores + r * padded, seen.first, seen.stop, from, to);
     }
     for (int64_t column = 0; column < dim; column += TOKENS) {
         const float *values = room->values + (column / TOKENS * padded + from) * TOKENS;
         NAME(multiply)(room->scores + from, padded, to - from, values, NULL, 0, sums);
         int64_t some = dim - column < TOKENS ? dim - column : TOKENS;
         for (int64_t r = 0; r < count; r++)
-            NAME(store_row)(job, begin + first + r, head * dim + column, some, (const float *)sums[r]);
+            NAME(store_row)(job, piece->begin + first + r, piece->head * dim + column, some, (const float *)sums[r]);
     }
 }
 
 TARGET static int NAME(attention)(const struct attention *job, int32_t threads)
 {
-    int64_t longest = 0, dim = job->head_dim, wide = (dim + TOKENS - 1) / TOKENS * TOKENS;
-    for (int64_t s = 0; s < job->sequences; s++)
-        longest = job->bounds[s + 1] - job->bounds[s] > longest ? job->bounds[s + 1] - job->bounds[s] : longest;
-    longest = (longest + TOKENS - 1) / TOKENS * TOKENS;
+    int64_t longest = longest_of(job, TOKENS), dim = job->head_dim, wide = (dim + TOKENS - 1) / TOKENS * TOKENS;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
@@ -165,16 +155,13 @@ TARGET static int NAME(attention)(const struct attention *job, int32_t threads)
             failed = 1;
         }
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t piece = 0; piece < job->sequences * job->heads; piece++) {
-            int64_t sequence = piece / job->heads, head = piece % job->heads, begin = job->bounds[sequence];
-            int64_t length = job->bounds[sequence + 1] - begin, attended = job->attended[sequence];
-            int64_t padded = (attended + TOKENS - 1) / TOKENS * TOKENS;
-            if (!all || !length)
+        for (int64_t number = 0; number < job->sequences * job->heads; number++) {
+            struct piece piece = piece_of(job, number, TOKENS);
+            if (!all || !piece.length)
                 continue;
-            NAME(lay_out)(job, &room, begin, attended, padded, head);
-            for (int64_t first = 0; first < length; first += ROWS)
-                NAME(attend)(job, &room, begin, attended, padded, head, first,
-                             length - first < ROWS ? length - first : ROWS);
+            NAME(lay_out)(job, &room, &piece);
+            for (int64_t first = 0; first < piece.length; first += ROWS)
+                NAME(attend)(job, &room, &piece, first, piece.length - first < ROWS ? piece.length - first : ROWS);
         }
         free(all);
     }

@@ -13,11 +13,12 @@ struct tile_attention_room {
     void *sums;        /* (TILE_ROWS, TILE_TOKENS) float32 */
 };
 
-/* Lay out keys and values of one head of one sequence; zeros up to the next whole panel. */
-TILE_TARGET static void lay_out_panels(const struct attention *job, struct tile_attention_room *room, int64_t begin,
-                                       int64_t attended, int64_t padded, int64_t head)
+/* Lay out keys and values of a piece; zeros up to the next whole panel. */
+TILE_TARGET static void lay_out_panels(const struct attention *job, struct tile_attention_room *room,
+                                       const struct piece *piece)
 {
-    int64_t dim = job->head_dim, at = begin * job->stride + head * dim;
+    int64_t attended = piece->attended, padded = piece->padded;
+    int64_t dim = job->head_dim, at = piece->begin * job->stride + piece->head * dim;
     const uint16_t *keys = (const uint16_t *)job->keys + at, *values = (const uint16_t *)job->values + at;
     const __m256i none = _mm256_setzero_si256();
     const __m512i order = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -67,18 +68,15 @@ TILE_TARGET static float split_softmax(float *scores, int64_t first, int64_t sto
     return first < stop ? 1.0f / _mm512_reduce_add_ps(sums) : 0.0f;
 }
 
-/* Some queries of one head of one sequence, as attend of attention.h. */
-TILE_TARGET static void attend_by_tiles(const struct attention *job, struct tile_attention_room *room, int64_t begin,
-                                        int64_t attended, int64_t padded, int64_t head, int64_t first, int64_t count)
+/* Some queries of a piece, as attend of attention.h. */
+TILE_TARGET static void attend_by_tiles(const struct attention *job, struct tile_attention_room *room,
+                                        const struct piece *piece, int64_t first, int64_t count)
 {
-    int64_t dim = job->head_dim, window = job->window, low = 0, high = attended, stride = job->stride;
-    const uint16_t *queries = (const uint16_t *)job->queries + (begin + first) * stride + head * dim;
+    int64_t dim = job->head_dim, padded = piece->padded, stride = job->stride, begin = piece->begin + first;
+    const uint16_t *queries = (const uint16_t *)job->queries + begin * stride + piece->head * dim;
+    struct range seen = keys_seen(job, piece, first, count);
+    int64_t from = seen.first / TILE_TOKENS * TILE_TOKENS, to = (seen.stop + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
     float shares[TILE_ROWS];
-    if (window >= 0) {
-        low = first - window > 0 ? first - window : 0;
-        high = first + count + window < attended ? first + count + window : attended;
-    }
-    int64_t from = low / TILE_TOKENS * TILE_TOKENS, to = (high + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
     if (count < TILE_ROWS) {
         for (int64_t r = 0; r < TILE_ROWS; r++)
             memcpy(room->queries + r * dim, queries + (r < count ? r : count - 1) * stride, sizeof *queries * dim);
@@ -88,19 +86,12 @@ TILE_TARGET static void attend_by_tiles(const struct attention *job, struct tile
     for (int64_t key = from; key < to; key += TILE_TOKENS) {
         clear_tile();
         add_to_tile((const char *)queries, 2 * stride, 2 * dim, 64, (const char *)(room->keys + key * dim / 2), NULL, 0);
-        _tile_stored(0, room->scores + key, 4 * padded);
-        _tile_stored(1, room->scores + key + 16, 4 * padded);
-        _tile_stored(2, room->scores + 16 * padded + key, 4 * padded);
-        _tile_stored(3, room->scores + 16 * padded + key + 16, 4 * padded);
+        store_tile(room->scores + key, 4 * padded);
     }
     for (int64_t r = 0; r < TILE_ROWS; r++) {
-        int64_t place = first + (r < count ? r : count - 1), begins = low, stops = high;
-        if (window >= 0) {
-            begins = place - window > 0 ? place - window : 0;
-            stops = place + window + 1 < attended ? place + window + 1 : attended;
-        }
+        seen = keys_seen(job, piece, first + (r < count ? r : count - 1), 1);
         uint16_t *upper = room->weights + r * padded, *lower = upper + TILE_ROWS * padded;
-        shares[r] = split_softmax(room->scores + r * padded, begins, stops, from, to, job->scale, upper, lower);
+        shares[r] = split_softmax(room->scores + r * padded, seen.first, seen.stop, from, to, job->scale, upper, lower);
     }
     for (int64_t column = 0; column < dim; column += TILE_TOKENS) {
         const char *values = (const char *)(room->values + column * padded + from * TILE_TOKENS);
@@ -108,12 +99,12 @@ TILE_TARGET static void attend_by_tiles(const struct attention *job, struct tile
         clear_tile();
         add_to_tile(upper, 2 * padded, 2 * (to - from), 64, values, NULL, 0);
         add_to_tile(lower, 2 * padded, 2 * (to - from), 64, values, NULL, 0);
-        store_tile(room->sums);
+        store_tile(room->sums, 4 * TILE_TOKENS);
         for (int64_t r = 0; r < count; r++)
             for (int64_t k = 0; k < TILE_TOKENS; k += 16) {
                 __m512 sums = _mm512_load_ps((const float *)room->sums + r * TILE_TOKENS + k);
                 __m256i some = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(sums, _mm512_set1_ps(shares[r])));
-                int64_t at = ((begin + first + r) * job->heads + head) * dim + column + k;
+                int64_t at = ((begin + r) * job->heads + piece->head) * dim + column + k;
                 _mm256_storeu_si256((void *)((uint16_t *)job->out + at), some);
             }
     }
@@ -121,13 +112,10 @@ TILE_TARGET static void attend_by_tiles(const struct attention *job, struct tile
 
 TILE_TARGET static int attention_amx(const struct attention *job, int32_t threads)
 {
-    int64_t longest = 0, dim = job->head_dim;
+    int64_t longest = longest_of(job, TILE_TOKENS), dim = job->head_dim;
     int failed = 0;
     if (job->storage != BFLOAT16 || dim % TILE_TOKENS)
         return attention_avx512_dot(job, threads);
-    for (int64_t s = 0; s < job->sequences; s++)
-        longest = job->bounds[s + 1] - job->bounds[s] > longest ? job->bounds[s + 1] - job->bounds[s] : longest;
-    longest = (longest + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
 #pragma omp parallel num_threads(threads)
     {
         struct tile_attention_room room = {0};
@@ -146,16 +134,13 @@ TILE_TARGET static int attention_amx(const struct attention *job, int32_t thread
             failed = 1;
         }
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t piece = 0; piece < job->sequences * job->heads; piece++) {
-            int64_t sequence = piece / job->heads, head = piece % job->heads, begin = job->bounds[sequence];
-            int64_t length = job->bounds[sequence + 1] - begin, attended = job->attended[sequence];
-            int64_t padded = (attended + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
-            if (!all || !length)
+        for (int64_t number = 0; number < job->sequences * job->heads; number++) {
+            struct piece piece = piece_of(job, number, TILE_TOKENS);
+            if (!all || !piece.length)
                 continue;
-            lay_out_panels(job, &room, begin, attended, padded, head);
-            for (int64_t first = 0; first < length; first += TILE_ROWS)
-                attend_by_tiles(job, &room, begin, attended, padded, head, first,
-                                length - first < TILE_ROWS ? length - first : TILE_ROWS);
+            lay_out_panels(job, &room, &piece);
+            for (int64_t first = 0; first < piece.length; first += TILE_ROWS)
+                attend_by_tiles(job, &room, &piece, first, piece.length - first < TILE_ROWS ? piece.length - first : TILE_ROWS);
         }
         if (all)
             _tile_release();

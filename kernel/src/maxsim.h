@@ -163,13 +163,7 @@ TARGET static void NAME(document)(const struct job *job, struct NAME(room) *room
 {
     struct ahead ahead = document_rows(job, document);
     int64_t length = ahead.length;
-    for (int64_t t = 0; t < panels * TOKENS; t++) {
-        if (job->arithmetic == IN_INT8)
-            ((int32_t *)room->best)[t] = INT32_MIN;
-        else
-            room->best[t] = -INFINITY;
-        room->not_numbers[t] = 0;
-    }
+    begin(job, panels * TOKENS, room->best, room->not_numbers);
     /* What is converted first is taken in smaller bites, so that it stays in the first-level cache until it is used. */
     int converted = job->storage != FLOAT32 && job->arithmetic == IN_FLOAT32;
     int64_t bite = converted ? 2 * ROWS : CHUNK;

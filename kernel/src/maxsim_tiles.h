@@ -46,14 +46,15 @@ TILE_TARGET static inline void take_ints(const int32_t *sums, int32_t *best)
 TILE_TARGET static void chunk_by_tiles(const struct job *job, struct tile_room *room, const char *rows, int64_t count,
                                        int64_t row_bytes, int64_t panels, struct ahead ahead)
 {
-    int64_t step = tile_step(row_bytes), in_int8 = job->arithmetic == IN_INT8;
+    int64_t step = tile_step(row_bytes);
+    int in_int8 = job->arithmetic == IN_INT8;
     for (int64_t p = 0; p < panels; p++) {
         const char *panel = (const char *)job->packed + p * TILE_TOKENS * row_bytes;
         for (int64_t start = 0; start < count; start += TILE_ROWS) {
             int64_t row = start + TILE_ROWS <= count ? start : count - TILE_ROWS; /* the last tile is moved back */
             clear_tile();
             add_to_tile(rows + row * row_bytes, row_bytes, row_bytes, step, panel, row_ahead(&ahead, start), in_int8);
-            store_tile(room->sums);
+            store_tile(room->sums, 4 * TILE_TOKENS);
             if (in_int8)
                 take_ints(room->sums, (int32_t *)room->best + p * TILE_TOKENS);
             else
@@ -66,13 +67,7 @@ TILE_TARGET static void document_by_tiles(const struct job *job, struct tile_roo
 {
     int64_t row_bytes = job->dim * bytes_in(job->storage);
     struct ahead ahead = document_rows(job, document);
-    for (int64_t t = 0; t < panels * TILE_TOKENS; t++) {
-        if (job->arithmetic == IN_INT8)
-            ((int32_t *)room->best)[t] = INT32_MIN;
-        else
-            ((float *)room->best)[t] = -INFINITY;
-        room->not_numbers[t] = 0;
-    }
+    begin(job, panels * TILE_TOKENS, room->best, room->not_numbers);
     if (ahead.length && ahead.length < TILE_ROWS) {
         for (int64_t r = 0; r < TILE_ROWS; r++)
             memcpy(room->rows + r * row_bytes, ahead.rows + (r < ahead.length ? r : ahead.length - 1) * row_bytes, row_bytes);

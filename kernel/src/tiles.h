@@ -1,4 +1,5 @@
-/* AMX: instructions that multiply whole tiles of a matrix, in bfloat16 and int8, up to eight times as fast as vectors.
+/* AMX: instructions that multiply whole tiles of a matrix, in bfloat16 ten times as fast as vectors,
+ * in int8 nearly three times (16 queries at once).
  *
  * Here a tile is TILE_ROWS rows against a panel of TILE_TOKENS columns, laid out by maxsim_pack: four tiles of the CPU,
  * 16 x 16 sums each. A step of coordinates takes two tiles of rows, as they lie in memory, and two of the panel.
@@ -67,12 +68,12 @@ TILE_TARGET static inline void add_to_tile(const char *rows, int64_t stride, int
     }
 }
 
-/* Store the sums, (TILE_ROWS, TILE_TOKENS) float32 or int32. */
-TILE_TARGET static inline void store_tile(char *sums)
+/* Store the sums, TILE_ROWS rows of TILE_TOKENS float32 or int32, stride bytes apart. */
+TILE_TARGET static inline void store_tile(void *sums, int64_t stride)
 {
-    const int64_t stride = 4 * TILE_TOKENS;
-    _tile_stored(0, sums, stride);
-    _tile_stored(1, sums + 64, stride);
-    _tile_stored(2, sums + 16 * stride, stride);
-    _tile_stored(3, sums + 16 * stride + 64, stride);
+    char *upper = sums, *lower = upper + 16 * stride;
+    _tile_stored(0, upper, stride);
+    _tile_stored(1, upper + 64, stride);
+    _tile_stored(2, lower, stride);
+    _tile_stored(3, lower + 64, stride);
 }

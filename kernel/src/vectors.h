@@ -20,7 +20,7 @@ typedef int32_t NAME(loose_ints) __attribute__((vector_size(4 * LANES), aligned(
 
 /* Memory is waited for longer than it is multiplied, unless it is asked for in time and little by little: with each
  * coordinate, a few bytes of what is needed two tiles later. All of it at the start of a tile, or one tile ahead, which
- * asks for the last rows too late, took up to one and a half times as long (Sapphire Rapids). */
+ * asks for the last rows too late, took up to one and a half times as long (a Xeon with AMX). */
 #define ASK_FOR(ahead, bytes) \
     do { \
         if (ahead) { \
