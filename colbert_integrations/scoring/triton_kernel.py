@@ -1,4 +1,4 @@
-"""The Triton kernel of MaxSim: ragged documents, read once for a stack of queries. Only ``gpu.py`` imports it."""
+"""The Triton kernels of MaxSim and of the best of few scores. Only ``gpu.py`` imports them."""
 
 # mypy: disable-error-code="untyped-decorator"
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["maxsim_kernel"]
+__all__ = ["maxsim_kernel", "top_k_kernel"]
 
 # Neither tl.sum nor tl.zeros below: they are kernels themselves, and can't be interpreted where something else
 # imported triton before the interpreter was chosen. torch._dynamo does.
@@ -125,3 +125,40 @@ def maxsim_kernel(
         tl.store(scores + slot * documents + document, total, mask=slot < slots)
         begin = end
         end = following
+
+
+@triton.jit(do_not_specialize=["documents", "k"], do_not_specialize_on_alignment=["scores", "best", "positions"])
+def top_k_kernel(
+    scores: tl.tensor,
+    best: tl.tensor,
+    positions: tl.tensor,
+    documents: tl.tensor,
+    k: tl.tensor,
+    ROOM: tl.constexpr,
+) -> None:
+    """Take the largest score of a query k times; a NaN is larger than any, and of equal ones the first comes first.
+
+    Args:
+        scores: ``(queries, documents)`` float32.
+        best: Written, falling, ``(queries, k)`` float32.
+        positions: Written, where they are, ``(queries, k)`` int64.
+        documents: How many.
+        k: How many at most of them.
+        ROOM: A power of 2, at least as many as there are documents.
+    """
+    query = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, ROOM)
+    score = tl.load(scores + query * documents + place, mask=place < documents, other=0.0)
+    bits = score.to(tl.int32, bitcast=True)
+    # The bits of a negative number fall where the number rises.
+    rising = tl.where(score == score, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits), 0x7FFFFFFF)
+    # Score and place in one number: a single maximum finds both, and no two are equal.
+    least: tl.constexpr = -(2**63)
+    keys = tl.where(place < documents, (rising.to(tl.int64) << 32) + (0x7FFFFFFF - place), least)
+    for rank in range(k):
+        top = tl.reduce(keys, 0, larger)
+        keys = tl.where(keys == top, least, keys)
+        high = (top >> 32).to(tl.int32)
+        number = tl.where(high < 0, high ^ 0x7FFFFFFF, high).to(tl.float32, bitcast=True)
+        tl.store(best + query * k + rank, number)
+        tl.store(positions + query * k + rank, 0x7FFFFFFF - (top & 0x7FFFFFFF))

@@ -235,6 +235,17 @@ def test_top_k_in_blocks_equals_sorting_all(held: int, monkeypatch: pytest.Monke
     assert sorted(positions.tolist()[0]) == list(range(7))
 
 
+@pytest.mark.parametrize(("documents", "k"), [(1, 1), (7, 3), (1024, 64), (1025, 10)])
+def test_the_best_of_few_are_those_of_a_stable_sort(documents: int, k: int) -> None:
+    scores = torch.randn(3, documents, generator=torch.Generator().manual_seed(documents))
+    scores[1] = scores[1].round()  # many are equal
+    scores[0, documents // 2], scores[2, -1], scores[2, 0] = float("nan"), -float("nan"), float("-inf")
+    best, positions = gpu._top_k(scores.to(DEVICE), k)
+    expected, order = scores.sort(dim=1, descending=True, stable=True)
+    torch.testing.assert_close(best.cpu(), expected[:, :k], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(positions.cpu(), order[:, :k])
+
+
 def test_no_documents_give_no_scores() -> None:
     queries, none = TritonQueries(packed([torch.ones(1, 16)]), torch.float32), torch.zeros(1, dtype=torch.int64)
     assert queries.score(torch.ones(0, 16, device=DEVICE), none.to(DEVICE)).shape == (1, 0)
