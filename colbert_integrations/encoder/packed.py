@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import varlen
+from . import fused, varlen
 from .attention import Run, Runs
 from .forward import count_parameters
+from .layers import Layers
 from .linear import linear_maker
 from .packed_models import PackedBert, PackedModel, PackedModernBert
 from .tokens import TokenSequence
@@ -61,7 +62,11 @@ class PackedForward:
     def __init__(self, backbone: Any, projection: nn.Module, dtype: torch.dtype) -> None:
         self.device: torch.device = backbone.device
         self.num_parameters = count_parameters(backbone, projection)
-        self._model = _MODELS[backbone.config.model_type](backbone, linear_maker(dtype, self.device))
+        width = backbone.config.hidden_size
+        layers = (
+            fused.FusedLayers() if fused.is_available(self.device, width) else Layers(linear_maker(dtype, self.device))
+        )
+        self._model = _MODELS[backbone.config.model_type](backbone, layers)
         self._projection = projection
 
     @torch.no_grad()
