@@ -5,8 +5,9 @@
    32 tokens. ``packed`` is ours, ``padded`` transformers' own forward pass on the same batch.
 
 Times are those of CUDA events around each forward pass, the engines in turn; ``share of matmul`` compares the
-operations of the layers for real tokens with the first figure. Vectors are compared with the padded pass in float32.
-Where there is no GPU nothing is measured. ``--print`` shows the newest results instead.
+operations of the linear layers for real tokens with the first figure, ``share with attention`` those of both products of
+attention as well, of tokens that see each other. Vectors are compared with the padded pass in float32. Where there is no
+GPU nothing is measured. ``--print`` shows the newest results instead, ``--profile`` the kernels of a full batch.
 """
 
 from __future__ import annotations
@@ -30,7 +31,17 @@ from colbert_integrations.encoder.packed import PackedForward, can_pack
 
 RESULTS = records.HERE / "results" / "gpu_encoding.csv"
 BATCH_TOKENS, LONGEST, MEDIAN_TOKENS, VOCABULARY = 32_768, 300, 166, 30_000
-SHOWN = ["case", "median ms", "p90 ms", "tokens per second", "TFLOP/s", "share of matmul", "least cosine", "problem"]
+SHOWN = [
+    "case",
+    "median ms",
+    "p90 ms",
+    "tokens per second",
+    "TFLOP/s",
+    "share of matmul",
+    "share with attention",
+    "least cosine",
+    "problem",
+]
 
 
 def minilm(**changed: Any) -> Any:
@@ -76,6 +87,21 @@ def operations(model: Any, sequences: Sequence[TokenSequence]) -> int:
     return 2 * sum(layer.weight.numel() for layer in layers) * sum(len(sequence.ids) for sequence in sequences)
 
 
+def attention_operations(model: Any, sequences: Sequence[TokenSequence]) -> int:
+    """Operations of both products of attention, of pairs of tokens within a window where a layer has one."""
+    config = model.config
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    windows = [None if kind == "full_attention" else config.local_attention // 2 for kind in kinds]
+    pairs = sum(_pairs(len(sequence.ids), window) for window in windows for sequence in sequences)
+    return 4 * pairs * config.hidden_size
+
+
+def _pairs(length: int, window: int | None) -> int:
+    """Pairs of tokens that are no further apart than a window."""
+    beyond = 0 if window is None else max(0, length - 1 - window)
+    return length**2 - beyond * (beyond + 1)
+
+
 def matmul_rate(device: str, size: int = 8192, rounds: int = 20) -> float:
     """Operations a second of a product of bfloat16 matrices, median."""
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -114,17 +140,22 @@ def measure(
         vectors = nn.functional.normalize(runner.calls[0]().double(), dim=1)  # type: ignore[attr-defined]
         cosines[runner.name] = float((vectors * right).sum(1).min())
     take_turns(runners, rounds, device)
-    rows = [
-        _row(case, runner, cosines[runner.name], operations(half, sequences), sequences, rate) for runner in runners
-    ]
+    work = operations(half, sequences), attention_operations(half, sequences)
+    rows = [_row(case, runner, cosines[runner.name], work, sequences, rate) for runner in runners]
     if "packed" not in engines:
         rows.append({**dict.fromkeys(rows[0], ""), "case": f"packed: {case}", "problem": "torch can't do it here"})
     return rows
 
 
 def _row(
-    case: str, runner: Runner, cosine: float, work: int, sequences: Sequence[TokenSequence], rate: float
+    case: str,
+    runner: Runner,
+    cosine: float,
+    work: tuple[int, int],
+    sequences: Sequence[TokenSequence],
+    rate: float,
 ) -> records.Row:
+    """A row; ``work`` is the operations of linear layers and of attention."""
     middle, low, high = (float(place) for place in np.quantile(runner.inside, [0.5, 0.1, 0.9]))
     return {
         "case": f"{runner.name}: {case}",
@@ -134,8 +165,10 @@ def _row(
         "p90 ms": round(1e3 * high, 3),
         "wall ms": round(1e3 * statistics.median(runner.wall), 3),
         "tokens per second": round(sum(len(sequence.ids) for sequence in sequences) / middle),
-        "TFLOP/s": round(work / middle / 1e12, 2),
-        "share of matmul": round(work / middle / rate, 3),
+        "TFLOP/s": round(work[0] / middle / 1e12, 2),
+        "share of matmul": round(work[0] / middle / rate, 3),
+        "TFLOP/s with attention": round(sum(work) / middle / 1e12, 2),
+        "share with attention": round(sum(work) / middle / rate, 3),
         "least cosine": f"{cosine:.5f}",
         "problem": "",
     }
@@ -163,19 +196,37 @@ def run(models: Sequence[str], tokens: int, rounds: int, device: str, **changed:
     return [{**row, "matmul TFLOP/s": round(rate / 1e12, 2)} for row in rows]
 
 
+def profile(models: Sequence[str], tokens: int) -> None:
+    """Print which kernels of a packed full batch take how long."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    for name in models:
+        half = MODELS[name]().eval().requires_grad_(False).to("cuda", torch.bfloat16)
+        forward, batch = PackedForward(half, nn.Identity(), torch.bfloat16), documents(tokens)
+        forward(batch)
+        with torch.profiler.profile(activities=activities) as profiled:
+            forward(batch)
+            torch.cuda.synchronize()
+        print(name, profiled.key_averages().table(sort_by="cuda_time_total", row_limit=25), sep="\n")
+
+
 def main() -> None:
     """Measure and write down what came out, or print what did before."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--print", action="store_true", help="print the newest results as a Markdown table")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of a full batch, and write nothing")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--tokens", type=int, default=BATCH_TOKENS, help="of a full batch")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the CSV")
     options = parser.parse_args()
+    if not options.print and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here")
+    if options.profile:
+        profile(options.models, options.tokens)
+        return
     if not options.print:
-        if not torch.cuda.is_available():
-            parser.error("there is no CUDA device here")
         about = records.circumstances("torch", "transformers")
-        rows = run(list(MODELS), options.tokens, options.rounds, "cuda")
+        rows = run(options.models, options.tokens, options.rounds, "cuda")
         first = {"date": about["date"], "commit": about["commit"]}
         records.append(options.results, [{**first, **row, **about} for row in rows])
     print(records.markdown(records.newest(options.results, "case"), SHOWN))

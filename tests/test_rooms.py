@@ -42,7 +42,8 @@ ROOMS = {
     "cache": {"torch"},
     "embeddings": {".errors", "torch"},
     "checkpoint": {".errors", "huggingface_hub", "numpy", "safetensors", "torch"},
-    "encoder": {".checkpoint", ".embeddings", ".errors", ".kernel", ".observing", "torch", "tqdm", "transformers"},
+    "encoder": {".checkpoint", ".embeddings", ".errors", ".kernel", ".observing"}
+    | {"numpy", "torch", "tqdm", "transformers", "triton"},
     "kernel": {"colbert_integrations_kernel", "torch"},
     "scoring": {".embeddings", ".errors", ".kernel", "torch", "triton"},
     "pooling": {".embeddings", ".errors", "numpy", "scipy", "torch"},

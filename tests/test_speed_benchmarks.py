@@ -361,6 +361,13 @@ def test_gpu_encoding_rows_say_what_was_measured(name):
     # Of one layer: four square matrices for attention, two (BERT) or three (ModernBERT) for what follows.
     weights = 64 * 64 * 4 + 64 * 96 * (2 if name == "minilm" else 3)
     assert full["TFLOP/s"] == pytest.approx(2 * weights * full["tokens"] / full["median ms"] / 1e9, rel=0.2, abs=0.01)
+    assert full["TFLOP/s with attention"] >= full["TFLOP/s"]
+
+
+@pytest.mark.parametrize(("length", "window"), [(1, 0), (7, 0), (9, 3), (9, 8), (9, 20), (300, 64), (5, None)])
+def test_pairs_of_tokens_that_see_each_other_are_counted(length, window):
+    pairs = [(i, j) for i in range(length) for j in range(length) if window is None or abs(i - j) <= window]
+    assert gpu_encoding._pairs(length, window) == len(pairs)
 
 
 # ------------------------------------------------------------------------------------------------------- observing

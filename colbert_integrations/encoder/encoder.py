@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from time import perf_counter
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize
 
@@ -22,6 +24,7 @@ from .forward import Forward
 from .merging import Merger
 from .remote import Connection, LazyForward, Spreader
 from .tokens import Side, TextTokens, Tokenizer, TokenSequence
+from .transfer import send
 
 __all__ = ["EncodeOptions", "Encoder"]
 
@@ -242,16 +245,22 @@ class _BatchRunner:
     @torch.no_grad()
     def finish(self, packed: torch.Tensor, sequences: list[TokenSequence]) -> list[torch.Tensor]:
         """Keep what counts, cut dimensions, normalise: one ``(kept, dim)`` float32 matrix per sequence."""
-        rows, first = [], 0
-        for sequence in sequences:
-            rows += [first + position for position in sequence.kept]
-            first += len(sequence.ids)
-        chosen = packed[torch.tensor(rows, dtype=torch.int64, device=packed.device)].float()
+        chosen = packed[send(_kept_rows(sequences), packed.device)].float()  # (kept, dim)
         if self._spec.truncate_dim is not None:
             chosen = chosen[:, : self._spec.truncate_dim]  # before normalising, so that what is left is unit again
         if self._spec.normalize:
             chosen = normalize(chosen, dim=-1)
         return list(torch.split(chosen, [len(sequence.kept) for sequence in sequences]))
+
+
+def _kept_rows(sequences: list[TokenSequence]) -> np.ndarray:
+    """Rows of the tokens that count, among those of all sequences one after another, ``(kept,)`` int64."""
+    ends = np.cumsum([len(sequence.ids) for sequence in sequences])
+    first: np.ndarray = np.repeat(
+        ends - [len(sequence.ids) for sequence in sequences], [len(s.kept) for s in sequences]
+    )
+    first += np.fromiter(chain.from_iterable(sequence.kept for sequence in sequences), np.int64, len(first))
+    return first
 
 
 def _joined(asked: _Piece, pieces: Iterator[_Piece]) -> Iterator[_Piece]:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
+
+from .transfer import send
 
 __all__ = ["Part", "is_available", "parts", "varlen_attention"]
 
@@ -118,10 +121,10 @@ def _part(
     device: torch.device,
 ) -> Part:
     def rows(ranges: Sequence[range] | None) -> torch.Tensor | None:
-        return None if ranges is None else torch.tensor([row for span in ranges for row in span]).to(device)
+        return None if ranges is None else send(np.array([row for span in ranges for row in span]), device)
 
     def bounds(counts: Sequence[int]) -> torch.Tensor:
-        return torch.tensor([0, *accumulate(counts)], dtype=torch.int32).to(device)
+        return send(np.array([0, *accumulate(counts)], dtype=np.int32), device)
 
     longest = max(query_counts), max(key_counts)
     return Part(rows(queries), rows(keys), bounds(query_counts), bounds(key_counts), *longest, window)

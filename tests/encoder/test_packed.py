@@ -20,6 +20,7 @@ from colbert_integrations import ColBERT
 from colbert_integrations import kernel as compiled
 from colbert_integrations.encoder.attention import Run, Runs, attention
 from colbert_integrations.encoder.forward import TorchForward
+from colbert_integrations.encoder.layers import Layers
 from colbert_integrations.encoder.linear import Int8Linear, Linear, PrepackedLinear, linear_maker
 from colbert_integrations.encoder.packed import PackedForward, can_pack
 from colbert_integrations.encoder.tokens import TokenSequence
@@ -86,7 +87,7 @@ def test_equals_the_padded_pass(backbone: Any, lengths: list[tuple[int, bool]], 
     # What float32 errs here is what the padded pass errs; layers amplify it, so no number would say it.
     bound = 4 * (TorchForward(backbone, nn.Identity(), CPU)(sequences) - exact).abs().max().item() + 1e-6
     packed, plain = (PackedForward(backbone, nn.Identity(), torch.float32) for _ in range(2))
-    plain._model = type(plain._model)(backbone, Linear)
+    plain._model = type(plain._model)(backbone, Layers(Linear))
     for forward in (packed, plain):
         torch.testing.assert_close(forward(sequences).double(), exact, rtol=0, atol=bound)
 

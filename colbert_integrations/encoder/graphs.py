@@ -1,0 +1,166 @@
+"""ShortForward: the forward pass of one short sequence as CUDA graphs, since launching costs more than it computes."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from threading import Lock
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import torch
+
+from .attention import Runs
+from .tokens import TokenSequence
+from .transfer import send
+from .varlen import Part
+
+__all__ = ["CudaRecorder", "Recorder", "Run", "ShortForward"]
+
+_log = logging.getLogger(__name__)
+
+# Ids, positions and sequences to one vector for each token.
+Run: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Runs], torch.Tensor]
+# A few, so that a query is padded by little and no more graphs than these are held.
+_SIZES = (16, 32, 48, 64)
+
+
+class Recorder(Protocol):
+    """Records what a device does, to have it done again by one launch."""
+
+    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+        """Record a call.
+
+        Args:
+            work: Reads and writes the same memory each time.
+
+        Returns:
+            What does it again, and the tensor that each time holds what comes out.
+        """
+        ...
+
+    def in_turn(self) -> AbstractContextManager[object]:
+        """Let what is launched within begin after what was launched within before, from whatever stream."""
+        ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs, which share their memory and so must run in turn.
+
+    Args:
+        device: A CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+        """Record a call; see ``Recorder``."""
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            work()  # compiles and allocates what a recording must not
+        side.synchronize()
+        # Other threads may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
+            out = work()
+        return graph.replay, out
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Order what is launched within; see ``Recorder``."""
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(self._done)
+        try:
+            yield
+        finally:
+            self._done.record(stream)
+
+
+class ShortForward:
+    """The forward pass of one sequence of up to 64 tokens, recorded for a few lengths when such a sequence first comes.
+
+    Safe between threads, which take turns. Where recording fails that is logged once, and nothing is taken any more.
+
+    Args:
+        run: The forward pass.
+        window: How many tokens to either side are seen at least. None: all.
+        device: Where the model is.
+        recorder: Records it.
+    """
+
+    def __init__(self, run: Run, window: int | None, device: torch.device, recorder: Recorder) -> None:
+        self._run, self._device, self._recorder = run, device, recorder
+        # A window narrower than the sequence would have to end elsewhere for each length; see ``varlen.parts``.
+        self._sizes = [size for size in _SIZES if window is None or size <= window + 1]
+        self._recorded = dict[int, _Recorded]()
+        self._lock = Lock()
+
+    def __call__(self, sequence: TokenSequence) -> torch.Tensor | None:
+        """Run one sequence.
+
+        Args:
+            sequence: Of any length.
+
+        Returns:
+            One vector for each of its tokens, ``(tokens, dim)``; None if it is not taken.
+        """
+        place = bisect_left(self._sizes, len(sequence.ids))
+        if not sequence.ids or place == len(self._sizes):
+            return None
+        with self._lock, self._recorder.in_turn():
+            recorded = self._of_size(self._sizes[place])
+            return None if recorded is None else recorded(sequence)
+
+    def _of_size(self, size: int) -> _Recorded | None:
+        if size not in self._recorded:
+            try:
+                self._recorded[size] = _Recorded(self._run, size, self._device, self._recorder)
+            except Exception as error:  # of torch, CUDA or a compiler: whatever it is, the work can be done without
+                _log.warning("short texts are encoded without CUDA graphs, which can't be recorded: %s", error)
+                self._sizes = []
+                return None
+        return self._recorded[size]
+
+
+class _Recorded:
+    """A recording for sequences of up to ``size`` tokens.
+
+    A sequence's own numbers are read from memory: its ids, and how far its tokens see and are seen. What is computed
+    behind its end is seen by nobody, and cut off.
+    """
+
+    def __init__(self, run: Run, size: int, device: torch.device, recorder: Recorder) -> None:
+        self._size, self._device = size, device
+        self._numbers = send(_numbers(size, [0] * size, size), device)
+        ids, queries, keys = self._numbers[:size], self._numbers[size : size + 2], self._numbers[size + 2 :]
+        whole = Part(None, None, queries, keys, size, size, window=(-1, -1))
+        positions, alone = torch.arange(size, device=device), _Alone(whole)
+        self._replay, self._out = recorder.record(lambda: run(ids, positions, alone))
+
+    def __call__(self, sequence: TokenSequence) -> torch.Tensor:
+        numbers = _numbers(self._size, sequence.ids, sequence.attended)
+        self._numbers.copy_(send(numbers, self._device))
+        self._replay()
+        return self._out[: len(sequence.ids)].clone()  # (tokens, dim)
+
+
+class _Alone(Runs):
+    """One sequence that sees all it may, whatever the window."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__(())
+        self._part = part
+
+    def parts(self, window: int | None, device: torch.device) -> tuple[Part, ...]:
+        return (self._part,)
+
+
+def _numbers(size: int, ids: list[int], attended: int) -> np.ndarray:
+    """Ids up to a size, and the bounds of the tokens that see and of those that are seen, ``(size + 4,)`` int32."""
+    return np.array([*ids, *[0] * (size - len(ids)), 0, len(ids), 0, attended], dtype=np.int32)

@@ -1,0 +1,29 @@
+"""Small arrays from the host to where the model is, without waiting for the device."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+
+__all__ = ["current", "send"]
+
+
+def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy an array to a device.
+
+    Args:
+        values: Any shape.
+        device: Where to. A GPU is not waited for: the copy joins what runs there, from memory that it reads by itself.
+
+    Returns:
+        The same numbers; on a CPU they share the array's memory.
+    """
+    here = torch.from_numpy(values)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the one that kernels are launched on; nothing for other devices."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,0 +1,147 @@
+"""Triton kernels for what lies between the matrix products of an encoder. Only ``fused.py`` imports them."""
+
+# mypy: disable-error-code="untyped-decorator"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["add_norm_kernel", "gelu_gate_kernel", "rotate_kernel"]
+
+# No tl.sum: it is a kernel itself, and can't be interpreted where something else imported triton before the interpreter
+# was chosen. torch._dynamo does.
+
+
+@triton.jit
+def added(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """The sum of two numbers."""
+    return a + b
+
+
+@triton.jit
+def load_rows(
+    matrix: tl.tensor, rows: tl.tensor, token: tl.tensor, column: tl.tensor, inside: tl.tensor, WIDTH: tl.constexpr
+) -> tl.tensor:
+    """The row of each token, or the one that ``rows`` names, in float32; zero outside."""
+    row = token if rows is None else tl.load(rows + token, mask=inside, other=0)
+    return tl.load(matrix + row.to(tl.int64) * WIDTH + column, mask=inside, other=0).to(tl.float32)
+
+
+# A number of tokens makes no variant: a new one takes a second to compile. Neither does where ids lie in a buffer.
+@triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=["left_rows", "right_rows"])
+def add_norm_kernel(
+    left: tl.tensor,
+    left_rows: tl.tensor,
+    right: tl.tensor,
+    right_rows: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    total: tl.tensor,
+    wide: tl.tensor,
+    normed: tl.tensor,
+    tokens: tl.tensor,
+    eps: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
+    """Add two matrices and normalise each row of the sum, in float32 whatever they are stored in.
+
+    Args:
+        left: ``(tokens, WIDTH)``, or a table.
+        left_rows: Row of each token in the table, ``(tokens,)``. None: the token's own.
+        right: The same, to be added. None: nothing.
+        right_rows: The same for it.
+        weight: ``(WIDTH,)`` float32.
+        bias: ``(WIDTH,)`` float32. None: none.
+        total: Written, the sum, ``(tokens, WIDTH)``; may be ``right``. None: not kept.
+        wide: Written, the normalised rows, ``(tokens, WIDTH)``. None: not wanted.
+        normed: The same, in another dtype.
+        tokens: How many.
+        eps: Added to the variance.
+        WIDTH: Columns.
+        BLOCK: The next power of 2.
+        ROWS: Rows of a program, a power of 2.
+    """
+    token = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (token < tokens) & (column < WIDTH)  # (ROWS, BLOCK)
+    x = load_rows(left, left_rows, token, column, inside, WIDTH)
+    if right is not None:
+        x += load_rows(right, right_rows, token, column, inside, WIDTH)
+    place = token * WIDTH + column
+    if total is not None:
+        tl.store(total + place, x.to(total.dtype.element_ty), mask=inside)
+    mean = tl.reduce(x, 1, added)[:, None] / WIDTH
+    x = tl.where(inside, x - mean, 0.0)
+    variance = tl.reduce(x * x, 1, added)[:, None] / WIDTH
+    y = x * tl.rsqrt(variance + eps) * tl.load(weight + column, mask=column < WIDTH, other=0)
+    if bias is not None:
+        y += tl.load(bias + column, mask=column < WIDTH, other=0)
+    if wide is not None:
+        tl.store(wide + place, y.to(wide.dtype.element_ty), mask=inside)
+    if normed is not None:
+        tl.store(normed + place, y.to(normed.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def gelu_gate_kernel(
+    both: tl.tensor,
+    out: tl.tensor,
+    tokens: tl.tensor,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
+    """``out = gelu(left) * right`` of the halves of each row, with the error function itself.
+
+    Args:
+        both: ``(tokens, 2 * WIDTH)``.
+        out: Written, ``(tokens, WIDTH)``.
+        tokens: How many.
+        WIDTH: Columns that come out.
+        COLUMNS: Those of a program, a power of 2.
+        ROWS: Rows of a program, a power of 2.
+    """
+    token = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    inside = (token < tokens) & (column < WIDTH)  # (ROWS, COLUMNS)
+    place = both + token * (2 * WIDTH) + column
+    left = tl.load(place, mask=inside, other=0).to(tl.float32)
+    right = tl.load(place + WIDTH, mask=inside, other=0).to(tl.float32)
+    gated = 0.5 * left * (1.0 + tl.erf(left * 0.7071067811865476)) * right
+    tl.store(out + token * WIDTH + column, gated.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def rotate_kernel(
+    mixed: tl.tensor,
+    cosines: tl.tensor,
+    sines: tl.tensor,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+) -> None:
+    """Turn queries and keys of one token in place; coordinate i pairs with i + HALF.
+
+    Args:
+        mixed: Queries, keys and values of each token, ``(tokens, 3, HEADS, 2 * HALF)``.
+        cosines: Of each token's angles, ``(tokens, HALF)`` float32.
+        sines: The same.
+        HEADS: Heads.
+        HALF: Half of a head's dimension.
+        BLOCK_HEADS: The next power of 2 from ``2 * HEADS`` on.
+        BLOCK_HALF: The same for HALF.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, BLOCK_HEADS)[:, None]  # queries, then keys
+    pair = tl.arange(0, BLOCK_HALF)[None, :]
+    cosine = tl.load(cosines + token * HALF + pair, mask=pair < HALF, other=0)
+    sine = tl.load(sines + token * HALF + pair, mask=pair < HALF, other=0)
+    inside = (head < 2 * HEADS) & (pair < HALF)  # (BLOCK_HEADS, BLOCK_HALF)
+    place = mixed + token * (6 * HEADS * HALF) + head * (2 * HALF) + pair
+    left = tl.load(place, mask=inside, other=0).to(tl.float32)
+    right = tl.load(place + HALF, mask=inside, other=0).to(tl.float32)
+    tl.store(place, (left * cosine - right * sine).to(mixed.dtype.element_ty), mask=inside)
+    tl.store(place + HALF, (right * cosine + left * sine).to(mixed.dtype.element_ty), mask=inside)

@@ -1,0 +1,197 @@
+"""FusedLayers against their formulas in float64: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
+
+from colbert_integrations.encoder import fused
+from colbert_integrations.encoder.forward import TorchForward
+from colbert_integrations.encoder.fused import FusedLayers
+from colbert_integrations.encoder.linear import Linear
+from colbert_integrations.encoder.packed import PackedForward
+from colbert_integrations.encoder.tokens import TokenSequence
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("needs triton", allow_module_level=True)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is decorated, thus when one is first launched
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+WIDTHS = [48, 64, 384]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreter() -> Iterator[None]:
+    """Repairs what the interpreter lacks: it reduces by a function of ours one element at a time in Python."""
+    if DEVICE == "cuda":
+        yield
+        return
+    from triton.runtime import interpreter
+
+    from colbert_integrations.encoder import triton_layers
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Read where a kernel is decorated; something may have imported it before.
+        patch.setenv("TRITON_INTERPRET", "1")
+        importlib.reload(triton_layers)
+        patch.setattr(interpreter.ReduceOps, "generic_reduce", lambda self, tensors: [self.sum(tensors[0])])
+        yield
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def layer_norm(x: torch.Tensor, module: nn.LayerNorm) -> torch.Tensor:
+    x = x - x.mean(1, keepdim=True)
+    y = x / (x.square().mean(1, keepdim=True) + module.eps).sqrt() * module.weight.double()
+    return y if module.bias is None else y + module.bias.double()
+
+
+def unchanged(x):
+    """For the linear layer before a norm."""
+    return x
+
+
+def norm_module(width: int, bias: bool) -> nn.LayerNorm:
+    module = nn.LayerNorm(width, bias=bias, device=DEVICE).requires_grad_(False)
+    module.weight.copy_(normal(width, seed=8))
+    if bias:
+        module.bias.copy_(normal(width, seed=9))
+    return module
+
+
+def assert_rounds(actual: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> None:
+    """It is of a dtype, and no further from what is exact than rounding to it once, and float32 on the way."""
+    assert actual.dtype == dtype
+    working, truncates = torch.finfo(torch.float32).eps, DEVICE == "cpu" and dtype == torch.bfloat16  # the interpreter
+    rounding = torch.finfo(dtype).eps / (1 if truncates else 2)
+    torch.testing.assert_close(actual.double(), exact, rtol=rounding + 16 * working, atol=64 * working)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    tokens=st.integers(0, 9),
+    width=st.sampled_from(WIDTHS),
+    dtype=st.sampled_from(DTYPES),
+    kept=st.sampled_from([torch.float32, None]),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_norms_of_sums_are_their_formula(tokens, width, dtype, kept, bias, seed) -> None:
+    module, out = norm_module(width, bias), normal(tokens, width, seed=seed, dtype=dtype)
+    residual = normal(tokens, width, seed=seed + 1, dtype=kept or dtype)
+    total = out.double() + residual.double()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "_RESIDUAL", kept)
+        norm = FusedLayers().norm(module, dtype)
+        wide, normed = norm.of_sum(unchanged, out, residual)
+        assert_rounds(wide, layer_norm(total, module), kept or dtype)
+        assert_rounds(normed, layer_norm(total, module), dtype)
+        summed, normed = norm.beside_sum(unchanged, out, residual)
+    assert_rounds(summed, total, kept or dtype)
+    assert_rounds(normed, layer_norm(total, module), dtype)
+
+
+@settings(deadline=None, max_examples=20)
+@given(tokens=st.integers(0, 9), width=st.sampled_from(WIDTHS), dtype=st.sampled_from(DTYPES), placed=st.booleans())
+def test_embeddings_are_gathered_added_and_normalised(tokens, width, dtype, placed) -> None:
+    module, words = norm_module(width, bias=True), normal(20, width, seed=1, dtype=dtype)
+    ids, positions = torch.arange(tokens, device=DEVICE) * 2, torch.arange(tokens, device=DEVICE).flip(0)
+    places = normal(20, width, seed=2)
+    exact = words.double()[ids] + (places.double()[positions] if placed else 0)
+    more = (places, positions) if placed else ()
+    wide, normed = FusedLayers().norm(module, dtype).of_embeddings(words, ids, *more)
+    assert_rounds(wide, layer_norm(exact, module), torch.float32)
+    assert_rounds(normed, layer_norm(exact, module), dtype)
+
+
+@settings(deadline=None, max_examples=20)
+@given(tokens=st.integers(0, 17), width=st.sampled_from([40, 128, 136]), dtype=st.sampled_from(DTYPES))
+def test_the_gate_is_gelu_by_the_error_function(tokens, width, dtype) -> None:
+    both = normal(tokens, 2 * width, seed=tokens, dtype=dtype) * 3
+    left, right = both.double().chunk(2, 1)
+    identity = torch.eye(2 * width, dtype=dtype, device=DEVICE)
+    gated = FusedLayers().gated(identity, None, "gelu")(both)
+    assert_rounds(gated, 0.5 * left * (1 + torch.erf(left / 2**0.5)) * right, dtype)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    tokens=st.integers(0, 5),
+    heads=st.sampled_from([1, 3, 12]),
+    half=st.sampled_from([4, 12, 32]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_queries_and_keys_turn_in_place_and_values_stay(tokens, heads, half, dtype) -> None:
+    mixed = normal(tokens, 3, heads, 2 * half, seed=tokens, dtype=dtype)
+    angles = normal(tokens, 1, 1, half, seed=1) * 100
+    pairs = torch.complex(*(side.contiguous() for side in mixed[:, :2].double().chunk(2, -1)))
+    turned = pairs * torch.polar(torch.ones_like(angles.double()), angles.double())
+    before = mixed.clone()
+    rotated = FusedLayers().rotate(mixed[:, :2], (angles.cos(), angles.sin()))
+    assert_rounds(rotated, torch.cat([turned.real, turned.imag], -1), dtype)
+    assert rotated.data_ptr() == mixed.data_ptr()
+    assert torch.equal(mixed[:, 2], before[:, 2])
+
+
+def test_rows_lie_beyond_2_to_the_31() -> None:
+    if DEVICE == "cpu":
+        pytest.skip("needs a CUDA device: the interpreter would copy gigabytes")
+    width, tokens = 8192, 2**18 + 1
+    module = nn.LayerNorm(width, device=DEVICE).requires_grad_(False)
+    out = torch.zeros(tokens, width, dtype=torch.bfloat16, device=DEVICE)
+    out[-1] = normal(width, seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "_RESIDUAL", None)
+        _, normed = FusedLayers().norm(module, torch.bfloat16).of_sum(unchanged, out, torch.zeros_like(out))
+    assert_rounds(normed[-1:], layer_norm(out[-1:].double(), module), torch.bfloat16)
+
+
+def models() -> list[Any]:
+    small: dict[str, Any] = {"vocab_size": 90, "hidden_size": 48, "num_attention_heads": 4}
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+    biased = dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias"), True)
+    modern = ModernBertConfig(
+        num_hidden_layers=4, intermediate_size=40, local_attention=16, pad_token_id=0, **special, **biased, **small
+    )
+    return [BertModel(BertConfig(num_hidden_layers=2, intermediate_size=80, **small)), ModernBertModel(modern)]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU attention takes no float32; see tests/gpu")
+def test_models_of_fused_layers_equal_the_padded_pass(kind: int) -> None:
+    torch.manual_seed(kind)
+    model = models()[kind].eval().requires_grad_(False)
+    sequences = [
+        TokenSequence(torch.randint(2, 90, (length,)).tolist(), attended, list(range(length)), [None] * length)
+        for length, attended in [(30, 30), (12, 9), (1, 1)]
+    ]
+    forward = PackedForward(model, nn.Identity(), torch.float32)
+    forward._model = type(forward._model)(model, FusedLayers())
+    padded = TorchForward(model, nn.Identity(), torch.device("cpu"))(sequences)
+    exact = TorchForward(copy.deepcopy(model).double(), nn.Identity(), torch.device("cpu"))(sequences)
+    # What float32 errs here is what the padded pass errs; layers amplify it, so no number would say it.
+    bound = 4 * (padded - exact).abs().max().item() + 1e-6
+    torch.testing.assert_close(forward(sequences).double(), exact, rtol=0, atol=bound)
+
+
+def test_other_activations_are_gated_by_torch() -> None:
+    weight = normal(8, 4, seed=0)
+    gated = FusedLayers().gated(weight, None, "relu")
+    x = normal(3, 4, seed=1)
+    expected = torch.relu(Linear(weight[:4], None)(x)) * Linear(weight[4:], None)(x)
+    torch.testing.assert_close(gated(x), expected)

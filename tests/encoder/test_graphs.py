@@ -1,0 +1,159 @@
+"""Short sequences by recordings: padded in, cut out, one at a time. What is recorded here runs in Python again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
+
+from colbert_integrations.encoder import layers, packed
+from colbert_integrations.encoder.attention import Runs
+from colbert_integrations.encoder.graphs import ShortForward
+from colbert_integrations.encoder.packed import PackedForward
+from colbert_integrations.encoder.tokens import TokenSequence
+from colbert_integrations.encoder.varlen import varlen_attention
+from test_varlen import flash_by_its_definition
+
+CPU = torch.device("cpu")
+
+
+class Again:
+    """Records by remembering what to do; sees whether two do it at once."""
+
+    def __init__(self) -> None:
+        self.recorded, self.running = 0, 0
+
+    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+        self.recorded += 1
+        out = work()
+        return lambda: out.copy_(work()), out
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        self.running += 1
+        assert self.running == 1
+        yield
+        self.running -= 1
+
+
+def told(ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
+    """Id, position and the sum of all ids that may be seen, for each token; not a number behind the end."""
+    (part,) = runs.parts(8, CPU)
+    (_, length), (_, attended) = part.query_bounds.tolist(), part.key_bounds.tolist()
+    out = torch.stack([ids, positions, ids[:attended].sum().expand(len(ids))], 1).double()
+    out[length:] = float("nan")
+    return out
+
+
+def sequence(ids: list[int], attended: int | None = None) -> TokenSequence:
+    length = len(ids)
+    return TokenSequence(ids, length if attended is None else attended, [*range(length)], [None] * length)
+
+
+@settings(deadline=None)
+@given(queries=st.lists(st.tuples(st.integers(1, 64), st.integers(0, 63)), max_size=9))
+def test_each_sequence_gets_its_own(queries: list[tuple[int, int]]) -> None:
+    recorder = Again()
+    short = ShortForward(told, None, CPU, recorder)
+    for number, (length, hidden) in enumerate(queries):
+        attended = max(1, length - hidden)
+        ids = [number * 100 + position for position in range(length)]
+        expected = [[token, position, sum(ids[:attended])] for position, token in enumerate(ids)]
+        found = short(sequence(ids, attended))
+        assert found is not None
+        assert found.tolist() == expected
+    assert recorder.recorded == len({-(-length // 16) for length, _ in queries})
+
+
+@pytest.mark.parametrize(
+    ("window", "taken"), [(None, [1, 16, 17, 64]), (64, [1, 16, 17, 64]), (40, [1, 16, 17]), (14, [])]
+)
+def test_takes_what_is_short_and_sees_everything(window: int | None, taken: list[int]) -> None:
+    short = ShortForward(told, window, CPU, Again())
+    lengths = [0, 1, 16, 17, 64, 65, 300]
+    assert [length for length in lengths if short(sequence([5] * length)) is not None] == taken
+
+
+def test_what_came_out_is_not_overwritten() -> None:
+    short = ShortForward(told, None, CPU, Again())
+    first, second = short(sequence([1, 2])), short(sequence([3, 4]))
+    assert first is not None
+    assert second is not None
+    assert first[:, 0].tolist() == [1, 2]
+
+
+def test_without_recordings_all_goes_on_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Fails(Again):
+        def record(self, work: Any) -> Any:
+            self.recorded += 1
+            raise RuntimeError("no graphs here")
+
+    recorder = Fails()
+    short = ShortForward(told, None, CPU, recorder)
+    with caplog.at_level(logging.WARNING):
+        assert [short(sequence([1] * length)) for length in (3, 3, 40)] == [None] * 3
+    assert recorder.recorded == 1
+    assert [record.message for record in caplog.records] == [
+        "short texts are encoded without CUDA graphs, which can't be recorded: no graphs here"
+    ]
+
+
+def test_threads_take_turns() -> None:
+    def slowly(*args: Any) -> torch.Tensor:
+        time.sleep(0.002)
+        return told(*args)
+
+    short, start = ShortForward(slowly, None, CPU, Again()), threading.Barrier(8)
+
+    def ask(number: int) -> list[float]:
+        start.wait()
+        found = [short(sequence([number] * (number + 1))) for _ in range(5)]
+        return [float(vectors[0, 2]) for vectors in found if vectors is not None]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(8)))
+    assert answers == [[number * (number + 1)] * 5 for number in range(8)]
+
+
+@pytest.fixture
+def by_flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention as on a GPU, by the definition of flash attention: what it does not write is not a number."""
+    module = pytest.importorskip("torch.nn.attention.varlen", reason="needs torch 2.10")
+    monkeypatch.setattr(module, "varlen_attn", flash_by_its_definition)
+
+    def attention(query: Any, key: Any, value: Any, runs: Runs, window: int | None = None) -> torch.Tensor:
+        return varlen_attention(query, key, value, runs.parts(window, CPU)).flatten(1)
+
+    monkeypatch.setattr(layers, "attention", attention)
+
+
+@pytest.mark.usefixtures("by_flash")
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_padding_reaches_no_vector(kind: str) -> None:
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"vocab_size": 90, "hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+    model: Any = BertModel(BertConfig(intermediate_size=80, **small))
+    if kind == "modernbert":
+        model = ModernBertModel(ModernBertConfig(intermediate_size=40, **special, **small))
+    forward = PackedForward(model.eval().requires_grad_(False), nn.Identity(), torch.float32)
+    queries = [sequence(torch.randint(2, 90, (n,)).tolist(), k) for n, k in [(64, 64), (30, 30), (40, 9), (1, 1)]]
+    plain = [forward([query]) for query in queries]
+    run = partial(packed._run, forward._model, forward._projection)
+    forward._short = ShortForward(run, forward._model.window, CPU, Again())
+    for query, expected in zip(queries, plain, strict=True):
+        # Rounded apart: products of another shape are summed in another order.
+        torch.testing.assert_close(forward([query]), expected, rtol=0, atol=64 * torch.finfo(torch.float32).eps)
+    assert forward._short._recorded.keys() == {16, 32, 48, 64}

@@ -1,0 +1,173 @@
+"""Encoding on a CUDA device: against transformers, recorded and not, from threads, and without waiting."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
+
+from colbert_integrations.encoder.forward import TorchForward
+from colbert_integrations.encoder.packed import PackedForward, can_pack
+from colbert_integrations.encoder.tokens import TokenSequence
+
+pytestmark = pytest.mark.gpu
+
+HALVES = [torch.float16, torch.bfloat16]
+KINDS = ["bert", "modernbert"]
+CUDA = torch.device("cuda")
+
+
+def backbone(kind: str, **changed: Any) -> Any:
+    """A small model on the device, float32."""
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"vocab_size": 90, "hidden_size": 192, "num_attention_heads": 6, "num_hidden_layers": 4}
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+    if kind == "bert":
+        model: Any = BertModel(BertConfig(**{"intermediate_size": 320, **small, **changed}))
+    else:
+        model = ModernBertModel(ModernBertConfig(**{"intermediate_size": 136, **special, **small, **changed}))
+    return model.eval().requires_grad_(False).to(CUDA)
+
+
+def packed(model: Any, dtype: torch.dtype) -> PackedForward:
+    half = copy.deepcopy(model).to(dtype)
+    if not can_pack(half, None):
+        pytest.skip("needs torch 2.11 and a CUDA device of compute capability 8.0")
+    return PackedForward(half, nn.Identity(), dtype)
+
+
+def plain(forward: PackedForward, sequence: TokenSequence) -> torch.Tensor:
+    """One sequence, not recorded."""
+    short, forward._short = forward._short, None
+    try:
+        return forward([sequence])
+    finally:
+        forward._short = short
+
+
+def sequences(*shapes: tuple[int, int]) -> list[TokenSequence]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        TokenSequence(torch.randint(2, 90, (n,), generator=generator).tolist(), seen, [*range(n)], [None] * n)
+        for n, seen in shapes
+    ]
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+RAGGED = [(200, 200), (150, 150), (64, 64), (33, 33), (32, 11), (5, 5), (1, 1)]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_are_those_of_the_padded_pass(kind: str, dtype: torch.dtype) -> None:
+    model, batch = backbone(kind), sequences(*RAGGED)
+    exact = nn.functional.normalize(TorchForward(model, nn.Identity(), CUDA)(batch).double(), dim=1)
+    forward = packed(model, dtype)
+    alone = torch.cat([forward([sequence]) for sequence in batch])
+    for vectors in (forward(batch), alone):
+        assert vectors.dtype == torch.float32
+        errors = (nn.functional.normalize(vectors.double(), dim=1) - exact).norm(dim=1)
+        # Each layer rounds some eight times, of which each moves a vector by half a unit in the last place at most, and
+        # independently of the others.
+        assert errors.max() <= 4 * (8 * 4) ** 0.5 * torch.finfo(dtype).eps / 2
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [16, 32, 48, 64])
+def test_a_recording_gives_the_very_same_bits(length: int, kind: str, dtype: torch.dtype) -> None:
+    forward = packed(backbone(kind), dtype)
+    for attended in (length, length - 5):
+        (sequence,) = sequences((length, attended))
+        assert torch.equal(forward([sequence]), plain(forward, sequence))
+    assert forward._short is not None
+    assert forward._short._recorded.keys() == {length}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_lies_behind_a_short_sequence_reaches_no_vector(kind: str) -> None:
+    forward = packed(backbone(kind), torch.bfloat16)
+    (long, *queries) = sequences((64, 64), (33, 33), (50, 20), (63, 1))
+    forward([long])
+    found = [forward([query]) for query in queries]
+    for query, vectors in zip(queries, found, strict=True):
+        forward([long])
+        assert torch.equal(forward([query]), vectors)
+        errors = (vectors - plain(forward, query)).norm(dim=1) / vectors.norm(dim=1)
+        assert errors.max() <= 4 * (8 * 4) ** 0.5 * torch.finfo(torch.bfloat16).eps / 2
+
+
+def test_a_window_narrower_than_a_sequence_is_not_recorded() -> None:
+    forward = packed(backbone("modernbert", local_attention=32), torch.bfloat16)
+    (short, long) = sequences((16, 16), (30, 30))
+    forward([short]), forward([long])
+    assert forward._short is not None
+    assert forward._short._recorded.keys() == {16}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_with_streams_of_their_own_get_their_own_vectors(kind: str) -> None:
+    forward = packed(backbone(kind), torch.bfloat16)
+    queries = sequences(*[(n, n) for n in range(9, 65)])
+    expected = [forward([query]) for query in queries]
+    torch.cuda.synchronize()
+
+    def ask(number: int) -> bool:
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            order = [*range(number, len(queries)), *range(number)]
+            found = [(torch.equal(forward([queries[place]]), expected[place])) for place in order]
+        return all(found)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(8)))
+
+
+def test_recording_does_not_mind_other_threads() -> None:
+    batch, (query,) = sequences(*RAGGED), sequences((32, 32))
+    forwards = [packed(backbone("bert"), torch.bfloat16) for _ in range(6)]
+    busy = packed(backbone("modernbert"), torch.bfloat16)
+    with ThreadPoolExecutor(4) as pool:
+        others = [pool.submit(busy, batch) for _ in range(40)]
+        recorded = [pool.submit(forward, [query]) for forward in forwards]
+        first = busy(batch)
+        assert all(torch.equal(other.result(), first) for other in others)
+        assert all(torch.equal(vectors.result(), plain(forwards[0], query)) for vectors in recorded)
+    assert all(forward._short is not None and forward._short._recorded for forward in forwards)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shapes", [RAGGED, RAGGED[:4], [(32, 32)]])
+def test_a_forward_pass_never_waits_for_the_device(kind: str, shapes: list[tuple[int, int]]) -> None:
+    forward, batch = packed(backbone(kind), torch.bfloat16), sequences(*shapes)
+    warm = forward(batch)
+    with no_waiting():
+        again = forward(batch)
+    assert torch.equal(warm, again)
+
+
+def test_a_new_batch_compiles_nothing_new() -> None:
+    pytest.importorskip("triton", reason="needs triton")
+    from colbert_integrations.encoder import triton_layers
+
+    forward, counts = packed(backbone("modernbert"), torch.bfloat16), []
+    kernels = [getattr(triton_layers, name) for name in triton_layers.__all__]
+    for lengths in ([1], [16], [17, 3], [300] * 9, [77, 64, 5]):
+        forward(sequences(*[(n, n) for n in lengths]))
+        counts.append([len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels])
+    assert all(count == counts[0] for count in counts)
