@@ -1,4 +1,4 @@
-"""Attention over packed tokens: on a CPU by the compiled kernel or run by run in torch, on a GPU by flash attention."""
+"""Attention over packed tokens on a CPU, by the compiled kernel or run by run in torch; and the runs of a batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from .. import kernel as compiled
 from ..kernel import STORAGES, Kernel
-from .varlen import Part, parts, varlen_attention
+from .gpu_attention import Blocks, divide
 
 __all__ = ["Run", "Runs", "attention"]
 
@@ -43,7 +43,7 @@ class Runs:
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = tuple(runs)
         self._bands: dict[tuple[int, int, int], torch.Tensor] = {}
-        self._parts: dict[int | None, tuple[Part, ...]] = {}
+        self._blocks: Blocks | None = None
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self._runs)
@@ -58,12 +58,11 @@ class Runs:
         """How many leading tokens of each sequence may be attended to, ``(sequences,)`` int64."""
         return torch.tensor([run.attended for run in self for _ in range(run.sequences)])
 
-    def parts(self, window: int | None, device: torch.device) -> tuple[Part, ...]:
-        """The calls of flash attention for these sequences, all on one device."""
-        if window not in self._parts:
-            lengths = [run.length for run in self for _ in range(run.sequences)]
-            self._parts[window] = parts(lengths, self.attended.tolist(), window, device)
-        return self._parts[window]
+    def blocks(self, device: torch.device) -> Blocks:
+        """The same for a GPU, always the same one."""
+        if self._blocks is None:
+            self._blocks = divide(self.bounds, self.attended, device)
+        return self._blocks
 
     def band(self, run: Run, window: int | None) -> torch.Tensor | None:
         """Which token of a sequence sees which, ``(length, attended)`` bool; None if every one sees all."""
@@ -84,7 +83,7 @@ def attention(
     ``out = softmax(query key^T / sqrt(head_dim)) value``, for each head of each sequence
 
     Args:
-        query: Of every token, ``(tokens, heads, head_dim)``, float32 or bfloat16; on a GPU what ``varlen`` takes.
+        query: Of every token, ``(tokens, heads, head_dim)``, float32 or bfloat16.
         key: The same.
         value: The same.
         runs: The sequences.
@@ -96,8 +95,6 @@ def attention(
     Raises:
         MemoryError: If a thread of the kernel can't get room for the keys of one head.
     """
-    if query.is_cuda:
-        return varlen_attention(query, key, value, runs.parts(window, query.device)).flatten(1)
     kernel = compiled.load()
     if kernel is None:
         return _by_torch(query, key, value, runs, window)

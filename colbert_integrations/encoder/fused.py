@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+from .attention import Runs
+from .gpu_attention import attend
 from .layers import Layers, Norm, Stream, Turns
 from .linear import Activation, Linear
 
-__all__ = ["FusedLayers", "is_available"]
+__all__ = ["FusedLayers"]
 
 # What layers add to on a GPU. None: the dtype of the linear layers, half the bytes.
 _RESIDUAL: torch.dtype | None = torch.float32
-# A row is held in the registers of one program.
-_WIDEST = 8192
 # Rows and columns of one program; not timed on a GPU yet.
 _NORM_ROWS, _GATE_ROWS, _GATE_COLUMNS = 4, 8, 128
 _WARPS = 4
-
-
-def is_available(device: torch.device, width: int) -> bool:
-    """Whether the kernels run on a device.
-
-    Args:
-        device: Where the model is.
-        width: Of its hidden states.
-
-    Returns:
-        True for an NVIDIA GPU where ``triton`` is installed, which this doesn't import.
-    """
-    return (
-        device.type == "cuda"
-        and torch.version.cuda is not None
-        and find_spec("triton") is not None
-        and width <= _WIDEST
-    )
 
 
 class FusedLayers(Layers):
@@ -55,6 +36,14 @@ class FusedLayers(Layers):
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         """Make a gated layer; see ``Gated``. Only gelu is fused, the one that published models have."""
         return _GeluGated(weight, bias) if activation == "gelu" else super().gated(weight, bias, activation)
+
+    def attend(
+        self, mixed: torch.Tensor, runs: Runs, window: int | None = None, turns: Turns | None = None
+    ) -> torch.Tensor:
+        """Let tokens attend to each other; see ``Layers``."""
+        if turns is not None:
+            self.rotate(mixed[:, :2], turns)
+        return attend(*mixed.unbind(1), runs.blocks(mixed.device), window)
 
     def rotate(self, x: torch.Tensor, turns: Turns) -> torch.Tensor:
         """Turn ``(tokens, 2, heads, head_dim)`` in place, the first two of three that lie side by side."""

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from .attention import Runs
+from .gpu_attention import Blocks
 from .tokens import TokenSequence
 from .transfer import send
-from .varlen import Part
 
 __all__ = ["CudaRecorder", "Recorder", "Run", "ShortForward"]
 
@@ -23,7 +23,8 @@ _log = logging.getLogger(__name__)
 
 # Ids, positions and sequences to one vector for each token.
 Run: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Runs], torch.Tensor]
-# A few, so that a query is padded by little and no more graphs than these are held.
+# A few, so that a query is padded by little and no more graphs than these are held. None is longer than one block of
+# attention.
 _SIZES = (16, 32, 48, 64)
 
 
@@ -89,15 +90,13 @@ class ShortForward:
 
     Args:
         run: The forward pass.
-        window: How many tokens to either side are seen at least. None: all.
         device: Where the model is.
         recorder: Records it.
     """
 
-    def __init__(self, run: Run, window: int | None, device: torch.device, recorder: Recorder) -> None:
+    def __init__(self, run: Run, device: torch.device, recorder: Recorder) -> None:
         self._run, self._device, self._recorder = run, device, recorder
-        # A window narrower than the sequence would have to end elsewhere for each length; see ``varlen.parts``.
-        self._sizes = [size for size in _SIZES if window is None or size <= window + 1]
+        self._sizes = _SIZES
         self._recorded = dict[int, _Recorded]()
         self._lock = Lock()
 
@@ -123,7 +122,7 @@ class ShortForward:
                 self._recorded[size] = _Recorded(self._run, size, self._device, self._recorder)
             except Exception as error:  # of torch, CUDA or a compiler: whatever it is, the work can be done without
                 _log.warning("short texts are encoded without CUDA graphs, which can't be recorded: %s", error)
-                self._sizes = []
+                self._sizes = ()
                 return None
         return self._recorded[size]
 
@@ -138,9 +137,9 @@ class _Recorded:
     def __init__(self, run: Run, size: int, device: torch.device, recorder: Recorder) -> None:
         self._size, self._device = size, device
         self._numbers = send(_numbers(size, [0] * size, size), device)
-        ids, queries, keys = self._numbers[:size], self._numbers[size : size + 2], self._numbers[size + 2 :]
-        whole = Part(None, None, queries, keys, size, size, window=(-1, -1))
-        positions, alone = torch.arange(size, device=device), _Alone(whole)
+        ids, bounds, attended = self._numbers.split([size, 2, 1])
+        alone = _Alone(Blocks(bounds, attended, torch.zeros(1, 2, dtype=torch.int32, device=device)))
+        positions = torch.arange(size, device=device)
         self._replay, self._out = recorder.record(lambda: run(ids, positions, alone))
 
     def __call__(self, sequence: TokenSequence) -> torch.Tensor:
@@ -151,16 +150,13 @@ class _Recorded:
 
 
 class _Alone(Runs):
-    """One sequence that sees all it may, whatever the window."""
+    """One sequence, no longer than a block."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, blocks: Blocks) -> None:
         super().__init__(())
-        self._part = part
-
-    def parts(self, window: int | None, device: torch.device) -> tuple[Part, ...]:
-        return (self._part,)
+        self._blocks = blocks
 
 
 def _numbers(size: int, ids: list[int], attended: int) -> np.ndarray:
-    """Ids up to a size, and the bounds of the tokens that see and of those that are seen, ``(size + 4,)`` int32."""
-    return np.array([*ids, *[0] * (size - len(ids)), 0, len(ids), 0, attended], dtype=np.int32)
+    """Ids up to a size, where the sequence begins and ends, and how far it is seen, ``(size + 3,)`` int32."""
+    return np.array([*ids, *[0] * (size - len(ids)), 0, len(ids), attended], dtype=np.int32)

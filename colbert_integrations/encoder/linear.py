@@ -112,18 +112,15 @@ class Int8Linear(Linear):
         return torch.addcmul(bias, product, self._steps, out=product)
 
 
-def linear_maker(dtype: torch.dtype, device: torch.device) -> MakeLinear:
-    """Choose the linear layers.
+def linear_maker(dtype: torch.dtype) -> MakeLinear:
+    """Choose the linear layers of a model on a CPU.
 
     Args:
-        dtype: float32, bfloat16 or int8; on a GPU float16 or bfloat16.
-        device: Where the weights are.
+        dtype: float32, bfloat16 or int8.
 
     Returns:
         What makes a layer of ``weight``, ``bias`` and ``activation``.
     """
-    if device.type != "cpu":
-        return Linear
     if dtype == torch.int8:
         return Int8Linear
     return PrepackedLinear if _has_onednn(dtype) else Linear

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import fused, varlen
+from . import gpu_attention
 from .attention import Run, Runs
 from .forward import count_parameters
+from .fused import FusedLayers
 from .graphs import CudaRecorder, ShortForward
 from .layers import Layers
 from .linear import linear_maker
@@ -35,14 +36,14 @@ def can_pack(backbone: Any, attn_implementation: str | None) -> bool:
 
     Returns:
         True for transformers' own BERT and ModernBERT with positions and activations that are known, on a CPU, or on a
-        GPU whose torch attends to packed tokens; all others keep the general path.
+        GPU that ``gpu_attention`` is for; all others keep the general path.
     """
     known = _MODELS.get(backbone.config.model_type)
     own = type(backbone).__module__.startswith("transformers.models.")
     if known is None or not own or attn_implementation not in (None, "sdpa") or not known.fits(backbone):
         return False
     head_dim = backbone.config.hidden_size // backbone.config.num_attention_heads
-    return backbone.device.type == "cpu" or varlen.is_available(backbone.device, backbone.dtype, head_dim)
+    return backbone.device.type == "cpu" or gpu_attention.is_available(backbone.device, backbone.dtype, head_dim)
 
 
 class PackedForward:
@@ -67,17 +68,14 @@ class PackedForward:
     def __init__(self, backbone: Any, projection: nn.Module, dtype: torch.dtype) -> None:
         self.device: torch.device = backbone.device
         self.num_parameters = count_parameters(backbone, projection)
-        width = backbone.config.hidden_size
-        layers = (
-            fused.FusedLayers() if fused.is_available(self.device, width) else Layers(linear_maker(dtype, self.device))
-        )
+        layers = FusedLayers() if self.device.type == "cuda" else Layers(linear_maker(dtype))
         self._model = _MODELS[backbone.config.model_type](backbone, layers)
         self._projection = projection
         self._short: ShortForward | None = None
         if self.device.type == "cuda":
             # Not a method of this object, which would then live until garbage is collected, and its weights with it.
             run = partial(_run, self._model, projection)
-            self._short = ShortForward(run, self._model.window, self.device, CudaRecorder(self.device))
+            self._short = ShortForward(run, self.device, CudaRecorder(self.device))
 
     @torch.no_grad()
     def __call__(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:

@@ -24,9 +24,6 @@ _ACTIVATIONS: dict[str, Activation] = {
 class PackedModel(Protocol):
     """A backbone over packed tokens."""
 
-    # How many tokens to either side a token sees in every layer; None: all.
-    window: int | None
-
     def __init__(self, model: Any, layers: Layers) -> None: ...
 
     @staticmethod
@@ -49,14 +46,9 @@ class PackedBert:
         model: A ``BertModel``.
         layers: Makes its layers.
 
-    Attributes:
-        window: None, as it sees everything.
-
     Source:
         Devlin et al. 2019, arXiv:1810.04805; transformers/models/bert/modeling_bert.py.
     """
-
-    window: int | None = None
 
     def __init__(self, model: Any, layers: Layers) -> None:
         embeddings = model.embeddings
@@ -111,9 +103,6 @@ class PackedModernBert:
         model: A ``ModernBertModel``.
         layers: Makes its layers.
 
-    Attributes:
-        window: How many tokens to either side a token sees in a layer that does not see everything.
-
     Source:
         Warner et al. 2024, arXiv:2412.13663; transformers/models/modernbert/modeling_modernbert.py.
     """
@@ -127,7 +116,7 @@ class PackedModernBert:
         self._norms = [layers.norm(layer.attn_norm, self._words.dtype) for layer in model.layers[1:]]
         self._final_norm = layers.norm(model.final_norm, self._words.dtype)
         self._local = [kind != "full_attention" for kind in _layer_types(config)]
-        self.window: int | None = config.local_attention // 2
+        self._window = config.local_attention // 2
         self._thetas = _thetas(config)
         self._head_dim = config.hidden_size // config.num_attention_heads
 
@@ -146,7 +135,7 @@ class PackedModernBert:
         turns = [_turns(positions, theta, self._head_dim) for theta in self._thetas]
         follow = [*(norm.beside_sum for norm in self._norms), self._final_norm.of_sum]
         for layer, local, norm in zip(self._layers, self._local, follow, strict=True):
-            x, gated = layer(x, normed, runs, turns[local], self.window if local else None)
+            x, gated = layer(x, normed, runs, turns[local], self._window if local else None)
             x, normed = norm(layer.down, gated, x)
         return x.float()
 

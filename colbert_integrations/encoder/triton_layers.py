@@ -1,4 +1,4 @@
-"""Triton kernels for what lies between the matrix products of an encoder. Only ``fused.py`` imports them."""
+"""Triton kernels for all of an encoder but its linear layers. Only ``fused.py`` imports them."""
 
 # mypy: disable-error-code="untyped-decorator"
 from __future__ import annotations
@@ -6,9 +6,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["add_norm_kernel", "gelu_gate_kernel", "rotate_kernel"]
+__all__ = ["add_norm_kernel", "attention_kernel", "gelu_gate_kernel", "rotate_kernel"]
 
-# No tl.sum: it is a kernel itself, and can't be interpreted where something else imported triton before the interpreter
+# Neither tl.sum nor tl.max: they are kernels themselves, and can't be interpreted where something else imported triton before the interpreter
 # was chosen. torch._dynamo does.
 
 
@@ -16,6 +16,12 @@ __all__ = ["add_norm_kernel", "gelu_gate_kernel", "rotate_kernel"]
 def added(a: tl.tensor, b: tl.tensor) -> tl.tensor:
     """The sum of two numbers."""
     return a + b
+
+
+@triton.jit
+def larger(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """The larger of two numbers."""
+    return tl.maximum(a, b)
 
 
 @triton.jit
@@ -145,3 +151,92 @@ def rotate_kernel(
     right = tl.load(place + HALF, mask=inside, other=0).to(tl.float32)
     tl.store(place, (left * cosine - right * sine).to(mixed.dtype.element_ty), mask=inside)
     tl.store(place + HALF, (right * cosine + left * sine).to(mixed.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["window"], do_not_specialize_on_alignment=["bounds", "attended", "places"])
+def attention_kernel(
+    query: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    out: tl.tensor,
+    bounds: tl.tensor,
+    attended: tl.tensor,
+    places: tl.tensor,
+    stride: tl.tensor,
+    scale: tl.tensor,
+    window: tl.tensor,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    WINDOWED: tl.constexpr,
+) -> None:
+    """Let a block of one sequence's tokens attend to its keys, for one head.
+
+    ``out[i] = sum_j 2^(scale <query[i], key[j]>) value[j] / sum_j 2^(scale <query[i], key[j]>)``, over those that are
+    seen
+
+    Args:
+        query: Of every token, ``(tokens, HEADS, HEAD_DIM)``; ``stride`` numbers from one token to the next.
+        key: The same.
+        value: The same.
+        out: Written, ``(tokens, HEADS, HEAD_DIM)``, contiguous; 0 for a token that sees nothing.
+        bounds: Where each sequence begins and the last one ends, ``(sequences + 1,)`` int32.
+        attended: How many leading tokens of each sequence may be seen, ``(sequences,)`` int32.
+        places: Sequence, and first token within it, of each block, ``(blocks, 2)`` int32.
+        stride: See ``query``.
+        scale: Logarithm of e to the base 2, over the root of HEAD_DIM.
+        window: How many tokens to either side a token sees.
+        HEADS: How many.
+        HEAD_DIM: A power of 2, at least 16.
+        BLOCK: Tokens of a block, a power of 2.
+        TILE: Keys that are multiplied at once, a power of 2.
+        WINDOWED: Whether there is a window.
+
+    Source:
+        Dao 2023, arXiv:2307.08691, algorithm 1.
+    """
+    # All heads of a block are neighbours: they lie in the same lines of memory.
+    head = tl.program_id(0) % HEADS
+    block = tl.program_id(0) // HEADS
+    sequence = tl.load(places + 2 * block)
+    first = tl.load(places + 2 * block + 1)
+    begin = tl.load(bounds + sequence)
+    length = tl.load(bounds + sequence + 1) - begin
+    seen = tl.load(attended + sequence)
+    base = begin.to(tl.int64) * stride + head * HEAD_DIM
+    column = tl.arange(0, HEAD_DIM)
+    row = first + tl.arange(0, BLOCK)
+    # Beyond the end the last row comes again instead of a mask: no load reaches other sequences, and no store is made.
+    asked = tl.load(query + base + tl.minimum(row, length - 1)[:, None] * stride + column[None, :])  # (BLOCK, HEAD_DIM)
+    low = 0
+    high = seen
+    if WINDOWED:
+        low = tl.maximum(first - window, 0)
+        high = tl.minimum(seen, first + BLOCK + window)
+    most = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.full((BLOCK,), 0.0, tl.float32)
+    mixed = tl.full((BLOCK, HEAD_DIM), 0.0, tl.float32)
+    for start in range(low, high, TILE):
+        place = start + tl.arange(0, TILE)
+        lines = tl.minimum(place, seen - 1) * stride
+        keys = tl.load(key + base + lines[None, :] + column[:, None])  # (HEAD_DIM, TILE)
+        scores = tl.dot(asked, keys, input_precision="ieee") * scale  # (BLOCK, TILE)
+        visible = (place < seen)[None, :]
+        if WINDOWED:
+            away = row[:, None] - place[None, :]
+            visible = visible & (away <= window) & (away >= -window)
+        scores = tl.where(visible, scores, float("-inf"))
+        above = tl.maximum(most, tl.reduce(scores, 1, larger))
+        # Where nothing was seen yet: -inf less -inf would be NaN.
+        safe = tl.where(above == float("-inf"), 0.0, above)
+        weights = tl.exp2(scores - safe[:, None])
+        fading = tl.exp2(most - safe)
+        total = total * fading + tl.reduce(weights, 1, added)
+        values = tl.load(value + base + lines[:, None] + column[None, :])  # (TILE, HEAD_DIM)
+        mixed = mixed * fading[:, None]
+        mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision="ieee")
+        most = above
+    mixed = mixed / tl.where(total == 0.0, 1.0, total)[:, None]
+    line = (begin + row).to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + head * HEAD_DIM + column[None, :]
+    tl.store(out + line, mixed.to(out.dtype.element_ty), mask=(row < length)[:, None])

@@ -19,12 +19,10 @@ from torch import nn
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
 
 from colbert_integrations.encoder import layers, packed
-from colbert_integrations.encoder.attention import Runs
+from colbert_integrations.encoder.attention import Run, Runs
 from colbert_integrations.encoder.graphs import ShortForward
 from colbert_integrations.encoder.packed import PackedForward
 from colbert_integrations.encoder.tokens import TokenSequence
-from colbert_integrations.encoder.varlen import varlen_attention
-from test_varlen import flash_by_its_definition
 
 CPU = torch.device("cpu")
 
@@ -50,8 +48,9 @@ class Again:
 
 def told(ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
     """Id, position and the sum of all ids that may be seen, for each token; not a number behind the end."""
-    (part,) = runs.parts(8, CPU)
-    (_, length), (_, attended) = part.query_bounds.tolist(), part.key_bounds.tolist()
+    blocks = runs.blocks(CPU)
+    (_, length), (attended,) = blocks.bounds.tolist(), blocks.attended.tolist()
+    assert blocks.places.tolist() == [[0, 0]]
     out = torch.stack([ids, positions, ids[:attended].sum().expand(len(ids))], 1).double()
     out[length:] = float("nan")
     return out
@@ -66,7 +65,7 @@ def sequence(ids: list[int], attended: int | None = None) -> TokenSequence:
 @given(queries=st.lists(st.tuples(st.integers(1, 64), st.integers(0, 63)), max_size=9))
 def test_each_sequence_gets_its_own(queries: list[tuple[int, int]]) -> None:
     recorder = Again()
-    short = ShortForward(told, None, CPU, recorder)
+    short = ShortForward(told, CPU, recorder)
     for number, (length, hidden) in enumerate(queries):
         attended = max(1, length - hidden)
         ids = [number * 100 + position for position in range(length)]
@@ -77,17 +76,14 @@ def test_each_sequence_gets_its_own(queries: list[tuple[int, int]]) -> None:
     assert recorder.recorded == len({-(-length // 16) for length, _ in queries})
 
 
-@pytest.mark.parametrize(
-    ("window", "taken"), [(None, [1, 16, 17, 64]), (64, [1, 16, 17, 64]), (40, [1, 16, 17]), (14, [])]
-)
-def test_takes_what_is_short_and_sees_everything(window: int | None, taken: list[int]) -> None:
-    short = ShortForward(told, window, CPU, Again())
+def test_takes_what_is_short() -> None:
+    short = ShortForward(told, CPU, Again())
     lengths = [0, 1, 16, 17, 64, 65, 300]
-    assert [length for length in lengths if short(sequence([5] * length)) is not None] == taken
+    assert [length for length in lengths if short(sequence([5] * length)) is not None] == [1, 16, 17, 64]
 
 
 def test_what_came_out_is_not_overwritten() -> None:
-    short = ShortForward(told, None, CPU, Again())
+    short = ShortForward(told, CPU, Again())
     first, second = short(sequence([1, 2])), short(sequence([3, 4]))
     assert first is not None
     assert second is not None
@@ -101,7 +97,7 @@ def test_without_recordings_all_goes_on_and_that_is_said_once(caplog: pytest.Log
             raise RuntimeError("no graphs here")
 
     recorder = Fails()
-    short = ShortForward(told, None, CPU, recorder)
+    short = ShortForward(told, CPU, recorder)
     with caplog.at_level(logging.WARNING):
         assert [short(sequence([1] * length)) for length in (3, 3, 40)] == [None] * 3
     assert recorder.recorded == 1
@@ -115,7 +111,7 @@ def test_threads_take_turns() -> None:
         time.sleep(0.002)
         return told(*args)
 
-    short, start = ShortForward(slowly, None, CPU, Again()), threading.Barrier(8)
+    short, start = ShortForward(slowly, CPU, Again()), threading.Barrier(8)
 
     def ask(number: int) -> list[float]:
         start.wait()
@@ -128,18 +124,21 @@ def test_threads_take_turns() -> None:
 
 
 @pytest.fixture
-def by_flash(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention as on a GPU, by the definition of flash attention: what it does not write is not a number."""
-    module = pytest.importorskip("torch.nn.attention.varlen", reason="needs torch 2.10")
-    monkeypatch.setattr(module, "varlen_attn", flash_by_its_definition)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention reads its ranges from the blocks; what it does not write is not a number."""
 
     def attention(query: Any, key: Any, value: Any, runs: Runs, window: int | None = None) -> torch.Tensor:
-        return varlen_attention(query, key, value, runs.parts(window, CPU)).flatten(1)
+        (_, length), (attended,) = runs.blocks(CPU).bounds.tolist(), runs.blocks(CPU).attended.tolist()
+        alone = Runs([Run(0, 1, length, attended)])
+        out = torch.full_like(query, float("nan")).flatten(1)
+        out[:length] = layers_attention(query[:length], key[:length], value[:length], alone, window)
+        return out
 
+    layers_attention = layers.attention
     monkeypatch.setattr(layers, "attention", attention)
 
 
-@pytest.mark.usefixtures("by_flash")
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 def test_padding_reaches_no_vector(kind: str) -> None:
     torch.manual_seed(0)
@@ -152,7 +151,7 @@ def test_padding_reaches_no_vector(kind: str) -> None:
     queries = [sequence(torch.randint(2, 90, (n,)).tolist(), k) for n, k in [(64, 64), (30, 30), (40, 9), (1, 1)]]
     plain = [forward([query]) for query in queries]
     run = partial(packed._run, forward._model, forward._projection)
-    forward._short = ShortForward(run, forward._model.window, CPU, Again())
+    forward._short = ShortForward(run, CPU, Again())
     for query, expected in zip(queries, plain, strict=True):
         # Rounded apart: products of another shape are summed in another order.
         torch.testing.assert_close(forward([query]), expected, rtol=0, atol=64 * torch.finfo(torch.float32).eps)

@@ -158,7 +158,7 @@ def test_attention_does_not_overflow_and_does_not_hide_nan(dtype: torch.dtype) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "relu"])
 def test_linear_layers_agree(dtype: torch.dtype, activation: Any) -> None:
-    make = linear_maker(dtype, CPU)
+    make = linear_maker(dtype)
     if make is not PrepackedLinear:
         pytest.skip("needs torch's oneDNN operators, in bfloat16 on a CPU that has it")
     generator = torch.Generator().manual_seed(0)
