@@ -5,9 +5,9 @@
    32 tokens. ``packed`` is ours, ``padded`` transformers' own forward pass on the same batch.
 
 Times are those of CUDA events around each forward pass, the engines in turn; ``share of matmul`` compares the
-operations of the linear layers for real tokens with the first figure, ``share with attention`` those of both products of
-attention as well, of tokens that see each other. Vectors are compared with the padded pass in float32. Where there is no
-GPU nothing is measured. ``--print`` shows the newest results instead, ``--profile`` the kernels of a full batch.
+operations of the linear layers for real tokens with the first figure, ``share with attention`` those of both products
+of attention as well, of tokens that see each other. Vectors are compared with the padded pass in float32. Where there
+is no GPU nothing is measured. ``--print`` shows the newest results instead, ``--profile`` the kernels of a full batch.
 """
 
 from __future__ import annotations

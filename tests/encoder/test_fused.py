@@ -36,7 +36,8 @@ WIDTHS = [48, 64, 384]
 
 @pytest.fixture(scope="module", autouse=True)
 def interpreter() -> Iterator[None]:
-    """Repairs what the interpreter lacks: it reduces by a function of ours one element at a time in Python."""
+    """Repairs what the interpreter lacks: it reduces by a function of ours one element at a time in Python, and it
+    multiplies the bits of bfloat16 as if they were integers."""
     if DEVICE == "cuda":
         yield
         return
@@ -44,15 +45,31 @@ def interpreter() -> Iterator[None]:
 
     from colbert_integrations.encoder import triton_layers
 
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def true_dot(self, a, b, accumulator, *options):
+        return dot(self, _widened(a), _widened(b), accumulator, *options)
+
     def fast_reduce(self, tensors):
         return [self.min_max(tensors[0], np.max if self.combine_fn is triton_layers.larger else np.sum)]
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpreterBuilder, "create_dot", true_dot)
         # Read where a kernel is decorated; something may have imported it before.
         patch.setenv("TRITON_INTERPRET", "1")
         importlib.reload(triton_layers)
         patch.setattr(interpreter.ReduceOps, "generic_reduce", fast_reduce)
         yield
+
+
+def _widened(handle):
+    """bfloat16 as the float32 that it is the upper half of."""
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -78,12 +95,12 @@ def norm_module(width: int, bias: bool) -> nn.LayerNorm:
     return module
 
 
-def assert_rounds(actual: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> None:
+def assert_rounds(actual: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype, relative: float = 0.0) -> None:
     """It is of a dtype, and no further from what is exact than rounding to it once, and float32 on the way."""
     assert actual.dtype == dtype
     working, truncates = torch.finfo(torch.float32).eps, DEVICE == "cpu" and dtype == torch.bfloat16  # the interpreter
     rounding = torch.finfo(dtype).eps / (1 if truncates else 2)
-    torch.testing.assert_close(actual.double(), exact, rtol=rounding + 16 * working, atol=64 * working)
+    torch.testing.assert_close(actual.double(), exact, rtol=rounding + 16 * working + relative, atol=64 * working)
 
 
 @settings(deadline=None, max_examples=30)
@@ -123,6 +140,10 @@ def test_embeddings_are_gathered_added_and_normalised(tokens, width, dtype, plac
     assert_rounds(normed, layer_norm(exact, module), dtype)
 
 
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.special.ndtr(x)
+
+
 @settings(deadline=None, max_examples=20)
 @given(tokens=st.integers(0, 17), width=st.sampled_from([40, 128, 136]), dtype=st.sampled_from(DTYPES))
 def test_the_gate_is_gelu_by_the_error_function(tokens, width, dtype) -> None:
@@ -130,7 +151,36 @@ def test_the_gate_is_gelu_by_the_error_function(tokens, width, dtype) -> None:
     left, right = both.double().chunk(2, 1)
     identity = torch.eye(2 * width, dtype=dtype, device=DEVICE)
     gated = FusedLayers().gated(identity, None, "gelu")(both)
-    assert_rounds(gated, 0.5 * left * (1 + torch.erf(left / 2**0.5)) * right, dtype)
+    assert_rounds(gated, gelu(left) * right, dtype, relative=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    tokens=st.sampled_from([1, 127, 128, 130]),
+    inputs=st.sampled_from([64, 192]),
+    outputs=st.sampled_from([128, 256]),
+    gated=st.booleans(),
+    biased=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_products_and_gelu_in_one_are_their_formula(tokens, inputs, outputs, gated, biased, dtype) -> None:
+    x, weight = normal(tokens, inputs, seed=1, dtype=dtype), normal(outputs, inputs, seed=2, dtype=dtype) / inputs**0.5
+    bias = normal(outputs, seed=3, dtype=dtype) if biased else None
+    exact = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    exact = gelu(exact.chunk(2, 1)[0]) * exact.chunk(2, 1)[1] if gated else gelu(exact)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "_FEWEST_TOKENS", 1)
+        layers = FusedLayers()
+        layer = layers.gated(weight, bias, "gelu") if gated else layers.linear(weight, bias, "gelu")
+        assert_rounds(layer(x), exact, dtype, relative=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_hides_no_nan_and_ends_as_it_should(dtype: torch.dtype) -> None:
+    left = torch.tensor([float("nan"), float("inf"), 500.0, -500.0, 0.0], dtype=dtype, device=DEVICE)
+    nan, *values = fused._gate(torch.stack([left, torch.ones_like(left)], 1).view(1, -1))[0].tolist()
+    assert nan != nan
+    assert values == [float("inf"), 500.0, pytest.approx(0, abs=1e-10), 0.0]
 
 
 @settings(deadline=None, max_examples=20)
