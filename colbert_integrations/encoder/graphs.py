@@ -140,6 +140,7 @@ class _Recorded:
         ids, bounds, attended = self._numbers.split([size, 2, 1])
         alone = _Alone(Blocks(bounds, attended, torch.zeros(1, 2, dtype=torch.int32, device=device)))
         positions = torch.arange(size, device=device)
+        self._read = (ids, positions, alone)  # the graph holds addresses, so they must live as long
         self._replay, self._out = recorder.record(lambda: run(ids, positions, alone))
 
     def __call__(self, sequence: TokenSequence) -> torch.Tensor:

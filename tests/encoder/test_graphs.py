@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -80,6 +82,25 @@ def test_takes_what_is_short() -> None:
     short = ShortForward(told, CPU, Again())
     lengths = [0, 1, 16, 17, 64, 65, 300]
     assert [length for length in lengths if short(sequence([5] * length)) is not None] == [1, 16, 17, 64]
+
+
+def test_what_a_recording_reads_lives_as_long() -> None:
+    class Graph(Again):
+        def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+            return lambda: None, work()  # keeps addresses, and nothing alive
+
+    def seen(ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
+        read.extend(map(weakref.ref, (ids, positions, *runs.blocks(CPU))))
+        return told(ids, positions, runs)
+
+    read = list[weakref.ref[torch.Tensor]]()
+    short = ShortForward(seen, CPU, Graph())
+    short(sequence([1, 2, 3]))
+    gc.collect()
+    assert [reference() is not None for reference in read] == [True] * 5
+    del short
+    gc.collect()
+    assert [reference() is None for reference in read] == [True] * 5
 
 
 def test_what_came_out_is_not_overwritten() -> None:
