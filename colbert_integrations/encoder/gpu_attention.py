@@ -73,7 +73,7 @@ def divide(bounds: torch.Tensor, attended: torch.Tensor, device: torch.device) -
     first = (np.arange(len(sequence)) - np.repeat(counts.cumsum() - counts, counts)) * _BLOCK
     # One copy instead of three.
     parts = [bounds.numpy(), attended.numpy(), np.stack([sequence, first], 1).ravel()]
-    sent = send(np.concatenate(parts).astype(np.int32), device).split([*map(len, parts)])
+    sent = send(np.concatenate(parts).astype(np.int32), device).split_with_sizes([*map(len, parts)])
     return Blocks(sent[0], sent[1], sent[2].view(-1, 2))
 
 

@@ -96,7 +96,7 @@ class ShortForward:
 
     def __init__(self, run: Run, device: torch.device, recorder: Recorder) -> None:
         self._run, self._device, self._recorder = run, device, recorder
-        self._sizes = _SIZES
+        self._sizes: tuple[int, ...] = _SIZES
         self._recorded = dict[int, _Recorded]()
         self._lock = Lock()
 
@@ -137,7 +137,7 @@ class _Recorded:
     def __init__(self, run: Run, size: int, device: torch.device, recorder: Recorder) -> None:
         self._size, self._device = size, device
         self._numbers = send(_numbers(size, [0] * size, size), device)
-        ids, bounds, attended = self._numbers.split([size, 2, 1])
+        ids, bounds, attended = self._numbers.split_with_sizes([size, 2, 1])
         alone = _Alone(Blocks(bounds, attended, torch.zeros(1, 2, dtype=torch.int32, device=device)))
         positions = torch.arange(size, device=device)
         self._read = (ids, positions, alone)  # the graph holds addresses, so they must live as long

@@ -43,7 +43,6 @@ def add_norm_kernel(
     weight: tl.tensor,
     bias: tl.tensor,
     total: tl.tensor,
-    wide: tl.tensor,
     normed: tl.tensor,
     tokens: tl.tensor,
     eps: tl.tensor,
@@ -61,8 +60,7 @@ def add_norm_kernel(
         weight: ``(WIDTH,)`` float32.
         bias: ``(WIDTH,)`` float32. None: none.
         total: Written, the sum, ``(tokens, WIDTH)``; may be ``right``. None: not kept.
-        wide: Written, the normalised rows, ``(tokens, WIDTH)``. None: not wanted.
-        normed: The same, in another dtype.
+        normed: Written, the normalised rows, ``(tokens, WIDTH)``.
         tokens: How many.
         eps: Added to the variance.
         WIDTH: Columns.
@@ -84,10 +82,7 @@ def add_norm_kernel(
     y = x * tl.rsqrt(variance + eps) * tl.load(weight + column, mask=column < WIDTH, other=0)
     if bias is not None:
         y += tl.load(bias + column, mask=column < WIDTH, other=0)
-    if wide is not None:
-        tl.store(wide + place, y.to(wide.dtype.element_ty), mask=inside)
-    if normed is not None:
-        tl.store(normed + place, y.to(normed.dtype.element_ty), mask=inside)
+    tl.store(normed + place, y.to(normed.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -108,13 +103,6 @@ def gelu(x: tl.tensor) -> tl.tensor:
     power = power * size - 1.1512913703918457
     power = power * size - 0.9999936819076538
     return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - size * tl.exp2(power)
-
-
-@triton.jit
-def gated(pairs: tl.tensor) -> tl.tensor:
-    """``gelu(left) * right`` of columns that lie side by side, ``(rows, columns)`` to ``(rows, columns / 2)``."""
-    left, right = tl.split(tl.reshape(pairs, (pairs.shape[0], pairs.shape[1] // 2, 2)))
-    return gelu(left) * right
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -141,8 +129,9 @@ def gelu_gate_kernel(
     entry = 2 * first + tl.arange(0, 2 * COLUMNS)[None, :]
     pairs = tl.load(both + token * (2 * WIDTH) + entry, mask=(token < tokens) & (entry < 2 * WIDTH), other=0)
     column = first + tl.arange(0, COLUMNS)[None, :]
-    y = gated(pairs.to(tl.float32)).to(out.dtype.element_ty)  # (ROWS, COLUMNS)
-    tl.store(out + token * WIDTH + column, y, mask=(token < tokens) & (column < WIDTH))
+    left, right = tl.split(tl.reshape(pairs.to(tl.float32), (ROWS, COLUMNS, 2)))
+    y = gelu(left) * right  # (ROWS, COLUMNS)
+    tl.store(out + token * WIDTH + column, y.to(out.dtype.element_ty), mask=(token < tokens) & (column < WIDTH))
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -154,30 +143,27 @@ def gelu_product_kernel(
     tokens: tl.tensor,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    GATED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
 ) -> None:
-    """``out = gelu(x weight^T + bias)``, or the gate of its columns: what is multiplied is not written in between.
+    """``out = gelu(x weight^T + bias)``: what is multiplied is not written in between.
 
     Args:
         x: ``(tokens, INPUTS)``.
         weight: ``(OUTPUTS, INPUTS)``.
         bias: ``(OUTPUTS,)``. None: none.
-        out: Written, ``(tokens, OUTPUTS)``, half as wide where it is gated.
+        out: Written, ``(tokens, OUTPUTS)``.
         tokens: At least one.
         INPUTS: A multiple of STEP.
         OUTPUTS: A multiple of COLUMNS.
-        GATED: Whether it is ``gelu(left) * right`` of each two columns side by side.
         ROWS: Those of a program, a power of 2.
         COLUMNS: The same.
         STEP: Inputs that are multiplied at once, a power of 2.
     """
     # Neighbours share rows; the weights stay in the L2 cache.
     token = (tl.program_id(0) // (OUTPUTS // COLUMNS)).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    part = tl.program_id(0) % (OUTPUTS // COLUMNS)
-    column = part * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    column = tl.program_id(0) % (OUTPUTS // COLUMNS) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inner = tl.arange(0, STEP)
     # Past the end the last row comes again, and is not stored: no mask.
     left = x + tl.minimum(token, tokens - 1) * INPUTS + inner[None, :]
@@ -187,10 +173,7 @@ def gelu_product_kernel(
         y = tl.dot(tl.load(left + start), tl.load(right + start), y, input_precision="ieee")
     if bias is not None:
         y += tl.load(bias + column).to(tl.float32)
-    y = gated(y) if GATED else gelu(y)
-    width: tl.constexpr = y.shape[1]
-    place = out + token * (OUTPUTS // COLUMNS * width) + part * width + tl.arange(0, width)[None, :]
-    tl.store(place, y.to(out.dtype.element_ty), mask=token < tokens)
+    tl.store(out + token * OUTPUTS + column, gelu(y).to(out.dtype.element_ty), mask=token < tokens)
 
 
 @triton.jit

@@ -109,24 +109,20 @@ def assert_rounds(actual: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype,
     tokens=st.integers(0, 9),
     width=st.sampled_from(WIDTHS),
     dtype=st.sampled_from(DTYPES),
-    kept=st.sampled_from([torch.float32, None]),
     bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_norms_of_sums_are_their_formula(tokens, width, dtype, kept, bias, seed) -> None:
+def test_norms_of_sums_are_their_formula(tokens, width, dtype, bias, seed) -> None:
     module, out = norm_module(width, bias), normal(tokens, width, seed=seed, dtype=dtype)
-    residual = normal(tokens, width, seed=seed + 1, dtype=kept or dtype)
-    total = out.double() + residual.double()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "_RESIDUAL", kept)
-        norm = FusedLayers().norm(module, dtype)
-        wide, normed = norm.of_sum(unchanging(width, dtype, bias), out, residual)
-        assert_rounds(wide, layer_norm(total, module), kept or dtype)
-        assert_rounds(normed, layer_norm(total, module), dtype)
-        summed, normed = norm.beside_sum(unchanging(width, dtype, bias), out, residual)
-    assert_rounds(summed, total, kept or dtype)
+    residual = normal(tokens, width, seed=seed + 1, dtype=dtype)
+    total, norm = out.double() + residual.double(), FusedLayers().norm(module, dtype)
+    kept, normed = norm.of_sum(unchanging(width, dtype, bias), out, residual)
+    assert kept is normed
+    assert_rounds(normed, layer_norm(total, module), dtype)
+    summed, normed = norm.beside_sum(unchanging(width, dtype, bias), out, residual)
+    assert_rounds(summed, total, dtype)
     # Where cuBLAS adds, what is normalised has been rounded.
-    assert_rounds(normed, layer_norm(total if kept or bias else summed.double(), module), dtype)
+    assert_rounds(normed, layer_norm(total if bias else summed.double(), module), dtype)
 
 
 @settings(deadline=None, max_examples=20)
@@ -137,8 +133,8 @@ def test_embeddings_are_gathered_added_and_normalised(tokens, width, dtype, plac
     places = normal(20, width, seed=2)
     exact = words.double()[ids] + (places.double()[positions] if placed else 0)
     more = (places, positions) if placed else ()
-    wide, normed = FusedLayers().norm(module, dtype).of_embeddings(words, ids, *more)
-    assert_rounds(wide, layer_norm(exact, module), torch.float32)
+    kept, normed = FusedLayers().norm(module, dtype).of_embeddings(words, ids, *more)
+    assert kept is normed
     assert_rounds(normed, layer_norm(exact, module), dtype)
 
 
@@ -161,20 +157,16 @@ def test_the_gate_is_gelu_by_the_error_function(tokens, width, dtype) -> None:
     tokens=st.sampled_from([1, 127, 128, 130]),
     inputs=st.sampled_from([64, 192]),
     outputs=st.sampled_from([128, 256]),
-    gated=st.booleans(),
     biased=st.booleans(),
     dtype=st.sampled_from(DTYPES),
 )
-def test_products_and_gelu_in_one_are_their_formula(tokens, inputs, outputs, gated, biased, dtype) -> None:
+def test_products_and_gelu_in_one_are_their_formula(tokens, inputs, outputs, biased, dtype) -> None:
     x, weight = normal(tokens, inputs, seed=1, dtype=dtype), normal(outputs, inputs, seed=2, dtype=dtype) / inputs**0.5
     bias = normal(outputs, seed=3, dtype=dtype) if biased else None
-    exact = x.double() @ weight.double().T + (0 if bias is None else bias.double())
-    exact = gelu(exact.chunk(2, 1)[0]) * exact.chunk(2, 1)[1] if gated else gelu(exact)
+    exact = gelu(x.double() @ weight.double().T + (0 if bias is None else bias.double()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "_FEWEST_TOKENS", 1)
-        layers = FusedLayers()
-        layer = layers.gated(weight, bias, "gelu") if gated else layers.linear(weight, bias, "gelu")
-        assert_rounds(layer(x), exact, dtype, relative=1e-5)
+        assert_rounds(FusedLayers().linear(weight, bias, "gelu")(x), exact, dtype, relative=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -212,9 +204,7 @@ def test_rows_lie_beyond_2_to_the_31() -> None:
     out = torch.zeros(tokens, width, dtype=torch.bfloat16, device=DEVICE)
     out[-1] = normal(width, seed=1)
     linear: Any = lambda x: x  # noqa: E731  # a matrix product would take minutes
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "_RESIDUAL", None)
-        _, normed = FusedLayers().norm(module, torch.bfloat16).of_sum(linear, out, torch.zeros_like(out))
+    _, normed = FusedLayers().norm(module, torch.bfloat16).of_sum(linear, out, torch.zeros_like(out))
     assert_rounds(normed[-1:], layer_norm(out[-1:].double(), module), torch.bfloat16)
 
 
