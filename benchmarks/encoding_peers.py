@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,16 @@ def start(peer: running.Peer, python: str, checkpoint: Path, folder: Path, threa
     return peer
 
 
+def start_all(engines: dict[str, str], checkpoint: Path, folder: Path, threads: int, device: str) -> list[running.Peer]:
+    """Start engines, by the Python of each: one after another on a CPU, where they would slow each other down."""
+
+    def one(name: str) -> running.Peer:
+        return start(running.Peer(name), engines[name], checkpoint, folder, threads, device)
+
+    with ThreadPoolExecutor(1 if device == "cpu" else len(engines)) as pool:
+        return list(pool.map(one, engines))
+
+
 def compare(
     case: Case, checkpoint: Path, engines: dict[str, str], *, rounds: int = 5, queries: int = 40
 ) -> list[records.Row]:
@@ -97,10 +108,7 @@ def compare(
         documents = speed_texts.ragged(checkpoint, case.documents)
         texts = {"documents": documents, "query": speed_texts.short_query(checkpoint)}
         (folder / "texts.json").write_text(json.dumps(texts))
-        peers = [
-            start(running.Peer(engine), python, checkpoint, folder, case.threads, case.device)
-            for engine, python in engines.items()
-        ]
+        peers = start_all(engines, checkpoint, folder, case.threads, case.device)
         seconds: dict[str, dict[str, list[float]]] = {peer.name: {"documents": [], "query": []} for peer in peers}
         try:
             for peer in peers:

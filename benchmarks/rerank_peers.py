@@ -105,10 +105,7 @@ def compare(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "texts.json").write_text(json.dumps({"requests": work}))
-        peers = [
-            encoding_peers.start(running.Peer(engine), python, checkpoint, folder, threads, device)
-            for engine, python in engines.items()
-        ]
+        peers = encoding_peers.start_all(engines, checkpoint, folder, threads, device)
         replies: dict[str, list[running.Reply]] = {peer.name: [] for peer in peers}
         try:
             for number in tqdm(range(len(work)), f"{threads} threads", disable=None):
