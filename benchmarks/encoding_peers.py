@@ -1,9 +1,9 @@
 """Encoding against other libraries: the same checkpoint and texts in each, in turn, in one run, tokenisation included.
 
 A hundred ragged documents (178 tokens on average, at most 300) and one query of 16 tokens. Every engine runs in a
-process and an environment of its own (``text_worker.py``). The checkpoints are made on the spot (``speed_texts.py``).
-An engine that can't be built gets a row that says why. Times are wall times. ``--print`` shows the newest results
-instead. With ``--device cuda`` all run on the GPU; that part has not been run yet.
+process and an environment of its own (``text_worker.py``). The checkpoints are made on the spot (``speed_texts.py``),
+unless ``--checkpoints`` has them. An engine that can't be built gets a row that says why. Times are wall times.
+``--print`` shows the newest results instead. With ``--device cuda`` all run on the GPU; that part has not been run yet.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import our_kernel
 import records
 import running
 import speed_texts
@@ -33,6 +35,11 @@ BASE = "ours float32"
 OURS = [BASE, "ours float32 compiled", "ours bfloat16", "ours bfloat16 compiled", "ours int8", "ours int8 compiled"]
 # Whose vectors the others are compared with: the first of these that runs.
 JUDGES = ["sentence-transformers", "PyLate", BASE]
+# Those that on a GPU also run in bfloat16, which is the default of ours there.
+HALVES = ["sentence-transformers", "PyLate", "rerankers"]
+PAUSE = 0.03
+"""Seconds: OpenMP's threads spin for a while after their work, which would slow the next one down."""
+
 MODELS = {"minilm": "MiniLM (6 layers of 384)", "modernbert": "ModernBERT-base (22 layers of 768)"}
 LABELS = {
     "ours float32": "**ours**, float32",
@@ -71,6 +78,16 @@ def start(peer: running.Peer, python: str, checkpoint: Path, folder: Path, threa
     return peer
 
 
+def start_all(engines: dict[str, str], checkpoint: Path, folder: Path, threads: int, device: str) -> list[running.Peer]:
+    """Start engines, by the Python of each: one after another on a CPU, where they would slow each other down."""
+
+    def one(name: str) -> running.Peer:
+        return start(running.Peer(name), engines[name], checkpoint, folder, threads, device)
+
+    with ThreadPoolExecutor(1 if device == "cpu" else len(engines)) as pool:
+        return list(pool.map(one, engines))
+
+
 def compare(
     case: Case, checkpoint: Path, engines: dict[str, str], *, rounds: int = 5, queries: int = 40
 ) -> list[records.Row]:
@@ -91,10 +108,7 @@ def compare(
         documents = speed_texts.ragged(checkpoint, case.documents)
         texts = {"documents": documents, "query": speed_texts.short_query(checkpoint)}
         (folder / "texts.json").write_text(json.dumps(texts))
-        peers = [
-            start(running.Peer(engine), python, checkpoint, folder, case.threads, case.device)
-            for engine, python in engines.items()
-        ]
+        peers = start_all(engines, checkpoint, folder, case.threads, case.device)
         seconds: dict[str, dict[str, list[float]]] = {peer.name: {"documents": [], "query": []} for peer in peers}
         try:
             for peer in peers:
@@ -115,7 +129,7 @@ def _turn(peer: running.Peer, seconds: dict[str, list[float]], queries: int) -> 
         seconds["documents"].append(reply["seconds"])
     if reply := peer.ask({"do": "query", "times": queries}):
         seconds["query"] += reply["seconds"]
-    time.sleep(0.03)  # OpenMP's threads spin for a while after their work, which would slow the next one down
+    time.sleep(PAUSE)
 
 
 def judge(peers: Sequence[running.Peer], folder: Path) -> dict[str, records.Row]:
@@ -278,24 +292,38 @@ def add_pythons(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--sentence-transformers", default="", help="a Python that has sentence-transformers 6")
     parser.add_argument("--pylate", default="", help="a Python that has PyLate")
+    parser.add_argument("--checkpoints", type=Path, help="a folder of checkpoints by name, not to be made on the spot")
     parser.add_argument("--only", nargs="+", help="engines to run, by name; ours in float32 is always among them")
+
+
+def pythons(options: argparse.Namespace, ours: Sequence[str], others: dict[str, str]) -> dict[str, str]:
+    """The Python of each engine that is to run: on a GPU without those of ours that are for CPUs, but with halves.
+
+    Args:
+        options: The command line's.
+        ours: Names of ours.
+        others: The Pythons of others by name; an empty one says that there is none.
+
+    Returns:
+        Pythons by name.
+    """
+    if options.device == "cuda":
+        ours = [name for name in ours if not name.endswith(our_kernel.COMPILED) and "int8" not in name]
+        others = others | {f"{name} bfloat16": others[name] for name in HALVES if name in others}
+    given = dict.fromkeys(ours, sys.executable) | others
+    return {name: python for name, python in given.items() if not options.only or name in [BASE, *options.only]}
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure all cases; the rows of a case are written as soon as it is done."""
-    given = dict.fromkeys(OURS, sys.executable)
-    given |= {"sentence-transformers": options.sentence_transformers, "PyLate": options.pylate}
+    others = {"sentence-transformers": options.sentence_transformers, "PyLate": options.pylate}
     if options.device == "cpu":
-        given["candding"] = options.candding
-    else:
-        given["sentence-transformers bfloat16"] = options.sentence_transformers
-    engines = {name: python for name, python in given.items() if not options.only or name in [BASE, *options.only]}
+        others["candding"] = options.candding
+    engines = pythons(options, OURS, others)
     about = records.circumstances("torch")
     first = {"date": about["date"], "commit": about["commit"]}
     for model in ["minilm"] if options.quick else options.models:
-        with tempfile.TemporaryDirectory() as name:
-            checkpoint = Path(name) / model
-            speed_texts.CHECKPOINTS[model](checkpoint)
+        with speed_texts.checkpoint(model, options.checkpoints) as checkpoint:
             for threads in options.threads if options.device == "cpu" else [os.cpu_count() or 1]:
                 case = Case(model, 10 if options.quick else options.documents, threads, options.device)
                 rows = compare(case, checkpoint, engines, rounds=options.rounds, queries=options.queries)

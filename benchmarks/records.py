@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
+COMMIT = "COLBERT_BENCH_COMMIT"
+"""A variable that says the commit, for a copy of the files that is no checkout."""
 
 Row = dict[str, str | float | int]
 Key = Callable[[dict[str, str]], str]
@@ -32,7 +35,9 @@ def circumstances(*packages: str) -> Row:
 
 
 def _commit() -> str:
-    """The commit, ``-dirty`` if files differ from it; empty outside of a checkout."""
+    """The commit, ``-dirty`` if files differ from it; empty outside of a checkout, unless ``COMMIT`` says it."""
+    if named := os.environ.get(COMMIT):
+        return named
     command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 

@@ -17,7 +17,6 @@ import asyncio
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -51,6 +50,8 @@ LENGTHS = {"abstracts": speed_texts.MOST_TOKENS, "sentences": 32}
 """Texts of the concurrent requests, and the most tokens that they have."""
 SIZES = [("abstracts", 20), ("sentences", 20), ("sentences", 2)]
 """Texts and documents of each request."""
+ON_GPU = [("abstracts", 100)]
+"""More of them, which a GPU has done in a second."""
 
 MOST_OF_QUERY = 32
 
@@ -73,7 +74,10 @@ def requests(checkpoint: Path, count: int, depth: int, length: int = speed_texts
     index = bm25s.BM25(k1=0.9, b=0.4)
     index.index(bm25s.tokenize(documents, stopwords="en", show_progress=False), show_progress=False)
     places, _ = index.retrieve(
-        bm25s.tokenize(queries, stopwords="en", show_progress=False), k=depth, show_progress=False
+        bm25s.tokenize(queries, stopwords="en", show_progress=False),
+        k=depth,
+        show_progress=False,
+        backend_selection="numpy",
     )
     texts, asked = speed_texts.cut(checkpoint, documents, length), speed_texts.cut(checkpoint, queries, MOST_OF_QUERY)
     return [(query, [texts[place] for place in found]) for query, found in zip(asked, places.tolist(), strict=True)]
@@ -101,10 +105,7 @@ def compare(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "texts.json").write_text(json.dumps({"requests": work}))
-        peers = [
-            encoding_peers.start(running.Peer(engine), python, checkpoint, folder, threads, device)
-            for engine, python in engines.items()
-        ]
+        peers = encoding_peers.start_all(engines, checkpoint, folder, threads, device)
         replies: dict[str, list[running.Reply]] = {peer.name: [] for peer in peers}
         try:
             for number in tqdm(range(len(work)), f"{threads} threads", disable=None):
@@ -112,6 +113,7 @@ def compare(
                     reply = peer.ask({"do": "rank", "request": number})
                     if reply and number:
                         replies[peer.name].append(reply)
+                    time.sleep(encoding_peers.PAUSE)
         finally:
             for peer in peers:
                 peer.stop()
@@ -192,6 +194,8 @@ def in_one_call(model: ColBERT, work: Sequence[Request]) -> list[float]:
     started = time.perf_counter()
     model.encode_query([query for query, _ in work])
     model.encode_document([document for _, documents in work for document in documents])
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()  # the vectors stay there, so nothing else has waited for them
     return [time.perf_counter() - started] * len(work)
 
 
@@ -268,9 +272,7 @@ def main() -> None:
     if options.quick:
         options.queries, options.depth, options.requests, options.rounds = 2, 10, 8, 1
     if not options.print:
-        with tempfile.TemporaryDirectory() as name:
-            checkpoint = Path(name) / options.model
-            speed_texts.CHECKPOINTS[options.model](checkpoint)
+        with speed_texts.checkpoint(options.model, options.checkpoints) as checkpoint:
             (run_concurrent if options.concurrent else run)(options, checkpoint)
     shown = SHOWN_CONCURRENT if options.concurrent else SHOWN
     rows = records.newest(options.results, "case", options.cpu)
@@ -281,12 +283,9 @@ def main() -> None:
 
 def run(options: argparse.Namespace, checkpoint: Path) -> None:
     """Measure the libraries whose Pythons were given."""
-    given = dict.fromkeys(OURS, sys.executable)
-    given |= {JUDGE: options.sentence_transformers, "PyLate": options.pylate}
-    given |= {"LlamaIndex ColbertRerank": options.llama_index, "rerankers": options.rerankers}
-    if options.device == "cuda":
-        given["sentence-transformers bfloat16"] = options.sentence_transformers
-    engines = {name: python for name, python in given.items() if not options.only or name in [BASE, *options.only]}
+    others = {JUDGE: options.sentence_transformers, "PyLate": options.pylate}
+    others |= {"LlamaIndex ColbertRerank": options.llama_index, "rerankers": options.rerankers}
+    engines = encoding_peers.pythons(options, OURS, others)
     work = requests(checkpoint, options.queries + 1, options.depth)
     about = records.circumstances("torch")
     first = {"date": about["date"], "commit": about["commit"]}
@@ -296,13 +295,14 @@ def run(options: argparse.Namespace, checkpoint: Path) -> None:
 
 
 def run_concurrent(options: argparse.Namespace, checkpoint: Path) -> None:
-    """Measure many requests at once, with the threads that the last of ``--threads`` says."""
-    torch.set_num_threads(options.threads[-1])
+    """Measure many requests at once, on a CPU with the threads that the last of ``--threads`` says."""
+    if options.device == "cpu":
+        torch.set_num_threads(options.threads[-1])
     about = records.circumstances("torch")
     first = {"date": about["date"], "commit": about["commit"]}
     with ColBERT(checkpoint, device=options.device, long_documents="truncate") as model:
         dtype = str(model.dtype).removeprefix("torch.")
-        for texts, each in SIZES:
+        for texts, each in SIZES + ON_GPU * (options.device == "cuda"):
             rows = concurrent(model, requests(checkpoint, options.requests, each, LENGTHS[texts]), options.rounds)
             what: dict[str, Any] = {"texts": texts, "documents": each, "model": options.model}
             what |= {"on": options.device, "dtype": dtype, "compiled kernel": "yes" if our_kernel.is_there() else "no"}

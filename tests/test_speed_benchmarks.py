@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -31,6 +32,7 @@ import records  # noqa: E402
 import rerank_peers  # noqa: E402
 import running  # noqa: E402
 import speed_texts  # noqa: E402
+import text_worker  # noqa: E402
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 
@@ -220,6 +222,18 @@ def test_both_layouts_of_the_checkpoint_give_the_same_vectors(minilm):
     assert torch.allclose(one.values, other.values, atol=1e-6)
 
 
+def test_a_checkpoint_that_is_there_is_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setitem(speed_texts.CHECKPOINTS, "minilm", lambda folder: folder.mkdir())
+    with speed_texts.checkpoint("minilm", tmp_path) as made:
+        assert made.exists()
+        assert made.parent != tmp_path
+    assert not made.exists()
+    (tmp_path / "minilm").mkdir()
+    with speed_texts.checkpoint("minilm", tmp_path) as found:
+        assert found == tmp_path / "minilm"
+    assert found.exists()
+
+
 # ------------------------------------------------------------------------------------------- encoding, reranking
 
 
@@ -252,6 +266,19 @@ def test_encoders_are_compared_and_become_tables_and_a_picture(small_model, tmp_
     assert "- PyLate: exit code 1" in encoding_peers.tables(rows)
     (axes,) = plot_speed.encoding(rows).axes
     assert [bar.get_width() for bar in axes.patches] == [1.0]
+
+
+def test_a_gpu_runs_others_in_bfloat16_too_and_nothing_that_is_for_cpus():
+    others = {"sentence-transformers": "a Python", "PyLate": "", "LlamaIndex ColbertRerank": "another"}
+    options = argparse.Namespace(device="cpu", only=None)
+    assert list(encoding_peers.pythons(options, encoding_peers.OURS, others)) == [*encoding_peers.OURS, *others]
+    options.device = "cuda"
+    found = encoding_peers.pythons(options, encoding_peers.OURS, others)
+    halves = {"sentence-transformers bfloat16": "a Python", "PyLate bfloat16": ""}
+    assert found == dict.fromkeys(["ours float32", "ours bfloat16"], sys.executable) | others | halves
+    assert found.keys() <= text_worker.ENGINES.keys()
+    options.only = ["PyLate"]
+    assert list(encoding_peers.pythons(options, encoding_peers.OURS, others)) == ["ours float32", "PyLate"]
 
 
 def test_requests_hold_what_bm25_finds(minilm):
