@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -51,12 +52,17 @@ class Runs:
     @cached_property
     def bounds(self) -> torch.Tensor:
         """Where sequences begin and the last one ends, ``(sequences + 1,)`` int64."""
-        return torch.tensor([0, *(run.length for run in self for _ in range(run.sequences))]).cumsum(0)
+        return torch.from_numpy(np.concatenate([[0], self._of_each("length")]).cumsum())
 
     @cached_property
     def attended(self) -> torch.Tensor:
         """How many leading tokens of each sequence may be attended to, ``(sequences,)`` int64."""
-        return torch.tensor([run.attended for run in self for _ in range(run.sequences)])
+        return torch.from_numpy(self._of_each("attended"))
+
+    def _of_each(self, name: str) -> np.ndarray:
+        """What runs say of their sequences, ``(sequences,)`` int64."""
+        said = [getattr(run, name) for run in self]
+        return np.array(said, dtype=np.int64).repeat([run.sequences for run in self])
 
     def blocks(self, device: torch.device) -> Blocks:
         """The same for a GPU, always the same one."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from .transfer import send
+from .transfer import current, send
 
 __all__ = ["Blocks", "attend", "divide", "is_available"]
+
+_log = logging.getLogger(__name__)
 
 # float32 would not use the matrix units.
 _HALVES = (torch.float16, torch.bfloat16)
@@ -33,14 +37,27 @@ def is_available(device: torch.device, dtype: torch.dtype, head_dim: int) -> boo
         head_dim: Dimension of a head.
 
     Returns:
-        True on an NVIDIA GPU from Ampere on where ``triton`` is installed, in half precision, for heads of 16, 32, 64
-        or 128.
+        True on an NVIDIA GPU from Ampere on where ``triton`` is installed and works, in half precision, for heads of
+        16, 32, 64 or 128.
     """
     if device.type != "cuda" or dtype not in _HALVES or head_dim not in _HEAD_DIMS:
         return False
     if torch.version.cuda is None or find_spec("triton") is None:
         return False
-    return torch.cuda.get_device_capability(device) >= _AMPERE
+    return torch.cuda.get_device_capability(device) >= _AMPERE and _runs(device)
+
+
+@cache
+def _runs(device: torch.device) -> bool:
+    """Whether the kernel can be launched: Triton needs a C compiler, which slim containers lack."""
+    one = torch.zeros(1, 1, _HEAD_DIMS[0], dtype=torch.float16, device=device)
+    try:
+        with current(device):
+            attend(one, one, one, divide(torch.tensor([0, 1]), torch.tensor([1]), device))
+    except Exception as error:  # of Triton, a compiler or CUDA: whatever it is, transformers can do the work
+        _log.warning("models are run with padding on %s, since Triton does not work there: %s", device, error)
+        return False
+    return True
 
 
 class Blocks(NamedTuple):

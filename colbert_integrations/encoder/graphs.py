@@ -15,17 +15,19 @@ import torch
 from .attention import Runs
 from .gpu_attention import Blocks
 from .tokens import TokenSequence
-from .transfer import send
+from .transfer import ready, send
 
-__all__ = ["CudaRecorder", "Recorder", "Run", "ShortForward"]
+__all__ = ["CudaRecorder", "ForwardPass", "Recorder", "ShortForward"]
 
 _log = logging.getLogger(__name__)
 
 # Ids, positions and sequences to one vector for each token.
-Run: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Runs], torch.Tensor]
+ForwardPass: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Runs], torch.Tensor]
 # A few, so that a query is padded by little and no more graphs than these are held. None is longer than one block of
 # attention.
 _SIZES = (16, 32, 48, 64)
+# While one thread records, no other may wait for the whole device, and torch does so before it records.
+_RECORDING = Lock()
 
 
 class Recorder(Protocol):
@@ -57,19 +59,21 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all: cuBLAS keeps memory for each stream that it has worked on.
+        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
         """Record a call; see ``Recorder``."""
-        graph = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        graph, side = torch.cuda.CUDAGraph(), self._side
         side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
-            work()  # compiles and allocates what a recording must not
-        side.synchronize()
-        # Other threads may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
-            out = work()
+        with _RECORDING:
+            with torch.cuda.stream(side):
+                work()  # compiles and allocates what a recording must not
+            side.synchronize()
+            # Other threads may use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
+                out = work()
         return graph.replay, out
 
     @contextmanager
@@ -84,9 +88,9 @@ class CudaRecorder:
 
 
 class ShortForward:
-    """The forward pass of one sequence of up to 64 tokens, recorded for a few lengths when such a sequence first comes.
+    """The forward pass of one sequence of up to 64 tokens, recorded beforehand for a few lengths.
 
-    Safe between threads, which take turns. Where recording fails that is logged once, and nothing is taken any more.
+    Safe between threads, which take turns. Where recording fails that is logged, and nothing is taken.
 
     Args:
         run: The forward pass.
@@ -94,11 +98,14 @@ class ShortForward:
         recorder: Records it.
     """
 
-    def __init__(self, run: Run, device: torch.device, recorder: Recorder) -> None:
-        self._run, self._device, self._recorder = run, device, recorder
-        self._sizes: tuple[int, ...] = _SIZES
-        self._recorded = dict[int, _Recorded]()
-        self._lock = Lock()
+    def __init__(self, run: ForwardPass, device: torch.device, recorder: Recorder) -> None:
+        self._recorder, self._lock = recorder, Lock()
+        self._recorded: list[_Recorded] = []
+        # Not when the first query comes: whoever waited for the whole device just then would see an error.
+        try:
+            self._recorded = [_Recorded(run, size, device, recorder) for size in _SIZES]
+        except Exception as error:  # of torch, CUDA or a compiler: whatever it is, the work can be done without
+            _log.warning("short texts are encoded without CUDA graphs, which can't be recorded: %s", error)
 
     def __call__(self, sequence: TokenSequence) -> torch.Tensor | None:
         """Run one sequence.
@@ -109,22 +116,11 @@ class ShortForward:
         Returns:
             One vector for each of its tokens, ``(tokens, dim)``; None if it is not taken.
         """
-        place = bisect_left(self._sizes, len(sequence.ids))
-        if not sequence.ids or place == len(self._sizes):
+        place = bisect_left(_SIZES, len(sequence.ids))
+        if not sequence.ids or place >= len(self._recorded):
             return None
         with self._lock, self._recorder.in_turn():
-            recorded = self._of_size(self._sizes[place])
-            return None if recorded is None else recorded(sequence)
-
-    def _of_size(self, size: int) -> _Recorded | None:
-        if size not in self._recorded:
-            try:
-                self._recorded[size] = _Recorded(self._run, size, self._device, self._recorder)
-            except Exception as error:  # of torch, CUDA or a compiler: whatever it is, the work can be done without
-                _log.warning("short texts are encoded without CUDA graphs, which can't be recorded: %s", error)
-                self._sizes = ()
-                return None
-        return self._recorded[size]
+            return self._recorded[place](sequence)
 
 
 class _Recorded:
@@ -134,7 +130,7 @@ class _Recorded:
     behind its end is seen by nobody, and cut off.
     """
 
-    def __init__(self, run: Run, size: int, device: torch.device, recorder: Recorder) -> None:
+    def __init__(self, run: ForwardPass, size: int, device: torch.device, recorder: Recorder) -> None:
         self._size, self._device = size, device
         self._numbers = send(_numbers(size, [0] * size, size), device)
         ids, bounds, attended = self._numbers.split_with_sizes([size, 2, 1])
@@ -145,7 +141,7 @@ class _Recorded:
 
     def __call__(self, sequence: TokenSequence) -> torch.Tensor:
         numbers = _numbers(self._size, sequence.ids, sequence.attended)
-        self._numbers.copy_(send(numbers, self._device))
+        self._numbers.copy_(ready(numbers, self._device), non_blocking=True)
         self._replay()
         return self._out[: len(sequence.ids)].clone()  # (tokens, dim)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,8 @@ class PackedForward:
         if self.device.type == "cuda":
             # Not a method of this object, which would then live until garbage is collected, and its weights with it.
             run = partial(_run, self._model, projection)
-            self._short = ShortForward(run, self.device, CudaRecorder(self.device))
+            with current(self.device), torch.no_grad():
+                self._short = ShortForward(run, self.device, CudaRecorder(self.device))
 
     @torch.no_grad()
     def __call__(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
@@ -96,23 +97,21 @@ def _run(
 
 
 def _rows(sequences: Sequence[TokenSequence]) -> np.ndarray:
-    """Ids of all tokens, and their positions, ``(2, tokens)`` int64."""
+    """Ids of all tokens, and their positions, ``(2, tokens)`` int32."""
     lengths = np.array([len(sequence.ids) for sequence in sequences])
     tokens = int(lengths.sum())
     # From one iterator: as one list of Python it took nine times as long, more than a GPU needs for MiniLM.
-    ids = np.fromiter(chain.from_iterable(sequence.ids for sequence in sequences), np.int64, tokens)
-    return np.stack([ids, np.arange(tokens) - np.repeat(lengths.cumsum() - lengths, lengths)])
+    ids = np.fromiter(chain.from_iterable(sequence.ids for sequence in sequences), np.int32, tokens)
+    positions = np.arange(tokens) - np.repeat(lengths.cumsum() - lengths, lengths)
+    return np.stack([ids, positions.astype(np.int32)])
 
 
 def _runs(sequences: Sequence[TokenSequence]) -> Runs:
     """Neighbours of equal shape together."""
     runs, first = list[Run](), 0
-    for sequence in sequences:
-        length = len(sequence.ids)
-        last = runs[-1] if runs else None
-        if last is not None and (last.length, last.attended) == (length, sequence.attended):
-            runs[-1] = last._replace(sequences=last.sequences + 1)
-        elif length:
-            runs.append(Run(first, 1, length, sequence.attended))
-        first += length
+    for (length, attended), alike in groupby((len(sequence.ids), sequence.attended) for sequence in sequences):
+        count = sum(1 for _ in alike)
+        if length:
+            runs.append(Run(first, count, length, attended))
+        first += count * length
     return Runs(runs)

@@ -7,7 +7,21 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
-__all__ = ["current", "send"]
+__all__ = ["current", "ready", "send"]
+
+
+def ready(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Make an array ready to be copied to a device.
+
+    Args:
+        values: Any shape.
+        device: Where to.
+
+    Returns:
+        The same numbers on the host: for a GPU in memory that it reads by itself, else in the array's own.
+    """
+    here = torch.from_numpy(values)
+    return here.pin_memory() if device.type == "cuda" else here
 
 
 def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -15,13 +29,12 @@ def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
 
     Args:
         values: Any shape.
-        device: Where to. A GPU is not waited for: the copy joins what runs there, from memory that it reads by itself.
+        device: Where to. A GPU is not waited for: the copy joins what runs there.
 
     Returns:
         The same numbers; on a CPU they share the array's memory.
     """
-    here = torch.from_numpy(values)
-    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
+    return ready(values, device).to(device, non_blocking=True)
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -12,6 +13,8 @@ from ..embeddings import TokenEmbeddings
 from ..errors import InputError, ShapeError
 
 __all__ = ["CapturedTopK", "TritonQueries", "fits", "is_available", "supports"]
+
+_log = logging.getLogger(__name__)
 
 _FLOAT8 = torch.float8_e4m3fn
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, _FLOAT8)
@@ -62,11 +65,21 @@ def is_available(device: torch.device) -> bool:
         device: Any.
 
     Returns:
-        True for an NVIDIA GPU from Ampere on where ``triton`` is installed, which this doesn't import.
+        True for an NVIDIA GPU from Ampere on where ``triton`` is installed and works, which is tried once.
     """
     if device.type != "cuda" or torch.version.cuda is None or find_spec("triton") is None:
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cuda.get_device_capability(device) >= (8, 0) and _runs(device)
+
+
+def _runs(device: torch.device) -> bool:
+    """Whether a kernel can be launched: Triton needs a C compiler, which slim containers lack."""
+    try:
+        _top_k(torch.zeros(1, 1, device=device), 1)
+    except Exception as error:  # of Triton, a compiler or CUDA: whatever it is, plain torch can do the work
+        _log.warning("scores on %s are computed by plain torch, since Triton does not work there: %s", device, error)
+        return False
+    return True
 
 
 def supports(dim: int, dtype: torch.dtype, device: torch.device) -> bool:

@@ -6,7 +6,10 @@ import copy
 import importlib
 import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -234,6 +237,65 @@ def test_models_of_fused_layers_equal_the_padded_pass(kind: int) -> None:
     # What float32 errs here is what the padded pass errs; layers amplify it, so no number would say it.
     bound = 4 * (padded - exact).abs().max().item() + 1e-6
     torch.testing.assert_close(forward(sequences).double(), exact, rtol=0, atol=bound)
+
+
+# Kernel, its constants, and whether tensor cores multiply in it; for MiniLM and for ModernBERT.
+VARIANTS: list[tuple[str, dict[str, Any], bool]] = [
+    ("add_norm_kernel", {"total": None, "WIDTH": 384, "BLOCK": 512}, False),
+    ("add_norm_kernel", {"left_rows": None, "right_rows": None, "total": None, "WIDTH": 384, "BLOCK": 512}, False),
+    ("add_norm_kernel", {"left_rows": None, "right_rows": None, "bias": None, "WIDTH": 768, "BLOCK": 1024}, False),
+    ("gelu_gate_kernel", {"WIDTH": 1152}, False),
+    ("gelu_product_kernel", {"INPUTS": 384, "OUTPUTS": 1536}, True),
+    ("rotate_kernel", {"HEADS": 12, "HALF": 32, "BLOCK_HEADS": 32, "BLOCK_HALF": 32}, False),
+    ("attention_kernel", {"HEADS": 12, "HEAD_DIM": 32, "WINDOWED": False}, True),
+    ("attention_kernel", {"HEADS": 12, "HEAD_DIM": 64, "WINDOWED": True}, True),
+]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_compiles_for_a_gpu_without_one(capability: int, tmp_path: Path) -> None:
+    # In a process of its own: here the kernels are interpreted.
+    code = f"import test_fused; test_fused.compile_variants({capability})"
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True"] * 2 * len(VARIANTS)
+
+
+def compile_variants(capability: int) -> None:
+    """Prints for each variant whether it multiplies as it should, and fits into a multiprocessor of a smaller card."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from colbert_integrations.encoder import gpu_attention, triton_layers
+
+    types = dict.fromkeys(("cosines", "sines", "weight", "bias"), "*fp32") | dict.fromkeys(("eps", "scale"), "fp32")
+    types |= dict.fromkeys(("tokens", "stride", "window"), "i32")
+    types |= dict.fromkeys(("left_rows", "right_rows", "bounds", "attended", "places"), "*i32")
+    tiles: dict[str, dict[str, Any]] = {
+        "add_norm_kernel": {"ROWS": fused._NORM_ROWS},
+        "gelu_gate_kernel": {"ROWS": fused._GATE_ROWS, "COLUMNS": fused._GATE_COLUMNS},
+        "gelu_product_kernel": dict(fused._PRODUCT_TILE),
+        "rotate_kernel": {},
+        "attention_kernel": {"BLOCK": gpu_attention._BLOCK, "TILE": gpu_attention._TILE},
+    }
+    options = {"gelu_product_kernel": fused._PRODUCT_OPTIONS, "attention_kernel": gpu_attention._OPTIONS}
+    for name, chosen, multiplies in VARIANTS:
+        kernel = getattr(triton_layers, name)
+        constants = chosen | tiles[name]
+        signature = {key: "constexpr" if key in constants else types.get(key, "*bf16") for key in kernel.arg_names}
+        if name == "gelu_product_kernel":
+            signature |= {"weight": "*bf16", "bias": "*bf16"}
+        aligned = [place for place, key in enumerate(kernel.arg_names) if signature[key] in ("*bf16", "*fp32")]
+        aligned += [place for place, key in enumerate(kernel.arg_names) if key == "stride"]
+        source = ASTSource(kernel, signature, constants, {(place,): [["tt.divisibility", 16]] for place in aligned})
+        target = GPUTarget("cuda", capability, 32)
+        compiled = triton.compile(source, target=target, options=options.get(name, {"num_warps": fused._WARPS}))
+        instruction = "wgmma" if capability == 90 else "mma.sync"
+        multiplied = instruction in compiled.asm["ptx"]
+        print(multiplied == multiplies, compiled.metadata.shared <= 99 * 2**10)  # noqa: T201
 
 
 def test_other_activations_are_gated_by_torch() -> None:

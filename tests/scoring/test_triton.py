@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -286,6 +287,20 @@ def test_plain_torch_serves_other_devices_and_forms() -> None:
         False,
     ]
     assert [gpu.fits(128, dtype) for dtype in (torch.float64, torch.float32, torch.int8)] == [False, True, True]
+
+
+def test_without_a_compiler_plain_torch_scores(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def launch(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
+        raise RuntimeError("Failed to find C compiler")
+
+    assert gpu._runs(torch.device(DEVICE))
+    monkeypatch.setattr(gpu, "_top_k", launch)
+    with caplog.at_level(logging.WARNING):
+        assert not gpu._runs(torch.device(DEVICE))
+    (record,) = caplog.records
+    assert record.message.endswith("since Triton does not work there: Failed to find C compiler")
 
 
 # (dim, dtype of the documents, tokens of the query) -> what Hopper is to multiply with
