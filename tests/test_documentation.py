@@ -137,6 +137,7 @@ TABLES = {
     "encoding_peers.py --cpu EPYC": "docs/performance_zen5.md",
     "rerank_peers.py --cpu EPYC": "docs/performance_zen5.md",
     "rerank_peers.py --concurrent": "docs/performance.md",
+    "gpu_maxsim.py": "docs/performance.md",
     "observing_cost.py": "docs/observability.md",
     "vllm_encoding.py": "docs/vllm.md",
 }
