@@ -136,10 +136,17 @@ bench-observing: $(VENV)/.core  ## What it costs to be observable, beside the co
 	@$(INSTALL) -e '.[benchmark]'
 	@$(BIN)/python benchmarks/observing_cost.py
 
-bench-gpu: $(VENV)/.core  ## MaxSim and encoding on one GPU; needs one
+bench-gpu: $(VENV)/.core  ## MaxSim, encoding and reranking on one GPU; needs one
 	@$(INSTALL) -e '.[benchmark]'
+	@$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/peers/gpu.txt
 	@$(BIN)/python benchmarks/gpu_maxsim.py
 	@$(BIN)/python benchmarks/gpu_encoding.py
+	@test -x .venv-sentence-transformers/bin/python || $(PYTHON) -m venv .venv-sentence-transformers
+	@.venv-sentence-transformers/bin/python -m pip install --quiet -c constraints.txt \
+		-r benchmarks/peers/sentence-transformers.txt
+	@$(BIN)/python benchmarks/rerank_peers.py --device cuda \
+		--sentence-transformers .venv-sentence-transformers/bin/python
+	@$(BIN)/python benchmarks/rerank_peers.py --device cuda --concurrent
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) kernel/build .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build site

@@ -280,8 +280,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="10 documents, MiniLM")
     add_pythons(parser)
     parser.add_argument("--candding", default="", help="a Python that has candding")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the CSV")
+    parser.add_argument("--results", type=Path, help="the CSV")
     options = parser.parse_args()
+    options.results = options.results or records.on_device(RESULTS, options.device)
     if not options.print:
         run(options)
     print(tables(records.newest(options.results, "case", options.cpu)))

@@ -70,6 +70,11 @@ def _header(path: Path) -> list[str]:
         return next(csv.reader(file), [])
 
 
+def on_device(path: Path, device: str) -> Path:
+    """Where what a device measured is written: a CSV of its own for a GPU, so that no table mixes them."""
+    return path if device == "cpu" else path.with_stem(f"{path.stem}_{device}")
+
+
 def newest(path: Path, key: str, cpu: str | None = "") -> list[dict[str, str]]:
     """The last row of each value of ``key``, in the order in which the values first came.
 

@@ -268,7 +268,9 @@ def main() -> None:
     parser.add_argument("--rerankers", default="", help="a Python that has rerankers")
     parser.add_argument("--results", type=Path, help="the CSV")
     options = parser.parse_args()
-    options.results = options.results or (CONCURRENT if options.concurrent else RESULTS)
+    options.results = options.results or records.on_device(
+        CONCURRENT if options.concurrent else RESULTS, options.device
+    )
     if options.quick:
         options.queries, options.depth, options.requests, options.rounds = 2, 10, 8, 1
     if not options.print:

@@ -128,6 +128,11 @@ def test_rows_of_another_cpu_can_be_left_out(tmp_path):
     assert shown == {"": ["4", "2"], "EPYC": ["1", "2"], None: ["4"], "M4": []}
 
 
+def test_a_gpu_has_a_csv_of_its_own():
+    assert records.on_device(Path("results/rank.csv"), "cpu") == Path("results/rank.csv")
+    assert records.on_device(Path("results/rank.csv"), "cuda") == Path("results/rank_cuda.csv")
+
+
 def test_circumstances_name_the_machine_and_the_versions():
     found = records.circumstances("torch")
     assert found["torch"].startswith("2.")

@@ -90,7 +90,7 @@ def gelu(x: tl.tensor) -> tl.tensor:
     """``x`` times the normal distribution up to it: ``max(x, 0) - |x| * tail(|x|)``.
 
     The tail is 2 to a polynomial, fitted up to 7, where it is 1e-12: it errs 8e-6 of itself, a sixtieth of what float16
-    rounds. ``tl.erf`` takes twice the instructions, as many as the matrix product before it where that has 384 inputs.
+    rounds. ``tl.erf`` has twice the instructions: by their number, as much time as a product of 384 inputs before it.
     """
     size = tl.minimum(tl.abs(x), 7.0)
     power = 5.2154039309471045e-08

@@ -149,7 +149,7 @@ def top_k_kernel(
     query = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, ROOM)
     score = tl.load(scores + query * documents + place, mask=place < documents, other=0.0)
-    bits = score.to(tl.int32, bitcast=True)
+    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # 0 and -0 are equal
     # The bits of a negative number fall where the number rises.
     rising = tl.where(score == score, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits), 0x7FFFFFFF)
     # Score and place in one number: a single maximum finds both, and no two are equal.

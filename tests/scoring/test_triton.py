@@ -236,10 +236,10 @@ def test_top_k_in_blocks_equals_sorting_all(held: int, monkeypatch: pytest.Monke
     assert sorted(positions.tolist()[0]) == list(range(7))
 
 
-@pytest.mark.parametrize(("documents", "k"), [(1, 1), (7, 3), (1024, 64), (1025, 10)])
+@pytest.mark.parametrize(("documents", "k"), [(1, 1), (7, 3), (50, 40), (1024, 64), (1025, 10)])
 def test_the_best_of_few_are_those_of_a_stable_sort(documents: int, k: int) -> None:
     scores = torch.randn(3, documents, generator=torch.Generator().manual_seed(documents))
-    scores[1] = scores[1].round()  # many are equal
+    scores[1] = scores[1].round()  # many are equal, 0 and -0 too
     scores[0, documents // 2], scores[2, -1], scores[2, 0] = float("nan"), -float("nan"), float("-inf")
     best, positions = gpu._top_k(scores.to(DEVICE), k)
     expected, order = scores.sort(dim=1, descending=True, stable=True)
