@@ -135,7 +135,7 @@ class _Recorded:
         self._numbers = send(_numbers(size, [0] * size, size), device)
         ids, bounds, attended = self._numbers.split_with_sizes([size, 2, 1])
         alone = _Alone(Blocks(bounds, attended, torch.zeros(1, 2, dtype=torch.int32, device=device)))
-        positions = torch.arange(size, device=device)
+        positions = torch.arange(size, dtype=torch.int32, device=device)  # as in batches: another dtype compiles anew
         self._read = (ids, positions, alone)  # the graph holds addresses, so they must live as long
         self._replay, self._out = recorder.record(lambda: run(ids, positions, alone))
 

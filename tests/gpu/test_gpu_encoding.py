@@ -164,11 +164,12 @@ def test_a_forward_pass_never_waits_for_the_device(kind: str, shapes: list[tuple
     assert torch.equal(warm, again)
 
 
-def test_a_new_batch_compiles_nothing_new() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_batch_compiles_nothing_new(kind: str) -> None:
     pytest.importorskip("triton", reason="needs triton")
     from colbert_integrations.encoder import triton_layers
 
-    forward, counts = packed(backbone("modernbert"), torch.bfloat16), []
+    forward, counts = packed(backbone(kind), torch.bfloat16), []
     kernels = [getattr(triton_layers, name) for name in triton_layers.__all__]
     for lengths in ([1], [16], [17, 3], [300] * 9, [77, 64, 5]):
         forward(sequences(*[(n, n) for n in lengths]))
