@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
 
+import interpreted
 from colbert_integrations.encoder import fused
 from colbert_integrations.encoder.forward import TorchForward
 from colbert_integrations.encoder.fused import FusedLayers
@@ -27,52 +25,17 @@ from colbert_integrations.encoder.linear import Linear
 from colbert_integrations.encoder.packed import PackedForward
 from colbert_integrations.encoder.tokens import TokenSequence
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("needs triton", allow_module_level=True)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is decorated, thus when one is first launched
-
+DEVICE = str(interpreted.DEVICE)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 WIDTHS = [48, 64, 384]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def interpreter() -> Iterator[None]:
-    """Repairs what the interpreter lacks: it reduces by a function of ours one element at a time in Python, and it
-    multiplies the bits of bfloat16 as if they were integers."""
-    if DEVICE == "cuda":
-        yield
-        return
-    from triton.runtime import interpreter
-
     from colbert_integrations.encoder import triton_layers
 
-    dot = interpreter.InterpreterBuilder.create_dot
-
-    def true_dot(self, a, b, accumulator, *options):
-        return dot(self, _widened(a), _widened(b), accumulator, *options)
-
-    def fast_reduce(self, tensors):
-        return [self.min_max(tensors[0], np.max if self.combine_fn is triton_layers.larger else np.sum)]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter.InterpreterBuilder, "create_dot", true_dot)
-        # Read where a kernel is decorated; something may have imported it before.
-        patch.setenv("TRITON_INTERPRET", "1")
-        importlib.reload(triton_layers)
-        patch.setattr(interpreter.ReduceOps, "generic_reduce", fast_reduce)
+    with interpreted.interpreted(triton_layers):
         yield
-
-
-def _widened(handle):
-    """bfloat16 as the float32 that it is the upper half of."""
-    import triton.language as tl
-    from triton.runtime.interpreter import TensorHandle
-
-    if handle.dtype.scalar != tl.bfloat16:
-        return handle
-    return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
-import os
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import interpreted
 from colbert_integrations.encoder import gpu_attention
 from colbert_integrations.encoder.attention import Run, Runs
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("needs triton", allow_module_level=True)
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE.type == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is decorated, thus when one is first launched
-DTYPES = [torch.float32, torch.float16]
-if DEVICE.type == "cuda":
-    DTYPES = [torch.float16, torch.bfloat16]  # which the interpreter multiplies as if it were integers
+DEVICE = interpreted.DEVICE
+DTYPES = [torch.float16, torch.bfloat16] + [torch.float32] * (DEVICE.type == "cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def interpreter() -> Iterator[None]:
-    """Repairs what the interpreter lacks: it reduces by a function of ours one element at a time in Python."""
-    if DEVICE.type == "cuda":
-        yield
-        return
-    from triton.runtime import interpreter
-
     from colbert_integrations.encoder import triton_layers
 
-    def fast_reduce(self, tensors):
-        return [self.min_max(tensors[0], np.max if self.combine_fn is triton_layers.larger else np.sum)]
-
-    with pytest.MonkeyPatch.context() as patch:
-        # Read where a kernel is decorated; something may have imported it before.
-        patch.setenv("TRITON_INTERPRET", "1")
-        importlib.reload(triton_layers)
-        patch.setattr(interpreter.ReduceOps, "generic_reduce", fast_reduce)
+    with interpreted.interpreted(triton_layers):
         yield
 
 

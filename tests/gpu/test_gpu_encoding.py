@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -19,6 +18,8 @@ from colbert_integrations.encoder.packed import PackedForward, can_pack
 from colbert_integrations.encoder.tokens import TokenSequence
 
 pytestmark = pytest.mark.gpu
+
+NoWaiting = Callable[[], AbstractContextManager[None]]
 
 HALVES = [torch.float16, torch.bfloat16]
 KINDS = ["bert", "modernbert"]
@@ -59,17 +60,6 @@ def sequences(*shapes: tuple[int, int]) -> list[TokenSequence]:
         TokenSequence(torch.randint(2, 90, (n,), generator=generator).tolist(), seen, [*range(n)], [None] * n)
         for n, seen in shapes
     ]
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
-            torch.cuda.set_sync_debug_mode("error")
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 RAGGED = [(200, 200), (150, 150), (64, 64), (33, 33), (32, 11), (5, 5), (1, 1)]
@@ -156,7 +146,9 @@ def test_recording_does_not_mind_other_threads() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shapes", [RAGGED, RAGGED[:4], [(32, 32)]])
-def test_a_forward_pass_never_waits_for_the_device(kind: str, shapes: list[tuple[int, int]]) -> None:
+def test_a_forward_pass_never_waits_for_the_device(
+    kind: str, shapes: list[tuple[int, int]], no_waiting: NoWaiting
+) -> None:
     forward, batch = packed(backbone(kind), torch.bfloat16), sequences(*shapes)
     warm = forward(batch)
     with no_waiting():

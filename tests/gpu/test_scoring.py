@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -14,6 +13,8 @@ from colbert_integrations.scoring import StackedQueries, gpu
 from colbert_integrations.scoring.gpu import TritonQueries
 
 pytestmark = pytest.mark.gpu
+
+NoWaiting = Callable[[], AbstractContextManager[None]]
 
 EIGHT_BITS = [torch.int8, torch.float8_e4m3fn]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, *EIGHT_BITS]
@@ -51,17 +52,6 @@ def expected_scores(queries: TokenEmbeddings, documents: TokenEmbeddings) -> tor
         return StackedQueries(queries).score_int8(documents.values, documents.offsets.diff(), steps)
     factor = torch.float16 if documents.dtype in EIGHT_BITS else documents.dtype
     return maxsim(queries.to(dtype=factor).to(dtype=torch.float32), documents.to(dtype=torch.float32))
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
-            torch.cuda.set_sync_debug_mode("error")
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def needs_support(dim: int, dtype: torch.dtype) -> None:
@@ -110,7 +100,7 @@ def test_addresses_go_beyond_2_to_the_31(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scoring_never_waits_for_the_device(dtype: torch.dtype) -> None:
+def test_scoring_never_waits_for_the_device(dtype: torch.dtype, no_waiting: NoWaiting) -> None:
     needs_support(128, dtype)
     documents = stored(unit(lengths(300, 100), 128, 1), dtype).to("cuda")
     queries, steps = TritonQueries(unit([32, 7], 128, 0).to("cuda"), dtype), torch.ones(300, device="cuda")

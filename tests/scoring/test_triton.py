@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 import os
 import subprocess
@@ -11,12 +9,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import interpreted
 from colbert_integrations import TokenEmbeddings
 from colbert_integrations.errors import InputError, ShapeError
 from colbert_integrations.scoring import gpu
@@ -24,59 +22,19 @@ from colbert_integrations.scoring.gpu import TritonQueries
 from colbert_integrations.scoring.reference import reference_maxsim
 from test_maxsim import float32_bound, unit_matrices
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("needs triton", allow_module_level=True)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ.setdefault(
-        "TRITON_INTERPRET", "1"
-    )  # read where a kernel is decorated, thus when gpu.py first launches one
+DEVICE = str(interpreted.DEVICE)
 
 # A document without tokens is -inf times a weight of 0 before it is set right; NumPy says so, a GPU does not.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in multiply:RuntimeWarning")
-UNREPAIRED: list = []
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def interpreter() -> Iterator[None]:
-    """Repairs what the interpreter lacks: it reduces by a function of ours one element at a time in Python, and it
-    multiplies the bits of bfloat16 as if they were integers."""
-    if DEVICE == "cuda":
-        yield
-        return
-    from triton.runtime import interpreter
-
     from colbert_integrations.scoring import triton_kernel
 
-    dot = interpreter.InterpreterBuilder.create_dot
-    UNREPAIRED.append(interpreter.ReduceOps.generic_reduce)
-
-    def fast_reduce(self, tensors):
-        # Of NumPy's maxima np.max is the one that keeps a NaN.
-        fast = np.max if self.combine_fn is triton_kernel.larger else np.sum
-        return [self.min_max(tensors[0], fast)]
-
-    def true_dot(self, a, b, accumulator, *options):
-        return dot(self, _widened(a), _widened(b), accumulator, *options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        # Read where a kernel is decorated; something may have imported it before.
-        patch.setenv("TRITON_INTERPRET", "1")
-        importlib.reload(triton_kernel)
-        patch.setattr(interpreter.ReduceOps, "generic_reduce", fast_reduce)
-        patch.setattr(interpreter.InterpreterBuilder, "create_dot", true_dot)
+    with interpreted.interpreted(triton_kernel):
         yield
-
-
-def _widened(handle):
-    """bfloat16 as the float32 that it is the upper half of."""
-    import triton.language as tl
-    from triton.runtime.interpreter import TensorHandle
-
-    if handle.dtype.scalar != tl.bfloat16:
-        return handle
-    return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
 
 def packed(matrices: list[torch.Tensor]) -> TokenEmbeddings:
@@ -156,12 +114,7 @@ def test_a_nan_shows_in_its_own_scores_alone(dtype: torch.dtype) -> None:
 
 
 def test_a_nan_shows_without_the_interpreters_repairs_too() -> None:
-    # As the kernel reduces on a GPU, element by element: slow in the interpreter, hence one small document.
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE == "cpu":
-            from triton.runtime import interpreter
-
-            patch.setattr(interpreter.ReduceOps, "generic_reduce", UNREPAIRED[0])
+    with interpreted.reduced_one_by_one():  # hence one small document
         document = torch.ones(2, 16)
         document[0, 3] = float("nan")
         scores = scored([torch.ones(2, 16)], [document, torch.ones(2, 16)])
