@@ -215,15 +215,14 @@ VARIANTS: list[tuple[str, dict[str, Any], bool]] = [
 ]
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_compiles_for_a_gpu_without_one(capability: int, tmp_path: Path) -> None:
+def test_compiles_for_a_gpu_without_one(tmp_path: Path) -> None:
     # In a process of its own: here the kernels are interpreted.
-    code = f"import test_fused; test_fused.compile_variants({capability})"
+    code = "import test_fused; test_fused.compile_variants(80); test_fused.compile_variants(90)"
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["True"] * 2 * len(VARIANTS)
+    assert done.stdout.split() == ["True"] * 4 * len(VARIANTS)
 
 
 def compile_variants(capability: int) -> None:
