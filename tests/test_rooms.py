@@ -28,6 +28,7 @@ CORE = {
     ".pooling",
     ".scoring",
     ".settings",
+    ".triton_check",
     ".worker",
 }
 
@@ -42,10 +43,11 @@ ROOMS = {
     "cache": {"torch"},
     "embeddings": {".errors", "torch"},
     "checkpoint": {".errors", "huggingface_hub", "numpy", "safetensors", "torch"},
-    "encoder": {".checkpoint", ".embeddings", ".errors", ".kernel", ".observing"}
+    "encoder": {".checkpoint", ".embeddings", ".errors", ".kernel", ".observing", ".triton_check"}
     | {"numpy", "torch", "tqdm", "transformers", "triton"},
     "kernel": {"colbert_integrations_kernel", "torch"},
-    "scoring": {".embeddings", ".errors", ".kernel", "torch", "triton"},
+    "scoring": {".embeddings", ".errors", ".kernel", ".triton_check", "torch", "triton"},
+    "triton_check": {"torch"},
     "pooling": {".embeddings", ".errors", "numpy", "scipy", "torch"},
     "explain": {".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
     "model": {*CORE, "torch"},

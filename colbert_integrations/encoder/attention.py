@@ -39,12 +39,13 @@ class Runs:
 
     Args:
         runs: In the order of their rows.
+        blocks: The same for a GPU, where they are there already. None: made when they are asked for.
     """
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Run], blocks: Blocks | None = None) -> None:
         self._runs = tuple(runs)
         self._bands: dict[tuple[int, int, int], torch.Tensor] = {}
-        self._blocks: Blocks | None = None
+        self._blocks = blocks
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self._runs)

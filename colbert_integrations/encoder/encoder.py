@@ -255,12 +255,10 @@ class _BatchRunner:
 
 def _kept_rows(sequences: list[TokenSequence]) -> np.ndarray:
     """Rows of the tokens that count, among those of all sequences one after another, ``(kept,)`` int64."""
-    ends = np.cumsum([len(sequence.ids) for sequence in sequences])
-    first: np.ndarray = np.repeat(
-        ends - [len(sequence.ids) for sequence in sequences], [len(s.kept) for s in sequences]
-    )
-    first += np.fromiter(chain.from_iterable(sequence.kept for sequence in sequences), np.int64, len(first))
-    return first
+    lengths = np.array([len(sequence.ids) for sequence in sequences])
+    rows: np.ndarray = (lengths.cumsum() - lengths).repeat([len(sequence.kept) for sequence in sequences])
+    rows += np.fromiter(chain.from_iterable(sequence.kept for sequence in sequences), np.int64, len(rows))
+    return rows
 
 
 def _joined(asked: _Piece, pieces: Iterator[_Piece]) -> Iterator[_Piece]:

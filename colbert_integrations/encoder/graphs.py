@@ -134,7 +134,8 @@ class _Recorded:
         self._size, self._device = size, device
         self._numbers = send(_numbers(size, [0] * size, size), device)
         ids, bounds, attended = self._numbers.split_with_sizes([size, 2, 1])
-        alone = _Alone(Blocks(bounds, attended, torch.zeros(1, 2, dtype=torch.int32, device=device)))
+        # One sequence, which is no longer than a block.
+        alone = Runs((), Blocks(bounds, attended, torch.zeros(1, 2, dtype=torch.int32, device=device)))
         positions = torch.arange(size, dtype=torch.int32, device=device)  # as in batches: another dtype compiles anew
         self._read = (ids, positions, alone)  # the graph holds addresses, so they must live as long
         self._replay, self._out = recorder.record(lambda: run(ids, positions, alone))
@@ -144,14 +145,6 @@ class _Recorded:
         self._numbers.copy_(ready(numbers, self._device), non_blocking=True)
         self._replay()
         return self._out[: len(sequence.ids)].clone()  # (tokens, dim)
-
-
-class _Alone(Runs):
-    """One sequence, no longer than a block."""
-
-    def __init__(self, blocks: Blocks) -> None:
-        super().__init__(())
-        self._blocks = blocks
 
 
 def _numbers(size: int, ids: list[int], attended: int) -> np.ndarray:

@@ -22,8 +22,8 @@ Turns: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 class Norm:
     """LayerNorm of a sum, in float32.
 
-    What goes from layer to layer is float32 too. With the weights of all-MiniLM-L6-v2, products in bfloat16
-    then keep a cosine of 0.99985 to float32 at least, and 0.99978 if the layers hand over bfloat16, in the same time.
+    What goes from layer to layer is float32 too. With the weights of all-MiniLM-L6-v2, products in bfloat16 then keep a
+    cosine of 0.99985 to float32 at least, and 0.99978 if the layers hand over bfloat16, in the same time.
 
     Args:
         module: A ``LayerNorm``.

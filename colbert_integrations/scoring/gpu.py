@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, ShapeError
+from ..triton_check import triton_runs
 
 __all__ = ["CapturedTopK", "TritonQueries", "fits", "is_available", "supports"]
-
-_log = logging.getLogger(__name__)
 
 _FLOAT8 = torch.float8_e4m3fn
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, _FLOAT8)
@@ -22,7 +19,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, _FLOAT8)
 # programs to run don't keep the others waiting. Fewer where that would leave multiprocessors idle. Where one small
 # stack reads a million documents, runs of 4 take 1 % less time than 16; with 1,024 query tokens, 64 take 2 % less.
 _SHORT_RUN, _LONGEST_RUN, _FEWEST_PROGRAMS = 4, 64, 8192
-# Up to so many documents, and so many of them wanted, one launch finds the best: torch's topk takes two, and 9 us more
+# Up to so many documents, and so many of them wanted, one launch finds the best: torch's topk takes two, and 12 us more
 # for 10 of 1,000.
 _FEW, _FEW_WANTED = (1024, 4096), 64
 # Scores that top_k holds at once: 256 MiB.
@@ -67,19 +64,7 @@ def is_available(device: torch.device) -> bool:
     Returns:
         True for an NVIDIA GPU from Ampere on where ``triton`` is installed and works, which is tried once.
     """
-    if device.type != "cuda" or torch.version.cuda is None or find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0) and _runs(device)
-
-
-def _runs(device: torch.device) -> bool:
-    """Whether a kernel can be launched: Triton needs a C compiler, which slim containers lack."""
-    try:
-        _top_k(torch.zeros(1, 1, device=device), 1)
-    except Exception as error:  # of Triton, a compiler or CUDA: whatever it is, plain torch can do the work
-        _log.warning("scores on %s are computed by plain torch, since Triton does not work there: %s", device, error)
-        return False
-    return True
+    return triton_runs(device, lambda: _top_k(torch.zeros(1, 1, device=device), 1), "scores are plain torch's")
 
 
 def supports(dim: int, dtype: torch.dtype, device: torch.device) -> bool:

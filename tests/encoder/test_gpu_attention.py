@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import pytest
@@ -105,27 +104,8 @@ def test_is_not_for_everything(device: str, dtype: torch.dtype, head_dim: int) -
     assert not gpu_attention.is_available(torch.device(device), dtype, head_dim)
 
 
-def test_asks_for_a_card_that_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = torch.device("cuda"), torch.bfloat16, 64
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(gpu_attention, "_runs", lambda device: True)
-    for capability, there in (((8, 0), True), ((7, 5), False)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert gpu_attention.is_available(*asked) == there
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert not gpu_attention.is_available(*asked)
-
-
-def test_without_a_compiler_models_keep_the_general_path(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def launch(*args: object, **options: object) -> torch.Tensor:
-        raise RuntimeError("Failed to find C compiler")
-
-    tried = gpu_attention._runs.__wrapped__
-    assert tried(DEVICE)
-    monkeypatch.setattr(gpu_attention, "attend", launch)
-    with caplog.at_level(logging.WARNING):
-        assert not tried(DEVICE)
-    (record,) = caplog.records
-    assert record.message.endswith("since Triton does not work there: Failed to find C compiler")
+def test_is_for_where_a_trial_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_attention._try(DEVICE)
+    for runs in (True, False):
+        monkeypatch.setattr(gpu_attention, "_runs", lambda device, runs=runs: runs)
+        assert gpu_attention.is_available(torch.device("cuda"), torch.bfloat16, 64) == runs
