@@ -49,6 +49,7 @@ class OneDNNQueries:
         self._values = torch.nn.functional.pad(values, (0, 0, 0, -len(values) % _TOKEN_STEP))
         self._filled = len(self._values)
         self._room: dict[torch.dtype, torch.Tensor] = {}
+        self._products: torch.Tensor | None = None
 
     @property
     def block_rows(self) -> int:
@@ -75,6 +76,8 @@ class OneDNNQueries:
             if row_scales is not None:
                 products *= row_scales[block, None]
             _into(best, owner[block], products)
+            # Let go of before the next block's are made, which then take the same memory, warm.
+            del products
         return best[:, : self._tokens]
 
     def best_int8(self, codes: torch.Tensor, lengths: torch.Tensor, query_codes: torch.Tensor) -> torch.Tensor:
@@ -92,8 +95,11 @@ class OneDNNQueries:
         other = torch.nn.functional.pad(query_codes, (0, 0, 0, missing)).T.contiguous()  # (dim, filled query_tokens)
         best, owner = self._start(lengths)
         for block, some in self._pieces(codes, torch.int8):
-            products = torch._int_mm(some, other)[: block.stop - block.start]
-            _into(best, owner[block], products.float())
+            room = self._products_for(len(some))
+            torch._int_mm(some, other, out=room)
+            room = room[: block.stop - block.start]  # (rows, filled query_tokens)
+            # Turned into floats where they lie: a scatter of integers takes twice as long.
+            _into(best, owner[block], room.view(torch.float32).copy_(room))
         return best[:, : self._tokens]
 
     def _start(self, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,6 +140,12 @@ class OneDNNQueries:
         if room is None or len(room) < filled:
             room = self._room[dtype] = torch.zeros(filled, dim, dtype=dtype)
         return room[:filled]
+
+    def _products_for(self, rows: int) -> torch.Tensor:
+        """Memory for products of integers, ``(rows, filled query_tokens)`` int32, the same again."""
+        if self._products is None or len(self._products) < rows:
+            self._products = torch.empty(rows, self._filled, dtype=torch.int32)
+        return self._products[:rows]
 
 
 def _into(best: torch.Tensor, owner: torch.Tensor, products: torch.Tensor) -> None:
