@@ -24,6 +24,9 @@ def triton_runs(device: torch.device, trial: Callable[[], object], instead: str)
 
     Returns:
         True for an NVIDIA GPU from Ampere on where ``triton`` is installed, which this doesn't import, and works.
+
+    Raises:
+        torch.OutOfMemoryError: If the device has no room left, which says nothing about Triton.
     """
     if device.type != "cuda" or torch.version.cuda is None or find_spec("triton") is None:
         return False
@@ -31,6 +34,8 @@ def triton_runs(device: torch.device, trial: Callable[[], object], instead: str)
         return False
     try:
         trial()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # of Triton, a compiler or CUDA: whatever it is, there is another way
         _log.warning("Triton does not work on %s, so %s: %s", device, instead, error)
         return False

@@ -19,6 +19,7 @@ PACKAGE = Path(colbert_integrations.__file__).parent
 CORE = {
     ".cache",
     ".checkpoint",
+    ".cuda_graphs",
     ".embeddings",
     ".encoder",
     ".errors",
@@ -43,10 +44,11 @@ ROOMS = {
     "cache": {"torch"},
     "embeddings": {".errors", "torch"},
     "checkpoint": {".errors", "huggingface_hub", "numpy", "safetensors", "torch"},
-    "encoder": {".checkpoint", ".embeddings", ".errors", ".kernel", ".observing", ".triton_check"}
+    "cuda_graphs": {"torch"},
+    "encoder": {".checkpoint", ".cuda_graphs", ".embeddings", ".errors", ".kernel", ".observing", ".triton_check"}
     | {"numpy", "torch", "tqdm", "transformers", "triton"},
     "kernel": {"colbert_integrations_kernel", "torch"},
-    "scoring": {".embeddings", ".errors", ".kernel", ".triton_check", "torch", "triton"},
+    "scoring": {".cuda_graphs", ".embeddings", ".errors", ".kernel", ".triton_check", "torch", "triton"},
     "triton_check": {"torch"},
     "pooling": {".embeddings", ".errors", "numpy", "scipy", "torch"},
     "explain": {".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},

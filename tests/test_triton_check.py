@@ -43,6 +43,14 @@ def test_without_a_compiler_the_log_says_what_is_done_instead(
     assert caplog.messages == ["Triton does not work on cuda, so torch does it: Failed to find C compiler"]
 
 
+def test_no_room_is_not_taken_for_no_triton(ampere: pytest.MonkeyPatch) -> None:
+    def launch() -> None:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        triton_runs(CUDA, launch, "torch does it")
+
+
 def test_tries_nothing_elsewhere(ampere: pytest.MonkeyPatch) -> None:
     assert not triton_runs(torch.device("cpu"), never, "")
     ampere.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))

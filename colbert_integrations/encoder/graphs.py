@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from threading import Lock
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -17,7 +16,7 @@ from .gpu_attention import Blocks
 from .tokens import TokenSequence
 from .transfer import ready, send
 
-__all__ = ["CudaRecorder", "ForwardPass", "Recorder", "ShortForward"]
+__all__ = ["ForwardPass", "Recorder", "ShortForward"]
 
 _log = logging.getLogger(__name__)
 
@@ -26,65 +25,18 @@ ForwardPass: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Runs], torch.Tens
 # A few, so that a query is padded by little and no more graphs than these are held. None is longer than one block of
 # attention.
 _SIZES = (16, 32, 48, 64)
-# While one thread records, no other may wait for the whole device, and torch does so before it records.
-_RECORDING = Lock()
 
 
 class Recorder(Protocol):
-    """Records what a device does, to have it done again by one launch."""
+    """Records what a device does, to have it done again by one launch; see ``CudaRecorder``."""
 
     def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
-        """Record a call.
-
-        Args:
-            work: Reads and writes the same memory each time.
-
-        Returns:
-            What does it again, and the tensor that each time holds what comes out.
-        """
+        """Record a call: what does it again, and the tensor that each time holds what comes out."""
         ...
 
     def in_turn(self) -> AbstractContextManager[object]:
-        """Let what is launched within begin after what was launched within before, from whatever stream."""
+        """Let one thread at a time launch what is within, to begin after what was launched so before."""
         ...
-
-
-class CudaRecorder:
-    """Records CUDA graphs, which share their memory and so must run in turn.
-
-    Args:
-        device: A CUDA device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
-        # One for all: cuBLAS keeps memory for each stream that it has worked on.
-        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
-        """Record a call; see ``Recorder``."""
-        graph, side = torch.cuda.CUDAGraph(), self._side
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with _RECORDING:
-            with torch.cuda.stream(side):
-                work()  # compiles and allocates what a recording must not
-            side.synchronize()
-            # Other threads may use the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
-                out = work()
-        return graph.replay, out
-
-    @contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """Order what is launched within; see ``Recorder``."""
-        stream = torch.cuda.current_stream(self._device)
-        stream.wait_event(self._done)
-        try:
-            yield
-        finally:
-            self._done.record(stream)
 
 
 class ShortForward:
@@ -96,14 +48,17 @@ class ShortForward:
         run: The forward pass.
         device: Where the model is.
         recorder: Records it.
+        longest: How many tokens the model has positions for.
     """
 
-    def __init__(self, run: ForwardPass, device: torch.device, recorder: Recorder) -> None:
-        self._recorder, self._lock = recorder, Lock()
+    def __init__(self, run: ForwardPass, device: torch.device, recorder: Recorder, longest: int) -> None:
+        self._recorder = recorder
         self._recorded: list[_Recorded] = []
         # Not when the first query comes: whoever waited for the whole device just then would see an error.
         try:
-            self._recorded = [_Recorded(run, size, device, recorder) for size in _SIZES]
+            # What is made in inference mode can't be written to outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                self._recorded = [_Recorded(run, size, device, recorder) for size in _SIZES if size <= longest]
         except Exception as error:  # of torch, CUDA or a compiler: whatever it is, the work can be done without
             _log.warning("short texts are encoded without CUDA graphs, which can't be recorded: %s", error)
 
@@ -119,7 +74,7 @@ class ShortForward:
         place = bisect_left(_SIZES, len(sequence.ids))
         if not sequence.ids or place >= len(self._recorded):
             return None
-        with self._lock, self._recorder.in_turn():
+        with self._recorder.in_turn():
             return self._recorded[place](sequence)
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..cuda_graphs import CudaRecorder
 from . import gpu_attention
 from .attention import Run, Runs
 from .forward import count_parameters
 from .fused import FusedLayers
-from .graphs import CudaRecorder, ShortForward
+from .graphs import ShortForward
 from .layers import Layers
 from .linear import linear_maker
 from .packed_models import PackedBert, PackedModel, PackedModernBert
@@ -75,8 +76,9 @@ class PackedForward:
         if self.device.type == "cuda":
             # Not a method of this object, which would then live until garbage is collected, and its weights with it.
             run = partial(_run, self._model, projection)
+            longest = backbone.config.max_position_embeddings
             with current(self.device), torch.no_grad():
-                self._short = ShortForward(run, self.device, CudaRecorder(self.device))
+                self._short = ShortForward(run, self.device, CudaRecorder.of(self.device), longest)
 
     @torch.no_grad()
     def __call__(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:

@@ -26,10 +26,16 @@ def larger(a: tl.tensor, b: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def load_rows(
-    matrix: tl.tensor, rows: tl.tensor, token: tl.tensor, column: tl.tensor, inside: tl.tensor, WIDTH: tl.constexpr
+    matrix: tl.tensor,
+    rows: tl.tensor,
+    token: tl.tensor,
+    exists: tl.tensor,
+    column: tl.tensor,
+    inside: tl.tensor,
+    WIDTH: tl.constexpr,
 ) -> tl.tensor:
     """The row of each token, or the one that ``rows`` names, in float32; zero outside."""
-    row = token if rows is None else tl.load(rows + token, mask=inside, other=0)
+    row = token if rows is None else tl.load(rows + token, mask=exists, other=0)
     return tl.load(matrix + row.to(tl.int64) * WIDTH + column, mask=inside, other=0).to(tl.float32)
 
 
@@ -68,11 +74,12 @@ def add_norm_kernel(
         ROWS: Rows of a program, a power of 2.
     """
     token = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    exists = token < tokens  # (ROWS, 1)
     column = tl.arange(0, BLOCK)[None, :]
-    inside = (token < tokens) & (column < WIDTH)  # (ROWS, BLOCK)
-    x = load_rows(left, left_rows, token, column, inside, WIDTH)
+    inside = exists & (column < WIDTH)  # (ROWS, BLOCK)
+    x = load_rows(left, left_rows, token, exists, column, inside, WIDTH)
     if right is not None:
-        x += load_rows(right, right_rows, token, column, inside, WIDTH)
+        x += load_rows(right, right_rows, token, exists, column, inside, WIDTH)
     place = token * WIDTH + column
     if total is not None:
         tl.store(total + place, x.to(total.dtype.element_ty), mask=inside)

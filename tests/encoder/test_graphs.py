@@ -30,10 +30,10 @@ CPU = torch.device("cpu")
 
 
 class Again:
-    """Records by remembering what to do; sees whether two do it at once."""
+    """Records by remembering what to do."""
 
     def __init__(self) -> None:
-        self.recorded, self.running = 0, 0
+        self.recorded, self.turn = 0, threading.Lock()
 
     def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
         self.recorded += 1
@@ -42,10 +42,8 @@ class Again:
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        self.running += 1
-        assert self.running == 1
-        yield
-        self.running -= 1
+        with self.turn:
+            yield
 
 
 def told(ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
@@ -67,7 +65,7 @@ def sequence(ids: list[int], attended: int | None = None) -> TokenSequence:
 @given(queries=st.lists(st.tuples(st.integers(1, 64), st.integers(0, 63)), max_size=9))
 def test_each_sequence_gets_its_own(queries: list[tuple[int, int]]) -> None:
     recorder = Again()
-    short = ShortForward(told, CPU, recorder)
+    short = ShortForward(told, CPU, recorder, 512)
     for number, (length, hidden) in enumerate(queries):
         attended = max(1, length - hidden)
         ids = [number * 100 + position for position in range(length)]
@@ -79,9 +77,16 @@ def test_each_sequence_gets_its_own(queries: list[tuple[int, int]]) -> None:
 
 
 def test_takes_what_is_short() -> None:
-    short = ShortForward(told, CPU, Again())
+    short = ShortForward(told, CPU, Again(), 512)
     lengths = [0, 1, 16, 17, 64, 65, 300]
     assert [length for length in lengths if short(sequence([5] * length)) is not None] == [1, 16, 17, 64]
+
+
+def test_records_nothing_that_the_model_has_no_positions_for() -> None:
+    recorder = Again()
+    short = ShortForward(told, CPU, recorder, 40)
+    assert [length for length in (16, 32, 33) if short(sequence([5] * length)) is not None] == [16, 32]
+    assert recorder.recorded == 2
 
 
 def test_what_a_recording_reads_lives_as_long() -> None:
@@ -94,7 +99,7 @@ def test_what_a_recording_reads_lives_as_long() -> None:
         return told(ids, positions, runs)
 
     read = list[weakref.ref[torch.Tensor]]()
-    short = ShortForward(seen, CPU, Graph())
+    short = ShortForward(seen, CPU, Graph(), 512)
     short(sequence([1, 2, 3]))
     gc.collect()
     assert [reference() is not None for reference in read] == [True] * 4 * 5
@@ -104,11 +109,20 @@ def test_what_a_recording_reads_lives_as_long() -> None:
 
 
 def test_what_came_out_is_not_overwritten() -> None:
-    short = ShortForward(told, CPU, Again())
+    short = ShortForward(told, CPU, Again(), 512)
     first, second = short(sequence([1, 2])), short(sequence([3, 4]))
     assert first is not None
     assert second is not None
     assert first[:, 0].tolist() == [1, 2]
+
+
+def test_serves_outside_of_inference_mode_what_was_loaded_in_it() -> None:
+    with torch.inference_mode():
+        short = ShortForward(told, CPU, Again(), 512)
+    for ids in ([1, 2], [3, 4]):
+        found = short(sequence(ids))
+        assert found is not None
+        assert found[:, 0].tolist() == ids
 
 
 def test_without_recordings_all_goes_on_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -119,7 +133,7 @@ def test_without_recordings_all_goes_on_and_that_is_said_once(caplog: pytest.Log
 
     recorder = Fails()
     with caplog.at_level(logging.WARNING):
-        short = ShortForward(told, CPU, recorder)
+        short = ShortForward(told, CPU, recorder, 512)
         assert [short(sequence([1] * length)) for length in (3, 3, 40)] == [None] * 3
     assert recorder.recorded == 1
     assert [record.message for record in caplog.records] == [
@@ -132,7 +146,7 @@ def test_threads_take_turns() -> None:
         time.sleep(0.002)
         return told(*args)
 
-    short, start = ShortForward(slowly, CPU, Again()), threading.Barrier(8)
+    short, start = ShortForward(slowly, CPU, Again(), 512), threading.Barrier(8)
 
     def ask(number: int) -> list[float]:
         start.wait()
@@ -172,7 +186,7 @@ def test_padding_reaches_no_vector(kind: str) -> None:
     queries = [sequence(torch.randint(2, 90, (n,)).tolist(), k) for n, k in [(64, 64), (30, 30), (40, 9), (1, 1)]]
     plain = [forward([query]) for query in queries]
     run = partial(packed._run, forward._model, forward._projection)
-    forward._short = ShortForward(run, CPU, Again())
+    forward._short = ShortForward(run, CPU, Again(), 512)
     for query, expected in zip(queries, plain, strict=True):
         # Rounded apart: products of another shape are summed in another order.
         torch.testing.assert_close(forward([query]), expected, rtol=0, atol=64 * torch.finfo(torch.float32).eps)

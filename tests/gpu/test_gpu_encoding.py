@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
 
+from colbert_integrations.cuda_graphs import CudaRecorder
 from colbert_integrations.encoder.forward import TorchForward
 from colbert_integrations.encoder.packed import PackedForward, can_pack
 from colbert_integrations.encoder.tokens import TokenSequence
@@ -167,3 +170,37 @@ def test_a_new_batch_compiles_nothing_new(kind: str) -> None:
         forward(sequences(*[(n, n) for n in lengths]))
         counts.append([len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels])
     assert all(count == counts[0] for count in counts)
+
+
+def test_a_model_loaded_in_inference_mode_serves_outside_of_it() -> None:
+    model, queries = backbone("bert"), sequences((32, 32), (20, 20))
+    with torch.inference_mode():
+        forward = packed(model, torch.bfloat16)
+    assert all(torch.equal(forward([query]), forward([query])) for query in queries)
+    assert forward._short is not None
+    assert forward._short(queries[0]) is not None
+
+
+def test_a_recording_that_another_thread_broke_is_made_again() -> None:
+    recorder, calls = CudaRecorder.of(torch.device("cuda", torch.cuda.current_device())), list[bool]()
+    before, ones = torch.cuda.current_stream(), torch.ones(8, device=CUDA)
+
+    def wait() -> None:
+        with contextlib.suppress(RuntimeError):  # not permitted while another thread records
+            torch.cuda.synchronize()
+
+    def work() -> torch.Tensor:
+        calls.append(torch.cuda.is_current_stream_capturing())
+        if calls == [False, True]:
+            thread = threading.Thread(target=wait)
+            thread.start()
+            thread.join()
+        return ones + 1
+
+    again, out = recorder.record(work, alone=True)
+    assert calls == [False, True, False, True]
+    assert torch.cuda.current_stream() == before
+    again()
+    assert out.tolist() == [2.0] * 8
+    # The allocator does not take it that a recording goes on, and random numbers can be drawn.
+    assert torch.rand(3, device=CUDA).shape == (3,)

@@ -1,0 +1,136 @@
+"""Recording goes on after it failed, and leaves nothing behind. CUDA is played here; ``tests/gpu`` has the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from time import sleep
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from colbert_integrations.cuda_graphs import CudaRecorder
+
+DEVICE = torch.device("cuda", 1)
+
+
+class Played:
+    """What torch does around a recording, as told by its source: one that fails leaves the thread on its stream."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.current, self.said, self.pools = "caller's", list[str](), 0
+
+    def pool(self) -> tuple[int, int]:
+        self.pools += 1
+        return (0, self.pools)
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph: Any, *, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        before, self.current = self.current, stream.name
+        self.said.append(f"begin {pool}")
+        yield
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.said.append(f"end {pool}")
+        self.current = before
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def start(failures: int) -> Played:
+        played = Played(failures)
+        stream = SimpleNamespace(name="side", wait_stream=played.said.append, synchronize=lambda: None)
+        for name, value in {
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: played.said.append("replay")),
+            "Event": lambda: SimpleNamespace(record=lambda stream: played.said.append("done")),
+            "Stream": lambda device: stream,
+            "current_stream": lambda device: SimpleNamespace(wait_event=lambda event: played.said.append("wait")),
+            "graph": played.graph,
+            "graph_pool_handle": played.pool,
+            "stream": played.stream,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(
+            torch._C,
+            "_cuda_endAllocateToPool",
+            lambda index, pool: played.said.append(f"free {index} {pool}"),
+            raising=False,
+        )
+        return played
+
+    return start
+
+
+def words(played: Played) -> list[str]:
+    return [said for said in played.said if isinstance(said, str)]
+
+
+def test_tries_again_where_another_thread_got_in_between(play: Any) -> None:
+    played, outs = play(failures=1), iter(range(9))
+    again, out = CudaRecorder(DEVICE).record(lambda: next(outs))
+    assert words(played) == ["begin (0, 1)", "free 1 (0, 1)", "begin (0, 1)", "end (0, 1)"]
+    assert out == 3  # of the last of four calls
+    again()
+    assert played.said[-1] == "replay"
+    assert played.current == "caller's"
+
+
+def test_gives_up_after_two_failures_and_leaves_the_thread_where_it_was(play: Any) -> None:
+    played = play(failures=2)
+    with pytest.raises(RuntimeError, match="previous error"):
+        CudaRecorder(DEVICE).record(lambda: None)
+    assert words(played) == ["begin (0, 1)", "free 1 (0, 1)"] * 2
+    assert played.current == "caller's"
+
+
+def test_memory_is_shared_unless_it_is_asked_for_alone(play: Any) -> None:
+    played = play(failures=0)
+    recorder = CudaRecorder(DEVICE)
+    recorder.record(lambda: None)
+    recorder.record(lambda: None, alone=True)
+    recorder.record(lambda: None)
+    assert [said for said in words(played) if said.startswith("end")] == ["end (0, 1)", "end (0, 2)", "end (0, 1)"]
+
+
+def test_there_is_one_for_each_device(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(failures=0)
+    monkeypatch.setattr(CudaRecorder, "_of", {})
+    other = torch.device("cuda", 0)
+    assert CudaRecorder.of(DEVICE) is CudaRecorder.of(DEVICE) is not CudaRecorder.of(other)
+
+
+def test_whoever_launches_waits_for_the_one_before(play: Any) -> None:
+    played = play(failures=0)
+    recorder = CudaRecorder(DEVICE)
+
+    def launch(_: int) -> None:
+        with recorder.in_turn():
+            sleep(0.002)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(launch, range(40)))
+    assert words(played) == ["wait", "done"] * 40
+
+
+def test_a_turn_ends_where_what_was_launched_fails(play: Any) -> None:
+    played = play(failures=0)
+    recorder = CudaRecorder(DEVICE)
+    with pytest.raises(ValueError, match="no"), recorder.in_turn():
+        raise ValueError("no")
+    with recorder.in_turn():
+        pass
+    assert words(played) == ["wait", "done"] * 2
