@@ -72,12 +72,12 @@ class TokenEmbeddings:
         if not matrices:
             if dim is None:
                 raise ShapeError("an empty list has no dimension: pass dim=")
-            return cls(torch.empty(0, dim), torch.zeros(1, dtype=torch.int64))
+            return cls(torch.empty(0, dim, device="cpu"), torch.zeros(1, dtype=torch.int64, device="cpu"))
         dim = matrices[0].shape[-1] if dim is None else dim
         for position, matrix in enumerate(matrices):
             if matrix.ndim != 2 or matrix.shape[1] != dim:
                 raise ShapeError(f"matrix {position} must have shape (num_tokens, {dim}), not {tuple(matrix.shape)}")
-        lengths = torch.tensor([0, *map(len, matrices)], dtype=torch.int64)
+        lengths = torch.tensor([0, *map(len, matrices)], dtype=torch.int64, device="cpu")
         return cls(torch.cat(list(matrices)), lengths.cumsum(0))
 
     @classmethod
@@ -100,7 +100,7 @@ class TokenEmbeddings:
             raise ShapeError(f"can't join dimensions {sorted({batch.dim for batch in batches})}")
         lengths = [0, *(length for batch in batches for length in batch.lengths)]
         values = torch.cat([batch.values for batch in batches])
-        return cls(values, torch.tensor(lengths, dtype=torch.int64).cumsum(0))
+        return cls(values, torch.tensor(lengths, dtype=torch.int64, device="cpu").cumsum(0))
 
     @property
     def dim(self) -> int:
@@ -161,7 +161,7 @@ class TokenEmbeddings:
             return TokenEmbeddings.from_list(chosen, self.dim) if chosen else self[:0]
         bounds = self._bounds[start : max(start, stop) + 1]
         values = self.values[bounds[0] : bounds[-1]]
-        return TokenEmbeddings(values, torch.tensor(bounds, dtype=torch.int64) - bounds[0])
+        return TokenEmbeddings(values, torch.tensor(bounds, dtype=torch.int64, device="cpu") - bounds[0])
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return (self[i] for i in range(len(self)))

@@ -79,7 +79,9 @@ class Kernel:
             Opaque bytes, for this instruction set only.
         """
         values = values.contiguous()
-        packed = torch.empty(self.library.maxsim_packed_bytes(self.rank, arithmetic, *values.shape), dtype=torch.uint8)
+        packed = torch.empty(
+            self.library.maxsim_packed_bytes(self.rank, arithmetic, *values.shape), dtype=torch.uint8, device="cpu"
+        )
         self.library.maxsim_pack(self.rank, arithmetic, values.data_ptr(), *values.shape, packed.data_ptr())
         return packed
 

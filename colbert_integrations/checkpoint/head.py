@@ -114,7 +114,7 @@ def _root_head(files: Files) -> Head:
 
 
 def _single_layer(tensors: dict[str, torch.Tensor], source: str) -> Head:
-    weight = tensors.get("linear.weight", torch.empty(0))
+    weight = tensors.get("linear.weight", torch.empty(0, device="cpu"))
     if weight.ndim != 2:
         raise MissingWeightsError(f"{source} must hold a matrix named weight, not {sorted(tensors)}")
     layer = DenseSpec(in_features=weight.shape[1], out_features=weight.shape[0], bias="linear.bias" in tensors)

@@ -77,8 +77,8 @@ class Runs:
             return None
         shape = run.length, run.attended, window
         if shape not in self._bands:
-            queries, keys = torch.arange(run.length)[:, None], torch.arange(run.attended)[None, :]
-            self._bands[shape] = (queries - keys).abs() <= window
+            queries, keys = (torch.arange(number, device="cpu") for number in (run.length, run.attended))
+            self._bands[shape] = (queries[:, None] - keys[None, :]).abs() <= window
         return self._bands[shape]
 
 
@@ -141,7 +141,7 @@ def _by_kernel(
 ) -> torch.Tensor:
     tokens, heads, head_dim = query.shape
     query, key, value = _alike(query, key, value)
-    out = torch.empty(tokens, heads * head_dim, dtype=query.dtype)
+    out = torch.empty(tokens, heads * head_dim, dtype=query.dtype, device=query.device)
     job = _Job(
         storage=STORAGES[query.dtype],
         sequences=len(runs.attended),
@@ -175,7 +175,7 @@ def _alike(*sides: torch.Tensor) -> list[torch.Tensor]:
 def _by_torch(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: Runs, window: int | None
 ) -> torch.Tensor:
-    out = torch.empty(query.shape, dtype=query.dtype)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for run in runs:
         rows = slice(run.first, run.first + run.sequences * run.length)
         q, k, v = (

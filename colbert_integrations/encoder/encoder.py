@@ -214,7 +214,7 @@ class Encoder:
         record(tokens_encoded=sum(len(sequence.ids) for sequence in flat), batches=batches, windows=windows)
         counts = [sum(len(sequence.kept) for sequence in windows) for windows in sequences]
         values = torch.cat([matrix for matrix in vectors if matrix is not None] or [self._no_vectors])
-        return TokenEmbeddings(values, torch.tensor([0, *counts], dtype=torch.int64).cumsum(0))
+        return TokenEmbeddings(values, torch.tensor([0, *counts], dtype=torch.int64, device="cpu").cumsum(0))
 
 
 class _BatchRunner:

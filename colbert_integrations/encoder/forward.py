@@ -79,7 +79,7 @@ class TorchForward:
         return hidden
 
     def _tensor(self, values: list[int] | list[list[int]]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
+        return torch.tensor(values, dtype=torch.int64, device="cpu").to(self.device, non_blocking=True)
 
 
 def count_parameters(backbone: nn.Module, projection: nn.Module) -> int:

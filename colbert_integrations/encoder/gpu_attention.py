@@ -46,8 +46,9 @@ def _runs(device: torch.device) -> bool:
 
 def _try(device: torch.device) -> None:
     one = torch.zeros(1, 1, _HEAD_DIMS[0], dtype=_HALVES[0], device=device)
+    bounds, attended = (torch.tensor(numbers, device="cpu") for numbers in ([0, 1], [1]))
     with current(device):
-        attend(one, one, one, divide(torch.tensor([0, 1]), torch.tensor([1]), device))
+        attend(one, one, one, divide(bounds, attended, device))
 
 
 class Blocks(NamedTuple):

@@ -191,7 +191,9 @@ class MemoryStore(Store):
         views, count = list(state.views), len(batch.ids)
         while batch.ids:
             if not views or views[-1].free < batch.lengths[0]:
-                views.append(View(self._new_segment(state, batch.lengths[0]), torch.ones(0, dtype=torch.bool)))
+                views.append(
+                    View(self._new_segment(state, batch.lengths[0]), torch.ones(0, dtype=torch.bool, device="cpu"))
+                )
             segment, position = views[-1].segment, len(views[-1])
             fitting, batch = batch.split(segment.free)
             segment.append(fitting)

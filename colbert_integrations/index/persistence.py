@@ -124,7 +124,7 @@ def _write_view(folder: Path, view: View, there: Mapping[str, Any], new: list[Pa
 def _vectors(segment: Segment, count: int) -> bytes:
     rows = segment.bounds[count]
     columns = {name: tensor[: count if name == "steps" else rows] for name, tensor in segment.columns.items()}
-    lengths = torch.tensor(segment.bounds[: count + 1]).diff()
+    lengths = torch.tensor(segment.bounds[: count + 1], device="cpu").diff()
     return save({**columns, "lengths": lengths})
 
 
@@ -230,7 +230,7 @@ def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout) -> View:
         pooled = _read_segment(folder / f"{stem}.pooled.safetensors", Layout(layout.dim, nbits=8), "")
         pooled.ids = [""] * count
         segment.adopt_pooled(pooled)
-    alive = torch.ones(count, dtype=torch.bool)
+    alive = torch.ones(count, dtype=torch.bool, device="cpu")
     return View(segment, alive).without(entry["deleted"])
 
 

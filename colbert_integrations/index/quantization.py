@@ -70,7 +70,7 @@ class PackedBits:
     """
 
     def __init__(self, nbits: int, dim: int) -> None:
-        positive = torch.tensor(_LEVELS[nbits])
+        positive = torch.tensor(_LEVELS[nbits], device="cpu")
         self.levels = torch.cat([-positive.flip(0), positive])  # (2**nbits,)
         self.rotation = _rotation(dim)  # (dim, dim)
         self.nbits, self.dim = nbits, dim
@@ -81,8 +81,8 @@ class PackedBits:
 
     def _byte_table(self) -> torch.Tensor:
         """The float16 levels in each byte, seen as one integer: a look-up then moves 4 or 8 bytes at once."""
-        shifts = torch.arange(self._per_byte) * self.nbits
-        places = (torch.arange(256)[:, None] >> shifts) & (2**self.nbits - 1)
+        shifts = torch.arange(self._per_byte, device="cpu") * self.nbits
+        places = (torch.arange(256, device="cpu")[:, None] >> shifts) & (2**self.nbits - 1)
         wide = torch.int32 if self._per_byte == 2 else torch.int64
         return self.levels[places].half().view(wide).view(256)
 

@@ -94,7 +94,7 @@ class Segment:
         self.metadatas: list[dict[str, Any]] = []
         self.bounds = [0]  # where documents begin, in rows; the last entry is the number of rows in use
         self.sealed = False
-        self._lengths = torch.empty(0, dtype=torch.int64)
+        self._lengths = torch.empty(0, dtype=torch.int64, device="cpu")
         self._pooled: Segment | None = None
         self._pool_lock = threading.Lock()
 
@@ -219,7 +219,11 @@ class View:
 
     def grown(self, documents: int) -> View:
         """A view of more documents at the end."""
-        return View(self.segment, torch.cat([self.alive, torch.ones(documents, dtype=torch.bool)]), self.deleted_rows)
+        return View(
+            self.segment,
+            torch.cat([self.alive, torch.ones(documents, dtype=torch.bool, device="cpu")]),
+            self.deleted_rows,
+        )
 
     def without(self, positions: list[int]) -> View:
         """A view in which documents are deleted."""

@@ -60,14 +60,14 @@ def hits_of(state: State, scores: list[float], places: list[int], k: int) -> lis
 
 def only(view: View, positions: list[int]) -> torch.Tensor:
     """Which documents of a view are wanted, if it is these, ``(documents,)`` bool."""
-    mask = torch.zeros(len(view), dtype=torch.bool)
+    mask = torch.zeros(len(view), dtype=torch.bool, device="cpu")
     mask[positions] = True
     return mask & view.alive
 
 
 def filtered(view: View, wanted: torch.Tensor, passes: Callable[[Segment, int], bool]) -> torch.Tensor:
     """Which of the wanted documents of a view pass a test, ``(documents,)`` bool."""
-    mask = torch.zeros(len(view), dtype=torch.bool)
+    mask = torch.zeros(len(view), dtype=torch.bool, device="cpu")
     mask[[position for position in wanted.nonzero()[:, 0].tolist() if passes(view.segment, position)]] = True
     return mask
 

@@ -120,9 +120,9 @@ def first_stage_of(given: Any) -> FirstStage | None:
 
 def _means(embeddings: TokenEmbeddings) -> torch.Tensor:
     """The mean of each text's vectors, ``(texts, dim)`` float32."""
-    lengths = torch.tensor(embeddings.lengths)
-    sums = torch.zeros(len(lengths), embeddings.dim).index_add_(
-        0, torch.arange(len(lengths)).repeat_interleave(lengths), embeddings.values.float().cpu()
+    lengths = torch.tensor(embeddings.lengths, device="cpu")
+    sums = torch.zeros(len(lengths), embeddings.dim, device="cpu").index_add_(
+        0, torch.arange(len(lengths), device="cpu").repeat_interleave(lengths), embeddings.values.float().cpu()
     )
     return sums / lengths.clamp(min=1)[:, None]
 
@@ -130,7 +130,7 @@ def _means(embeddings: TokenEmbeddings) -> torch.Tensor:
 def _checked(vectors: Sequence[Sequence[float]], number: int) -> torch.Tensor:
     if len(vectors) != number or len({len(vector) for vector in vectors}) > 1:
         raise InputError(f"the first stage made {len(vectors)} vectors of {number} texts, or of several dimensions")
-    found = torch.tensor(vectors, dtype=torch.float32).reshape(number, -1)
+    found = torch.tensor(vectors, dtype=torch.float32, device="cpu").reshape(number, -1)
     if not torch.isfinite(found).all():
         raise InputError("the first stage made vectors that are not all finite")
     return found

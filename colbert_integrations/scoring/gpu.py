@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 
+from ..cuda_graphs import CudaRecorder
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, ShapeError
 from ..triton_check import triton_runs
@@ -64,7 +65,14 @@ def is_available(device: torch.device) -> bool:
     Returns:
         True for an NVIDIA GPU from Ampere on where ``triton`` is installed and works, which is tried once.
     """
-    return triton_runs(device, lambda: _top_k(torch.zeros(1, 1, device=device), 1), "scores are plain torch's")
+    return triton_runs(device, lambda: _try(device), "scores are plain torch's")
+
+
+def _try(device: torch.device) -> None:
+    """Launch both kernels; in a form that is common, so that it is mostly compiled for use."""
+    rows = torch.zeros(1, 128, dtype=torch.float16, device=device)
+    queries = TritonQueries(TokenEmbeddings.from_list([rows]), rows.dtype)
+    queries.top_k(rows, torch.tensor([0, 1], device=device), 1)
 
 
 def supports(dim: int, dtype: torch.dtype, device: torch.device) -> bool:
@@ -144,10 +152,10 @@ class TritonQueries:
     def _to_places(self) -> torch.Tensor:
         """Which token of the queries stands in each row of the stacks; where none does, the number of tokens."""
         total = sum(self.lengths)
-        places = torch.full((self._stacks * self._stack,), total)
+        places = torch.full((self._stacks * self._stack,), total, device="cpu")
         start, width = 0, self._parts * self._slot
         for query, length in enumerate(self.lengths):
-            places[query * width : query * width + length] = torch.arange(start, start + length)
+            places[query * width : query * width + length] = torch.arange(start, start + length, device="cpu")
             start += length
         return places
 
@@ -297,12 +305,10 @@ class CapturedTopK:
         self, queries: TritonQueries, rows: torch.Tensor, offsets: torch.Tensor, k: int, steps: torch.Tensor | None
     ) -> None:
         self._read = (queries, rows, offsets, steps)  # the graph holds addresses, so they must live as long
-        self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
-            queries.top_k(rows, offsets, k, steps)  # compiles, which a recording must not
-            torch.cuda.synchronize()
-            with torch.cuda.graph(self._graph):
-                self._best = queries.top_k(rows, offsets, k, steps)
+            recorder = CudaRecorder.of(rows.device)
+            # It multiplies nothing by cuBLAS, so it need not run in turn.
+            self._replay, self._best = recorder.record(lambda: queries.top_k(rows, offsets, k, steps), alone=True)
 
     def replay(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Score what the tensors hold now.
@@ -310,7 +316,7 @@ class CapturedTopK:
         Returns:
             What ``top_k`` does. The next replay overwrites it.
         """
-        self._graph.replay()
+        self._replay()
         return self._best
 
 

@@ -56,7 +56,7 @@ class NativeQueries:
     ) -> None:
         self._kernel, self._arithmetic, self._dim = kernel, arithmetic, values.shape[1]
         self._packed = kernel.pack(values.to(arithmetic.dtype), arithmetic)
-        self._bounds = bounds_of(torch.tensor(lengths, dtype=torch.int64))
+        self._bounds = bounds_of(torch.tensor(lengths, dtype=torch.int64, device="cpu"))
         self._token_steps = _contiguous(token_steps)
         self._token_sums = values.sum(1, dtype=torch.int32) if arithmetic is Arithmetic.INT8 else None
 
@@ -85,7 +85,7 @@ class NativeQueries:
         Raises:
             MemoryError: If a thread can't get its few hundred kB.
         """
-        scores = torch.empty(len(self._bounds) - 1, len(lengths))
+        scores = torch.empty(len(self._bounds) - 1, len(lengths), device="cpu")
         if not scores.numel():
             return scores
         rows, matrices = _addresses(documents)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from itertools import accumulate
 
 import torch
 
-__all__ = ["Documents", "OneDNNQueries", "is_available"]
+from .blocks import Documents, ranges
 
-Documents: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
-"""Vectors of documents, packed into one matrix or one matrix each."""
+__all__ = ["OneDNNQueries", "is_available"]
 
 # Similarities alive at once: at most 2**20 float32 = 4 MiB, so that they stay in a CPU's caches.
 _SIMILARITIES, _FEWEST_ROWS, _MOST_ROWS = 2**20, 2048, 8192
@@ -48,6 +47,7 @@ class OneDNNQueries:
         # What the zeros score is cut off again.
         self._values = torch.nn.functional.pad(values, (0, 0, 0, -len(values) % _TOKEN_STEP))
         self._filled = len(self._values)
+        self._step = max(_FEWEST_ROWS, min(_MOST_ROWS, _SIMILARITIES // self._filled))  # rows of a block
         self._room: dict[torch.dtype, torch.Tensor] = {}
         self._products: torch.Tensor | None = None
 
@@ -60,8 +60,7 @@ class OneDNNQueries:
         """The best similarity of each query token within each document.
 
         Args:
-            rows: Token vectors of the documents, ``(tokens, dim)``, any real dtype; or one such matrix each, no more
-                than a CPU's caches hold.
+            rows: Token vectors of the documents, ``(tokens, dim)``, any real dtype; or one such matrix each.
             lengths: Tokens of each document, ``(documents,)`` int64.
             row_scales: What each row is multiplied by, ``(tokens,)``. None: 1.
 
@@ -104,12 +103,12 @@ class OneDNNQueries:
 
     def _start(self, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Maxima of nothing, ``(documents, filled query_tokens)``, and the document of each row."""
-        best = torch.full((len(lengths), self._filled), float("-inf"))
-        return best, torch.arange(len(lengths)).repeat_interleave(lengths)
+        best = torch.full((len(lengths), self._filled), float("-inf"), device="cpu")
+        return best, torch.arange(len(lengths), device="cpu").repeat_interleave(lengths)
 
     def _blocks(self, rows: int) -> Iterator[slice]:
         """Blocks of rows, wherever documents begin and end in them; smaller ones for the rest."""
-        start, step = 0, max(_FEWEST_ROWS, min(_MOST_ROWS, _SIMILARITIES // self._filled))
+        start, step = 0, self._step
         for size in (step, _ROW_STEP, _SMALL_ROW_STEP, 1):
             while rows - start >= size:
                 stop = start + min(step, (rows - start) // size * size)
@@ -119,10 +118,7 @@ class OneDNNQueries:
     def _pieces(self, rows: Documents, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
         """Blocks of rows, and each of them in a dtype, with anything behind it up to one of few shapes."""
         if not isinstance(rows, torch.Tensor):
-            count = sum(map(len, rows))
-            room = self._room_for(count, rows[0].shape[1], rows[0].dtype)
-            torch.cat(list(rows), out=room[:count])
-            yield slice(0, count), room.to(dtype)
+            yield from self._joined(rows, dtype)
             return
         for block in self._blocks(len(rows)):
             some = rows[block]
@@ -132,19 +128,29 @@ class OneDNNQueries:
                 some = room
             yield block, some
 
+    def _joined(self, matrices: Sequence[torch.Tensor], dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The same of documents that lie apart, joined block by block, so that a CPU's caches hold them."""
+        bounds = [0, *accumulate(map(len, matrices))]
+        for first, last in ranges(bounds, self._step):
+            block = slice(bounds[first], bounds[last])
+            count = block.stop - block.start
+            room = self._room_for(count, matrices[0].shape[1], matrices[0].dtype)
+            torch.cat(list(matrices[first:last]), out=room[:count])
+            yield block, room.to(dtype)
+
     def _room_for(self, rows: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
         """Memory for rows and what fills them up; the same again, since fresh memory costs as much as a product."""
         step = _SMALL_ROW_STEP if rows <= _ROW_STEP else _ROW_STEP
         filled = -(-rows // step) * step
         room = self._room.get(dtype)
         if room is None or len(room) < filled:
-            room = self._room[dtype] = torch.zeros(filled, dim, dtype=dtype)
+            room = self._room[dtype] = torch.zeros(filled, dim, dtype=dtype, device="cpu")
         return room[:filled]
 
     def _products_for(self, rows: int) -> torch.Tensor:
         """Memory for products of integers, ``(rows, filled query_tokens)`` int32, the same again."""
         if self._products is None or len(self._products) < rows:
-            self._products = torch.empty(rows, self._filled, dtype=torch.int32)
+            self._products = torch.empty(rows, self._filled, dtype=torch.int32, device="cpu")
         return self._products[:rows]
 
 

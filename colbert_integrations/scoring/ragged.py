@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
 
 from ..embeddings import TokenEmbeddings
-from .onednn import Documents
+from .blocks import Documents, ranges
 from .stacked import StackedQueries
 
 __all__ = ["ragged_maxsim"]
@@ -25,8 +24,8 @@ def ragged_maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings | Sequenc
 
     Args:
         queries: At least one query, on the documents' device.
-        documents: At least one document, packed or one matrix each, of the same ``dim``. Matrices are joined in
-            blocks that stay in the caches, or not at all: joining all of them costs more than scoring them.
+        documents: At least one document, packed or one matrix each, of the same ``dim``. Matrices are joined block by
+            block or not at all: joining all of them costs more than scoring them.
 
     Returns:
         ``(len(queries), len(documents))`` float32 on the documents' device; ``-inf`` for a document without tokens.
@@ -40,10 +39,9 @@ def ragged_maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings | Sequenc
     on_device = torch.tensor(lengths, dtype=torch.int64, device=device)
     bounds = [0, *accumulate(lengths)]
     scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=device)
-    for first, last in _ranges([0, *accumulate(queries.lengths)], _QUERY_TOKENS):
+    for first, last in ranges([0, *accumulate(queries.lengths)], _QUERY_TOKENS):
         stacked = StackedQueries(queries[first:last], torch.float64 if double else torch.float32)
-        rows = stacked.joined_rows if packed is None else stacked.block_rows
-        for start, stop in _ranges(bounds, rows):
+        for start, stop in ranges(bounds, stacked.block_rows):
             block = _block(documents, bounds, start, stop)
             scores[first:last, start:stop] = stacked.score(block, on_device[start:stop])
     return scores
@@ -53,12 +51,3 @@ def _block(documents: TokenEmbeddings | Sequence[torch.Tensor], bounds: list[int
     if isinstance(documents, TokenEmbeddings):
         return documents.values[bounds[start] : bounds[stop]]
     return documents[start:stop]
-
-
-def _ranges(bounds: list[int], budget: int) -> Iterator[tuple[int, int]]:
-    """Ranges of neighbours with at most so many rows; one with more stands alone."""
-    start, end = 0, len(bounds) - 1
-    while start < end:
-        stop = max(start + 1, bisect_right(bounds, bounds[start] + budget) - 1)
-        yield start, stop
-        start = stop

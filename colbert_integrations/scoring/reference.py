@@ -26,7 +26,7 @@ def reference_maxsim(queries: Iterable[torch.Tensor], documents: Iterable[torch.
     """
     documents = [document.detach().cpu().double() for document in documents]
     rows = [[_pair(query.detach().cpu().double(), document) for document in documents] for query in queries]
-    return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(documents))
+    return torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(len(rows), len(documents))
 
 
 def _pair(query: torch.Tensor, document: torch.Tensor) -> float:

@@ -7,9 +7,10 @@ import torch
 from .. import kernel as compiled
 from ..embeddings import TokenEmbeddings
 from ..kernel import STORAGES, Arithmetic, Kernel
+from .blocks import Documents
 from .gpu import TritonQueries, supports
 from .native import NativeQueries, bounds_of
-from .onednn import Documents, OneDNNQueries, is_available
+from .onednn import OneDNNQueries, is_available
 
 __all__ = ["StackedQueries", "engine_for"]
 
@@ -55,12 +56,6 @@ class StackedQueries:
         if self.values.device.type == "cpu":
             return max(_FEWEST_ROWS, min(_MOST_ROWS, _BLOCK_ELEMENTS // tokens))
         return max(_FEWEST_ROWS, min(_MOST_ROWS_GPU, _BLOCK_ELEMENTS_GPU // tokens))
-
-    @property
-    def joined_rows(self) -> int:
-        """How many rows of documents are best scored at once where they are one matrix each."""
-        # To be joined, where the kernel doesn't take them as they lie, they should stay in the caches.
-        return self.block_rows if self._kernel is not None else min(self.block_rows, _MOST_ROWS)
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -109,3 +109,12 @@ def test_is_for_where_a_trial_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
     for runs in (True, False):
         monkeypatch.setattr(gpu_attention, "_runs", lambda device, runs=runs: runs)
         assert gpu_attention.is_available(torch.device("cuda"), torch.bfloat16, 64) == runs
+
+
+def test_the_trial_runs_whatever_the_default_device_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[torch.Tensor] = []
+    attend = gpu_attention.attend
+    monkeypatch.setattr(gpu_attention, "attend", lambda *given: found.append(attend(*given)))
+    with torch.device("meta"):
+        gpu_attention._try(DEVICE)
+    assert found[0].tolist() == [[0.0] * 16]

@@ -278,3 +278,13 @@ def compile_variants() -> None:
         multiplies = instruction in code and (("wgmma" in code) != (instruction == "fma.rn"))
         keeps_nan = integers or ("max.NaN.f32" in code and "max.f32" not in code)
         print(multiplies, keeps_nan, compiled.metadata.shared <= 227 * 2**10)  # noqa: T201
+
+
+def test_the_trial_launches_both_kernels_whatever_the_default_device_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    top_k = gpu._top_k
+    monkeypatch.setattr(gpu, "_top_k", lambda *given: found.append(top_k(*given)) or found[-1])
+    with torch.device("meta"):
+        gpu._try(interpreted.DEVICE)
+    ((scores, positions),) = found
+    assert (scores.tolist(), positions.tolist()) == ([[0.0]], [[0]])
