@@ -72,7 +72,9 @@ class TokenEmbeddings:
         if not matrices:
             if dim is None:
                 raise ShapeError("an empty list has no dimension: pass dim=")
-            return cls(torch.empty(0, dim, device="cpu"), torch.zeros(1, dtype=torch.int64, device="cpu"))
+            return cls(
+                torch.empty(0, dim, dtype=torch.float32, device="cpu"), torch.zeros(1, dtype=torch.int64, device="cpu")
+            )
         dim = matrices[0].shape[-1] if dim is None else dim
         for position, matrix in enumerate(matrices):
             if matrix.ndim != 2 or matrix.shape[1] != dim:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
 from enum import IntEnum
 from functools import lru_cache
 from typing import Literal
@@ -11,6 +12,8 @@ from typing import Literal
 import torch
 
 __all__ = ["STORAGES", "Arithmetic", "Kernel", "load"]
+
+_log = logging.getLogger(__name__)
 
 _INT, _LONG, _ADDRESS = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
@@ -104,10 +107,14 @@ def load() -> Kernel | None:
     """Load the kernel.
 
     Returns:
-        The kernel; None if it is not installed.
+        The kernel; None if it is not installed, or if the system can't load it, which is logged.
     """
     if importlib.util.find_spec("colbert_integrations_kernel") is None:
         return None
     from colbert_integrations_kernel import LIBRARY
 
-    return Kernel(ctypes.CDLL(str(LIBRARY)))  # its calls give up the interpreter lock while they run
+    try:
+        return Kernel(ctypes.CDLL(str(LIBRARY)))  # its calls give up the interpreter lock while they run
+    except OSError as error:  # such as no libgomp, where it was built elsewhere
+        _log.warning("the compiled kernel can't be loaded, so torch does its work: %s", error)
+        return None

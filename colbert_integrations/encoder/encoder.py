@@ -224,7 +224,7 @@ class _BatchRunner:
         self._forward = forward
         self._spec = spec
         # What a text without tokens gives; a forward pass elsewhere need not have a device.
-        self.no_vectors = torch.empty(0, spec.dim, device=getattr(forward, "device", None))
+        self.no_vectors = torch.empty(0, spec.dim, dtype=torch.float32, device=getattr(forward, "device", "cpu"))
 
     def __call__(self, sequences: list[TokenSequence]) -> list[torch.Tensor]:
         """Encode one batch; halve it where the GPU's memory does not suffice."""

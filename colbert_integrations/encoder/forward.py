@@ -109,12 +109,13 @@ class Dense(nn.Module):
 
     def __init__(self, spec: DenseSpec, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        self.linear = nn.Linear(spec.in_features, spec.out_features, bias=spec.bias)
+        self.linear = nn.Linear(spec.in_features, spec.out_features, bias=spec.bias, dtype=torch.float32)
         self.activation = build_activation(spec.activation)
         self.residual: nn.Module | None = None
         if spec.residual:
             same = spec.in_features == spec.out_features
-            self.residual = nn.Identity() if same else nn.Linear(spec.in_features, spec.out_features, bias=False)
+            linear = nn.Linear(spec.in_features, spec.out_features, bias=False, dtype=torch.float32)
+            self.residual = nn.Identity() if same else linear
         # In float32: a head can be stored in another dtype than its backbone.
         self.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
 

@@ -108,7 +108,7 @@ class Int8Linear(Linear):
         steps = x.abs().amax(1, keepdim=True).div_(127)  # (tokens, 1)
         codes = (x / steps.clamp_min(torch.finfo(torch.float32).tiny)).round_().to(torch.int8)
         product = torch._int_mm(codes, self.weight.T).float().mul_(steps)
-        bias = torch.zeros(1, device="cpu") if self.bias is None else self.bias
+        bias = torch.zeros(1, dtype=torch.float32, device="cpu") if self.bias is None else self.bias
         return torch.addcmul(bias, product, self._steps, out=product)
 
 

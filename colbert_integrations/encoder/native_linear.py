@@ -47,7 +47,7 @@ class NativeLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(tokens, in_features)`` float32 to ``(tokens, out_features)`` float32."""
-        x, out = x.contiguous(), torch.empty(len(x), self._outputs, device="cpu")
+        x, out = x.contiguous(), torch.empty(len(x), self._outputs, dtype=torch.float32, device="cpu")
         job = _Job(
             rows=len(x),
             inputs=self._inputs,

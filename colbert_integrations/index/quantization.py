@@ -70,7 +70,7 @@ class PackedBits:
     """
 
     def __init__(self, nbits: int, dim: int) -> None:
-        positive = torch.tensor(_LEVELS[nbits], device="cpu")
+        positive = torch.tensor(_LEVELS[nbits], dtype=torch.float32, device="cpu")
         self.levels = torch.cat([-positive.flip(0), positive])  # (2**nbits,)
         self.rotation = _rotation(dim)  # (dim, dim)
         self.nbits, self.dim = nbits, dim

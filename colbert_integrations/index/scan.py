@@ -29,7 +29,9 @@ class Best:
 
     def __init__(self, queries: int, width: int, device: torch.device) -> None:
         self.width = width
-        self.scores = torch.empty(queries, 0, device=device)  # (queries, up to width) float32, descending
+        self.scores = torch.empty(
+            queries, 0, dtype=torch.float32, device=device
+        )  # (queries, up to width) float32, descending
         self.places = torch.empty(queries, 0, dtype=torch.int64, device=device)
 
     def add(self, scores: torch.Tensor, places: torch.Tensor) -> None:
@@ -112,13 +114,13 @@ def rescore(views: Sequence[View], queries: Sequence[ReadyQueries], candidates: 
         real = sorted(place for place, score in zip(places, found, strict=True) if score > float("-inf"))
         rows.append(_scores_of(views, query, real, best.scores.device))
     width = max(map(len, rows), default=0)
-    scores = torch.full((len(rows), width), float("-inf"), device="cpu")
+    scores = torch.full((len(rows), width), float("-inf"), dtype=torch.float32, device="cpu")
     places_of = torch.zeros(len(rows), width, dtype=torch.int64, device="cpu")
     for row, pairs in enumerate(rows):
         if pairs:
             place, score = zip(*pairs, strict=True)
             places_of[row, : len(pairs)] = torch.tensor(place, device="cpu")
-            scores[row, : len(pairs)] = torch.tensor(score, device="cpu")
+            scores[row, : len(pairs)] = torch.tensor(score, dtype=torch.float32, device="cpu")
     order = scores.topk(min(best.width, width), dim=1)
     best.scores, best.places = order.values, places_of.gather(1, order.indices)
 

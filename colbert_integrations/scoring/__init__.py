@@ -54,8 +54,8 @@ def maxsim(
     """
     packed_queries, listed = _packed(queries, "queries"), _listed(documents)
     if not len(packed_queries) or not len(listed):
-        device = listed[0].device if len(listed) else getattr(listed, "device", None)
-        return torch.zeros(len(packed_queries), len(listed), device=device)
+        device = listed[0].device if len(listed) else getattr(listed, "device", packed_queries.device)
+        return torch.zeros(len(packed_queries), len(listed), dtype=torch.float32, device=device)
     vectors = listed.values if isinstance(listed, TokenEmbeddings) else listed[0]
     dim, device = vectors.shape[1], vectors.device
     if packed_queries.dim != dim:

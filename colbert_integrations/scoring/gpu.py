@@ -146,7 +146,7 @@ class TritonQueries:
         self._stacks = -(-tokens // self._stack)
         self._places = self._to_places().to(queries.device, non_blocking=True)
         self._values = torch.zeros(len(self._places), self.dim, dtype=factor, device=queries.device)
-        self._weights = torch.zeros(len(self._places), device=queries.device)
+        self._weights = torch.zeros(len(self._places), dtype=torch.float32, device=queries.device)
         self.replace(queries)
 
     def _to_places(self) -> torch.Tensor:
@@ -207,7 +207,7 @@ class TritonQueries:
                 f"{tuple(rows.shape)} of strides {rows.stride()}"
             )
         slots, documents = len(self) * self._parts, len(offsets) - 1
-        scores = torch.empty(slots, documents, device=rows.device)
+        scores = torch.empty(slots, documents, dtype=torch.float32, device=rows.device)
         if documents:
             self._launch(rows, offsets, steps, scores)
         return scores if self._parts == 1 else scores.view(len(self), self._parts, documents).sum(1)
@@ -328,7 +328,7 @@ def _top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         return best, positions
     from .triton_kernel import top_k_kernel
 
-    best = torch.empty(queries, k, device=scores.device)
+    best = torch.empty(queries, k, dtype=torch.float32, device=scores.device)
     positions = torch.empty(queries, k, dtype=torch.int64, device=scores.device)
     room = next(room for room in _FEW if room >= documents)
     with torch.cuda.device_of(scores):  # type: ignore[no-untyped-call]
@@ -340,7 +340,7 @@ def _rounded(values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, to
     """Vectors in the numbers of a dtype, and what one step of each is worth, ``(tokens,)`` float32."""
     if dtype != torch.int8:
         factor = torch.float16 if dtype == _FLOAT8 else dtype
-        return values.to(factor), torch.ones(len(values), device=values.device)
+        return values.to(factor), torch.ones(len(values), dtype=torch.float32, device=values.device)
     values = values.float()
     steps = values.abs().amax(1).clamp_min(1e-12) / 127  # NaN where the vector has one, which the codes can't say
     return (values / steps[:, None]).round_().to(torch.int8), steps

@@ -85,7 +85,7 @@ class NativeQueries:
         Raises:
             MemoryError: If a thread can't get its few hundred kB.
         """
-        scores = torch.empty(len(self._bounds) - 1, len(lengths), device="cpu")
+        scores = torch.empty(len(self._bounds) - 1, len(lengths), dtype=torch.float32, device="cpu")
         if not scores.numel():
             return scores
         rows, matrices = _addresses(documents)

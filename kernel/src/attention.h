@@ -5,7 +5,7 @@
  * queries are all that is kept.
  */
 
-/* exp(x) for x <= 0, to the last digit or two of float32; 0 below -87, where weights stop counting. */
+/* exp(x) for x <= 0, to the last digit or two of float32; 0 below -87, where weights stop counting; NaN for NaN. */
 TARGET static inline FLOATS NAME(exponential)(FLOATS x)
 {
     const float round = 12582912.0f; /* 1.5 * 2**23: adding it rounds to a whole number, in the lowest bits */
@@ -18,7 +18,7 @@ TARGET static inline FLOATS NAME(exponential)(FLOATS x)
     y = y * rest + 5.0000001201e-1f;
     y = y * rest * rest + rest + 1.0f;
     INTS bits = (INTS)y + (((INTS)shifted) << 23); /* times 2**whole */
-    return (FLOATS)(bits & (INTS)(x > -87.0f));
+    return (FLOATS)(bits & ~(INTS)(x <= -87.0f));
 }
 
 /* Turn a row of scores into weights that sum to 1: keys below first or from stop on get none. No key, no weights. */

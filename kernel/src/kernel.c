@@ -236,13 +236,20 @@ static inline int any_nan_of_four(four_floats v)
 #define ROWS 6
 #define LARGER(a, b) larger_of_four(a, b)
 #define ANY_NAN(v) any_nan_of_four(v)
+/* By its bits: compilers know _Float16 on plain x86-64 from GCC 12 and clang 15 on. */
+static inline float half_as_float(uint16_t half)
+{
+    uint32_t size = half & 0x7fff, bits = (size << 13) + (size < 0x7c00 ? 112u << 23 : 224u << 23);
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    if (size < 0x400)
+        value = (float)size * 0x1p-24f; /* subnormal */
+    return half & 0x8000 ? -value : value;
+}
 static inline void halves_as_floats_portable(const uint16_t *row, int64_t dim, float scale, float *to)
 {
-    for (int64_t k = 0; k < dim; k++) {
-        _Float16 half;
-        memcpy(&half, row + k, sizeof half);
-        to[k] = (float)half * scale;
-    }
+    for (int64_t k = 0; k < dim; k++)
+        to[k] = half_as_float(row[k]) * scale;
 }
 #include "vectors.h"
 #include "maxsim.h"

@@ -156,6 +156,15 @@ def test_attention_does_not_overflow_and_does_not_hide_nan(dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("place", [0, 5, 39])
+@pytest.mark.usefixtures("implementation")
+def test_attention_does_not_hide_a_key_that_is_not_a_number(place: int, dtype: torch.dtype) -> None:
+    query, key, value = torch.ones(3, 40, 1, 32, dtype=dtype)
+    key[place] = float("nan")
+    assert attention(query, key, value, Runs([Run(0, 1, 40, 40)])).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "relu"])
 def test_linear_layers_agree(dtype: torch.dtype, activation: Any) -> None:
     make = linear_maker(dtype)

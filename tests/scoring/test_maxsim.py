@@ -164,6 +164,14 @@ def test_nan_is_not_hidden_by_what_comes_after(dtype: torch.dtype, place: int, d
     assert scores.isnan().tolist() == [[True, False]]
 
 
+def test_every_number_in_half_precision_is_itself() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)[:, None]
+        documents = TokenEmbeddings(numbers, torch.arange(2**16 + 1))  # one number each
+        scores = maxsim([torch.ones(1, 1)], documents)[0]
+        torch.testing.assert_close(scores.numpy(), numbers[:, 0].float().numpy(), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_infinities_are_numbers(dtype: torch.dtype) -> None:
     document = torch.tensor([[float("inf"), 0.0], [-1.0, 1.0]], dtype=dtype)
