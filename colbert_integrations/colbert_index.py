@@ -220,8 +220,8 @@ class ColBERTIndex:
             StoreError: If the store can't be used.
         """
         with logged(_log, "search", self.model.about):
-            encoded = self._encode_queries(query, normalize_scores)
             texts = [query] if isinstance(query, str) else list(query)
+            encoded = self._encode_queries(texts, normalize_scores)
             with timed("score_s"):
                 found = self.store.search(
                     encoded, k, filter, ids=ids, search=search, candidates=candidates, texts=texts
@@ -245,6 +245,8 @@ class ColBERTIndex:
         explain: bool = False,
     ) -> list[Hit]:
         """Do what ``search`` does for one query without blocking the event loop; see there for the arguments."""
+        if not isinstance(query, str):
+            raise InputError(f"query must be one string, not {type(query).__name__}; await one call for each")
         with logged(_log, "search", self.model.about):
             encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
             with timed("score_s"):
@@ -469,7 +471,7 @@ def _rows(texts: Iterable[Any], ids: Iterable[Any] | None, metadatas: Iterable[A
     given = [column for column in (texts, ids, metadatas) if column is not None]
     for row in zip_longest(*given, fillvalue=_END):
         if any(cell is _END for cell in row):
-            raise InputError("texts, ids and metadatas must have one length; what came before is stored")
+            raise InputError("texts, ids and metadatas must have one length; some of what came before may be stored")
         cells = iter(row)
         yield Row(next(cells), next(cells) if ids is not None else None, next(cells) if metadatas is not None else None)
 

@@ -267,7 +267,7 @@ class ColBERT:
             InputError: If a document is not a string, or not valid Unicode, or ``pool_factor`` is below 1.
             MissingExtraError: If vectors are to be merged and scipy is not installed.
         """
-        if pool_factor < 1:
+        if not pool_factor >= 1:  # a NaN neither
             raise InputError(f"pool_factor must be at least 1, not {pool_factor}")
         encoded = self._encode(_texts(documents, "documents"), "document", show_progress)
         return encoded if pool_factor == 1 else pool_tokens(encoded, pool_factor)
@@ -437,6 +437,7 @@ class ColBERT:
         unique = list(dict.fromkeys(texts))
         cache = self._cache  # before the encoder: close replaces them in the other order
         cached = cache.find(text for text in unique if text not in known)
+        _check_known(known, unique, self.spec.dim)
         known = {**known, **cached}
         missing = [text for text in unique if text not in known]
         given = len(unique) - len(missing) - len(cached)
@@ -643,6 +644,18 @@ def _joined(
         return encoded
     fresh = iter(encoded)
     return [known[text].to(encoded.values) if text in known else next(fresh) for text in texts]
+
+
+def _check_known(known: Mapping[str, torch.Tensor], texts: Iterable[str], dim: int) -> None:
+    for text in texts:
+        matrix = known.get(text)
+        if matrix is None:
+            continue
+        if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2 or matrix.shape[1] != dim:
+            shape = tuple(getattr(matrix, "shape", ()))
+            raise InputError(
+                f"known must hold tensors (num_tokens, {dim}), not {type(matrix).__name__} of {shape} for {text[:60]!r}"
+            )
 
 
 def _check_finite(scores: Iterable[float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize as unit
 
+from .autocast import no_autocast
 from .embeddings import TokenEmbeddings
 from .errors import InputError, MissingExtraError
 
@@ -38,11 +39,12 @@ def pool_tokens(
         ``pool_embeddings_hierarchical`` after release 1.3.4. Earlier releases cluster the rows of the square distance
         matrix and put protected vectors last, so their indexes differ.
     """
-    if pool_factor < 1:
+    if not pool_factor >= 1:
         raise InputError(f"pool_factor must be at least 1, not {pool_factor}")
     if num_protected_tokens < 0:
         raise InputError(f"num_protected_tokens must be at least 0, not {num_protected_tokens}")
-    pooled = [_pool_text(matrix, pool_factor, num_protected_tokens) for matrix in embeddings]
+    with no_autocast(embeddings.device):
+        pooled = [_pool_text(matrix, pool_factor, num_protected_tokens) for matrix in embeddings]
     joined = TokenEmbeddings.from_list(pooled, embeddings.dim) if pooled else embeddings
     values = unit(joined.values.float(), dim=-1).to(joined.dtype) if normalize else joined.values
     return TokenEmbeddings(values, joined.offsets)

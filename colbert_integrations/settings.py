@@ -56,6 +56,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise InputError(f"{name} must be a positive whole number, not {value!r}")
+        overlap = self.window_overlap
+        if overlap is not None and (not isinstance(overlap, int) or isinstance(overlap, bool) or overlap < 0):
+            raise InputError(f"window_overlap must be a whole number of tokens, 0 or more, not {overlap!r}")
         size = self.cache_bytes
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
             raise InputError(f"cache_bytes must be a whole number of bytes, 0 or more, not {size!r}")
@@ -90,6 +93,8 @@ class Settings:
         for name in ("device", "dtype"):
             values[name] = str(values.get(name, "auto")).removeprefix("torch.")
             values[name] = None if values[name] == "auto" else values[name]
+        if isinstance(values.get("skiplist_words"), str):
+            raise InputError(f"skiplist_words must be a list of words, not the string {values['skiplist_words']!r}")
         if "skiplist_words" in values:
             values["skiplist_words"] = tuple(values["skiplist_words"])
         return cls(**values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ class Worker:
     def __init__(self, threads: int = 1) -> None:
         self._threads = threads
         self._executor: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
         self._lock = threading.Lock()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -42,7 +44,9 @@ class Worker:
         """
         context = contextvars.copy_context()
         with self._lock:
-            if self._executor is None:
+            # Threads don't survive a fork, and the executor would wait for them.
+            if self._executor is None or self._process != os.getpid():
+                self._process = os.getpid()
                 self._executor = ThreadPoolExecutor(max_workers=self._threads, thread_name_prefix="colbert")
             future = self._executor.submit(context.run, lambda: function(*args, **kwargs))
         return await asyncio.wrap_future(future)

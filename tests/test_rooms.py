@@ -17,6 +17,7 @@ import colbert_integrations
 
 PACKAGE = Path(colbert_integrations.__file__).parent
 CORE = {
+    ".autocast",
     ".cache",
     ".checkpoint",
     ".cuda_graphs",
@@ -41,20 +42,30 @@ ROOMS = {
     "fingerprint": set[str](),
     "observing": set[str](),
     "worker": set[str](),
+    "autocast": {"torch"},
     "cache": {"torch"},
     "embeddings": {".errors", "torch"},
     "checkpoint": {".errors", "huggingface_hub", "numpy", "safetensors", "torch"},
     "cuda_graphs": {"torch"},
-    "encoder": {".checkpoint", ".cuda_graphs", ".embeddings", ".errors", ".kernel", ".observing", ".triton_check"}
+    "encoder": {
+        ".autocast",
+        ".checkpoint",
+        ".cuda_graphs",
+        ".embeddings",
+        ".errors",
+        ".kernel",
+        ".observing",
+        ".triton_check",
+    }
     | {"numpy", "torch", "tqdm", "transformers", "triton"},
     "kernel": {"colbert_integrations_kernel", "torch"},
-    "scoring": {".cuda_graphs", ".embeddings", ".errors", ".kernel", ".triton_check", "torch", "triton"},
+    "scoring": {".autocast", ".cuda_graphs", ".embeddings", ".errors", ".kernel", ".triton_check", "torch", "triton"},
     "triton_check": {"torch"},
-    "pooling": {".embeddings", ".errors", "numpy", "scipy", "torch"},
-    "explain": {".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
+    "pooling": {".autocast", ".embeddings", ".errors", "numpy", "scipy", "torch"},
+    "explain": {".autocast", ".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
     "model": {*CORE, "torch"},
     # It sees embeddings, never texts to encode.
-    "index": {".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
+    "index": {".autocast", ".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
     | {"filelock", "numpy", "safetensors", "torch"},
     "qdrant": {".embeddings", ".errors", ".fingerprint", ".index"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from ..autocast import no_autocast
 from ..checkpoint import ColBERTSpec
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, TruncationWarning
@@ -223,8 +224,9 @@ class _BatchRunner:
     def __init__(self, forward: Forward, spec: ColBERTSpec) -> None:
         self._forward = forward
         self._spec = spec
+        self._device = getattr(forward, "device", torch.device("cpu"))
         # What a text without tokens gives; a forward pass elsewhere need not have a device.
-        self.no_vectors = torch.empty(0, spec.dim, dtype=torch.float32, device=getattr(forward, "device", "cpu"))
+        self.no_vectors = torch.empty(0, spec.dim, dtype=torch.float32, device=self._device)
 
     def __call__(self, sequences: list[TokenSequence]) -> list[torch.Tensor]:
         """Encode one batch; halve it where the GPU's memory does not suffice."""
@@ -232,7 +234,8 @@ class _BatchRunner:
             # An empty text, and a tokenizer that adds nothing to it.
             return [self.no_vectors] * len(sequences)
         try:
-            return self.finish(self._forward(sequences), sequences)  # forward: (tokens, dim)
+            with no_autocast(self._device):
+                return self.finish(self._forward(sequences), sequences)  # forward: (tokens, dim)
         except torch.OutOfMemoryError:
             if len(sequences) == 1:
                 raise

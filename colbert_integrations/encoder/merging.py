@@ -123,12 +123,14 @@ class _Request:
         length = self.next_length()
         self.tokens -= length
         self.quantum -= length
-        self.running[self.waiting.pop()] = None
+        self.running[self.waiting[-1]] = None
+        self.waiting.pop()
 
     def give_back(self) -> None:
         """Let what was drawn and not handed out wait again."""
         for position in reversed(self.running):
-            self.waiting.append(position)
+            if self.waiting[-1:] != [position]:  # where an interrupt came between, it still waits
+                self.waiting.append(position)
             self.tokens += self.next_length()
             self.quantum += self.next_length()
         self.running.clear()
@@ -164,8 +166,8 @@ class Merger:
     corpus, nor a corpus for a stream of queries, and equal requests such as reranks are done one after another, as they
     came, instead of all at the end.
 
-    A batch runs in the thread of any of the callers, with what torch keeps by thread, such as autocast and the current
-    CUDA stream: all callers need the same.
+    A batch runs in the thread of any of the callers, with what torch keeps by thread, such as the current CUDA stream:
+    all callers need the same.
 
     Source:
         Demers, Keshav, Shenker 1989, "Analysis and simulation of a fair queueing algorithm": ``due`` is its finish
@@ -237,14 +239,15 @@ class Merger:
 
     def _enter(self, request: _Request) -> None:
         with self._lock:
-            self._line.append(request)
             try:
+                self._line.append(request)
                 while self._line[0] is not request or not self._has_room(request):
                     request.pause()
                 request.set_due(self._clock)
                 self._waiting[request.number] = request
             finally:
-                self._line.remove(request)
+                if request in self._line:  # not where an interrupt came first
+                    self._line.remove(request)
                 self._admit_next()
             self._arrived.notify()
 
@@ -396,8 +399,8 @@ class Merger:
             for request in {request.number: request for request, _ in batch}.values():
                 request.batches += 1
             for (request, position), matrix in zip(batch, matrices, strict=True):
-                request.running.pop(position, None)
                 request.done.append((position, matrix))
+                request.running.pop(position, None)
                 if request.settled:
                     request.woken.notify()
 

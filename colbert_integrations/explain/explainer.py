@@ -8,6 +8,7 @@ from math import inf
 
 import torch
 
+from ..autocast import no_autocast
 from ..encoder import Encoder, Side, TextTokens
 from .characters import whole_characters
 from .explanation import Explanation, Token, TokenMatch, TokenSimilarities
@@ -50,7 +51,8 @@ def explain_pairs(
 
 
 def _explanation(pair: tuple[str, str], query: _Encoded, document: _Encoded, pooled: bool) -> Explanation:
-    similarities = (query.vectors @ document.vectors.T).cpu().numpy()  # (query vectors, document vectors)
+    with no_autocast(query.vectors.device):
+        similarities = (query.vectors @ document.vectors.T).cpu().numpy()  # (query vectors, document vectors)
     best = similarities.argmax(axis=1).tolist() if document.tokens else []
     matches = tuple(
         TokenMatch(query.tokens[s], document.tokens[t], float(similarities[s, t]), s, t) for s, t in enumerate(best)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from ..autocast import no_autocast
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, StoreError
 from ..fingerprint import Fingerprint
@@ -143,7 +144,8 @@ class MemoryStore(Store):
         if not names:
             return
         layout = self._layout or Layout(embeddings.dim, self._dtype, self._nbits, self._keep_originals)
-        columns = layout.encode(embeddings.to(self.device))
+        with no_autocast(self.device):
+            columns = layout.encode(embeddings.to(self.device))
         batch = last_of_each(Batch(names, bodies, notes, embeddings.lengths, columns))
         with self._writing:
             if self._layout is None:
@@ -270,10 +272,11 @@ class MemoryStore(Store):
             return [[] for _ in range(len(queries))]
         assert self._layout is not None
         check_queries(queries, self._layout.dim)
-        finder = Finder(state.views, wanted, self._layout, queries.to(self.device, torch.float32))
         number = max(k, wanted_candidates or (max(20, 2 * k) if mode == "codes" else max(500, 5 * k)))
         exact = mode == "exact" or number >= chosen
-        best = finder.exact(k) if exact else finder.approximate(number, mode)
+        with no_autocast(self.device):
+            finder = Finder(state.views, wanted, self._layout, queries.to(self.device, torch.float32))
+            best = finder.exact(k) if exact else finder.approximate(number, mode)
         return [hits_of(state, *row, k) for row in zip(best.scores.tolist(), best.places.tolist(), strict=True)]
 
     def _wanted(self, filter: Filter | None, ids: Sequence[str] | None) -> tuple[State, list[torch.Tensor]]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..autocast import no_autocast
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, ShapeError
 from .ragged import ragged_maxsim
@@ -60,7 +61,8 @@ def maxsim(
     dim, device = vectors.shape[1], vectors.device
     if packed_queries.dim != dim:
         raise ShapeError(f"queries have dim {packed_queries.dim}, documents have dim {dim}")
-    return ragged_maxsim(packed_queries.to(device), listed)
+    with no_autocast(device):
+        return ragged_maxsim(packed_queries.to(device), listed)
 
 
 def _listed(documents: TokenEmbeddings | Sequence[torch.Tensor]) -> TokenEmbeddings | Sequence[torch.Tensor]:
