@@ -162,7 +162,8 @@ class Loader:
         wanted = list({document.id: document for document in checked.documents}.values())
         there = {document.id: document for document in self._store.get([document.id for document in wanted])}
         same = [document for document in wanted if _text_of(there, document) == document.text]
-        moved = [document for document in same if there[document.id].metadata != document.metadata]
+        # As JSON: to Python 1 and True are equal.
+        moved = [document for document in same if _json(there[document.id].metadata) != _json(document.metadata)]
         known = {document.id for document in same}
         pieces, refused = self._encode([document for document in wanted if document.id not in known])
         return _Window(checked, moved, pieces, refused)
@@ -257,6 +258,10 @@ def _document(row: Row, number: int) -> _Document:
 def _content_id(text: str, metadata: Mapping[str, Any]) -> str:
     said = json.dumps([text, metadata], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+
+def _json(metadata: Mapping[str, Any]) -> str:
+    return json.dumps(metadata, sort_keys=True)
 
 
 def _text_of(there: Mapping[str, StoredDocument], document: _Document) -> str | None:

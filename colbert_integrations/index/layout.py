@@ -65,10 +65,12 @@ class Layout:
         Returns:
             A tensor for each column, its content undefined.
         """
-        columns = self._per_token(rows, device, pin)
-        if self.nbits == 8:
-            # A document has at least one token, so there are at most as many steps as rows.
-            columns["steps"] = torch.empty(rows, dtype=torch.float32, device=device, pin_memory=pin)
+        # What is made in inference mode can't be written to outside of it.
+        with torch.inference_mode(False):
+            columns = self._per_token(rows, device, pin)
+            if self.nbits == 8:
+                # A document has at least one token, so there are at most as many steps as rows.
+                columns["steps"] = torch.empty(rows, dtype=torch.float32, device=device, pin_memory=pin)
         return columns
 
     def _per_token(self, rows: int, device: torch.device | str, pin: bool = False) -> dict[str, torch.Tensor]:
@@ -95,7 +97,7 @@ class Layout:
             The columns.
 
         Raises:
-            NonFiniteError: If a value is not a number, or too large for float16.
+            NonFiniteError: If a value is not a number, or too large for float16, in which few bits keep lengths too.
             InputError: If the dimension differs.
         """
         if embeddings.dim != self.dim:
@@ -105,7 +107,7 @@ class Layout:
             bad = [number for number, matrix in enumerate(embeddings) if not _finite(matrix)]
             raise NonFiniteError(f"the vectors of document {bad[0]} are not all finite")
         if self.has_vectors:
-            columns["vectors"] = embeddings.values.to(_DTYPES[self.dtype])
+            columns["vectors"] = embeddings.values.detach().to(_DTYPES[self.dtype])
             if not _finite(columns["vectors"]):
                 raise NonFiniteError("a value is too large for float16: use dtype='float32'")
         if self._bits is not None:

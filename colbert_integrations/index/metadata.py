@@ -32,9 +32,11 @@ def json_copy(metadata: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
         return {}
     if not isinstance(metadata, Mapping):
         raise InputError(f"the metadata of document {name!r} must be a mapping, not {type(metadata).__name__}")
-    _check_keys(metadata, name)
     try:
+        _check_keys(metadata, name)
         copy: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
+    except InputError:  # of the keys
+        raise
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"the metadata of document {name!r} is not JSON: {error}") from error
     return copy

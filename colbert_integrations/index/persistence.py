@@ -80,6 +80,7 @@ def write_index(folder: Path, saved: Saved) -> None:
 
 
 def _write(folder: Path, saved: Saved) -> None:
+    _check_replaceable(folder)
     there = _files_of(_manifest_or_none(folder))
     new: list[Path] = []
     try:
@@ -94,8 +95,11 @@ def _write(folder: Path, saved: Saved) -> None:
         _sync_folder(folder)  # the files must be there for good before something names them
         os.replace(folder / f"{_MANIFEST}.new", folder / _MANIFEST)
     except BaseException:
+        # An interrupt may come once the new manifest is in its place.
+        named = _files_of(_manifest_or_none(folder))
         for path in new:
-            path.unlink(missing_ok=True)
+            if path.name not in named:
+                path.unlink(missing_ok=True)
         raise
     _sync_folder(folder)
     _sweep(folder, set(_files_of(manifest)))
@@ -200,10 +204,10 @@ def read_index(folder: Path, *, verify: bool) -> Saved:
         manifest = _manifest(folder)
         try:
             return _read(folder, manifest, verify)
-        except DamagedIndexError:
+        except (DamagedIndexError, FileNotFoundError) as error:
             # Somebody may have saved since, and removed what the older manifest names.
             if _manifest(folder) == manifest:
-                raise
+                raise DamagedIndexError(str(error)) from error
 
 
 def _read(folder: Path, manifest: Mapping[str, Any], verify: bool) -> Saved:
@@ -219,8 +223,11 @@ def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout) -> View:
     stem, count = f"{entry['name']}-{entry['documents']}", entry["documents"]
     segment = _read_segment(folder / f"{stem}.safetensors", layout, entry["name"])
     path = folder / f"{stem}.jsonl"
-    with path.open(encoding="utf-8") as file:
-        documents = [json.loads(line) for line in file]
+    try:
+        with path.open(encoding="utf-8") as file:
+            documents = [json.loads(line) for line in file]
+    except ValueError as error:  # of JSON or of Unicode
+        raise DamagedIndexError(f"{path} can't be read: {error}") from error
     if len(documents) != count or len(segment.bounds) != count + 1:
         raise DamagedIndexError(f"{path} has {len(documents)} documents, not {count}")
     segment.ids = [document["id"] for document in documents]
@@ -268,6 +275,19 @@ def _manifest(folder: Path) -> dict[str, Any]:
             "upgrade colbert-integrations"
         )
     return manifest
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to write over what is no index of ours, or one of a newer version; a damaged one may be replaced."""
+    path = folder / _MANIFEST
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        raise StoreError(f"{path} is no index of colbert-integrations, and stays: save to another folder")
+    if found.get("version") not in range(_VERSION + 1):
+        raise StoreError(f"{path} is of version {found.get('version')}, and stays: save to another folder")
 
 
 def _manifest_or_none(folder: Path) -> dict[str, Any] | None:

@@ -7,6 +7,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from ..errors import NonFiniteError
+
 __all__ = ["PackedBits", "decode_int8", "encode_int8"]
 
 
@@ -103,6 +105,8 @@ class PackedBits:
         # Not the scale of least squares, which shortens a vector: keeping the norm keeps cosines comparable.
         rounded = self.levels.half().float().to(values.device)[places]
         scales = (norms / rounded.norm(dim=1, keepdim=True)).half()
+        if not torch.isfinite(scales).all():
+            raise NonFiniteError(f"a vector is too long for {self.nbits} bits, whose scales are float16")
         return torch.cat([self._pack(places), scales.view(torch.uint8)], dim=1)
 
     def _pack(self, places: torch.Tensor) -> torch.Tensor:

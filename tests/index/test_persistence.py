@@ -324,3 +324,65 @@ def test_two_savers_do_not_mix(store: MemoryStore, tmp_path: Path, monkeypatch: 
     with FileLock(tmp_path / ".lock"), pytest.raises(StoreError, match="another process"):
         store.save(tmp_path)
     store.save(tmp_path)
+
+
+def test_an_interrupt_right_after_the_step_leaves_the_new_index_whole(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(tmp_path)
+    store.upsert(["new"], dyadic(7, 3))
+    real = os.replace
+
+    def interrupted(*paths: Any) -> None:
+        real(*paths)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(persistence.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(tmp_path)
+    assert found(MemoryStore.load(tmp_path), QUERIES, 9) == found(store, QUERIES, 9)
+
+
+@pytest.mark.parametrize("reader", ["load_file", "_read_segment"])
+def test_files_that_a_save_removes_while_they_are_read_are_read_anew(
+    reader: str, store: MemoryStore, documents: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(tmp_path)
+    real, saved = getattr(persistence, reader), list[bool]()
+
+    def save_first(*arguments: Any) -> Any:
+        if not saved:
+            saved.append(True)
+            fill(store, {name: matrix + 1 for name, matrix in documents.items()})
+            store.save(tmp_path)
+        return real(*arguments)
+
+    monkeypatch.setattr(persistence, reader, save_first)
+    assert found(MemoryStore.load(tmp_path), QUERIES, 9) == found(store, QUERIES, 9)
+
+
+@pytest.mark.parametrize("content", [b'{"name": "a web app", "icons": []}', b"[]", b'{"format": 1}'])
+def test_what_is_no_index_is_not_written_over(content: bytes, store: MemoryStore, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(StoreError, match="no index of colbert-integrations, and stays"):
+        store.save(tmp_path)
+    assert files(tmp_path) == {"manifest.json": content}
+
+
+def test_an_index_of_a_newer_version_is_not_written_over(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_bytes())
+    manifest.pop("sha256")
+    (tmp_path / "manifest.json").write_bytes(persistence._sealed({**manifest, "version": 2}))
+    before = files(tmp_path)
+    with pytest.raises(StoreError, match="version 2, and stays"):
+        store.save(tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_lines_that_are_damaged_are_named_also_without_checksums(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    path = next(tmp_path.glob("*.jsonl"))
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(DamagedIndexError, match=path.name):
+        MemoryStore.load(tmp_path, verify=False)
