@@ -173,6 +173,24 @@ def test_impossible_arguments_are_refused_before_any_work(
     assert (len(index), encoded) == (0, [])
 
 
+async def test_several_queries_are_not_searched_as_one(index: ColBERTIndex) -> None:
+    index.add(TEXTS)
+    with pytest.raises(InputError, match="one string, not list"):
+        await index.asearch(["wing", "heat"])  # type: ignore[arg-type]
+
+
+def test_queries_may_come_from_a_generator(index: ColBERTIndex) -> None:
+    index.add(TEXTS)
+    hits = index.search((query for query in ("wing", "heat")), k=2, explain=True)  # type: ignore[arg-type]
+    assert [[hit.explanation.query for hit in some] for some in hits] == [["wing"] * 2, ["heat"] * 2]
+
+
+def test_metadata_that_only_python_calls_equal_is_replaced(index: ColBERTIndex) -> None:
+    for value in (1, True, 1.0):
+        index.add(["wing"], ids=["a"], metadatas=[{"draft": value}])
+        assert repr(index.get(["a"])[0].metadata["draft"]) == repr(value)
+
+
 def test_generators_of_different_lengths_are_refused_when_one_ends(index: ColBERTIndex) -> None:
     with pytest.raises(InputError, match="one length"):
         index.add(iter(TEXTS), ids=iter(["a", "b"]))

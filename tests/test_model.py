@@ -15,7 +15,9 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -149,6 +151,8 @@ def test_pool_factor_gives_fewer_vectors(tiny: ColBERT) -> None:
     assert half.lengths == [1 + (length - 1) // 2 for length in whole.lengths]
     with pytest.raises(InputError, match="at least 1"):
         tiny.encode_document("a", pool_factor=0.5)
+    with pytest.raises(InputError, match="at least 1, not nan"):
+        tiny.encode_document("a", pool_factor=float("nan"))
 
 
 # -------------------------------------------------------------------------------------------------------- bad input
@@ -169,6 +173,29 @@ def test_pool_factor_gives_fewer_vectors(tiny: ColBERT) -> None:
 def test_impossible_arguments_are_refused_before_any_work(query, documents, options, message, tiny: ColBERT) -> None:
     with pytest.raises(InputError, match=message):
         tiny.rank(query, documents, **options)
+
+
+@pytest.mark.parametrize("vectors", [torch.ones(3, 5), torch.ones(16), np.ones((3, 16)), [[1.0] * 16]], ids=type)
+def test_known_vectors_of_another_form_are_refused_and_the_text_is_named(vectors: Any, tiny: ColBERT) -> None:
+    with pytest.raises(InputError, match=r"known must hold tensors \(num_tokens, 16\), not .* for 'b'"):
+        tiny.rank("a", ["a", "b"], known={"b": vectors})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", ["stanford", "stanford_xlmr"])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_callers_autocast_changes_nothing(
+    half: torch.dtype, layout: str, dtype: str, checkpoint: Callable[[str], Path]
+) -> None:
+    def results(model: ColBERT) -> Any:
+        pooled = model.encode_document(DOCUMENTS, pool_factor=2)
+        return model.rank("wing", DOCUMENTS), str(model.explain("wing", DOCUMENTS[0])), pooled.values.tolist()
+
+    here = results(ColBERT(checkpoint(layout), device="cpu", dtype=dtype))
+    model = ColBERT(checkpoint(layout), device="cpu", dtype=dtype, cache_bytes=10**6)
+    with torch.autocast("cpu", half):
+        assert results(model) == here
+    assert results(model) == here  # nor what was kept
 
 
 def test_texts_that_are_no_strings_are_refused(tiny: ColBERT) -> None:
@@ -192,6 +219,9 @@ def test_texts_that_are_no_strings_are_refused(tiny: ColBERT) -> None:
         ({"batch_tokens": -5}, "batch_tokens must be"),
         ({"batch_size": 1.5}, "batch_size must be"),
         ({"truncate_dim": True}, "truncate_dim must be"),
+        ({"window_overlap": 2.5}, "window_overlap must be a whole number"),
+        ({"window_overlap": -1}, "window_overlap must be a whole number"),
+        ({"skiplist_words": "the"}, "a list of words, not the string 'the'"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict, message: str, checkpoint: Callable[[str], Path]) -> None:

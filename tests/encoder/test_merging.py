@@ -7,10 +7,11 @@ import contextvars
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
+from typing import Any
 
 import pytest
 import torch
@@ -498,3 +499,30 @@ def test_a_text_that_is_refused_further_on_is_named(tiny: ColBERT, monkeypatch: 
     monkeypatch.setattr("colbert_integrations.encoder.encoder._TEXTS_AT_ONCE", 2)
     with pytest.raises(InputError, match="not valid Unicode"):
         tiny.encode_document(["a", "fox", "runs", "\ud800", "in"])
+
+
+def test_an_interrupt_at_the_door_leaves_no_dead_request_behind() -> None:
+    class Interrupted(deque):
+        def append(self, request: object) -> None:
+            super().append(request)
+            raise KeyboardInterrupt
+
+    merger = Merger(Recorder(), 100)
+    merger._line = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        encode(merger, texts(1, 3))
+    assert not merger._line
+
+
+def test_an_interrupt_while_a_sequence_is_drawn_loses_none() -> None:
+    class Interrupted(list):
+        def pop(self, *place: Any) -> Any:
+            raise KeyboardInterrupt
+
+    request = merging._Request(0, [*texts(1, 3), *texts(1, 4)], 100, threading.Lock())
+    tokens, waiting = request.tokens, list(request.waiting)
+    request.waiting = Interrupted(request.waiting)
+    with pytest.raises(KeyboardInterrupt):
+        request.take()
+    request.give_back()
+    assert (request.tokens, list(request.waiting)) == (tokens, waiting)

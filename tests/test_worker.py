@@ -1,0 +1,23 @@
+"""Worker: what a forked child does, which has none of its parent's threads."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from colbert_integrations.worker import Worker
+
+
+async def test_a_forked_child_starts_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker()
+    await worker.run(int)
+    parents = worker._executor
+    await worker.run(int)
+    assert worker._executor is parents
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a child
+    await worker.run(int)
+    assert worker._executor is not parents
+    assert parents is not None
+    parents.shutdown()
+    worker.close()
