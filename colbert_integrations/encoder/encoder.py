@@ -224,7 +224,7 @@ class _BatchRunner:
     def __init__(self, forward: Forward, spec: ColBERTSpec) -> None:
         self._forward = forward
         self._spec = spec
-        self._device = getattr(forward, "device", torch.device("cpu"))
+        self._device = torch.device(getattr(forward, "device", None) or "cpu")
         # What a text without tokens gives; a forward pass elsewhere need not have a device.
         self.no_vectors = torch.empty(0, spec.dim, dtype=torch.float32, device=self._device)
 

@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import torch
 
+from ..autocast import no_autocast
 from .attention import Runs
 from .gpu_attention import Blocks
 from .tokens import TokenSequence
@@ -56,8 +57,8 @@ class ShortForward:
         self._recorded: list[_Recorded] = []
         # Not when the first query comes: whoever waited for the whole device just then would see an error.
         try:
-            # What is made in inference mode can't be written to outside of it.
-            with torch.inference_mode(False), torch.no_grad():
+            # What is made in inference mode can't be written to outside of it; autocast would be recorded for good.
+            with torch.inference_mode(False), torch.no_grad(), no_autocast(device):
                 self._recorded = [_Recorded(run, size, device, recorder) for size in _SIZES if size <= longest]
         except Exception as error:  # of torch, CUDA or a compiler: whatever it is, the work can be done without
             _log.warning("short texts are encoded without CUDA graphs, which can't be recorded: %s", error)

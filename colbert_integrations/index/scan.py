@@ -29,9 +29,8 @@ class Best:
 
     def __init__(self, queries: int, width: int, device: torch.device) -> None:
         self.width = width
-        self.scores = torch.empty(
-            queries, 0, dtype=torch.float32, device=device
-        )  # (queries, up to width) float32, descending
+        # Both (queries, up to width), the scores descending.
+        self.scores = torch.empty(queries, 0, dtype=torch.float32, device=device)
         self.places = torch.empty(queries, 0, dtype=torch.int64, device=device)
 
     def add(self, scores: torch.Tensor, places: torch.Tensor) -> None:

@@ -125,6 +125,15 @@ def test_serves_outside_of_inference_mode_what_was_loaded_in_it() -> None:
         assert found[:, 0].tolist() == ids
 
 
+def test_a_callers_autocast_is_not_recorded() -> None:
+    def product(ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
+        return torch.ones(len(ids), 2) @ torch.ones(2, 3)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        short = ShortForward(product, CPU, Again(), 512)
+    assert [recorded._out.dtype for recorded in short._recorded] == [torch.float32] * 4
+
+
 def test_without_recordings_all_goes_on_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     class Fails(Again):
         def record(self, work: Any) -> Any:
