@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,8 @@ _LATELY_S = 0.1
 # Requests of so many batches at most are served in one piece, as a rerank of a hundred passages is; larger ones go
 # batch by batch. When all went so, 64 reranks of two batches each were all done in the second half of their time.
 _WHOLE_BATCHES = 16
+# Who waits looks again after so long: an interrupt of another may have come before it woke anybody.
+_LOST_S = 1.0
 # Tokens that may wait for a batch, about 100 bytes each as Python lists: 400 MB. Who would add to more waits first.
 _MOST_WAITING = 1 << 22
 
@@ -128,18 +131,21 @@ class _Request:
 
     def give_back(self) -> None:
         """Let what was drawn and not handed out wait again."""
+        done = {position for position, _ in self.done}  # an interrupt may have come right after
         for position in reversed(self.running):
-            if self.waiting[-1:] != [position]:  # where an interrupt came between, it still waits
+            if position in done:
+                continue
+            if self.waiting[-1:] != [position]:  # or before it was taken
                 self.waiting.append(position)
             self.tokens += self.next_length()
             self.quantum += self.next_length()
         self.running.clear()
 
     def pause(self) -> None:
-        """Wait to be woken; raise if nobody waits for the result."""
+        """Wait to be woken, or for a while; raise if nobody waits for the result."""
         if self.cancellation.cancelled:
             raise asyncio.CancelledError
-        self.woken.wait()
+        self.woken.wait(_LOST_S)
 
     def wake(self) -> None:
         """Wake who pauses, from any thread that does not hold the lock."""
@@ -196,6 +202,11 @@ class Merger:
         self._batch_size = batch_size
         self._packed = packed
         self._most_waiting = most_waiting
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nobody is here yet."""
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._numbers = count()
         self._line: deque[_Request] = deque()  # held up at the door
@@ -221,6 +232,8 @@ class Merger:
         """
         if not sequences:
             return 0
+        if self._process != os.getpid():  # forked: whoever was here stayed with the parent
+            self._begin()
         request = _Request(next(self._numbers), sequences, self._batch_tokens, self._lock)
         request.cancellation.wakers.add(request.wake)
         try:

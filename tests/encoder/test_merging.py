@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import signal
 import threading
 import time
@@ -526,3 +527,29 @@ def test_an_interrupt_while_a_sequence_is_drawn_loses_none() -> None:
         request.take()
     request.give_back()
     assert (request.tokens, list(request.waiting)) == (tokens, waiting)
+
+
+def test_what_was_handed_out_just_before_an_interrupt_is_not_run_again() -> None:
+    request = merging._Request(0, texts(2, 3), 100, threading.Lock())
+    request.take()
+    request.take()
+    request.done.append((0, torch.zeros(3, 2)))
+    request.give_back()
+    assert (request.waiting, request.tokens) == ([1], 3)
+
+
+def test_a_lost_wake_up_holds_nobody_for_long(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "_LOST_S", 0.05)
+    monkeypatch.setattr(Merger, "_wake_leader", lambda self: None)
+    merger = Merger(Recorder(), 6)
+    rows = [texts(5, 3, name=name) for name in range(4)]
+    found = [pool.submit(encode, merger, some) for some in rows]
+    assert [one.result(PATIENCE_S) for one in found] == [expected(some) for some in rows]
+
+
+def test_a_forked_child_waits_for_nobody_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    merger = Merger(Recorder(), 100)
+    merger._leader = merging._Request(0, texts(1, 3), 100, merger._lock)  # a thread that stays behind
+    merger._lock.acquire()
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a child
+    assert encode(merger, texts(1, 3)) == expected(texts(1, 3))
