@@ -227,6 +227,8 @@ class ColBERT:
                 found = cls.__new__(cls)
                 found._start(settings, None)
                 cls._shared[settings] = found
+            elif settings.token is not None and found._encoder is None:
+                found.settings = settings  # the same but for the token, which the load to come may need
         return found
 
     # -------------------------------------------------------------------------------------------------- encoding

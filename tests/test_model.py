@@ -252,6 +252,14 @@ def test_equal_settings_share_one_model(checkpoint: Callable[[str], Path]) -> No
     assert first.loaded
 
 
+def test_a_token_that_comes_later_serves_the_load_to_come(checkpoint: Callable[[str], Path]) -> None:
+    first = ColBERT.shared(checkpoint("stanford"), device="cpu")
+    assert ColBERT.shared(checkpoint("stanford"), device="cpu", token="hf_secret") is first
+    assert first.settings.token == "hf_secret"
+    assert ColBERT.shared(checkpoint("stanford"), device="cpu") is first
+    assert first.settings.token == "hf_secret"
+
+
 def test_sharing_keeps_nothing_alive(checkpoint: Callable[[str], Path]) -> None:
     model = ColBERT.shared(checkpoint("stanford"), device="cpu", query_length=21)
     model.encode_query("a")
