@@ -56,6 +56,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise InputError(f"{name} must be a positive whole number, not {value!r}")
+        if self.token is not None and not isinstance(self.token, str):
+            raise InputError(f"token must be a string, not {type(self.token).__name__}")
         overlap = self.window_overlap
         if overlap is not None and (not isinstance(overlap, int) or isinstance(overlap, bool) or overlap < 0):
             raise InputError(f"window_overlap must be a whole number of tokens, 0 or more, not {overlap!r}")
@@ -87,6 +89,8 @@ class Settings:
         if unknown:
             raise InputError(f"unknown argument {', '.join(unknown)}")
         values = {name: value for name, value in given.items() if value is not None}
+        if values.get("token") == "":  # as an environment gives one that is not set
+            del values["token"]
         for name in ("model", "cache_dir"):
             if isinstance(values.get(name), os.PathLike):
                 values[name] = os.fspath(values[name])

@@ -160,8 +160,11 @@ def _safetensors_names(path: Path) -> list[str]:
 
 def _read_tensor(path: Path, name: str) -> torch.Tensor:
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
         return tensor
     return _read_pickled(path)[name].clone()
 

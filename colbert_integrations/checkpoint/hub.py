@@ -111,8 +111,9 @@ def _download(name: str, options: HubOptions) -> Path:
     from huggingface_hub import snapshot_download
 
     # The transport's own error for such a token would print it.
-    if options.token is not None and not (options.token.isascii() and options.token.isprintable()):
-        raise InputError("token holds a line end or other characters that can't be sent: strip it where it is read")
+    token = options.token
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise InputError("token holds spaces, a line end or what else can't be sent: strip it where it is read")
 
     def fetch(patterns: list[str], revision: str | None) -> Path:
         return Path(

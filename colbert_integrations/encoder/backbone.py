@@ -167,6 +167,7 @@ def _load_auto(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
     try:
         model = _checked(checkpoint, _from_pretrained(AutoModel.from_pretrained, checkpoint, options))
         _check_positions(checkpoint, model)
+        _check_class(checkpoint, model)
         return model
     except CheckpointError as error:
         if "auto_map" not in checkpoint.config:
@@ -195,7 +196,7 @@ def _from_pretrained(
     try:
         with _quiet_transformers():
             model, info = load(str(checkpoint.folder), **arguments)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except Exception as error:  # of transformers, safetensors, pickle: none of theirs is left out for good
         raise _explain_failure(checkpoint, error) from error
     return model, info
 
@@ -231,6 +232,20 @@ def _check_positions(checkpoint: Checkpoint, model: Backbone) -> None:
         raise UnsupportedCheckpointError(
             f"{checkpoint.spec.name} was trained with {kind!r} positions, but {type(model).__name__} numbers them in a "
             "table: its vectors would be wrong. It needs its own code: pass trust_remote_code=True after reading it"
+        )
+
+
+def _check_class(checkpoint: Checkpoint, model: Backbone) -> None:
+    """Refuse the native class of another name: weights that fit don't say that it computes the same.
+
+    LFM2 with attention in both directions has the weights of plain LFM2, which sees backwards only.
+    """
+    classes = checkpoint.config.get("auto_map")
+    own = classes.get("AutoModel") if isinstance(classes, dict) else None
+    if isinstance(own, str) and own.rpartition(".")[2] != type(model).__name__:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.spec.name} comes with a class of its own, {own.rpartition('.')[2]}, in whose place "
+            f"{type(model).__name__} may compute something else"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import Checkpoint, ColBERTSpec
-from ..errors import CheckpointError, InputError, RemoteCodeError
+from ..errors import CheckpointError, InputError, MissingWeightsError, RemoteCodeError
 from .backbone import LoadOptions, load_backbone, position_limit
 from .encoder import EncodeOptions, Encoder
 from .forward import Forward, TorchForward, build_projection
@@ -53,6 +53,8 @@ def load_encoder(
         limit = position_limit(backbone)
         forward = _choose_forward(checkpoint, backbone, load)
     rules = apply_rules(checkpoint, tokenizer, limit)
+    if forward is None:
+        _check_rows(rules.spec, backbone)
     if isinstance(forward, RemoteForward):
         return _connect(checkpoint, load, encode, forward, rules)
     return Encoder(rules, forward, encode)
@@ -130,7 +132,9 @@ def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
         )
 
     try:
-        return read(trust=False)  # first, also on consent: with it transformers runs the model's code as well
+        return _with_words(
+            read(trust=False), checkpoint.spec
+        )  # first, also on consent: with it transformers runs the model's code as well
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         needs_code = "trust_remote_code" in str(error)
         if not needs_code:
@@ -140,7 +144,36 @@ def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
                 f"the tokenizer of {checkpoint.spec.name} is code from its repository. Read that code, then pass "
                 "trust_remote_code=True"
             ) from error
-    return read(trust=True)
+    return _with_words(read(trust=True), checkpoint.spec)
+
+
+def _with_words(tokenizer: Any, spec: ColBERTSpec) -> Any:
+    """The tokenizer, unless it has special tokens only, as transformers 5 makes one where the files are missing."""
+    if set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
+        raise CheckpointError(
+            f"{spec.name} has no vocabulary: its folder lacks tokenizer.json, or what else its tokenizer is read from. "
+            "Save the tokenizer beside the model, or download the checkpoint again"
+        )
+    return tokenizer
+
+
+def _check_rows(spec: ColBERTSpec, backbone: Any) -> None:
+    """Refuse ids for which the model has no embedding, as where tokens were added and the model was not resized."""
+    try:
+        rows = backbone.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):  # code of a checkpoint's own need not say
+        return
+    ids = {
+        "query marker": spec.query_marker_id,
+        "document marker": spec.document_marker_id,
+        "expansion token": spec.expansion_token_id,
+    }
+    beyond = [f"{name} {token}" for name, token in ids.items() if token is not None and token >= rows]
+    if beyond:
+        raise MissingWeightsError(
+            f"{spec.name} has embeddings for the ids below {rows}, and none for its {', '.join(beyond)}: tokens were "
+            "added to its tokenizer and the model was not resized"
+        )
 
 
 def _check_attention(spec: ColBERTSpec, attention: str | None) -> None:

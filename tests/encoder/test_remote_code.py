@@ -112,11 +112,28 @@ def test_code_that_leaves_weights_random_is_refused(own: Path) -> None:
 @pytest.mark.parametrize("consent", [False, True])
 def test_a_native_class_that_fits_goes_first(tmp_path: Path, checkpoint: Callable[[str], Path], consent: bool) -> None:
     folder = checkpoints.build("stanford", tmp_path)
-    edit(folder, auto_map=CLASSES)
+    edit(folder, auto_map={"AutoModel": "modeling_own.BertModel"})
     (folder / "modeling_own.py").write_text(FORBIDDEN)
     model = ColBERT(folder, device="cpu", trust_remote_code=consent)
     plain = ColBERT(checkpoint("stanford"), device="cpu")
     assert torch.equal(model.encode_document(TEXTS).values, plain.encode_document(TEXTS).values)
+
+
+@pytest.mark.parametrize("consent", [False, True])
+def test_a_class_of_another_name_goes_before_a_native_one_that_its_weights_fit(tmp_path: Path, consent: bool) -> None:
+    folder = checkpoints.build("stanford", tmp_path)
+    edit(folder, auto_map={"AutoModel": "modeling_own.OtherBertModel"})
+    (folder / "modeling_own.py").write_text(
+        "from transformers import BertModel\n\n\nclass OtherBertModel(BertModel):\n    pass\n"
+    )
+    if consent:
+        model = ColBERT(folder, device="cpu", trust_remote_code=True)
+        assert type(model._ready()._forward.backbone).__name__ == "OtherBertModel"
+    else:
+        with pytest.raises(
+            RemoteCodeError, match="OtherBertModel, in whose place BertModel may compute something else"
+        ):
+            ColBERT(folder, device="cpu")
 
 
 @pytest.mark.parametrize("consent", [False, True])
