@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 from ..errors import InputError
 
-__all__ = ["STDIN", "Failed", "Form", "Text", "form_of", "opened", "read", "reason"]
+__all__ = ["STDIN", "Failed", "Form", "Text", "form_of", "opened", "read", "reason", "resolved"]
 
 STDIN = "-"
 
@@ -108,6 +110,18 @@ def reason(error: Exception) -> str:
     """What an error of the system says, without the file's name."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"can't be read: {said}"
+
+
+def resolved(path: str | Path) -> Path:
+    """A path without links; of one that leads round in a circle, as much as can be told.
+
+    Args:
+        path: The path.
+
+    Returns:
+        The path; ``Path.resolve`` would raise an error for such a circle, or not, as the version of Python has it.
+    """
+    return Path(os.path.realpath(path))
 
 
 Content: TypeAlias = tuple[str, dict[str, Any]]

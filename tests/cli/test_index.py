@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import gzip
 import itertools
 import json
@@ -195,6 +197,38 @@ def test_what_fails_is_told_and_the_rest_is_stored(run: Run, notes: Path, monkey
     written = [json.loads(line) for line in Path("failed.jsonl").read_text().splitlines()]
     assert sorted(written, key=str) == failures
     assert sorted(stored("kept")) == sorted([*IDS, "line"])
+
+
+def test_a_link_round_in_a_circle_is_told_and_the_rest_is_stored(run: Run, notes: Path) -> None:
+    for link in (notes / "round.txt", Path("itself")):
+        link.symlink_to(link.name)
+    done = run("index", "notes", "itself", "--store", "kept", "--json")
+    why = f"can't be read: {os.strerror(errno.ELOOP)}"
+    assert done.data["failures"] == [{"document": name, "error": why} for name in ("notes/round.txt", "itself")]
+    assert done.code == 1
+    assert sorted(stored("kept")) == sorted(IDS)
+
+
+def test_a_folder_that_may_be_listed_only_is_told_and_the_rest_is_stored(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (notes / "listed").mkdir()
+    (notes / "listed/a.txt").write_text("a")
+
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            if str(path).endswith("listed/a.txt"):  # chmod would not keep root out
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "stat", refusing(os.stat))
+    monkeypatch.setattr(builtins, "open", refusing(open))
+    done = run("index", "notes", "--store", "kept", "--json")
+    assert done.data["failures"] == [{"document": "notes/listed/a.txt", "error": "can't be read: Permission denied"}]
+    assert done.code == 1
+    assert sorted(stored("kept")) == sorted(IDS)
 
 
 def test_many_failures_are_cut_on_the_terminal_only(run: Run, tmp_path: Path) -> None:
