@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import sys
 import zlib
@@ -73,6 +74,9 @@ def read(file: str, form: Form, failed: Failed) -> Iterator[Text]:
 
     Yields:
         The texts, line ends as ``\n``. Of lines those that are not blank.
+
+    Raises:
+        InputError: If it is stdin, and that is closed.
     """
     try:
         with opened(file) as stream:
@@ -95,8 +99,13 @@ def opened(file: str) -> Iterator[BinaryIO]:
 
     Yields:
         The stream.
+
+    Raises:
+        InputError: If it is stdin, and that is closed.
     """
     if file == STDIN:
+        if sys.stdin is None:
+            raise InputError("- can't be read: stdin is closed")
         yield sys.stdin.buffer
     elif file.lower().endswith(".gz"):
         with gzip.open(file) as unzipped:
@@ -147,7 +156,7 @@ def _line(raw: bytes) -> Content:
 
 def _json_line(raw: bytes) -> Content:
     try:
-        fields = json.loads(_decoded(raw), parse_constant=_refuse_constant)
+        fields = json.loads(_decoded(raw), parse_float=_finite, parse_constant=_refuse_constant)
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
@@ -171,6 +180,13 @@ def _decoded(raw: bytes) -> str:
 
 def _refuse_constant(name: str) -> None:
     raise InputError(f"is not JSON: {name} is no number there")
+
+
+def _finite(number: str) -> float:
+    """A number, unless it would be read as infinity, which can't be written as JSON again."""
+    if not math.isfinite(read := float(number)):
+        raise InputError(f"has a number that is too large: {number}")
+    return read
 
 
 def _check_unicode(fields: dict[str, Any]) -> None:
