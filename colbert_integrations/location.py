@@ -38,7 +38,11 @@ def open_store(location: str) -> Store:
     """
     if not isinstance(location, str):
         raise InputError(f"a location must be a string such as {_EXAMPLE}, not {type(location).__name__}")
-    parts = urlsplit(location)
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        # Neither is said again, location or error: they may hold a secret.
+        raise InputError(f"a location is an address such as {_EXAMPLE}, and this one can't be read") from None
     if parts.scheme not in _SCHEMES:
         raise InputError(
             f"a store is at a location such as {_EXAMPLE}, not {location!r}; a folder is opened by ColBERTIndex.load"

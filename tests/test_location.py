@@ -59,6 +59,8 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("qdrant+http://localhost:6333/abstracts#hush", "QDRANT_API_KEY"),
         ("qdrant+http://hush@localhost:6333/abstracts", "QDRANT_API_KEY"),
         ("qdrant+http://me:hush@localhost:6333/abstracts", "QDRANT_API_KEY"),
+        ("qdrant+http://[::1/abstracts", "can't be read"),
+        ("qdrant+http://me:hush@a\u2100b/abstracts", "can't be read"),
     ],
 )
 def test_what_is_no_location_is_refused(location: Any, said: str) -> None:

@@ -8,6 +8,7 @@ of a line without one, a hash of what it says.
 from __future__ import annotations
 
 import os
+import stat
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..errors import InputError
-from .reading import STDIN, Failed, Form, Text, form_of, opened, read, reason
+from .reading import STDIN, Failed, Form, Text, form_of, opened, read, reason, resolved
 
 __all__ = ["Corpus"]
 
@@ -85,7 +86,7 @@ class Corpus:
         """Refuse sources whose documents would replace each other; those of JSON lines bring their own ids."""
         named: dict[str, str] = {}
         for source in sources:
-            name = Path(source).resolve().name
+            name = resolved(source).name
             if name in named and (source == STDIN or os.path.isdir(source) or self._form_of(Path(source)) != "jsonl"):
                 raise InputError(
                     f"{named[name]} and {source} have the same name, by which their documents are told apart: give a "
@@ -97,10 +98,10 @@ class Corpus:
         if source == STDIN:
             return [_File(STDIN, STDIN, self._form or "jsonl")]
         if os.path.isdir(source):
-            name = Path(source).resolve().name
+            name = resolved(source).name
             inner = sorted(self._walk(Path(source)))
             return [_File(str(source / path), _spelt(name / path), self._form_of(path)) for source, path in inner]
-        if not os.path.exists(source):
+        if not os.path.lexists(source):  # a link that leads nowhere is told when it is read
             raise InputError(f"{source} is not there: a source is a folder, a file, or - for stdin")
         return [_File(source, _spelt(PurePath(os.path.basename(source))), self._form_of(PurePath(source)))]
 
@@ -120,12 +121,11 @@ class Corpus:
             folders[:] = [name for name in folders if self._is_admitted(here / name)]
             for name in filter(lambda name: self._is_admitted(here / name), files):
                 path = (here / name).relative_to(root)
-                # A link that leads nowhere is told when it is read; sockets and such are no documents.
-                if self._is_wanted(path) and ((here / name).is_file() or (here / name).is_symlink()):
+                if self._is_wanted(path) and _may_be_read(here / name):
                     yield root, path
 
     def _is_admitted(self, path: Path) -> bool:
-        return not path.name.startswith(".") and path.resolve() not in self._leave_out
+        return not path.name.startswith(".") and resolved(path) not in self._leave_out
 
     def _is_wanted(self, path: PurePath) -> bool:
         return not self._globs or any(path.match(glob) for glob in self._globs)
@@ -155,6 +155,14 @@ class Corpus:
         if self._with_title and isinstance(title, str) and title.strip():
             document["text"] = f"{title}\n{document['text']}"
         return document
+
+
+def _may_be_read(path: Path) -> bool:
+    """Whether it is a file, or can't be looked at, which is told when it is read; sockets and such are no documents."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def _count_lines(path: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -36,10 +38,8 @@ class Failures:
         self._output, self._name = output, file
         self._file: TextIO | None = None
         if file is not None:
-            try:
+            with self._writing():
                 self._file = Path(file).open("w", encoding="utf-8")  # noqa: SIM115  # closed by __exit__
-            except OSError as error:
-                raise InputError(f"can't write {file}: {error.strerror}") from error
 
     def add(self, document: str, why: str | Exception) -> None:
         """Note a failure.
@@ -47,13 +47,17 @@ class Failures:
         Args:
             document: The id of the document, or where it stands.
             why: What is wrong with it.
+
+        Raises:
+            InputError: If the file can't be written.
         """
         self.count += 1
         failure = {"document": document, "error": str(why)}
         if len(self.first) < _KEPT:
             self.first.append(failure)
         if self._file is not None:
-            self._file.write(json.dumps(failure) + "\n")
+            with self._writing():
+                self._file.write(json.dumps(failure) + "\n")
 
     def tell(self) -> None:
         """Say what failed, or the beginning of it."""
@@ -70,4 +74,12 @@ class Failures:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with self._writing():
+                self._file.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"can't write {self._name}: {error.strerror}") from error

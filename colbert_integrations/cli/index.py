@@ -17,6 +17,7 @@ from .corpora import Corpus
 from .failures import Failures
 from .opening import folder_of, opened_for_writing
 from .output import Output
+from .reading import resolved
 
 __all__ = ["run"]
 
@@ -69,9 +70,9 @@ def run(args: argparse.Namespace, output: Output) -> int:
 def _written(args: argparse.Namespace) -> set[Path]:
     """What this command writes, none of which may be a source."""
     names = [folder_of(args.store), args.failures]
-    written = {Path(name).resolve() for name in names if name is not None}
+    written = {resolved(name) for name in names if name is not None}
     for source in args.sources:
-        if Path(source).resolve() in written:
+        if resolved(source) in written:
             raise InputError(f"{source} is to be read and to be written: choose another place for one of them")
     return written
 

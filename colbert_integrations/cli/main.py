@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from ..errors import ColBERTError
-from .output import Output
+from .output import Output, forget_stdout
 from .parser import parse
 
 __all__ = ["main"]
@@ -34,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Output(as_json=args.json, quiet=args.quiet)
     try:
         with _warnings_in_one_line(output):
+            output.flush()  # before any work: stdout may be closed
             code: int = import_module(f".{args.command}", __package__).run(args, output)
             output.flush()
             return code
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.error("interrupted")
         return _INTERRUPTED
     except BrokenPipeError:
-        _forget_stdout()
+        forget_stdout()
         return _PIPE_CLOSED
 
 
@@ -60,11 +59,3 @@ def _warnings_in_one_line(output: Output) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
-
-
-def _forget_stdout() -> None:
-    """Let what is still to be written go nowhere, or Python would complain of it at its end."""
-    with suppress(OSError):  # not a real file
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)

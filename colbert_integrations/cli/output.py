@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..errors import InputError
 from .parser import PROGRAM
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ["Output"]
+__all__ = ["Output", "forget_stdout"]
 
 Piece: TypeAlias = str | tuple[str, str]
 """A part of a line, or such a part with its style."""
@@ -23,8 +27,30 @@ Piece: TypeAlias = str | tuple[str, str]
 _WIDTH = 100  # where stdout is no terminal
 
 
+def forget_stdout() -> None:
+    """Let what is still to be written go nowhere, or Python would complain of it at its end."""
+    with suppress(OSError):  # not a real file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def _to_stdout() -> Iterator[None]:
+    """Make one line of what goes wrong with stdout; a pipe that nobody reads is ``main``'s."""
+    if sys.stdout is None:
+        raise InputError("can't write to stdout: it is closed")
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        forget_stdout()
+        raise InputError(f"can't write to stdout: {error.strerror}") from error
+
+
 class Output:
-    """Where a command writes.
+    """Where a command writes. What writes to stdout raises an ``InputError`` if that is closed or full.
 
     Args:
         as_json: Whether stdout gets JSON and nothing else.
@@ -55,6 +81,7 @@ class Output:
 
     # ------------------------------------------------------------------------------------------------------- results
 
+    @_to_stdout()
     def data(self, data: Any) -> None:
         """Write a line of JSON."""
         said = json.dumps(data, ensure_ascii=False, allow_nan=False)
@@ -64,6 +91,7 @@ class Output:
             said = json.dumps(data, allow_nan=False)
         sys.stdout.write(f"{said}\n")
 
+    @_to_stdout()
     def line(self, *pieces: Piece) -> None:
         """Write a line to read; styles show on a terminal where rich is installed."""
         if self.console is None:
@@ -73,10 +101,12 @@ class Output:
 
         self.console.print(Text.assemble(*pieces), soft_wrap=True)
 
+    @_to_stdout()
     def text(self, text: str) -> None:
         """Write lines as they are."""
         sys.stdout.write(f"{text}\n")
 
+    @_to_stdout()
     def show(self, thing: object) -> None:
         """Write what can be printed, and by rich too."""
         if self.console is not None:
@@ -84,6 +114,7 @@ class Output:
         else:
             self.text(str(thing))
 
+    @_to_stdout()
     def paragraph(self, text: str | Text, indent: int) -> None:
         """Write a text, wrapped and indented."""
         if self.console is not None:
@@ -95,8 +126,9 @@ class Output:
             wrapped = textwrap.fill(str(text), self.width, initial_indent=space, subsequent_indent=space)
             sys.stdout.write(f"{wrapped}\n")
 
+    @_to_stdout()
     def flush(self) -> None:
-        """Bring everything out, so that a pipe which nobody reads is an error here, and not at the end of Python."""
+        """Bring everything out, so that what goes wrong with it is an error here, and not at the end of Python."""
         sys.stdout.flush()
 
     @cached_property

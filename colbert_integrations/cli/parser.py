@@ -27,6 +27,8 @@ _WHERE = "a folder, or qdrant+http://host:6333/NAME (its API key is read from QD
 _DTYPES = ("float32", "bfloat16", "float16", "int8")
 # Of the settings, those with an option of their own, and the token, which is read from the environment.
 _NOT_SET = {"model", "device", "dtype", "token"}
+# Characters of a value that an error shows.
+_MOST_SHOWN = 200
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -253,7 +255,8 @@ def _refusing(said: str) -> Callable[[Callable[[str], Any]], Callable[[str], Any
             try:
                 return read(value)
             except ValueError as error:
-                raise argparse.ArgumentTypeError(f"{said}, not {value!r}") from error
+                shown = value if len(value) <= _MOST_SHOWN else f"{value[:_MOST_SHOWN]}…"
+                raise argparse.ArgumentTypeError(f"{said}, not {shown!r}") from error
 
         return checked
 
@@ -283,7 +286,11 @@ def _factor(value: str) -> float:
 
 @_refusing('must be a JSON object such as {"year": 2020}')
 def _json_object(value: str) -> dict[str, Any]:
-    if not isinstance(read := json.loads(value), dict):
+    try:
+        read = json.loads(value)
+    except RecursionError as error:
+        raise ValueError from error
+    if not isinstance(read, dict):
         raise ValueError
     return read
 
@@ -302,5 +309,5 @@ def _setting(value: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"must be NAME=VALUE, NAME one of {', '.join(known)}, not {value!r}")
     try:
         return name, json.loads(said)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, said

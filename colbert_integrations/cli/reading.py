@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 from ..errors import InputError
 
-__all__ = ["STDIN", "Failed", "Form", "Text", "form_of", "opened", "read", "reason"]
+__all__ = ["STDIN", "Failed", "Form", "Text", "form_of", "opened", "read", "reason", "resolved"]
 
 STDIN = "-"
 
@@ -71,6 +74,9 @@ def read(file: str, form: Form, failed: Failed) -> Iterator[Text]:
 
     Yields:
         The texts, line ends as ``\n``. Of lines those that are not blank.
+
+    Raises:
+        InputError: If it is stdin, and that is closed.
     """
     try:
         with opened(file) as stream:
@@ -93,8 +99,13 @@ def opened(file: str) -> Iterator[BinaryIO]:
 
     Yields:
         The stream.
+
+    Raises:
+        InputError: If it is stdin, and that is closed.
     """
     if file == STDIN:
+        if sys.stdin is None:
+            raise InputError("- can't be read: stdin is closed")
         yield sys.stdin.buffer
     elif file.lower().endswith(".gz"):
         with gzip.open(file) as unzipped:
@@ -108,6 +119,18 @@ def reason(error: Exception) -> str:
     """What an error of the system says, without the file's name."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"can't be read: {said}"
+
+
+def resolved(path: str | Path) -> Path:
+    """A path without links; of one that leads round in a circle, as much as can be told.
+
+    Args:
+        path: The path.
+
+    Returns:
+        The path; ``Path.resolve`` would raise an error for such a circle, or not, as the version of Python has it.
+    """
+    return Path(os.path.realpath(path))
 
 
 Content: TypeAlias = tuple[str, dict[str, Any]]
@@ -133,7 +156,7 @@ def _line(raw: bytes) -> Content:
 
 def _json_line(raw: bytes) -> Content:
     try:
-        fields = json.loads(_decoded(raw), parse_constant=_refuse_constant)
+        fields = json.loads(_decoded(raw), parse_float=_finite, parse_constant=_refuse_constant)
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
@@ -157,6 +180,13 @@ def _decoded(raw: bytes) -> str:
 
 def _refuse_constant(name: str) -> None:
     raise InputError(f"is not JSON: {name} is no number there")
+
+
+def _finite(number: str) -> float:
+    """A number, unless it would be read as infinity, which can't be written as JSON again."""
+    if not math.isfinite(read := float(number)):
+        raise InputError(f"has a number that is too large: {number}")
+    return read
 
 
 def _check_unicode(fields: dict[str, Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.documents import Document
@@ -16,7 +18,16 @@ if TYPE_CHECKING:  # at run time only once an index is made: its room imports to
     from ..index import Filter, Hit, Store, StoredDocument
     from ..model import ColBERT
 
-__all__ = ["DocumentFilter", "columns", "document_of", "document_of_hit", "make_index", "store_filter", "stripped"]
+__all__ = [
+    "DocumentFilter",
+    "columns",
+    "copied",
+    "document_of",
+    "document_of_hit",
+    "make_index",
+    "store_filter",
+    "stripped",
+]
 
 DocumentFilter: TypeAlias = Mapping[str, Any] | Callable[[Document], bool]
 """Conditions on metadata, as in ``index.filters``, or a function of a document."""
@@ -114,6 +125,18 @@ def document_of_hit(hit: Hit, score_key: str | None = None) -> Document:
     return Document(hit.text or "", id=hit.id, metadata=metadata)
 
 
+def copied(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy metadata, so that changing a list in the copy leaves the original alone.
+
+    Args:
+        metadata: The metadata.
+
+    Returns:
+        The copy; a value that can't be copied all through is copied on its surface, or else the same.
+    """
+    return {key: _copied(value) for key, value in metadata.items()}
+
+
 def store_filter(filter: DocumentFilter | None) -> Filter | None:
     """Make the filter that a store takes.
 
@@ -141,3 +164,10 @@ def stripped(query: object) -> str:
         InputError: If it is not a string.
     """
     return check_query(query).strip()
+
+
+def _copied(value: Any) -> Any:
+    for how in (deepcopy, copy):
+        with suppress(Exception):  # a lock or an open file; classes raise what they like
+            return how(value)
+    return value

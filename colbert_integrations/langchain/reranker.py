@@ -19,6 +19,7 @@ from pydantic import Field
 
 from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query
 from ..errors import InputError
+from .documents import copied
 from .tracing import figures_on
 
 __all__ = ["ColBERTReranker"]
@@ -249,7 +250,7 @@ def _with_fields(text: str, metadata: Mapping[str, Any], names: list[str]) -> st
 
 
 def _copy(document: Document, score_key: str | None, entry: Reranked) -> Document:
-    metadata = dict(document.metadata)
+    metadata = copied(document.metadata)
     if score_key is not None:
         metadata[score_key] = entry.score
     if entry.explanation is not None:

@@ -32,7 +32,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     """Find documents with ColBERT, as a LangChain retriever.
 
     Documents are searched in this process, or wherever the store keeps them. Each result is a new document, free to
-    change. Copies search the same documents; dumps and pickles carry none: save and load are for that.
+    change. Copies search the same documents; dumps carry none, and pickling is refused: save and load are for that.
 
     Example:
         >>> retriever = ColBERTRetriever.from_texts(

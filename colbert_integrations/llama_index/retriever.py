@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,8 @@ class ColBERTRetriever(BaseRetriever):
 
     Nodes are kept as they are in a ``ColBERTIndex``; what comes back are new nodes, free to change. Scores are Python
     floats. White space around a query is ignored. Of a query with several ``embedding_strs``, such as HyDE makes,
-    each is searched, and a node's score is the highest that it gets.
+    each is searched, and a node's score is the highest that it gets. Copies search the same nodes; pickling is refused:
+    ``persist`` and ``from_persist_dir`` are for that.
 
     Args:
         nodes: Nodes to add. They are encoded at once: inside an event loop use ``aadd_nodes``. None: none yet.
@@ -270,6 +272,19 @@ class ColBERTRetriever(BaseRetriever):
     @similarity_top_k.setter
     def similarity_top_k(self, value: int) -> None:
         self._similarity_top_k = _count("similarity_top_k", value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Handlers of callbacks hold locks and connections, as stores do. What nodes lead to grows with the index.
+        shared = (self.index, self._store, self._opening, self.callback_manager, self.object_map)
+        memo.update({id(part): part for part in shared})
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The index is made, or a shallow copy would make one of its own. It goes first: it refuses to be pickled and
+        # says what to do instead, where the lock would only say that it is one.
+        return {"_index": self.index, **vars(self)}
 
     # -------------------------------------------------------------------------------------------------------- writing
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import pickle
 import random
 import threading
 import time
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 from llama_index.core import SummaryIndex
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import (
     BaseNode,
     Document,
@@ -533,6 +536,36 @@ def test_another_model_and_no_index_are_refused(make: Make, checkpoint: Callable
 
 
 # ------------------------------------------------------------------------------------------------------------ reranking
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_copy_searches_the_same_nodes(make: Make, how: Callable[[Any], Any], early: bool):
+    options = {"callback_manager": CallbackManager([]), "filters": {"place": {"$gte": 0}}}
+    retriever = make([], **options) if early else make(**options)
+    twin = how(retriever)
+    if early:
+        retriever.add_nodes(texts_as_nodes())
+    assert twin.index is retriever.index
+    assert twin.callback_manager is retriever.callback_manager
+    assert read(twin.retrieve(QUERY)) == read(retriever.retrieve(QUERY)) != []
+    twin.similarity_top_k = 1
+    assert len(retriever.retrieve(QUERY)) == 2
+
+
+def test_a_copy_follows_the_same_objects(shared_model: ColBERT):
+    retriever = ColBERTRetriever(model=shared_model, similarity_top_k=1)
+    twin = copy.deepcopy(retriever)
+    inner = ColBERTRetriever(texts_as_nodes(["paris"]), model=shared_model)
+    retriever.add_nodes([IndexNode(text=QUERY, index_id="inner", obj=inner)])
+    assert [found.node_id for found in twin.retrieve(QUERY)] == ["id-0"]
+
+
+@pytest.mark.parametrize("store", [None, MemoryStore])
+def test_pickling_is_refused_with_the_way_out(shared_model: ColBERT, store: Callable[[], MemoryStore] | None):
+    retriever = ColBERTRetriever(model=shared_model, store=store and store())
+    with pytest.raises(StoreError, match="save it and load it"):
+        pickle.dumps(retriever)
 
 
 def test_a_reranker_takes_the_vectors_that_are_stored(make: Make, monkeypatch: pytest.MonkeyPatch):

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 import math
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -158,6 +159,20 @@ def test_inputs_stay_as_they_are(driver: Driver, stanford: dict[str, Any], extra
     assert all(now is then for now, then in zip(items, given, strict=True))
     assert [item.model_dump() for item in items] == [item.model_dump() for item in before]
     assert metadata == {"source": "a", "nested": {"list": [1]}, "relevance_score": "mine"}
+
+
+@pytest.mark.parametrize("extra", ["explain", "keep_retrieval_score"])
+def test_copies_have_metadata_of_their_own(driver: Driver, stanford: dict[str, Any], extra: str):
+    if isinstance(driver, LangChain) and extra != "explain":
+        pytest.skip("an option of the other framework")
+    lock = threading.Lock()  # as an open file or a connection: it can't be copied
+    metadata = {"nested": {"list": [1]}, "lock": lock, "about": {"lock": lock}}
+    items = driver.items(TEXTS, metadata)
+    for output in driver.read(driver.rerank(driver.Reranker(**stanford, **{extra: True}), items, QUERY)):
+        assert output.metadata["lock"] is output.metadata["about"]["lock"] is lock
+        output.metadata["nested"]["list"].append(2)
+        output.metadata["about"]["more"] = 3
+    assert metadata == {"nested": {"list": [1]}, "lock": lock, "about": {"lock": lock}}
 
 
 def test_scoring_one_output_leaves_the_others_that_shared_its_metadata(driver: Driver, stanford: dict[str, Any]):

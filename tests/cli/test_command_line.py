@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -71,6 +72,7 @@ def test_help_names_every_command_and_the_exit_codes(run: Run) -> None:
         (["index", "a", "--store", "b", "--nbits", "3"], "argument --nbits: invalid choice: 3"),
         (["search", "q", "--store", "b", "--filter", "year"], '--filter: must be a JSON object such as {"year": 2020}'),
         (["search", "q", "--store", "b", "--filter", "[1]"], "not '[1]'"),
+        (["search", "q", "--store", "b", "--filter", '{"a":' + "[" * 100_000], '{"year": 2020}, not \'{"a":[['),
         (["search", "--store", "b"], "give one query, or several by --queries"),
         (["search", "q", "--queries", "-", "--store", "b"], "give one query, or several by --queries"),
     ],
@@ -84,6 +86,7 @@ def test_errors_of_usage_say_what_would_be_right(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert said in captured.err
+    assert len(captured.err) < 5000
 
 
 @pytest.mark.parametrize(
@@ -153,6 +156,39 @@ def test_a_closed_pipe_is_quiet(model: ColBERT, tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize("argv", [["rerank", "plane"], ["explain", "plane"], ["index", "--store", "kept"]])
+def test_a_closed_stdin_is_an_error(
+    argv: list[str],
+    model: ColBERT,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it
+    assert main([*argv, "-", "--quiet", "--model", model.settings.model, "--device", "cpu"]) == 2
+    assert capsys.readouterr() == ("", "colbert-integrations: - can't be read: stdin is closed\n")
+
+
+def test_a_closed_stdout_is_an_error_before_any_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it
+    assert main(["rerank", "plane", "missing.txt"]) == 2
+    assert capsys.readouterr().err == "colbert-integrations: can't write to stdout: it is closed\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_stdout_is_an_error(model: ColBERT, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the plane")
+    argv = ["rerank", "plane", str(tmp_path / "a.txt"), "--model", model.settings.model, "--device", "cpu"]
+    command = [sys.executable, "-m", "colbert_integrations", *argv]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == f"colbert-integrations: can't write to stdout: {os.strerror(errno.ENOSPC)}\n"
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

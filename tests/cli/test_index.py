@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import gzip
 import itertools
 import json
@@ -197,6 +199,49 @@ def test_what_fails_is_told_and_the_rest_is_stored(run: Run, notes: Path, monkey
     assert sorted(stored("kept")) == sorted([*IDS, "line"])
 
 
+def test_a_link_round_in_a_circle_is_told_and_the_rest_is_stored(run: Run, notes: Path) -> None:
+    for link in (notes / "round.txt", Path("itself")):
+        link.symlink_to(link.name)
+    done = run("index", "notes", "itself", "--store", "kept", "--json")
+    why = f"can't be read: {os.strerror(errno.ELOOP)}"
+    assert done.data["failures"] == [{"document": name, "error": why} for name in ("notes/round.txt", "itself")]
+    assert done.code == 1
+    assert sorted(stored("kept")) == sorted(IDS)
+
+
+def test_a_folder_that_may_be_listed_only_is_told_and_the_rest_is_stored(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (notes / "listed").mkdir()
+    (notes / "listed/a.txt").write_text("a")
+
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            if str(path).endswith("listed/a.txt"):  # chmod would not keep root out
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "stat", refusing(os.stat))
+    monkeypatch.setattr(builtins, "open", refusing(open))
+    done = run("index", "notes", "--store", "kept", "--json")
+    assert done.data["failures"] == [{"document": "notes/listed/a.txt", "error": "can't be read: Permission denied"}]
+    assert done.code == 1
+    assert sorted(stored("kept")) == sorted(IDS)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("count", [1, 1500])  # written at the end, and before
+def test_failures_that_can_not_be_written_are_an_error(run: Run, tmp_path: Path, count: int) -> None:
+    lines = '{"text": "a"}\n' + "{}\n" * count
+    done = run("index", "-", "--store", tmp_path / "kept", "--failures", "/dev/full", stdin=lines)
+    assert done.code == 2
+    said = f"colbert-integrations: can't write /dev/full: {os.strerror(errno.ENOSPC)}"
+    assert done.err.splitlines()[-1] == said
+    assert done.err.count(said) == 1
+
+
 def test_many_failures_are_cut_on_the_terminal_only(run: Run, tmp_path: Path) -> None:
     done = run(
         "index", "-", "--store", tmp_path / "kept", "--failures", tmp_path / "f.jsonl", "--quiet", stdin="{}\n" * 1500
@@ -220,6 +265,7 @@ def test_many_failures_are_cut_on_the_terminal_only(run: Run, tmp_path: Path) ->
         (["notes", "notes/bread.txt", "--failures", "notes/bread.txt"], "notes/bread.txt is to be read and to be wri"),
         (["notes/bread.txt", "--store", "notes"], "no index in notes: it has no manifest.json"),
         (["notes", "--store", "qdrant+http://a:1/b", "--nbits", "4"], "--nbits is for an index in a folder"),
+        (["notes", "--store", "qdrant+http://[::1/b"], "a location is an address such as"),
         (["notes", "--store", "http://a:1/b"], "a store is at a location such as"),
         (["notes", "--set", "query_length=-1"], "query_length must be a positive whole number, not -1"),
     ],
