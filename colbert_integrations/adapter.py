@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
@@ -30,6 +32,7 @@ __all__ = [
     "check_query",
     "explanation_dict",
     "is_explanation",
+    "own_copy",
 ]
 
 EXPLANATION = "explanation"
@@ -243,3 +246,18 @@ def _is_colbert(model: object) -> TypeGuard[ColBERT]:
     from .model import ColBERT
 
     return isinstance(model, ColBERT)
+
+
+def own_copy(value: Any) -> Any:
+    """A value of metadata that what comes out may have as its own.
+
+    Args:
+        value: Any.
+
+    Returns:
+        A copy; of what can't be copied all through its surface, or else the same.
+    """
+    for how in (deepcopy, copy):
+        with suppress(Exception):  # a lock or an open file; classes raise what they like
+            return how(value)
+    return value

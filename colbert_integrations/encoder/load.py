@@ -47,13 +47,13 @@ def load_encoder(
     spec = checkpoint.spec
     _check_attention(spec, load.attn_implementation)
     tokenizer = read_tokenizer(checkpoint, load)
-    limit = None
+    limit, backbone = None, None
     if forward is None:
         backbone = load_backbone(checkpoint, load)
         limit = position_limit(backbone)
         forward = _choose_forward(checkpoint, backbone, load)
     rules = apply_rules(checkpoint, tokenizer, limit)
-    if forward is None:
+    if backbone is not None:
         _check_rows(rules.spec, backbone)
     if isinstance(forward, RemoteForward):
         return _connect(checkpoint, load, encode, forward, rules)

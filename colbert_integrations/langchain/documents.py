@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.documents import Document
 
-from ..adapter import EXPLANATION, check_items, check_query, explanation_dict
+from ..adapter import EXPLANATION, check_items, check_query, explanation_dict, own_copy
 from ..errors import InputError
 
 if TYPE_CHECKING:  # at run time only once an index is made: its room imports torch
@@ -134,7 +132,7 @@ def copied(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The copy; a value that can't be copied all through is copied on its surface, or else the same.
     """
-    return {key: _copied(value) for key, value in metadata.items()}
+    return {key: own_copy(value) for key, value in metadata.items()}
 
 
 def store_filter(filter: DocumentFilter | None) -> Filter | None:
@@ -164,10 +162,3 @@ def stripped(query: object) -> str:
         InputError: If it is not a string.
     """
     return check_query(query).strip()
-
-
-def _copied(value: Any) -> Any:
-    for how in (deepcopy, copy):
-        with suppress(Exception):  # a lock or an open file; classes raise what they like
-            return how(value)
-    return value

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from copy import copy, deepcopy
 from typing import Any
 
 from llama_index.core.schema import BaseNode, IndexNode, MediaResource, MetadataMode, TextNode
 
-from ..adapter import EXPLANATION, is_explanation
+from ..adapter import EXPLANATION, is_explanation, own_copy
 from ..errors import InputError
 
 __all__ = ["KEY", "REF_DOC_ID", "node_of", "node_text", "ref_doc_id_of", "stored_metadata", "with_hidden"]
@@ -49,20 +47,12 @@ def with_hidden(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:
     Returns:
         The copy; what it had under these keys is replaced. Changing a list in its metadata leaves the node alone.
     """
-    own = {key: _copied(value) for key, value in node.metadata.items()}
+    own = {key: own_copy(value) for key, value in node.metadata.items()}
     hidden = {
         name: [*dict.fromkeys([*getattr(node, name), *metadata])]
         for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
     }
     return node.model_copy(update={"metadata": {**own, **metadata}, **hidden})
-
-
-def _copied(value: Any) -> Any:
-    """A value of its own; of one that can't be copied all through the surface, or else the same."""
-    for how in (deepcopy, copy):
-        with suppress(Exception):  # a lock or an open file; classes raise what they like
-            return how(value)
-    return value
 
 
 def stored_metadata(node: BaseNode) -> dict[str, Any]:
