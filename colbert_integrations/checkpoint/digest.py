@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from fnmatch import fnmatch
 from pathlib import Path
 
 __all__ = ["weights_digest"]
 
 _BLOCK_BYTES = 2**22
+# What a download from the hub brings (``hub.py``): a folder in which a model was trained holds more.
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "colbert_linear.pt")
+_OTHERS = ("onnx", "openvino", "coreml", "checkpoint-*")
 
 
 def weights_digest(folder: Path) -> str:
     """Hash the weight files of a checkpoint.
 
     Args:
-        folder: Root of the checkpoint. Where a folder in it has safetensors, other formats beside them are copies of
-            the same weights and don't count: some downloads leave them out.
+        folder: Root of the checkpoint. Exports and what training left there don't count. Where a folder in it has
+            safetensors, other formats beside them are copies of the same weights and don't count either: some downloads
+            leave them out.
 
     Returns:
         SHA-256 in hexadecimal, over the names of the files below the root and their bytes.
@@ -30,6 +35,10 @@ def weights_digest(folder: Path) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin", ".pt"))
+    files = sorted(path for pattern in _WEIGHTS for path in folder.rglob(pattern) if not _is_other(path, folder))
     safe = {path.parent for path in files if path.suffix == ".safetensors"}
     return [path for path in files if path.suffix == ".safetensors" or path.parent not in safe]
+
+
+def _is_other(path: Path, folder: Path) -> bool:
+    return any(fnmatch(part, pattern) for part in path.relative_to(folder).parts[:-1] for pattern in _OTHERS)

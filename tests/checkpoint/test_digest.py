@@ -1,0 +1,37 @@
+"""The digest is of the weights that are loaded, wherever the folder comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import checkpoints
+from colbert_integrations.checkpoint import weights_digest
+
+
+@pytest.mark.parametrize("layout", ["stanford", "pylate", "bge", "native"])
+def test_exports_and_leftovers_of_training_do_not_count(layout: str, tmp_path: Path) -> None:
+    folder = checkpoints.build(layout, tmp_path)
+    before = weights_digest(folder)
+    for name in (
+        *("openvino/openvino_model.bin", "onnx/model.bin", "checkpoint-500/model.safetensors"),
+        *("checkpoint-500/optimizer.pt", "optimizer.pt", "training_args.bin", "runs/x.pt"),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"other")
+    assert weights_digest(folder) == before
+
+
+def test_every_weight_counts(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = checkpoints.build("pylate", tmp_path)
+    before = weights_digest(folder)
+    weights = sorted(folder.rglob("*.safetensors"))
+    assert len(weights) == 2
+    for path in weights:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert weights_digest(folder) != before
+        path.write_bytes(content)
+    assert weights_digest(folder) == before == weights_digest(checkpoint("pylate"))
