@@ -90,6 +90,20 @@ def test_a_client_brings_its_own_settings() -> None:
     client.close()
 
 
+@pytest.mark.parametrize("key", ["hush\n", " hush", "hush hush", "hushé", "hush\x7f"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(InputError, match="strip it where it is read") as caught:
+        QdrantStore("http://localhost:1", api_key=key)
+    assert "hush" not in str(caught.value)
+
+
+def test_so_is_that_of_a_client() -> None:
+    client = QdrantClient(url="https://localhost:1", api_key="hush\n", check_compatibility=False)
+    with pytest.raises(InputError, match="strip it where it is read"):
+        QdrantStore(client)
+    client.close()
+
+
 def test_nothing_is_asked_before_the_first_call(server: QdrantServer) -> None:
     with QdrantStore(server.url) as store:
         assert repr(store) == f"QdrantStore('{server.url}', 'colbert', float16)"
