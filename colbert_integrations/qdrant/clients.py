@@ -50,7 +50,9 @@ def client_of(
             return QdrantClient(path=text, force_disable_check_same_thread=True), True
         return _of_server(text, api_key, timeout, prefer_grpc), True
     except (ValueError, RuntimeError, OSError) as error:
-        raise StoreError(f"{text.rpartition('@')[2]!r} can't be opened: {error}") from error
+        if "://" in text and "@" in text:  # the client's own error would show the password
+            raise StoreError(f"{text.rpartition('@')[2]!r} can't be opened: it is no URL of a server") from None
+        raise StoreError(f"{text!r} can't be opened: {error}") from error
 
 
 def _check_key(api_key: object) -> None:

@@ -90,6 +90,12 @@ class ServerSettings:
 def _root(url: object) -> str:
     if not isinstance(url, str):
         raise InputError(f"urls must be strings, not {type(url).__name__}")
+    if any(mark in url for mark in "@?#"):
+        # Not shown here either: what is written so is often a secret.
+        raise InputError(
+            "the URL of a server has no user, password, query or fragment (no '@', '?' or '#'), since errors and "
+            "pickles hold it: pass a key as api_key="
+        )
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:

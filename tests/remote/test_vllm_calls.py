@@ -315,6 +315,9 @@ def test_a_key_of_the_environment_that_cannot_be_sent_is_refused(
         ({"urls": "http://"}, "no URL of a server"),
         ({"urls": "http://host:port"}, "'http://host:port' is no URL"),
         ({"urls": "http://gpu-1:8000/v1/"}, "leave /v1 out"),
+        ({"urls": "http://me:hush@a:99999"}, "has no user, password"),
+        ({"urls": "http://a/?key=hush"}, "has no user, password, query"),
+        ({"urls": "http://a#hush"}, "has no user, password, query or fragment"),
         ({"model": ""}, "model must be the name"),
         ({"model": Path("a")}, "model must be the name"),
         ({"api_key": "clé"}, "api_key must be a string of printable ASCII"),
@@ -330,8 +333,9 @@ def test_a_key_of_the_environment_that_cannot_be_sent_is_refused(
 )
 @pytest.mark.parametrize("make", [VLLMForward, VLLMScorer])
 def test_impossible_settings_are_refused(make: type, options: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         make(**{"urls": "http://a", **options})
+    assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
