@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import socket
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,6 +96,13 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
     with pytest.raises(InputError, match="strip it where it is read") as caught:
         QdrantStore("http://localhost:1", api_key=key)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://me:hush@h:99999", "ftp://me:hush@h:99999", "http://me:hush@[h:99999"])
+def test_a_url_that_cannot_be_read_is_an_error_without_its_password(url: str) -> None:
+    with pytest.raises(StoreError, match="h:99999' can't be opened") as caught:
+        QdrantStore(url)
+    assert "hush" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_so_is_that_of_a_client() -> None:
@@ -572,6 +580,22 @@ def test_a_server_that_says_how_long_to_wait_is_listened_to(
     with QdrantStore(server.url) as store:
         assert store.count() == 0
     assert pauses == [waited]
+
+
+@pytest.mark.parametrize("wanted", ["Wed, 21 Oct 2026 07:28:00 GMT", "1.5"])
+async def test_a_wait_that_the_client_cannot_read_is_ours_to_choose(
+    server: QdrantServer, pauses: list[float], wanted: str
+) -> None:
+    server.faults.append(Fault(429, times=2, headers=(("Retry-After", wanted),)))
+    with QdrantStore(server.url) as store:
+        assert store.count() == 0
+        assert len(pauses) == 2
+        assert max(pauses) <= 0.5
+        server.faults.append(Fault(429, headers=(("Retry-After", wanted),)))
+        with pytest.raises(StoreServerError, match="status 429") as caught:
+            await store.acount()
+        assert caught.value.status == 429
+        await store.aclose()
 
 
 async def test_a_dead_server_is_an_error_that_says_so(pauses: list[float]) -> None:
