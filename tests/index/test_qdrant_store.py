@@ -685,6 +685,70 @@ def test_errors_are_pickled_with_their_status() -> None:
     assert (str(again), again.status) == ("said", 503)
 
 
+# ---------------------------------------------------------------------------------------------------------------- forks
+
+
+def test_a_fork_has_a_client_of_its_own(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = QdrantStore(server.url, timeout=7)
+    fill(store, {"a": torch.ones(1, DIM)})
+    parents = store.client
+    monkeypatch.setattr(connection, "getpid", lambda: 0)
+    assert store.count() == 1
+    childs = store.client
+    assert childs is store.client is not parents
+    assert childs.init_options == parents.init_options
+    store.close()
+    assert [client._client.closed for client in (childs, parents)] == [True, False]
+    parents.close()
+
+
+def test_a_fork_that_did_nothing_closes_nothing(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = QdrantStore(server.url)
+    parents = store.client
+    monkeypatch.setattr(connection, "getpid", lambda: 0)
+    store.close()
+    assert not parents._client.closed
+    parents.close()
+
+
+async def test_a_fork_has_async_clients_of_its_own(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = AsyncQdrantClient(url=server.url, check_compatibility=False, headers={"x": "y"})
+    stores = [QdrantStore(server.url, async_client=given), QdrantStore(server.url)]
+    fill(stores[0], {"a": torch.ones(1, DIM)})
+    parents = [store._connection._async_client() for store in stores]
+    with monkeypatch.context() as patch:
+        patch.setattr(connection, "getpid", lambda: 0)
+        assert [await store.acount() for store in stores] == [1, 1]
+        childs = [store._connection._async_client() for store in stores]
+        assert not set(map(id, childs)) & set(map(id, parents))
+        assert childs[0].init_options["headers"] == {"x": "y"}
+        for store in stores:
+            await store.aclose()
+    for client in parents:
+        await client.close()
+
+
+async def test_so_it_has_with_grpc_and_a_client_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    with by_grpc() as store, monkeypatch.context() as patch:
+        fill(store, {"a": torch.ones(1, DIM)})
+        parents = store.client
+        patch.setattr(connection, "getpid", lambda: 0)
+        assert (store.count(), await store.acount()) == (1, 1)
+        assert store.client is not parents
+        assert store.client.init_options["prefer_grpc"]
+        await store.aclose()
+
+
+def test_a_fork_of_local_mode_has_a_lock_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    with QdrantStore(":memory:") as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        parents, lock = store.client, store._connection._opened().lock
+        monkeypatch.setattr(connection, "getpid", lambda: 0)
+        assert store.client is parents
+        assert store._connection._opened().lock is not lock
+        assert store.count() == 1
+
+
 # ---------------------------------------------------------------------------------------------------------------- async
 
 
