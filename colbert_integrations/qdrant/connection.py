@@ -232,6 +232,9 @@ class Connection:
             return self.given
         loop = asyncio.get_running_loop()
         with here.lock:
+            # A client's connections refer to their loop, so that one that has ended would never be forgotten.
+            for ended in [other for other in here.loops if other.is_closed()]:
+                del here.loops[ended]
             if loop not in here.loops:
                 here.loops[loop] = AsyncQdrantClient(**_arguments(self.given or self.first))
             return here.loops[loop]
