@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import socket
 import traceback
@@ -217,6 +218,22 @@ def test_a_collection_of_another_form_is_refused(
         for call in (store.count, lambda: store.search(QUERIES), lambda: fill(store, {"a": torch.ones(1, DIM)})):
             with pytest.raises(StoreError, match=said):
                 call()
+    client.close()
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["local", "server"])
+def test_a_collection_with_a_first_stage_is_not_written_without_it(
+    server: QdrantServer, documents: dict[str, torch.Tensor], local: bool
+) -> None:
+    client = QdrantClient(":memory:") if local else QdrantClient(url=server.url, check_compatibility=False)
+    with QdrantStore(client, first_stage="mean") as store, QdrantStore(client) as other:
+        fill(store, documents)
+        with pytest.raises(StoreError, match="make the store with first_stage= to write here"):
+            fill(other, {"d0": documents["d1"], "new": documents["d1"]})
+        assert found(other, QUERIES, 4) == brute_force(documents, QUERIES, 4)
+        other.set_metadata(["d0"], [{"n": 1}])
+        other.delete(["d1"])
+        assert (store.ids({"n": 1}), store.count()) == (["d0"], 6)
     client.close()
 
 
@@ -759,6 +776,18 @@ def test_each_event_loop_has_a_client_of_its_own(server: QdrantServer, documents
     with QdrantStore(server.url) as store:
         fill(store, documents)
         assert asyncio.run(search()) == asyncio.run(search()) == store.search(QUERIES, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*:ResourceWarning")  # what the ended loops' connections say
+@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
+def test_event_loops_that_have_ended_are_forgotten(server: QdrantServer) -> None:
+    # By this name the client keeps connections, which refer to their loop.
+    with QdrantStore(server.url.replace("127.0.0.1", "127.1")) as store:
+        for _ in range(3):
+            asyncio.run(store.acount())
+            gc.collect()
+            assert len(store._connection._opened().loops) == 1
+    gc.collect()
 
 
 async def test_waiting_for_a_server_takes_no_thread(
