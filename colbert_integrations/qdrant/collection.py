@@ -194,7 +194,8 @@ def _read(info: models.CollectionInfo, form: Form, name: str) -> Collection:
     said = ((info.config.metadata or {}).get(_OURS) or {}).get("fingerprint")
     has_codes = (tokens.quantization_config or info.config.quantization_config) is not None
     fingerprint = None if said is None else Fingerprint(**said)
-    return Collection(tokens.size, fingerprint, has_codes, FIRST_STAGE in vectors)
+    has_first_stage = isinstance(vectors, dict) and FIRST_STAGE in vectors
+    return Collection(tokens.size, fingerprint, has_codes, has_first_stage)
 
 
 def _check_first_stage(vectors: Any, size: int, name: str) -> None:

@@ -413,6 +413,30 @@ def test_what_the_engine_could_not_read_again_is_refused(
         assert store.get(["kept"])[0].metadata == {"x": [[], [], []]}
 
 
+def test_an_id_that_cannot_be_written_is_refused() -> None:
+    with QdrantStore(":memory:") as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        bad = ["a", "b\ud800"]
+        calls: list[Any] = [
+            lambda: store.get(bad),
+            lambda: store.delete(bad),
+            lambda: store.set_metadata(bad, [{}, {}]),
+            lambda: store.search(QUERIES, ids=bad),
+        ]
+        for call in calls:
+            with pytest.raises(InputError, match=r"the id 'b\\ud800' has half of a surrogate pair"):
+                call()
+
+
+def test_queries_may_need_a_gradient_and_be_none_at_all() -> None:
+    tracked = TokenEmbeddings(QUERIES.values.clone().requires_grad_(), QUERIES.offsets)
+    none = TokenEmbeddings.from_list([], DIM)
+    with QdrantStore(":memory:", first_stage="mean") as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        assert found(store, tracked, 3) == found(store, QUERIES, 3)
+        assert store.search(none, search="first_stage") == []
+
+
 def test_metadata_as_deep_as_is_taken_comes_back(server: QdrantServer) -> None:
     deep = eval('{"x":' * 100 + "0.1" + "}" * 100)
     with QdrantStore(server.url) as store:
