@@ -110,8 +110,12 @@ def _operand(key: str, name: object, operand: object) -> Any:
 
 
 def _scalar(key: str, value: object) -> Scalar:
-    if value is None or isinstance(value, (str, bool, int, float)):
+    if value is None or isinstance(value, (str, bool)):
         return value
+    # Plain numbers, not those of NumPy or an enum, which are written in other words.
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind(value)
     raise FilterError(f"{key!r} is compared with a string, a number, a boolean or None, not {value!r}")
 
 

@@ -31,13 +31,15 @@ def client_of(
         The client, and whether it was made here, to be closed here.
 
     Raises:
-        InputError: If the location is none, or a client is given with what it has already.
+        InputError: If the location is none, a client is given with what it has already, or a key can't be sent.
         StoreError: If a folder can't be used, or a URL not be read.
     """
     if isinstance(location, QdrantClient):
         if api_key is not None or timeout is not None or prefer_grpc:
             raise InputError("a client has its api_key, timeout and prefer_grpc already: make it with them")
+        _check_key(location.init_options.get("api_key"))
         return location, False
+    _check_key(api_key)
     text = os.fspath(location)
     if _HOST_AND_PORT.fullmatch(text):
         raise InputError(f"location must be a URL, ':memory:', a folder or a client: write 'http://{text}'")
@@ -48,7 +50,20 @@ def client_of(
             return QdrantClient(path=text, force_disable_check_same_thread=True), True
         return _of_server(text, api_key, timeout, prefer_grpc), True
     except (ValueError, RuntimeError, OSError) as error:
-        raise StoreError(f"{text.rpartition('@')[2]!r} can't be opened: {error}") from error
+        if "://" in text and "@" in text:  # the client's own error would show the password
+            raise StoreError(f"{text.rpartition('@')[2]!r} can't be opened: it is no URL of a server") from None
+        raise StoreError(f"{text!r} can't be opened: {error}") from error
+
+
+def _check_key(api_key: object) -> None:
+    if api_key is None:
+        return
+    # The transport's own error for what it can't send would print it, and look like an outage.
+    if not isinstance(api_key, str) or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+        raise InputError(
+            "api_key, or QDRANT_API_KEY where it comes from there, must be a string of printable ASCII characters "
+            "without spaces and line ends: strip it where it is read"
+        )
 
 
 def _of_server(url: str, api_key: str | None, timeout: float | None, prefer_grpc: bool) -> QdrantClient:

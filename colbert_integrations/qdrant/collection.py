@@ -113,11 +113,13 @@ class Collection:
         dim: Dimension of its token vectors.
         fingerprint: Of the model whose vectors it holds. None: nobody has said.
         has_codes: Whether it has quantised vectors.
+        has_first_stage: Whether it has a vector for the first stage.
     """
 
     dim: int
     fingerprint: Fingerprint | None
     has_codes: bool
+    has_first_stage: bool
 
 
 def opened(connection: Connection, form: Form) -> Steps[Collection | None]:
@@ -191,7 +193,9 @@ def _read(info: models.CollectionInfo, form: Form, name: str) -> Collection:
         _check_first_stage(vectors, wanted[FIRST_STAGE].size, name)
     said = ((info.config.metadata or {}).get(_OURS) or {}).get("fingerprint")
     has_codes = (tokens.quantization_config or info.config.quantization_config) is not None
-    return Collection(tokens.size, None if said is None else Fingerprint(**said), has_codes)
+    fingerprint = None if said is None else Fingerprint(**said)
+    has_first_stage = isinstance(vectors, dict) and FIRST_STAGE in vectors
+    return Collection(tokens.size, fingerprint, has_codes, has_first_stage)
 
 
 def _check_first_stage(vectors: Any, size: int, name: str) -> None:

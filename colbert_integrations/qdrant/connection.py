@@ -13,6 +13,7 @@ from asyncio import sleep as asleep
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from os import getpid
 from time import sleep
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
@@ -57,41 +58,70 @@ def ask(method: str, **arguments: Any) -> Steps[Any]:
     return (yield Request(method, arguments))
 
 
+@dataclass(frozen=True)
+class _Open:
+    """What one process has open, which a process that is forked from it must not use.
+
+    Attributes:
+        process: Whose it is.
+        client: The client.
+        owned: Whether the client is closed with the connection.
+        loops: Async clients that were made for event loops.
+        lock: Held while local mode or ``loops`` is used.
+    """
+
+    process: int
+    client: QdrantClient
+    owned: bool
+    loops: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncQdrantClient] = field(default_factory=WeakKeyDictionary)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
 @dataclass
 class Connection:
     """A client, and how it is used.
 
+    In a forked process the same sockets would bring it the answers to its parent's requests, so it makes another
+    client of the same arguments there; local mode has no sockets, and goes on with a copy of what it holds.
+
     Attributes:
-        client: The client.
+        first: The client of the process that made this.
         collection: The collection that all requests are about.
         retries: How often a request is tried again.
         given: An async client that was given, used as it is.
-        owned: Whether the clients are closed with this.
+        owned: Whether the client is closed with this.
     """
 
-    client: QdrantClient
+    first: QdrantClient
     collection: str
     retries: int
     given: AsyncQdrantClient | None = None
     owned: bool = False
-    _made: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncQdrantClient] = field(default_factory=WeakKeyDictionary)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _open: _Open = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._open = _Open(getpid(), self.first, self.owned)
+
+    @property
+    def client(self) -> QdrantClient:
+        """The client of this process."""
+        return self._opened().client
 
     @property
     def local(self) -> bool:
         """Whether this is Qdrant's local mode, in this process."""
-        options = self.client.init_options
+        options = self.first.init_options
         return options.get("location") == ":memory:" or options.get("path") is not None
 
     @property
     def binary(self) -> bool:
         """Whether requests are gRPC's."""
-        return bool(self.client.init_options.get("prefer_grpc")) and not self.local
+        return bool(self.first.init_options.get("prefer_grpc")) and not self.local
 
     @property
     def place(self) -> str:
         """Where it leads, for people; no secrets."""
-        options = self.client.init_options
+        options = self.first.init_options
         if self.local:
             return str(options.get("path") or ":memory:")
         named = (options.get(name) for name in ("url", "location", "host"))
@@ -136,23 +166,25 @@ class Connection:
             return result
 
     def close(self) -> None:
-        """Close the client, if it is ours."""
-        self._made.clear()
-        if self.owned:
-            self.client.close()
+        """Close the client, if it is ours; in a forked process, what that has opened itself."""
+        if self._open.process == getpid():
+            self._open.loops.clear()
+            if self._open.owned:
+                self._open.client.close()
 
     async def aclose(self) -> None:
         """Close the async client of this event loop too."""
-        made = self._made.pop(asyncio.get_running_loop(), None)
+        made = self._opened().loops.pop(asyncio.get_running_loop(), None)
         if made is not None:
             await made.close()
 
     def _answer(self, request: Request) -> Any:
+        here = self._opened()
         for pause in self._pauses():
             try:
                 # Local mode is not made for threads.
-                with self._lock if self.local else nullcontext():
-                    call = getattr(self.client, request.method)
+                with here.lock if self.local else nullcontext():
+                    call = getattr(here.client, request.method)
                     return call(collection_name=self.collection, **request.arguments)
             except Exception as error:
                 sleep(self._wait(error, request, pause))
@@ -182,12 +214,32 @@ class Connection:
             raise found.error from error
         return max(pause, min(found.wait, _LONGEST_WAIT))
 
+    def _opened(self) -> _Open:
+        """What this process has open."""
+        here, process = self._open, getpid()
+        if here.process != process:
+            # The first client stays referred to: if it ended here, it would close what its own process uses.
+            client = self.first if self.local else QdrantClient(**_arguments(self.first))
+            # In one assignment: of two threads that come here at once, each has a client that works. A folder stays
+            # open, since closing it would give its lock away for its own process too.
+            here = self._open = _Open(process, client, owned=not self.local)
+        return here
+
     def _async_client(self) -> AsyncQdrantClient:
         """The async client; of our own one for each event loop, since connections belong to one."""
-        if self.given is not None:
+        here = self._opened()
+        if self.given is not None and here.client is self.first:
             return self.given
         loop = asyncio.get_running_loop()
-        with self._lock:
-            if loop not in self._made:
-                self._made[loop] = AsyncQdrantClient(**{**self.client.init_options, "check_compatibility": False})
-            return self._made[loop]
+        with here.lock:
+            # A client's connections refer to their loop, so that one that has ended would never be forgotten.
+            for ended in [other for other in here.loops if other.is_closed()]:
+                del here.loops[ended]
+            if loop not in here.loops:
+                here.loops[loop] = AsyncQdrantClient(**_arguments(self.given or self.first))
+            return here.loops[loop]
+
+
+def _arguments(client: QdrantClient | AsyncQdrantClient) -> dict[str, Any]:
+    """What makes another client like this one; its check of versions would ask the server at once."""
+    return {**client.init_options, "check_compatibility": False}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import grpc
 import httpx
-from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from ..errors import StoreServerError
@@ -72,6 +72,9 @@ def failure_of(error: Exception, asked: str) -> Failure | None:
         return _refused(asked, error.status_code, _said(error.content))
     if isinstance(error, ResourceExhaustedResponse):
         return _refused(asked, 429, error.message, error.retry_after_s)
+    if isinstance(error, QdrantException):
+        # The client can't read a Retry-After that is a date or has a fraction, and says no more than that.
+        return _refused(asked, 429, str(error))
     if isinstance(error, ResponseHandlingException):
         return _not_answered(asked, error.source)
     if isinstance(error, grpc.RpcError):

@@ -29,8 +29,21 @@ _AROUND_BYTES = 200
 
 
 def point_id(name: str) -> str:
-    """The id of the point that holds a document; Qdrant's are numbers or UUIDs."""
-    return str(uuid.uuid5(_NAMESPACE, name))
+    """The id of the point that holds a document; Qdrant's are numbers or UUIDs.
+
+    Args:
+        name: Id of the document.
+
+    Returns:
+        A UUID.
+
+    Raises:
+        InputError: If the document's id has a character that can't be written.
+    """
+    try:
+        return str(uuid.uuid5(_NAMESPACE, name))
+    except UnicodeEncodeError as error:
+        raise InputError(f"the id {name!r} has half of a surrogate pair: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ payload

@@ -250,6 +250,11 @@ class QdrantStore(Store):
         found = (yield from self._opened()) or (yield from self._made(dim))
         if found.dim != dim:
             raise InputError(f"the store holds vectors of dim {found.dim}, not {dim}")
+        if found.has_first_stage and self._first is None:
+            raise StoreError(
+                f"the collection {self._connection.collection!r} was made with a first stage, which would not find "
+                "documents that are stored without its vector: make the store with first_stage= to write here"
+            )
         stored = 0
         for points in batched(documents, self._wire, self._batch_bytes):
             try:

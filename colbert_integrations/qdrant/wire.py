@@ -52,7 +52,7 @@ class Wire:
         Returns:
             The same in lists, in JSON's fewest digits.
         """
-        kept = vectors.to(self.torch_dtype).numpy()
+        kept = vectors.detach().to(self.torch_dtype).numpy()
         if not self.text:
             return list(kept.astype(np.float32).tolist())
         # Twenty digits of a float64 for what a float16 or float32 says in five or nine would double every request.

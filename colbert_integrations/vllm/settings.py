@@ -38,8 +38,8 @@ class ServerSettings:
             raise InputError(
                 f"model must be the name that the servers give it, or None for their only one, not {self.model!r}"
             )
-        if self.api_key is not None and not _is_key(self.api_key):
-            raise InputError("api_key must be a string of printable ASCII characters")
+        if self.api_key is not None:
+            _check_key("api_key", self.api_key)
         if self.concurrency is not None and not _is_count(self.concurrency, 1):
             raise InputError(f"concurrency must be a whole number from 1, not {self.concurrency!r}")
         if not _is_count(self.retries, 0):
@@ -71,9 +71,16 @@ class ServerSettings:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What every request carries."""
+        """What every request carries.
+
+        Raises:
+            InputError: If the key in the environment can't be sent.
+        """
         key = self.api_key or os.environ.get(API_KEY_VARIABLE)
-        return {"Authorization": f"Bearer {key}"} if key else {}
+        if not key:
+            return {}
+        _check_key(API_KEY_VARIABLE, key)
+        return {"Authorization": f"Bearer {key}"}
 
     def arguments(self) -> dict[str, Any]:
         """The settings by name, without the key."""
@@ -83,6 +90,12 @@ class ServerSettings:
 def _root(url: object) -> str:
     if not isinstance(url, str):
         raise InputError(f"urls must be strings, not {type(url).__name__}")
+    if any(mark in url for mark in "@?#"):
+        # Not shown here either: what is written so is often a secret.
+        raise InputError(
+            "the URL of a server has no user, password, query or fragment (no '@', '?' or '#'), since errors and "
+            "pickles hold it: pass a key as api_key="
+        )
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -95,8 +108,13 @@ def _root(url: object) -> str:
     return root
 
 
-def _is_key(value: object) -> bool:
-    return isinstance(value, str) and value.isascii() and value.isprintable()
+def _check_key(name: str, value: object) -> None:
+    # The transport's own error for what it can't send would print it.
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
+        raise InputError(
+            f"{name} must be a string of printable ASCII characters without spaces and line ends: strip it where it "
+            "is read"
+        )
 
 
 def _is_count(value: object, least: int) -> bool:

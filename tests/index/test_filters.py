@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from colbert_integrations import ColBERTError
@@ -65,6 +67,20 @@ DOCUMENT = {
 )
 def test_conditions_hold_or_not(filter: dict[str, Any], expected: bool) -> None:
     assert matches(DOCUMENT, parse_filter(filter)) is expected
+
+
+class Year(enum.IntEnum):
+    """Numbers that say more than a number."""
+
+    LAST = 2020
+
+
+@pytest.mark.parametrize("operator", ["$eq", "$ne", "$gte", "$in"])
+@pytest.mark.parametrize(("value", "plain"), [(Year.LAST, 2020), (np.float64(0.6), 0.6)])
+def test_numbers_become_plain_ones(operator: str, value: Any, plain: float) -> None:
+    (condition,) = parse_filter({"year": {operator: [value] if operator == "$in" else value}})
+    (number,) = condition.value if operator == "$in" else (condition.value,)
+    assert (type(number), number) == (type(plain), plain)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import socket
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,6 +89,27 @@ def test_a_client_brings_its_own_settings() -> None:
         QdrantStore(client, api_key="secret")
     with pytest.raises(InputError, match="leave async_client out"):
         QdrantStore(client, async_client=AsyncQdrantClient(":memory:"))
+    client.close()
+
+
+@pytest.mark.parametrize("key", ["hush\n", " hush", "hush hush", "hushé", "hush\x7f"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(InputError, match="strip it where it is read") as caught:
+        QdrantStore("http://localhost:1", api_key=key)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://me:hush@h:99999", "ftp://me:hush@h:99999", "http://me:hush@[h:99999"])
+def test_a_url_that_cannot_be_read_is_an_error_without_its_password(url: str) -> None:
+    with pytest.raises(StoreError, match="h:99999' can't be opened") as caught:
+        QdrantStore(url)
+    assert "hush" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_so_is_that_of_a_client() -> None:
+    client = QdrantClient(url="https://localhost:1", api_key="hush\n", check_compatibility=False)
+    with pytest.raises(InputError, match="strip it where it is read"):
+        QdrantStore(client)
     client.close()
 
 
@@ -195,6 +218,22 @@ def test_a_collection_of_another_form_is_refused(
         for call in (store.count, lambda: store.search(QUERIES), lambda: fill(store, {"a": torch.ones(1, DIM)})):
             with pytest.raises(StoreError, match=said):
                 call()
+    client.close()
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["local", "server"])
+def test_a_collection_with_a_first_stage_is_not_written_without_it(
+    server: QdrantServer, documents: dict[str, torch.Tensor], local: bool
+) -> None:
+    client = QdrantClient(":memory:") if local else QdrantClient(url=server.url, check_compatibility=False)
+    with QdrantStore(client, first_stage="mean") as store, QdrantStore(client) as other:
+        fill(store, documents)
+        with pytest.raises(StoreError, match="make the store with first_stage= to write here"):
+            fill(other, {"d0": documents["d1"], "new": documents["d1"]})
+        assert found(other, QUERIES, 4) == brute_force(documents, QUERIES, 4)
+        other.set_metadata(["d0"], [{"n": 1}])
+        other.delete(["d1"])
+        assert (store.ids({"n": 1}), store.count()) == (["d0"], 6)
     client.close()
 
 
@@ -372,6 +411,30 @@ def test_what_the_engine_could_not_read_again_is_refused(
         with pytest.raises(InputError, match=said):
             store.set_metadata(["kept"], [{"x": text, "y": metadata, "z": name}])
         assert store.get(["kept"])[0].metadata == {"x": [[], [], []]}
+
+
+def test_an_id_that_cannot_be_written_is_refused() -> None:
+    with QdrantStore(":memory:") as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        bad = ["a", "b\ud800"]
+        calls: list[Any] = [
+            lambda: store.get(bad),
+            lambda: store.delete(bad),
+            lambda: store.set_metadata(bad, [{}, {}]),
+            lambda: store.search(QUERIES, ids=bad),
+        ]
+        for call in calls:
+            with pytest.raises(InputError, match=r"the id 'b\\ud800' has half of a surrogate pair"):
+                call()
+
+
+def test_queries_may_need_a_gradient_and_be_none_at_all() -> None:
+    tracked = TokenEmbeddings(QUERIES.values.clone().requires_grad_(), QUERIES.offsets)
+    none = TokenEmbeddings.from_list([], DIM)
+    with QdrantStore(":memory:", first_stage="mean") as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        assert found(store, tracked, 3) == found(store, QUERIES, 3)
+        assert store.search(none, search="first_stage") == []
 
 
 def test_metadata_as_deep_as_is_taken_comes_back(server: QdrantServer) -> None:
@@ -560,6 +623,22 @@ def test_a_server_that_says_how_long_to_wait_is_listened_to(
     assert pauses == [waited]
 
 
+@pytest.mark.parametrize("wanted", ["Wed, 21 Oct 2026 07:28:00 GMT", "1.5"])
+async def test_a_wait_that_the_client_cannot_read_is_ours_to_choose(
+    server: QdrantServer, pauses: list[float], wanted: str
+) -> None:
+    server.faults.append(Fault(429, times=2, headers=(("Retry-After", wanted),)))
+    with QdrantStore(server.url) as store:
+        assert store.count() == 0
+        assert len(pauses) == 2
+        assert max(pauses) <= 0.5
+        server.faults.append(Fault(429, headers=(("Retry-After", wanted),)))
+        with pytest.raises(StoreServerError, match="status 429") as caught:
+            await store.acount()
+        assert caught.value.status == 429
+        await store.aclose()
+
+
 async def test_a_dead_server_is_an_error_that_says_so(pauses: list[float]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -647,6 +726,70 @@ def test_errors_are_pickled_with_their_status() -> None:
     assert (str(again), again.status) == ("said", 503)
 
 
+# ---------------------------------------------------------------------------------------------------------------- forks
+
+
+def test_a_fork_has_a_client_of_its_own(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = QdrantStore(server.url, timeout=7)
+    fill(store, {"a": torch.ones(1, DIM)})
+    parents = store.client
+    monkeypatch.setattr(connection, "getpid", lambda: 0)
+    assert store.count() == 1
+    childs = store.client
+    assert childs is store.client is not parents
+    assert childs.init_options == parents.init_options
+    store.close()
+    assert [client._client.closed for client in (childs, parents)] == [True, False]
+    parents.close()
+
+
+def test_a_fork_that_did_nothing_closes_nothing(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = QdrantStore(server.url)
+    parents = store.client
+    monkeypatch.setattr(connection, "getpid", lambda: 0)
+    store.close()
+    assert not parents._client.closed
+    parents.close()
+
+
+async def test_a_fork_has_async_clients_of_its_own(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = AsyncQdrantClient(url=server.url, check_compatibility=False, headers={"x": "y"})
+    stores = [QdrantStore(server.url, async_client=given), QdrantStore(server.url)]
+    fill(stores[0], {"a": torch.ones(1, DIM)})
+    parents = [store._connection._async_client() for store in stores]
+    with monkeypatch.context() as patch:
+        patch.setattr(connection, "getpid", lambda: 0)
+        assert [await store.acount() for store in stores] == [1, 1]
+        childs = [store._connection._async_client() for store in stores]
+        assert not set(map(id, childs)) & set(map(id, parents))
+        assert childs[0].init_options["headers"] == {"x": "y"}
+        for store in stores:
+            await store.aclose()
+    for client in parents:
+        await client.close()
+
+
+async def test_so_it_has_with_grpc_and_a_client_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    with by_grpc() as store, monkeypatch.context() as patch:
+        fill(store, {"a": torch.ones(1, DIM)})
+        parents = store.client
+        patch.setattr(connection, "getpid", lambda: 0)
+        assert (store.count(), await store.acount()) == (1, 1)
+        assert store.client is not parents
+        assert store.client.init_options["prefer_grpc"]
+        await store.aclose()
+
+
+def test_a_fork_of_local_mode_has_a_lock_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    with QdrantStore(":memory:") as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        parents, lock = store.client, store._connection._opened().lock
+        monkeypatch.setattr(connection, "getpid", lambda: 0)
+        assert store.client is parents
+        assert store._connection._opened().lock is not lock
+        assert store.count() == 1
+
+
 # ---------------------------------------------------------------------------------------------------------------- async
 
 
@@ -657,6 +800,18 @@ def test_each_event_loop_has_a_client_of_its_own(server: QdrantServer, documents
     with QdrantStore(server.url) as store:
         fill(store, documents)
         assert asyncio.run(search()) == asyncio.run(search()) == store.search(QUERIES, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*:ResourceWarning")  # what the ended loops' connections say
+@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
+def test_event_loops_that_have_ended_are_forgotten(server: QdrantServer) -> None:
+    # By this name the client keeps connections, which refer to their loop.
+    with QdrantStore(server.url.replace("127.0.0.1", "127.1")) as store:
+        for _ in range(3):
+            asyncio.run(store.acount())
+            gc.collect()
+            assert len(store._connection._opened().loops) == 1
+    gc.collect()
 
 
 async def test_waiting_for_a_server_takes_no_thread(

@@ -291,6 +291,17 @@ def test_the_key_goes_with_every_request(double: Double, model, monkeypatch: pyt
     assert not any("authorization" in headers for headers in double.headers)
 
 
+@pytest.mark.parametrize("key", ["hush\n", "hushé", "hush hush"])
+def test_a_key_of_the_environment_that_cannot_be_sent_is_refused(
+    key: str, double: Double, model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    with pytest.raises(InputError, match="VLLM_API_KEY must be .* strip it where it is read") as caught:
+        model().encode_document("a")
+    assert "hush" not in str(caught.value)
+    assert not double.asked
+
+
 # ------------------------------------------------------------------------------------------------------------ settings
 
 
@@ -304,10 +315,14 @@ def test_the_key_goes_with_every_request(double: Double, model, monkeypatch: pyt
         ({"urls": "http://"}, "no URL of a server"),
         ({"urls": "http://host:port"}, "'http://host:port' is no URL"),
         ({"urls": "http://gpu-1:8000/v1/"}, "leave /v1 out"),
+        ({"urls": "http://me:hush@a:99999"}, "has no user, password"),
+        ({"urls": "http://a/?key=hush"}, "has no user, password, query"),
+        ({"urls": "http://a#hush"}, "has no user, password, query or fragment"),
         ({"model": ""}, "model must be the name"),
         ({"model": Path("a")}, "model must be the name"),
         ({"api_key": "clé"}, "api_key must be a string of printable ASCII"),
         ({"api_key": "a\n"}, "api_key must be a string of printable ASCII"),
+        ({"api_key": " a"}, "strip it where it is read"),
         ({"concurrency": 0}, "concurrency must be a whole number from 1, not 0"),
         ({"retries": -1}, "retries must be a whole number from 0, not -1"),
         ({"retries": True}, "not True"),
@@ -318,8 +333,9 @@ def test_the_key_goes_with_every_request(double: Double, model, monkeypatch: pyt
 )
 @pytest.mark.parametrize("make", [VLLMForward, VLLMScorer])
 def test_impossible_settings_are_refused(make: type, options: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         make(**{"urls": "http://a", **options})
+    assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
