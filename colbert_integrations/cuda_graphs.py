@@ -41,6 +41,9 @@ class CudaRecorder:
 
         Args:
             device: A CUDA device, with its index.
+
+        Returns:
+            The same object for the same device.
         """
         return cls._of.get(device) or cls._of.setdefault(device, cls(device))
 
