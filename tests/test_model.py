@@ -252,11 +252,12 @@ def test_equal_settings_share_one_model(checkpoint: Callable[[str], Path]) -> No
     assert first.loaded
 
 
-def test_a_token_that_comes_later_serves_the_load_to_come(checkpoint: Callable[[str], Path]) -> None:
-    first = ColBERT.shared(checkpoint("stanford"), device="cpu")
-    assert ColBERT.shared(checkpoint("stanford"), device="cpu", token="hf_secret") is first
+def test_a_token_that_comes_later_serves_the_load_to_come(tmp_path: Path) -> None:
+    folder = checkpoints.build("stanford", tmp_path)  # nobody else has loaded it
+    first = ColBERT.shared(folder, device="cpu")
+    assert ColBERT.shared(folder, device="cpu", token="hf_secret") is first
     assert first.settings.token == "hf_secret"
-    assert ColBERT.shared(checkpoint("stanford"), device="cpu") is first
+    assert ColBERT.shared(folder, device="cpu") is first
     assert first.settings.token == "hf_secret"
 
 
