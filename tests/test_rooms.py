@@ -45,7 +45,8 @@ ROOMS = {
     "autocast": {"torch"},
     "cache": {"torch"},
     "embeddings": {".errors", "torch"},
-    "checkpoint": {".errors", "huggingface_hub", "numpy", "safetensors", "torch"},
+    "sendable": set[str](),
+    "checkpoint": {".errors", ".sendable", "huggingface_hub", "numpy", "safetensors", "torch"},
     "cuda_graphs": {"torch"},
     "encoder": {
         ".autocast",
@@ -67,7 +68,7 @@ ROOMS = {
     # It sees embeddings, never texts to encode.
     "index": {".autocast", ".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
     | {"filelock", "numpy", "safetensors", "torch"},
-    "qdrant": {".embeddings", ".errors", ".fingerprint", ".index"}
+    "qdrant": {".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},
     "loading": {".embeddings", ".errors", ".index", ".model", "tqdm"},
@@ -79,7 +80,7 @@ ROOMS = {
     "llama_index": {".adapter", ".colbert_index", ".errors", ".index", ".observing"}
     | {"llama_index.core", "pydantic", "typing_extensions"},
     # The model's room for the type of a rank alone.
-    "vllm": {".checkpoint", ".encoder", ".errors", ".model", "httpx", "numpy", "torch"},
+    "vllm": {".checkpoint", ".encoder", ".errors", ".model", ".sendable", "httpx", "numpy", "torch"},
     # Nothing imports it.
     "cli": {".__version__", ".colbert_index", ".corpus", ".errors", ".explain", ".index", ".location", ".model"}
     | {".scoring", ".settings", "filelock", "huggingface_hub", "matplotlib", "rich"},

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from ..errors import CheckpointError, CheckpointNotFoundError, InputError, MissingExtraError
+from ..sendable import is_sendable
 
 __all__ = ["HubOptions", "locate"]
 
@@ -110,9 +111,7 @@ def _sha256(path: Path) -> str:
 def _download(name: str, options: HubOptions) -> Path:
     from huggingface_hub import snapshot_download
 
-    # The transport's own error for such a token would print it.
-    token = options.token
-    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+    if options.token is not None and not is_sendable(options.token):
         raise InputError("token holds spaces, a line end or what else can't be sent: strip it where it is read")
 
     def fetch(patterns: list[str], revision: str | None) -> Path:

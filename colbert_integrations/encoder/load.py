@@ -132,9 +132,7 @@ def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
         )
 
     try:
-        return _with_words(
-            read(trust=False), checkpoint.spec
-        )  # first, also on consent: with it transformers runs the model's code as well
+        tokenizer = read(trust=False)  # first, also on consent: with it transformers runs the model's code as well
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         needs_code = "trust_remote_code" in str(error)
         if not needs_code:
@@ -144,17 +142,18 @@ def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
                 f"the tokenizer of {checkpoint.spec.name} is code from its repository. Read that code, then pass "
                 "trust_remote_code=True"
             ) from error
-    return _with_words(read(trust=True), checkpoint.spec)
+        tokenizer = read(trust=True)
+    _check_vocabulary(tokenizer, checkpoint.spec)
+    return tokenizer
 
 
-def _with_words(tokenizer: Any, spec: ColBERTSpec) -> Any:
-    """The tokenizer, unless it has special tokens only, as transformers 5 makes one where the files are missing."""
+def _check_vocabulary(tokenizer: Any, spec: ColBERTSpec) -> None:
+    """Refuse a tokenizer with special tokens only, as transformers 5 makes one where the files are missing."""
     if set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
         raise CheckpointError(
             f"{spec.name} has no vocabulary: its folder lacks tokenizer.json, or what else its tokenizer is read from. "
             "Save the tokenizer beside the model, or download the checkpoint again"
         )
-    return tokenizer
 
 
 def _check_rows(spec: ColBERTSpec, backbone: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from qdrant_client import QdrantClient
 
 from ..errors import InputError, StoreError
+from ..sendable import is_sendable
 
 __all__ = ["client_of"]
 
@@ -58,8 +59,7 @@ def client_of(
 def _check_key(api_key: object) -> None:
     if api_key is None:
         return
-    # The transport's own error for what it can't send would print it, and look like an outage.
-    if not isinstance(api_key, str) or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+    if not is_sendable(api_key):  # which would look like an outage
         raise InputError(
             "api_key, or QDRANT_API_KEY where it comes from there, must be a string of printable ASCII characters "
             "without spaces and line ends: strip it where it is read"

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from ..errors import InputError
+from ..sendable import is_sendable
 
 __all__ = ["API_KEY_VARIABLE", "ServerSettings"]
 
@@ -109,8 +110,7 @@ def _root(url: object) -> str:
 
 
 def _check_key(name: str, value: object) -> None:
-    # The transport's own error for what it can't send would print it.
-    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
+    if not is_sendable(value):
         raise InputError(
             f"{name} must be a string of printable ASCII characters without spaces and line ends: strip it where it "
             "is read"
