@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from .explain import Explanation
     from .index import Hit, MemoryStore
     from .location import open_store
-    from .model import ColBERT, RankedDocument
+    from .model import ColBERT
     from .observing import CallStats, observed
+    from .ranking import RankedDocument
     from .scoring import maxsim
 
 __version__ = "0.1.0"
@@ -57,7 +58,7 @@ _ROOMS = {
     "Explanation": ".explain",
     "Hit": ".index",
     "MemoryStore": ".index",
-    "RankedDocument": ".model",
+    "RankedDocument": ".ranking",
     "TokenEmbeddings": ".embeddings",
     "TruncationWarning": ".errors",
     "index_corpus": ".corpus",

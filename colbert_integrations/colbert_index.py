@@ -9,13 +9,15 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, NoReturn, overload
 
+from .checks import check_pool_factor
 from .embeddings import TokenEmbeddings
 from .errors import AddError, InputError, StoreError
 from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument
 from .loading import Loader, Row, progress_bar
 from .location import open_store
-from .model import ColBERT, RankedDocument
+from .model import ColBERT
 from .observing import logged, timed
+from .ranking import RankedDocument, check_normalizable, normalized_score
 from .settings import DEFAULT_MODEL
 
 __all__ = ["ColBERTIndex"]
@@ -56,8 +58,7 @@ class ColBERTIndex:
         *,
         pool_factor: float = 1,
     ) -> None:
-        if pool_factor < 1:
-            raise InputError(f"pool_factor must be at least 1, not {pool_factor}")
+        check_pool_factor(pool_factor)
         self.model = model if isinstance(model, ColBERT) else ColBERT.shared(model)
         self.store: Store = _opened(store)
         self.pool_factor = pool_factor
@@ -311,11 +312,8 @@ class ColBERTIndex:
 
     def _encode_queries(self, query: str | Sequence[str], normalize_scores: bool) -> TokenEmbeddings:
         self._bind()
-        if normalize_scores and not self.model.spec.normalize:
-            raise InputError(
-                f"{self.model.settings.model} does not normalise its vectors, so its scores have no bounds: pass "
-                "normalize_scores=False"
-            )
+        if normalize_scores:
+            check_normalizable(self.model.spec, self.model.settings.model)
         return self.model.encode_query(query)
 
     def _finished(
@@ -477,5 +475,4 @@ def _rows(texts: Iterable[Any], ids: Iterable[Any] | None, metadatas: Iterable[A
 
 
 def _normalized(hits: list[Hit], length: int) -> list[Hit]:
-    # Rounding can carry the mean of cosines past 1, and it can be negative.
-    return [replace(hit, score=min(1.0, max(0.0, hit.score / max(1, length)))) for hit in hits]
+    return [replace(hit, score=normalized_score(hit.score, length)) for hit in hits]

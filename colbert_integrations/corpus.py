@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from .checks import check_whole_number
 from .colbert_index import ColBERTIndex
 from .errors import InputError
 from .index import Store
@@ -99,8 +100,7 @@ def index_corpus(
     """
     if isinstance(documents, (str, bytes, Mapping)):
         raise InputError(f"documents must be a list or a generator of documents, not one {type(documents).__name__}")
-    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
-        raise InputError(f"window must be a whole number from 1, not {window!r}")
+    check_whole_number("window", window)
     index = ColBERTIndex(model, store, pool_factor=pool_factor)
     if total is None and isinstance(documents, Sized):
         total = len(documents)

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -21,6 +21,7 @@ import torch
 
 from .cache import CacheInfo, DocumentCache
 from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, locate, read_checkpoint, weights_digest
+from .checks import check_pool_factor
 from .embeddings import TokenEmbeddings
 from .encoder import (
     EncodeOptions,
@@ -40,11 +41,12 @@ from .explain.explainer import explain_pairs
 from .fingerprint import Fingerprint
 from .observing import logged, record, timed
 from .pooling import pool_tokens
+from .ranking import RankedDocument, check_normalizable, check_top_n, normalized_score, ranked
 from .scoring import maxsim
 from .settings import DEFAULT_MODEL, Settings
 from .worker import Worker
 
-__all__ = ["ColBERT", "RankedDocument"]
+__all__ = ["ColBERT"]
 
 # Tokens in a batch where the caller does not say. CPU: larger batches leave the caches and pad more. Other devices
 # are kept busy only by many tokens at once.
@@ -70,21 +72,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RankedDocument:
-    """A document's place in a ranking.
-
-    Attributes:
-        index: Position in the list that was ranked.
-        score: Higher is better; comparable within one query only.
-        explanation: How the score came about, where that was asked for.
-    """
-
-    index: int
-    score: float
-    explanation: Explanation | None = field(default=None, repr=False)
 
 
 class ColBERT:
@@ -269,8 +256,7 @@ class ColBERT:
             InputError: If a document is not a string, or not valid Unicode, or ``pool_factor`` is below 1.
             MissingExtraError: If vectors are to be merged and scipy is not installed.
         """
-        if not pool_factor >= 1:  # a NaN neither
-            raise InputError(f"pool_factor must be at least 1, not {pool_factor}")
+        check_pool_factor(pool_factor)
         encoded = self._encode(_texts(documents, "documents"), "document", show_progress)
         return encoded if pool_factor == 1 else pool_tokens(encoded, pool_factor)
 
@@ -330,13 +316,11 @@ class ColBERT:
             if not texts:
                 return []
             scores = self._scores(query, texts, known or {}, normalize_scores, show_progress)
-            order = sorted(range(len(texts)), key=lambda index: -scores[index])
-            kept = [index for index in order if score_threshold is None or scores[index] >= score_threshold]
-            ranked = [RankedDocument(index, scores[index]) for index in kept[:top_n]]
+            entries = ranked(scores, top_n, score_threshold)
             if not explain:
-                return ranked
-            explanations = self.explain_pairs([(query, texts[entry.index]) for entry in ranked])
-            return [replace(entry, explanation=said) for entry, said in zip(ranked, explanations, strict=True)]
+                return entries
+            explanations = self.explain_pairs([(query, texts[entry.index]) for entry in entries])
+            return [replace(entry, explanation=said) for entry, said in zip(entries, explanations, strict=True)]
 
     async def arank(
         self, query: str, documents: Sequence[str], top_n: int | None = None, **options: Any
@@ -419,13 +403,9 @@ class ColBERT:
 
     def _check_rank(self, query: str, texts: list[str], top_n: int | None, normalize_scores: bool) -> None:
         _texts([query], "query")
-        if top_n is not None and (not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1):
-            raise InputError(f"top_n must be a whole number from 1, or None for all, not {top_n!r}")
-        if normalize_scores and texts and not self.spec.normalize:
-            raise InputError(
-                f"{self.settings.model} does not normalise its vectors, so its scores have no bounds: pass "
-                "normalize_scores=False"
-            )
+        check_top_n(top_n)
+        if normalize_scores and texts:
+            check_normalizable(self.spec, self.settings.model)
 
     def _scores(
         self,
@@ -455,9 +435,7 @@ class ColBERT:
         cache.keep(missing, fresh)
         if not normalized:
             return [scores[text] for text in texts]
-        count = max(1, query_embeddings.lengths[0])
-        # Rounding can carry the mean of cosines past 1, and it can be negative.
-        return [min(1.0, max(0.0, scores[text] / count)) for text in texts]
+        return [normalized_score(scores[text], query_embeddings.lengths[0]) for text in texts]
 
     # ------------------------------------------------------------------------------------------------- lifecycle
 

@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import normalize as unit
 
 from .autocast import no_autocast
+from .checks import check_pool_factor
 from .embeddings import TokenEmbeddings
 from .errors import InputError, MissingExtraError
 
@@ -39,8 +40,7 @@ def pool_tokens(
         ``pool_embeddings_hierarchical`` after release 1.3.4. Earlier releases cluster the rows of the square distance
         matrix and put protected vectors last, so their indexes differ.
     """
-    if not pool_factor >= 1:
-        raise InputError(f"pool_factor must be at least 1, not {pool_factor}")
+    check_pool_factor(pool_factor)
     if num_protected_tokens < 0:
         raise InputError(f"num_protected_tokens must be at least 0, not {num_protected_tokens}")
     with no_autocast(embeddings.device):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from .checks import check_whole_number
 from .errors import InputError
 
 __all__ = ["DEFAULT_MODEL", "Settings"]
@@ -54,16 +55,13 @@ class Settings:
             raise InputError(f"long_documents must be 'window' or 'truncate', not {self.long_documents!r}")
         for name in ("query_length", "document_length", "batch_tokens", "batch_size", "truncate_dim", "projection_dim"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InputError(f"{name} must be a positive whole number, not {value!r}")
+            if value is not None:
+                check_whole_number(name, value)
+        for name in ("window_overlap", "cache_bytes"):
+            if getattr(self, name) is not None:
+                check_whole_number(name, getattr(self, name), least=0)
         if self.token is not None and not isinstance(self.token, str):
             raise InputError(f"token must be a string, not {type(self.token).__name__}")
-        overlap = self.window_overlap
-        if overlap is not None and (not isinstance(overlap, int) or isinstance(overlap, bool) or overlap < 0):
-            raise InputError(f"window_overlap must be a whole number of tokens, 0 or more, not {overlap!r}")
-        size = self.cache_bytes
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
-            raise InputError(f"cache_bytes must be a whole number of bytes, 0 or more, not {size!r}")
 
     def changed(self) -> dict[str, Any]:
         """The settings that are not at their defaults, as JSON-able values, without the token."""

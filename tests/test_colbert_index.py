@@ -205,8 +205,9 @@ def test_vectors_can_be_pooled_before_they_are_stored(tiny: ColBERT) -> None:
     assert vectors is not None
     assert torch.allclose(vectors.float(), expected[0], atol=1e-3)
     assert pooled.store.num_tokens < whole.store.num_tokens  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match="pool_factor"):
-        ColBERTIndex(tiny, pool_factor=0.5)
+    for impossible in (0.5, float("nan"), "2"):
+        with pytest.raises(InputError, match="pool_factor"):
+            ColBERTIndex(tiny, pool_factor=impossible)
 
 
 # --------------------------------------------------------------------------------------------------------------- rank

@@ -215,7 +215,7 @@ def test_texts_that_are_no_strings_are_refused(tiny: ColBERT) -> None:
         ({"device": "warp"}, "device='warp' can't be used"),
         ({"device": "cuda:99"}, "device='cuda:99' can't be used"),
         ({"long_documents": "drop"}, "'window' or 'truncate'"),
-        ({"query_length": 0}, "query_length must be a positive whole number"),
+        ({"query_length": 0}, "query_length must be a whole number from 1"),
         ({"batch_tokens": -5}, "batch_tokens must be"),
         ({"batch_size": 1.5}, "batch_size must be"),
         ({"truncate_dim": True}, "truncate_dim must be"),

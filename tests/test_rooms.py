@@ -20,6 +20,7 @@ CORE = {
     ".autocast",
     ".cache",
     ".checkpoint",
+    ".checks",
     ".cuda_graphs",
     ".embeddings",
     ".encoder",
@@ -28,6 +29,7 @@ CORE = {
     ".fingerprint",
     ".observing",
     ".pooling",
+    ".ranking",
     ".scoring",
     ".settings",
     ".triton_check",
@@ -38,7 +40,9 @@ CORE = {
 ROOMS = {
     "__init__": set[str](),
     "errors": set[str](),
-    "settings": {".errors"},
+    "checks": {".errors"},
+    "ranking": {".checks", ".errors"},
+    "settings": {".checks", ".errors"},
     "fingerprint": set[str](),
     "observing": set[str](),
     "worker": set[str](),
@@ -62,28 +66,28 @@ ROOMS = {
     "kernel": {"colbert_integrations_kernel", "torch"},
     "scoring": {".autocast", ".cuda_graphs", ".embeddings", ".errors", ".kernel", ".triton_check", "torch", "triton"},
     "triton_check": {"torch"},
-    "pooling": {".autocast", ".embeddings", ".errors", "numpy", "scipy", "torch"},
+    "pooling": {".autocast", ".checks", ".embeddings", ".errors", "numpy", "scipy", "torch"},
     "explain": {".autocast", ".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
     "model": {*CORE, "torch"},
     # It sees embeddings, never texts to encode.
-    "index": {".autocast", ".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
+    "index": {".autocast", ".checks", ".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
     | {"filelock", "numpy", "safetensors", "torch"},
-    "qdrant": {".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
+    "qdrant": {".checks", ".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},
     "loading": {".embeddings", ".errors", ".index", ".model", "tqdm"},
-    "colbert_index": {".embeddings", ".errors", ".index", ".loading", ".location", ".model", ".observing", ".settings"},
-    "corpus": {".colbert_index", ".errors", ".index", ".loading", ".model"},
+    "colbert_index": {".checks", ".embeddings", ".errors", ".index", ".loading", ".location", ".model", ".observing"}
+    | {".ranking", ".settings"},
+    "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model"},
     "adapter": {".colbert_index", ".errors", ".model", ".settings", "pydantic", "typing_extensions"},
-    "langchain": {".adapter", ".colbert_index", ".errors", ".index", ".observing"}
+    "langchain": {".adapter", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
     | {"langchain_core", "pydantic", "typing_extensions"},
-    "llama_index": {".adapter", ".colbert_index", ".errors", ".index", ".observing"}
+    "llama_index": {".adapter", ".checks", ".colbert_index", ".errors", ".index", ".observing"}
     | {"llama_index.core", "pydantic", "typing_extensions"},
-    # The model's room for the type of a rank alone.
-    "vllm": {".checkpoint", ".encoder", ".errors", ".model", ".sendable", "httpx", "numpy", "torch"},
+    "vllm": {".checkpoint", ".checks", ".encoder", ".errors", ".ranking", ".sendable", "httpx", "numpy", "torch"},
     # Nothing imports it.
     "cli": {".__version__", ".colbert_index", ".corpus", ".errors", ".explain", ".index", ".location", ".model"}
-    | {".scoring", ".settings", "filelock", "huggingface_hub", "matplotlib", "rich"},
+    | {".ranking", ".scoring", ".settings", "filelock", "huggingface_hub", "matplotlib", "rich"},
     "__main__": {".cli"},
 }
 # What type checkers may see beyond that; never imported when the package runs.
@@ -92,6 +96,7 @@ TYPING = {
     "adapter": {".explain"},
     "index": {".explain"},
     "location": {".index"},
+    "ranking": {".checkpoint", ".explain"},
     "langchain": {".model"},
     "llama_index": {".model"},
 }

@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 from ..errors import InputError
-from ..model import ColBERT, RankedDocument
+from ..model import ColBERT
+from ..ranking import RankedDocument
 from .failures import Failures
 from .listing import show_result
 from .opening import open_model

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..checks import check_whole_number
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, ShapeError
 from .metadata import json_copy
@@ -26,15 +27,14 @@ def check_form(dtype: object, nbits: object, keep_originals: bool) -> None:
 
 def check_count(name: str, value: int | None) -> int | None:
     """The value, if it is None or a whole number from 1."""
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise InputError(f"{name} must be a whole number from 1, not {value!r}")
+    if value is not None:
+        check_whole_number(name, value)
     return value
 
 
 def check_k(k: int) -> int:
     """The number, if it is a whole number from 1."""
-    if check_count("k", k) is None:
-        raise InputError("k must be a whole number from 1, not None")
+    check_whole_number("k", k)
     return k
 
 

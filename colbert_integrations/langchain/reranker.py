@@ -19,6 +19,7 @@ from pydantic import Field
 
 from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query
 from ..errors import InputError
+from ..ranking import check_top_n
 from .documents import copied
 from .tracing import figures_on
 
@@ -171,8 +172,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
     def _limit(self, top_n: int | None) -> int | None:
         if top_n == -1:
             return self.top_n
-        if top_n is not None and (not isinstance(top_n, int) or top_n < 1):
-            raise InputError(f"top_n must be a whole number from 1, None for all, or -1 for the field, not {top_n!r}")
+        check_top_n(top_n)
         return top_n
 
     def _texts(self, documents: Sequence[Any], query: str, *, any_text: bool = False) -> list[str]:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from typing_extensions import Self, TypedDict, Unpack
 
 from ..adapter import EXPLANATION, ModelFields, check_items, check_query, explanation_dict
+from ..checks import check_whole_number
 from ..errors import InputError
 from .filters import NodeFilter, store_filter
 from .nodes import REF_DOC_ID, node_of, node_text, stored_metadata, with_hidden
@@ -172,7 +173,9 @@ class ColBERTRetriever(BaseRetriever):
         self._filter = store_filter(filters, _ids(doc_ids, "doc_ids"))
         self._node_ids = _ids(node_ids, "node_ids")
         self._normalize_scores, self._score_threshold = normalize_scores, score_threshold
-        self._search, self._candidates = search, None if candidates is None else _count("candidates", candidates)
+        if candidates is not None:
+            check_whole_number("candidates", candidates)
+        self._search, self._candidates = search, candidates
         self._explain = explain
         self._metadata_mode, self._show_progress = MetadataMode(metadata_mode), show_progress
         if nodes is not None and len(_nodes(nodes)):
@@ -271,7 +274,8 @@ class ColBERTRetriever(BaseRetriever):
 
     @similarity_top_k.setter
     def similarity_top_k(self, value: int) -> None:
-        self._similarity_top_k = _count("similarity_top_k", value)
+        check_whole_number("similarity_top_k", value)
+        self._similarity_top_k = value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Handlers of callbacks hold locks and connections, as stores do. What nodes lead to grows with the index.
@@ -470,9 +474,3 @@ def _ids(ids: Sequence[str] | None, name: str) -> list[str] | None:
     if not all(isinstance(item, str) for item in items):
         raise InputError(f"{name} must be a list of strings, not {items!r}")
     return items
-
-
-def _count(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name} must be a whole number from 1, not {value!r}")
-    return value

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
+from ..checks import check_whole_number
 from ..embeddings import TokenEmbeddings
 from ..errors import FingerprintError, InputError, StoreError, StoreServerError
 from ..fingerprint import Fingerprint
@@ -116,8 +117,7 @@ class QdrantStore(Store):
         check_form(dtype, None, False)
         if not isinstance(collection, str) or not collection:
             raise InputError(f"collection must be a name, not {collection!r}")
-        if not isinstance(retries, int) or retries < 0:
-            raise InputError(f"retries must be a whole number from 0, not {retries!r}")
+        check_whole_number("retries", retries, least=0)
         self._first = first_stage_of(first_stage)
         self._form = Form(
             vector_name,

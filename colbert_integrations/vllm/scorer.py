@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from ..errors import InputError, NonFiniteError
-from ..model import RankedDocument
+from ..ranking import RankedDocument, check_top_n, ranked
 from .link import Link
 from .servers import Server, Servers
 from .settings import ServerSettings
@@ -100,8 +100,8 @@ class VLLMScorer:
             NonFiniteError: If a score is not a number.
             RemoteError: If the servers refuse, fail, or do not answer.
         """
-        _check_top_n(top_n)
-        return _ordered(_wait(self._start(query, documents, "/rerank")), top_n)
+        check_top_n(top_n)
+        return ranked(_wait(self._start(query, documents, "/rerank")), top_n)
 
     async def arank(self, query: str, documents: Sequence[str], top_n: int | None = None) -> list[RankedDocument]:
         """Do what ``rank`` does without blocking the event loop.
@@ -119,8 +119,8 @@ class VLLMScorer:
             NonFiniteError: As ``rank``.
             RemoteError: As ``rank``.
         """
-        _check_top_n(top_n)
-        return _ordered(await asyncio.wrap_future(self._start(query, documents, "/rerank")), top_n)
+        check_top_n(top_n)
+        return ranked(await asyncio.wrap_future(self._start(query, documents, "/rerank")), top_n)
 
     def score(self, query: str, documents: Sequence[str]) -> list[float]:
         """Score documents (``/score``).
@@ -221,11 +221,6 @@ def _wait(future: Future[T]) -> T:
         future.cancel()  # of no effect unless the wait was interrupted
 
 
-def _ordered(scores: list[float], top_n: int | None) -> list[RankedDocument]:
-    order = sorted(range(len(scores)), key=lambda index: -scores[index])
-    return [RankedDocument(index, scores[index]) for index in order[:top_n]]
-
-
 def _check_texts(query: object, documents: object) -> None:
     if not isinstance(query, str):
         raise InputError(f"query must be a string, not {type(query).__name__}")
@@ -234,8 +229,3 @@ def _check_texts(query: object, documents: object) -> None:
     for index, text in enumerate(documents):
         if not isinstance(text, str):
             raise InputError(f"documents[{index}] must be a string, not {type(text).__name__}")
-
-
-def _check_top_n(top_n: object) -> None:
-    if top_n is not None and (not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1):
-        raise InputError(f"top_n must be a whole number from 1, or None for all, not {top_n!r}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from ..checks import check_whole_number
 from ..errors import InputError
 from ..sendable import is_sendable
 
@@ -41,10 +42,9 @@ class ServerSettings:
             )
         if self.api_key is not None:
             _check_key("api_key", self.api_key)
-        if self.concurrency is not None and not _is_count(self.concurrency, 1):
-            raise InputError(f"concurrency must be a whole number from 1, not {self.concurrency!r}")
-        if not _is_count(self.retries, 0):
-            raise InputError(f"retries must be a whole number from 0, not {self.retries!r}")
+        if self.concurrency is not None:
+            check_whole_number("concurrency", self.concurrency)
+        check_whole_number("retries", self.retries, least=0)
         if not isinstance(self.timeout, (int, float)) or not 0 < self.timeout < math.inf:
             raise InputError(f"timeout must be a positive number of seconds, not {self.timeout!r}")
 
@@ -115,7 +115,3 @@ def _check_key(name: str, value: object) -> None:
             f"{name} must be a string of printable ASCII characters without spaces and line ends: strip it where it "
             "is read"
         )
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

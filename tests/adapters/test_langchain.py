@@ -145,7 +145,7 @@ async def test_rerank_takes_its_own_top_n(reranker: ColBERTReranker, top_n: int 
     assert len(await reranker.arerank(TEXTS, QUERY, top_n=top_n)) == count
 
 
-@pytest.mark.parametrize("top_n", [0, -2, 1.5])
+@pytest.mark.parametrize("top_n", [0, -2, 1.5, True])
 @pytest.mark.parametrize("texts", [TEXTS, []])
 async def test_rerank_refuses_an_impossible_top_n(reranker: ColBERTReranker, texts: list[str], top_n: Any):
     with pytest.raises(InputError, match="top_n"):

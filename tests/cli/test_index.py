@@ -267,7 +267,7 @@ def test_many_failures_are_cut_on_the_terminal_only(run: Run, tmp_path: Path) ->
         (["notes", "--store", "qdrant+http://a:1/b", "--nbits", "4"], "--nbits is for an index in a folder"),
         (["notes", "--store", "qdrant+http://[::1/b"], "a location is an address such as"),
         (["notes", "--store", "http://a:1/b"], "a store is at a location such as"),
-        (["notes", "--set", "query_length=-1"], "query_length must be a positive whole number, not -1"),
+        (["notes", "--set", "query_length=-1"], "query_length must be a whole number from 1, not -1"),
     ],
 )
 def test_errors_are_one_line_and_nothing_is_done(arguments: list[str], said: str, run: Run, notes: Path) -> None:

@@ -73,6 +73,7 @@ def documents() -> dict[str, torch.Tensor]:
         ({"replication_factor": 1.5}, "replication_factor must be"),
         ({"batch_bytes": 0}, "batch_bytes must be"),
         ({"retries": -1}, "retries must be"),
+        ({"retries": True}, "retries must be"),
         ({"vector_name": "first_stage"}, "vector_name must be"),
         ({"payload_indexes": {"year": "integer"}}, "one of string, number, boolean, not 'integer'"),
         ({"payload_indexes": {'a"b': "string"}}, "can't have a payload index"),

@@ -1,0 +1,21 @@
+"""Numbers that arguments may be, for all rooms; without torch."""
+
+from __future__ import annotations
+
+from numbers import Real
+
+from .errors import InputError
+
+__all__ = ["check_pool_factor", "check_whole_number"]
+
+
+def check_whole_number(name: str, value: object, least: int = 1, otherwise: str = "") -> None:
+    """Refuse anything but an ``int`` from ``least``; True and False are none."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} must be a whole number from {least}{otherwise}, not {value!r}")
+
+
+def check_pool_factor(value: float) -> None:
+    """Refuse what vectors can't be merged by."""
+    if not isinstance(value, Real) or not value >= 1:  # a NaN neither
+        raise InputError(f"pool_factor must be at least 1, not {value!r}")
