@@ -80,7 +80,8 @@ def _bars(axes: Axes, rows: Rows, labels: Mapping[str, str]) -> None:
     values = [float(row["times ours"]) for row in ordered]
     names = [labels.get(row["engine"], row["engine"]).replace("**", "").replace("`", "") for row in ordered]
     bars = axes.barh(names, values, color=[_colour(row["engine"]) for row in ordered], height=0.7)
-    axes.bar_label(bars, [f"{value:.2g}" for value in values], padding=3, fontsize="small")
+    readable = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # also where the line at 1 goes through
+    axes.bar_label(bars, [f"{value:.2g}" for value in values], padding=3, fontsize="small", bbox=readable)
     axes.axvline(1, color=OTHERS, linewidth=0.8, zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0, labelsize="small")

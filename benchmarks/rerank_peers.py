@@ -43,6 +43,7 @@ OURS = [name for name in encoding_peers.OURS if "int8" not in name]
 # Whose order the others are compared with.
 JUDGE = "sentence-transformers"
 SHOWN = ["engine", "threads", "median s", "p90 s", "times ours", "top 10 as float32", "problem"]
+SHOWN_SHORT = ["engine", "median s", "top 10 as float32"]
 SHOWN_CONCURRENT = ["texts", "documents", "way", "threads", "requests per second", "times in sequence"]
 SHOWN_CONCURRENT += ["p50 ms", "p99 ms"]
 REQUESTS = 64
@@ -254,6 +255,7 @@ def main() -> None:
     """Measure and write down what came out, or print what did before."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--print", action="store_true", help="print the newest results as Markdown tables")
+    parser.add_argument("--short", action="store_true", help="with --print: one thread, the fastest first")
     parser.add_argument("--cpu", help="print what a CPU with this in its name measured, not the last one")
     parser.add_argument("--concurrent", action="store_true", help="many requests at once, ours alone")
     parser.add_argument("--model", choices=speed_texts.CHECKPOINTS, default="minilm")
@@ -280,6 +282,9 @@ def main() -> None:
     rows = records.newest(options.results, "case", options.cpu)
     if options.concurrent:
         rows.sort(key=lambda row: (row["texts"], -int(row["documents"])))
+    if options.short:
+        rows, shown = [row for row in rows if row["threads"] == "1"], SHOWN_SHORT
+        rows.sort(key=lambda row: float(row["median s"]))
     print(records.markdown(rows, shown))
 
 

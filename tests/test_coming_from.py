@@ -62,7 +62,7 @@ def test_each_page_says_of_which_version_it_speaks(page):
     text = page.read_text(encoding="utf-8")
     assert re.search(r"\b\d+\.\d+\.\d+", text.partition("```")[0])
     assert len(rows(page)) > 8
-    assert "## What comes out otherwise" in text
+    assert "## What differs in the results" in text
 
 
 def test_the_list_names_every_page():

@@ -122,7 +122,8 @@ def test_each_link_leads_somewhere(page):
 # -------------------------------------------------------------------------------------------------------------- tables
 
 TABLES = {
-    "cranfield.py": "README.md",
+    "rerank_peers.py --short": "README.md",
+    "cranfield.py": "benchmarks/README.md",
     "index_cranfield.py": "docs/retrieval.md",
     "index_scale.py": "docs/retrieval.md",
     "index_peers.py": "docs/retrieval.md",

@@ -1,7 +1,7 @@
 """Makes the page that explanation.png is a picture of, with the bundled model.
 
 Run it as ``python docs/images/explanation.py page.html`` in an environment with ``colbert-integrations[offline]``, then
-take the picture in a browser: ``chromium --headless --window-size=720,510 --force-device-scale-factor=2
+take the picture in a browser: ``chromium --headless --window-size=720,412 --force-device-scale-factor=2
 --hide-scrollbars --screenshot=docs/images/explanation.png page.html``.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from colbert_integrations import ColBERT
 
-QUERY = "why can a plane stay in the air"
+QUERY = "what lifts a plane"
 DOCUMENT = (
     "Birds and engineers met the same problem and found the same answer. "
     "Wings push air downwards, and that lifts the aircraft; a propeller or a jet pulls it forward. "
