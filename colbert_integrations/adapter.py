@@ -51,8 +51,11 @@ class ModelFields(BaseModel):
     # Errors without the input: a refused token would be printed with it.
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
 
-    model: str = DEFAULT_MODEL
-    """Name or path of a checkpoint. A ``ColBERT`` is accepted too, and used as it is."""
+    if TYPE_CHECKING:
+        model: str | os.PathLike[str] | ColBERT = DEFAULT_MODEL
+    else:
+        model: str = DEFAULT_MODEL
+        """Name or path of a checkpoint. A ``ColBERT`` is accepted too, and used as it is."""
 
     device: str | None = None
     """Such as ``"cpu"`` or ``"cuda:1"``. None: the first that is there of CUDA, MPS, CPU."""
@@ -96,9 +99,12 @@ class ModelFields(BaseModel):
     def _with_fields_of(cls, model: ColBERT, data: dict[str, Any]) -> dict[str, Any]:
         changed = model.settings.changed()
         own = {name: changed.pop(name) for name in _MODEL_FIELDS & changed.keys()} | {"colbert_options": changed}
-        defaults = {name: cls.model_fields[name].default for name in _MODEL_FIELDS} | own
         asked = {name: data[name] for name in _MODEL_FIELDS - {"model"} if data.get(name) is not None}
-        other = sorted(name for name, value in asked.items() if value != defaults[name])
+        options = asked.pop("colbert_options", {})
+        asked |= options if isinstance(options, Mapping) else {}
+        # In one form: "auto" and None, a path and its name ask for the same.
+        wanted = Settings.of({**asked, "model": model.settings.model})
+        other = sorted(name for name in asked if getattr(wanted, name) != getattr(model.settings, name))
         if other:
             raise InputError(f"{', '.join(other)} belong to the ColBERT that was passed as model: set them there")
         return {**data, **own}
@@ -113,10 +119,15 @@ class ModelFields(BaseModel):
             self._colbert = ColBERT.shared(**settings.changed())
         return self._colbert
 
+    @property
+    def _model_name(self) -> str:
+        """What the field holds, whatever was passed for it."""
+        return str(self.model)
+
     def about(self) -> dict[str, str]:
         """What traces say of the model: its name, and once it was loaded, device and data type."""
         # Without one nothing was loaded, and making it would import torch.
-        return {"colbert.model": self.model} if self._colbert is None else self._colbert.about()
+        return {"colbert.model": self._model_name} if self._colbert is None else self._colbert.about()
 
     def close(self) -> None:
         """Free the model's weights; the next call loads them again."""

@@ -118,7 +118,7 @@ class ColBERTIndex:
                 bar.update(loaded.size)
                 yield loaded.ids
         if failures:
-            raise AddError(failures, done)
+            raise AddError(failures, done, self)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove documents.

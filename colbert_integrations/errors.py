@@ -31,6 +31,7 @@ Each message names the value that was wrong and what would be right.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 __all__ = [
     "AddError",
@@ -131,11 +132,14 @@ class AddError(ColBERTError):
     Args:
         failures: The id of each document that was refused, and why.
         added: Ids of the documents that are stored now, those that were there unchanged included.
+        index: The ``ColBERTIndex`` that has them, to go on with where the call would have returned it. A pickle of
+            the error does not.
     """
 
-    def __init__(self, failures: Mapping[str, Exception], added: Sequence[str]) -> None:
+    def __init__(self, failures: Mapping[str, Exception], added: Sequence[str], index: Any = None) -> None:
         self.failures = dict(failures)
         self.added = list(added)
+        self.index = index
         first = "; ".join(f"{name}: {error}" for name, error in list(self.failures.items())[:3])
         more = f"; and {len(self.failures) - 3} more, see .failures" if len(self.failures) > 3 else ""
         super().__init__(f"{len(self.failures)} documents were not added ({first}{more}); {len(self.added)} were")

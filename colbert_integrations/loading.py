@@ -191,8 +191,9 @@ class Loader:
 
     def _write(self, window: _Window) -> Loaded:
         if window.moved:
-            ids = [document.id for document in window.moved]
-            self._store.set_metadata(ids, [document.metadata for document in window.moved])
+            ids, texts = [document.id for document in window.moved], [document.text for document in window.moved]
+            # Where somebody else replaced a text meanwhile, what they wrote stands, as if it had come after this.
+            self._store.set_metadata(ids, [document.metadata for document in window.moved], texts)
         refused = dict(window.failures)
         for piece in window.pieces:
             refused |= self._upsert(piece)

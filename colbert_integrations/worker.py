@@ -48,7 +48,7 @@ class Worker:
             if self._executor is None or self._process != os.getpid():
                 self._process = os.getpid()
                 self._executor = ThreadPoolExecutor(max_workers=self._threads, thread_name_prefix="colbert")
-            future = self._executor.submit(context.run, lambda: function(*args, **kwargs))
+            future = self._executor.submit(context.run, lambda: _result(function, *args, **kwargs))
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
@@ -57,3 +57,11 @@ class Worker:
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=False)
+
+
+def _result(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as error:
+        # No future of asyncio can carry it: whoever awaits would wait for ever.
+        raise RuntimeError("a function that was called here raised StopIteration") from error

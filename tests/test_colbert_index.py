@@ -16,6 +16,7 @@ from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbedd
 from colbert_integrations import colbert_index as module
 from colbert_integrations.encoder import Encoder
 from colbert_integrations.errors import AddError, FingerprintError, InputError, StoreError
+from colbert_integrations.index import StoredDocument
 
 TEXTS = ["wing lift", "boundary layer flow", "heat transfer", "shock wave", "wing lift"]
 
@@ -194,6 +195,25 @@ def test_metadata_that_only_python_calls_equal_is_replaced(index: ColBERTIndex) 
 def test_generators_of_different_lengths_are_refused_when_one_ends(index: ColBERTIndex) -> None:
     with pytest.raises(InputError, match="one length"):
         index.add(iter(TEXTS), ids=iter(["a", "b"]))
+
+
+def test_metadata_does_not_go_to_a_text_that_somebody_else_wrote_meanwhile(
+    tiny: ColBERT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, other = ColBERTIndex(tiny), ColBERTIndex(tiny)
+    index.add(["paris"], ids=["x"], metadatas=[{"by": "first"}])
+    other.store, look = index.store, index.store.get
+
+    def look_and_be_late(ids: list[str], *, embeddings: bool = False) -> list[StoredDocument]:
+        found = look(ids, embeddings=embeddings)
+        monkeypatch.undo()
+        other.add(["lions"], ids=["x"], metadatas=[{"by": "other"}])
+        return found
+
+    monkeypatch.setattr(index.store, "get", look_and_be_late)
+    index.add(["paris"], ids=["x"], metadatas=[{"by": "second"}])
+    [document] = index.get(["x"])
+    assert (document.text, document.metadata) == ("lions", {"by": "other"})
 
 
 def test_vectors_can_be_pooled_before_they_are_stored(tiny: ColBERT) -> None:

@@ -1,7 +1,8 @@
-"""Worker: what a forked child does, which has none of its parent's threads."""
+"""Worker: a forked child, which has none of its parent's threads, and what no future can carry."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import pytest
@@ -20,4 +21,11 @@ async def test_a_forked_child_starts_threads_of_its_own(monkeypatch: pytest.Monk
     assert worker._executor is not parents
     assert parents is not None
     parents.shutdown()
+    worker.close()
+
+
+async def test_a_stop_iteration_does_not_leave_the_caller_waiting() -> None:
+    worker = Worker()
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(worker.run(next, iter([])), 10)  # type: ignore[arg-type]
     worker.close()

@@ -8,7 +8,7 @@ filters, ``metadata.py`` and ``checks.py`` say what is refused.
 
 from __future__ import annotations
 
-from .filters import Condition, matches, parse_filter
+from .filters import Condition, is_yes, matches, parse_filter
 from .memory import MemoryStore
 from .metadata import json_copy
 from .store import Filter, Hit, Search, Store, StoredDocument
@@ -21,6 +21,7 @@ __all__ = [
     "Search",
     "Store",
     "StoredDocument",
+    "is_yes",
     "json_copy",
     "matches",
     "parse_filter",

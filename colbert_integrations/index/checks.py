@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,21 +46,28 @@ def check_queries(queries: TokenEmbeddings, dim: int) -> None:
         raise InputError("a query's vectors are not all finite")
 
 
-def check_ids(ids: Sequence[str]) -> Sequence[str]:
-    """The ids, if they are a list of strings that are not empty."""
-    if isinstance(ids, str):
-        raise InputError(f"ids must be a list of strings, not the string {ids!r}")
-    for name in ids:
+def check_ids(ids: Iterable[str]) -> list[str]:
+    """The ids as a list, if they are strings that are not empty; a generator, which can be read once only, too."""
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise InputError(f"ids must be a list of strings, not {ids!r}")
+    names = list(ids)
+    for name in names:
         if not isinstance(name, str) or not name:
             raise InputError(f"an id must be a string that is not empty, not {name!r}")
-    return ids
+    return names
 
 
-def checked_notes(ids: Sequence[str], metadatas: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Metadata by id, copied from what ``Store.set_metadata`` was given."""
-    if len(check_ids(ids)) != len(metadatas):
-        raise InputError(f"{len(ids)} ids but {len(metadatas)} metadatas")
-    return {name: json_copy(metadata, name) for name, metadata in zip(ids, metadatas, strict=True)}
+def checked_notes(
+    ids: Sequence[str], metadatas: Sequence[Mapping[str, Any]], texts: Sequence[str] | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Metadata and texts by id, copied from what ``Store.set_metadata`` was given."""
+    names, notes = check_ids(ids), list(metadatas)
+    bodies = [] if texts is None else list(texts)
+    for what, column in (("metadatas", notes), ("texts", names if texts is None else bodies)):
+        if len(column) != len(names):
+            raise InputError(f"{len(names)} ids but {len(column)} {what}")
+    copies = {name: json_copy(note, name) for name, note in zip(names, notes, strict=True)}
+    return copies, dict(zip(names, bodies, strict=False))
 
 
 def checked(
@@ -70,7 +77,7 @@ def checked(
     metadatas: Sequence[Mapping[str, Any] | None] | None,
 ) -> tuple[list[str], list[str | None], list[dict[str, Any]]]:
     """Ids, texts and metadata of documents that can be stored, copied from what ``Store.upsert`` was given."""
-    names = list(check_ids(ids))
+    names = check_ids(ids)
     bodies: list[str | None] = [None] * len(names) if texts is None else list(texts)
     notes = [None] * len(names) if metadatas is None else list(metadatas)
     for what, number in (("embeddings", len(embeddings)), ("texts", len(bodies)), ("metadatas", len(notes))):

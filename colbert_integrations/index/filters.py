@@ -13,6 +13,7 @@ All conditions must hold. A key that is not there meets none but ``$ne``. ``True
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any, TypeAlias
 
 from ..errors import FilterError
 
-__all__ = ["Condition", "matches", "parse_filter"]
+__all__ = ["Condition", "is_yes", "matches", "parse_filter"]
 
 _MISSING = object()
 _RANGES: dict[str, Callable[[Any, Any], bool]] = {
@@ -68,6 +69,25 @@ def parse_filter(filter: Mapping[str, Any]) -> tuple[Condition, ...]:
     if not isinstance(filter, Mapping):
         raise FilterError(f"a filter must be a mapping such as {{'year': 2020}}, or a function, not {filter!r}")
     return tuple(condition for key, value in filter.items() for condition in _conditions(key, value))
+
+
+def is_yes(answer: object) -> bool:
+    """What a filter that is a function says of a document.
+
+    Args:
+        answer: What it returned.
+
+    Returns:
+        Whether that is true.
+
+    Raises:
+        FilterError: If it is to be awaited, which would count as true for every document.
+    """
+    if inspect.isawaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()  # or Python warns of it
+        raise FilterError("a filter must be a plain function, not an async one")
+    return bool(answer)
 
 
 def matches(metadata: Mapping[str, Any], conditions: Sequence[Condition]) -> bool:

@@ -16,7 +16,7 @@ from ..embeddings import TokenEmbeddings
 from ..errors import InputError, StoreError
 from ..fingerprint import Fingerprint
 from .checks import check_count, check_form, check_ids, check_k, check_queries, checked, checked_notes
-from .filters import matches, parse_filter
+from .filters import is_yes, matches, parse_filter
 from .layout import Layout
 from .persistence import Saved, read_index, write_index
 from .scan import Finder
@@ -154,12 +154,15 @@ class MemoryStore(Store):
                 raise InputError(f"the store holds vectors of dim {self._layout.dim}, not {layout.dim}")
             self._replace([batch])
 
-    def set_metadata(self, ids: Sequence[str], metadatas: Sequence[Metadata]) -> None:
+    def set_metadata(
+        self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None = None
+    ) -> None:
         """Replace the metadata of documents; see ``Store.set_metadata``."""
-        notes = checked_notes(ids, metadatas)
+        notes, expected = checked_notes(ids, metadatas, texts)
         with self._writing:
+            found = self._by_segment(self._still(expected) if expected else list(notes))
             # Written anew, from their own codes: a search that is under way keeps the old.
-            batches = [copy_of(segment, positions) for segment, positions in self._by_segment(list(notes)).items()]
+            batches = [copy_of(segment, positions) for segment, positions in found.items()]
             for batch in batches:
                 batch.metadatas = [notes[name] for name in batch.ids]
             self._replace(batches)
@@ -171,6 +174,11 @@ class MemoryStore(Store):
             names = [segment.ids[position] for segment, positions in gone.items() for position in positions]
             moves = dict[str, tuple[Segment, int]]()
             self._commit(self._compacted(without(self._now(), gone), moves), moves, names)
+
+    def _still(self, texts: Mapping[str, str]) -> list[str]:
+        """The ids of documents that have these texts."""
+        places = {name: self._places[name] for name in texts if name in self._places}
+        return [name for name, (segment, position) in places.items() if segment.texts[position] == texts[name]]
 
     def _replace(self, batches: list[Batch]) -> None:
         """Store documents and forget those of the same ids, as one step for readers."""
@@ -294,7 +302,7 @@ class MemoryStore(Store):
 
         def passes(segment: Segment, position: int) -> bool:
             if test is not None:
-                return bool(test(document_at(segment, position, False)))
+                return is_yes(test(document_at(segment, position, False)))
             return matches(segment.metadatas[position], conditions)
 
         return state, [filtered(view, mask, passes) for view, mask in zip(state.views, wanted, strict=True)]

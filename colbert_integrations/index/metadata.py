@@ -10,6 +10,9 @@ from ..errors import InputError
 
 __all__ = ["clone", "json_copy"]
 
+# What every store takes: by gRPC, Qdrant's messages may be 100 deep, and a level is three of them.
+_MOST_LEVELS = 32
+
 
 def json_copy(metadata: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     """Copy metadata as it would come back from a file.
@@ -22,7 +25,7 @@ def json_copy(metadata: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
         The same data in plain dictionaries and lists.
 
     Raises:
-        InputError: If it is not JSON, or a key not a string.
+        InputError: If it is not JSON, a key not a string, or it is nested deeper than 32 levels.
 
     Example:
         >>> json_copy({"pages": (1, 2)}, "a")
@@ -33,7 +36,7 @@ def json_copy(metadata: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     if not isinstance(metadata, Mapping):
         raise InputError(f"the metadata of document {name!r} must be a mapping, not {type(metadata).__name__}")
     try:
-        _check_keys(metadata, name)
+        _check_keys(metadata, name, _MOST_LEVELS)
         copy: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
     except InputError:  # of the keys
         raise
@@ -42,16 +45,18 @@ def json_copy(metadata: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     return copy
 
 
-def _check_keys(value: object, name: str) -> None:
+def _check_keys(value: object, name: str, levels: int) -> None:
+    if not levels:
+        raise InputError(f"the metadata of document {name!r} is nested deeper than {_MOST_LEVELS} levels")
     # json.dumps would turn other keys into strings without a word.
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise InputError(f"the metadata of document {name!r} has the key {key!r}: keys must be strings")
-            _check_keys(inner, name)
+            _check_keys(inner, name, levels - 1)
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            _check_keys(inner, name)
+            _check_keys(inner, name, levels - 1)
 
 
 def clone(value: Any) -> Any:

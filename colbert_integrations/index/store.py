@@ -110,12 +110,15 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def set_metadata(self, ids: Sequence[str], metadatas: Sequence[Metadata]) -> None:
+    def set_metadata(
+        self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None = None
+    ) -> None:
         """Replace the metadata of documents, their vectors and texts stay.
 
         Args:
             ids: Ids of documents; unknown ones are passed over.
             metadatas: The new metadata of each.
+            texts: The text that each has had: one whose text was replaced by now is passed over. None: whatever it is.
 
         Raises:
             InputError: If the lengths differ or metadata is not JSON.
@@ -296,9 +299,11 @@ class Store(ABC):
         """Do what ``upsert`` does without blocking the event loop; see there for the arguments."""
         await self._worker.run(self.upsert, ids, embeddings, texts, metadatas)
 
-    async def aset_metadata(self, ids: Sequence[str], metadatas: Sequence[Metadata]) -> None:
+    async def aset_metadata(
+        self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None = None
+    ) -> None:
         """Do what ``set_metadata`` does without blocking the event loop; see there for the arguments."""
-        await self._worker.run(self.set_metadata, ids, metadatas)
+        await self._worker.run(self.set_metadata, ids, metadatas, texts)
 
     async def adelete(self, ids: Sequence[str]) -> None:
         """Do what ``delete`` does without blocking the event loop; see there for the arguments."""

@@ -14,7 +14,7 @@ from langchain_core.callbacks import (
     Callbacks,
 )
 from langchain_core.documents import BaseDocumentCompressor, Document
-from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableLambda, ensure_config
 from pydantic import Field
 
 from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query
@@ -70,8 +70,9 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             NonFiniteError: If a score is not a number.
             CheckpointError: If the model can't be loaded; on the first call only.
         """
-        texts = self._texts(documents, query)
+        self._check(documents, query)
         with self._traced(documents, query, callbacks) as output:
+            texts = self._texts(documents, query)
             output += self._copies(documents, self._rank(query, texts, _ids(documents), self.top_n))
         return output
 
@@ -93,8 +94,9 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             NonFiniteError: As ``compress_documents``.
             CheckpointError: As ``compress_documents``.
         """
-        texts = self._texts(documents, query)
+        self._check(documents, query)
         async with self._atraced(documents, query, callbacks) as output:
+            texts = self._texts(documents, query)
             output += self._copies(documents, await self._arank(query, texts, _ids(documents), self.top_n))
         return output
 
@@ -175,6 +177,13 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         check_top_n(top_n)
         return top_n
 
+    def _check(self, documents: Sequence[Document], query: str) -> None:
+        """Refuse other things than documents before anything is said of the call."""
+        check_query(query)
+        for index, document in enumerate(check_items(documents, "documents")):
+            if not isinstance(document, Document):
+                raise InputError(f"documents[{index}] must be a Document, not {type(document).__name__}")
+
     def _texts(self, documents: Sequence[Any], query: str, *, any_text: bool = False) -> list[str]:
         check_query(query)
         items = check_items(documents, "documents")
@@ -214,7 +223,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None
     ) -> Iterator[list[Document]]:
         """Report what happens inside as a run; the list that is yielded is its output."""
-        manager = CallbackManager.configure(inheritable_callbacks=callbacks, local_metadata=self._metadata())
+        manager = CallbackManager.configure(**_inherited(callbacks), local_metadata=self._metadata())
         run = manager.on_chain_start(**self._start(documents, query))
         output: list[Document] = []
         try:
@@ -229,7 +238,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
     async def _atraced(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None
     ) -> AsyncIterator[list[Document]]:
-        manager = AsyncCallbackManager.configure(inheritable_callbacks=callbacks, local_metadata=self._metadata())
+        manager = AsyncCallbackManager.configure(**_inherited(callbacks), local_metadata=self._metadata())
         run = await manager.on_chain_start(**self._start(documents, query))
         output: list[Document] = []
         try:
@@ -239,6 +248,18 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             await run.on_chain_error(error)
             raise
         await run.on_chain_end({"documents": output})
+
+
+def _inherited(callbacks: Callbacks | None) -> dict[str, Any]:
+    """What the run of a call comes below; where nothing is passed that is the runnable around it, as for retrievers."""
+    if callbacks is not None:
+        return {"inheritable_callbacks": callbacks}
+    around = ensure_config()
+    return {
+        "inheritable_callbacks": around.get("callbacks"),
+        "inheritable_tags": around.get("tags"),
+        "inheritable_metadata": around.get("metadata"),
+    }
 
 
 def _ids(documents: Sequence[Any]) -> list[str | None]:

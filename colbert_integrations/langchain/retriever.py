@@ -325,5 +325,5 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         params = super()._get_ls_params(**kwargs)
         params["ls_vector_store_provider"] = type(self.index.store).__name__
         params["ls_embedding_provider"] = "colbert_integrations"
-        params["ls_embedding_model"] = self.model
+        params["ls_embedding_model"] = self._model_name
         return params

@@ -109,6 +109,6 @@ def _by_function(
     def wanted(document: StoredDocument) -> bool:
         if doc_ids is not None and ref_doc_id_of(document.metadata) not in doc_ids:
             return False
-        return bool(passes(node_of(document.id, document.text, document.metadata)))
+        return passes(node_of(document.id, document.text, document.metadata))
 
     return wanted

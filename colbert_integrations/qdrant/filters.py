@@ -12,7 +12,7 @@ from typing import Any
 
 from qdrant_client import models
 
-from ..index import Condition, Filter, StoredDocument, matches, parse_filter
+from ..index import Condition, Filter, StoredDocument, is_yes, matches, parse_filter
 from .numbers import around, is_number, is_plain
 
 __all__ = ["EXACT", "METADATA", "Wanted", "among", "field_path", "wanted"]
@@ -62,7 +62,7 @@ def wanted(filter: Filter | None) -> Wanted:
     if filter is None:
         return Wanted()
     if callable(filter):
-        return Wanted(told_all=False, test=filter)
+        return Wanted(told_all=False, test=lambda document: is_yes(filter(document)))
     conditions = parse_filter(filter)
     told = [_condition(condition) for condition in conditions]
 

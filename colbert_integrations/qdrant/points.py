@@ -22,8 +22,6 @@ from .wire import Wire
 __all__ = ["Prepared", "batched", "document_of", "metadata_payload", "payload_of", "point_id", "size_of"]
 
 _NAMESPACE = uuid.UUID("0a1b5c2e-6f0d-4c57-9d5e-8b0d6a3c1f47")
-# The engine's reader of stored JSON gives up at 128 levels, after it has written more.
-_DEEPEST = 100
 # The id of a point, its names and braces in a request.
 _AROUND_BYTES = 200
 
@@ -59,39 +57,25 @@ def payload_of(name: str, text: str | None, metadata: Mapping[str, Any]) -> dict
 
     Returns:
         The payload of its point.
-
-    Raises:
-        InputError: If the engine could not read the metadata again.
     """
-    return {"id": name, "text": text, **_kept(name, metadata)}
+    return {"id": name, "text": text, **_kept(metadata)}
 
 
-def metadata_payload(name: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+def metadata_payload(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What to set in the payload of a document to replace its metadata; a None there removes.
 
     Args:
-        name: Its id.
         metadata: Its new metadata, JSON data.
 
     Returns:
         A part of a payload.
-
-    Raises:
-        InputError: If the engine could not read the metadata again.
     """
-    return {EXACT: None, **_kept(name, metadata)}
+    return {EXACT: None, **_kept(metadata)}
 
 
-def _kept(name: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    if _levels(metadata) > _DEEPEST:
-        raise InputError(f"the metadata of document {name!r} has more than {_DEEPEST} levels")
+def _kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
     rounded = searchable(metadata)
     return {METADATA: rounded, **({} if rounded == metadata else {EXACT: json.dumps(metadata)})}
-
-
-def _levels(value: Any) -> int:
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return 1 + max(map(_levels, inner), default=0) if isinstance(value, (Mapping, list)) else 0
 
 
 def size_of(payload: Mapping[str, Any]) -> int:

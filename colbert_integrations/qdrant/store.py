@@ -267,16 +267,21 @@ class QdrantStore(Store):
                 ) from error
             stored += len(points)
 
-    def set_metadata(self, ids: Sequence[str], metadatas: Sequence[Metadata]) -> None:
+    def set_metadata(
+        self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None = None
+    ) -> None:
         """Replace the metadata of documents; see ``Store.set_metadata``."""
-        self._run(self._set_metadata(ids, metadatas))
+        self._run(self._set_metadata(ids, metadatas, texts))
 
-    def _set_metadata(self, ids: Sequence[str], metadatas: Sequence[Metadata]) -> Steps[None]:
-        notes = {name: metadata_payload(name, note) for name, note in checked_notes(ids, metadatas).items()}
+    def _set_metadata(
+        self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None
+    ) -> Steps[None]:
+        checked, expected = checked_notes(ids, metadatas, texts)
+        notes = {name: metadata_payload(note) for name, note in checked.items()}
         if (yield from self._opened()) is None:
             return
         for some in batches(notes.items(), lambda note: size_of(note[1]), self._batch_bytes):
-            operations = [_set_payload(name, payload) for name, payload in some]
+            operations = [_set_payload(name, payload, expected.get(name)) for name, payload in some]
             yield from ask("batch_update_points", update_operations=operations, wait=True)
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -298,7 +303,8 @@ class QdrantStore(Store):
         return self._run(self._get(ids, embeddings))
 
     def _get(self, ids: Sequence[str], embeddings: bool) -> Steps[list[StoredDocument]]:
-        points = {name: point_id(name) for name in check_ids(ids)}
+        names = check_ids(ids)
+        points = {name: point_id(name) for name in names}
         if (yield from self._opened()) is None:
             return []
         records: dict[str, models.Record] = {}
@@ -308,7 +314,7 @@ class QdrantStore(Store):
             found = yield from ask("retrieve", ids=some, with_payload=True, with_vectors=self._vectors(embeddings))
             records.update({str(record.id): record for record in found})
             page.saw(found)
-        return [self._document(records[points[name]]) for name in ids if points[name] in records]
+        return [self._document(records[points[name]]) for name in names if points[name] in records]
 
     def count(self) -> int:
         """Count the documents; see ``Store.count``."""
@@ -469,9 +475,11 @@ class QdrantStore(Store):
     # -------------------------------------------------------------------------------------------------- async twins
     # Those that only wait for a server do it without a thread; those that work on vectors leave the event loop free.
 
-    async def aset_metadata(self, ids: Sequence[str], metadatas: Sequence[Metadata]) -> None:
+    async def aset_metadata(
+        self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None = None
+    ) -> None:
         """Do what ``set_metadata`` does without blocking the event loop; see there for the arguments."""
-        await self._arun(self._set_metadata(ids, metadatas))
+        await self._arun(self._set_metadata(ids, metadatas, texts))
 
     async def adelete(self, ids: Sequence[str]) -> None:
         """Do what ``delete`` does without blocking the event loop; see there for the arguments."""
@@ -564,9 +572,12 @@ class QdrantStore(Store):
         return f"QdrantStore({self._connection.place!r}, {self._connection.collection!r}, {self._form.dtype}{closed})"
 
 
-def _set_payload(name: str, payload: dict[str, Any]) -> models.UpdateOperation:
+def _set_payload(name: str, payload: dict[str, Any], text: str | None) -> models.UpdateOperation:
     # By a filter, since a list of points that has an unknown one is an error.
-    setting = models.SetPayload(payload=payload, filter=models.Filter(must=[among([point_id(name)])]))
+    must = [among([point_id(name)])]
+    if text is not None:
+        must.append(models.FieldCondition(key="text", match=models.MatchValue(value=text)))
+    setting = models.SetPayload(payload=payload, filter=models.Filter(must=must))
     return models.SetPayloadOperation(set_payload=setting)
 
 

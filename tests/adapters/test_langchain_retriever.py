@@ -25,7 +25,7 @@ from adapters.drivers import QUERY, TEXTS
 from adapters.test_concurrency import STALL_S, least_stall
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
 from colbert_integrations.errors import AddError, FilterError, FingerprintError, InputError, StoreError
-from colbert_integrations.langchain import ColBERTRetriever
+from colbert_integrations.langchain import ColBERTRetriever, ColBERTVectorStore
 
 YEARS = [2019, 2020, 2021, 2022, 2023, 2024]
 
@@ -250,6 +250,16 @@ async def test_a_document_that_cannot_be_stored_is_named_and_the_others_are(shar
     with pytest.raises(AddError, match="bad.*not JSON"):
         await retriever.aadd_documents([bad, Document("d", id="d")])
     assert ids(retriever.get_by_ids(["a", "bad", "c", "d"])) == ["a", "c", "d"]
+
+
+def test_what_was_stored_before_a_factory_failed_is_not_lost(shared_model: ColBERT):
+    documents = [Document("a", id="a"), Document("b", id="bad", metadata={"when": object()})]
+    for make in (ColBERTRetriever.from_documents, ColBERTVectorStore.from_documents):
+        with pytest.raises(AddError) as caught:
+            make(documents, model=shared_model)
+        again = ColBERTRetriever(index=caught.value.index)
+        assert ids(again.invoke("a")) == ["a"]
+        assert pickle.loads(pickle.dumps(caught.value)).index is None
 
 
 async def test_adding_what_is_no_list_of_documents_is_refused(retriever: ColBERTRetriever):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -188,6 +190,34 @@ async def test_event_stream_shows_the_run(retriever: ContextualCompressionRetrie
     ours = [event for event in events if event["name"] == NAME]
     assert [event["event"] for event in ours] == ["on_chain_start", "on_chain_end"]
     assert len(ours[1]["data"]["output"]["documents"]) == 3
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+async def test_a_call_within_a_runnable_is_a_run_below_it(
+    stanford: dict[str, Any], documents: list[Document], how: str
+):
+    reranker, collector = ColBERTReranker(**stanford), RunCollectorCallbackHandler()
+
+    async def arerank(query: str) -> list[Document]:
+        return list(await reranker.acompress_documents(documents, query))
+
+    runnable = RunnableLambda(lambda query: reranker.compress_documents(documents, query), arerank)
+    config: Any = {"callbacks": [collector], "tags": ["mine"], "metadata": {"user": 7}}
+    _ = runnable.invoke(QUERY, config) if how == "sync" else await runnable.ainvoke(QUERY, config)
+    [root] = collector.traced_runs
+    [ours] = root.child_runs
+    assert (ours.name, ours.tags, ours.extra["metadata"]["user"]) == (NAME, ["mine"], 7)
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+async def test_an_error_of_a_formatter_is_recorded(stanford: dict[str, Any], documents: list[Document], how: str):
+    reranker = ColBERTReranker(**stanford, document_formatter=lambda document: document.metadata["no such key"])
+    collector = RunCollectorCallbackHandler()
+    twin = reranker.acompress_documents if how == "async" else partial(asyncio.to_thread, reranker.compress_documents)
+    with pytest.raises(KeyError, match="no such key"):
+        await twin(documents, QUERY, [collector])
+    [run] = collector.traced_runs
+    assert "no such key" in run.error
 
 
 # -------------------------------------------------------------------------------------------------------------- figures

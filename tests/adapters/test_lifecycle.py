@@ -177,9 +177,24 @@ def test_what_a_colbert_was_made_with_is_written_out(driver: Driver, checkpoint:
 def test_settings_that_contradict_a_colbert_are_refused(driver: Driver, tiny: ColBERT):
     with pytest.raises(ValidationError, match="device, document_length belong to the ColBERT"):
         driver.Reranker(model=tiny, device="cuda", document_length=20)
-    with pytest.raises(ValidationError, match="colbert_options"):
+    with pytest.raises(ValidationError, match="batch_tokens belong to the ColBERT"):
         driver.Reranker(model=tiny, colbert_options={"batch_tokens": 7})
     assert driver.Reranker(model=tiny, device="cpu", long_documents="window", colbert_options={}).colbert is tiny
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"colbert_options": {"local_files_only": False, "cache_bytes": None, "cache_dir": None}},
+        {"colbert_options": {"skiplist_words": ("the",), "cache_dir": Path("somewhere")}},
+        {"device": "auto", "dtype": "auto"},
+    ],
+    ids=["defaults", "other types", "auto"],
+)
+def test_settings_may_be_said_again_in_any_form(driver: Driver, stanford: dict[str, Any], options: dict[str, Any]):
+    reranker = driver.Reranker(**stanford | options)
+    # What configurable fields do: made anew from all fields, and from the model that the first has made.
+    assert driver.Reranker(**{**stanford, **options, "model": reranker.colbert}).colbert is reranker.colbert
 
 
 def test_a_path_is_a_model(driver: Driver, checkpoint: Callable[[str], Path], shared_model: ColBERT):

@@ -193,6 +193,61 @@ def test_metadata_is_replaced_without_touching_vectors(store: Store, documents: 
     assert ids(store.search(QUERIES[:1], filter={"n": "three"})) == [["d3"]]
 
 
+def test_metadata_of_a_text_that_was_replaced_is_passed_over(store: Store) -> None:
+    fill(store, {"a": torch.ones(1, DIM), "b": torch.ones(1, DIM)})  # each with its id as its text
+    store.set_metadata(["a", "b", "c"], [{"n": 1}, {"n": 2}, {"n": 3}], ["another", "b", "c"])
+    assert [document.metadata for document in store.get(["a", "b", "c"])] == [{}, {"n": 2}]
+    store.upsert(["a"], TokenEmbeddings.from_list([torch.ones(1, DIM)]))  # without a text
+    store.set_metadata(["a"], [{"n": 4}], [""])
+    assert store.get(["a"])[0].metadata == {}
+    with pytest.raises(InputError, match="2 ids but 1 texts"):
+        store.set_metadata(["a", "b"], [{}, {}], ["old"])
+
+
+def test_ids_may_come_from_a_generator(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents)
+    store.set_metadata(iter(["d1"]), iter([{"n": 1}]))  # type: ignore[arg-type]
+    assert [document.metadata for document in store.get(map(str, ["d1"]))] == [{"n": 1}]  # type: ignore[arg-type]
+    assert ids(store.search(QUERIES[:1], ids=iter(["d3"]))) == [["d3"]]  # type: ignore[arg-type]
+    store.delete(name for name in ["d1", "d2"])  # type: ignore[arg-type]
+    assert sorted(store.ids()) == ["d0", "d3", "d4", "d5", "d6"]
+
+
+@pytest.mark.parametrize("impossible", [None, 5, "d1", [None], [""]])
+def test_ids_that_are_none_are_refused(store: Store, documents: dict[str, torch.Tensor], impossible: Any) -> None:
+    fill(store, documents)
+    for call in (store.delete, store.get):
+        with pytest.raises(InputError, match="id"):
+            call(impossible)
+    assert store.count() == 7
+
+
+def test_an_async_filter_is_refused(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    async def nobody(document: StoredDocument) -> bool:
+        return False
+
+    fill(store, documents)
+    with pytest.raises(FilterError, match="async"):
+        store.search(QUERIES, filter=nobody)  # type: ignore[arg-type]
+    with pytest.raises(FilterError, match="async"):
+        store.ids(nobody)  # type: ignore[arg-type]
+
+
+def test_metadata_that_is_nested_too_deep_is_refused(store: Store) -> None:
+    def nested(levels: int) -> dict[str, Any]:
+        metadata: dict[str, Any] = {}
+        for _ in range(levels - 1):
+            metadata = {"a": metadata}
+        return metadata
+
+    fill(store, {"a": torch.ones(1, DIM)}, [nested(32)])
+    assert store.get(["a"])[0].metadata == store.search(QUERIES)[0][0].metadata == nested(32)
+    for levels in (33, 600, 5000):
+        with pytest.raises(InputError, match="levels|JSON"):
+            fill(store, {"b": torch.ones(1, DIM)}, [nested(levels)])
+    assert store.ids() == ["a"]
+
+
 def test_metadata_comes_back_as_json_has_it(store: Store) -> None:
     given = {"pages": (1, 2), "big": 2**53 + 1, "none": None, "text": "\u0000 é 漢", "nested": {"a": [{"b": 1.5}]}}
     fill(store, {"a": torch.ones(1, DIM)}, [given])
