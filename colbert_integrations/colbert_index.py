@@ -425,8 +425,8 @@ class ColBERTIndex:
 
     def __reduce__(self) -> NoReturn:
         raise StoreError(
-            "an index is not pickled, which would copy its documents: save it and load it there, or open the location "
-            "of its store there"
+            "a ColBERTIndex can't be pickled (that would copy its documents): save() it and load() it in the other "
+            "process, or open the same store location there"
         )
 
     def __len__(self) -> int:

@@ -138,7 +138,11 @@ class AddError(ColBERTError):
         self.added = list(added)
         first = "; ".join(f"{name}: {error}" for name, error in list(self.failures.items())[:3])
         more = f"; and {len(self.failures) - 3} more, see .failures" if len(self.failures) > 3 else ""
-        super().__init__(f"{len(self.failures)} documents were not added ({first}{more}); {len(self.added)} were")
+        total = len(self.failures) + len(self.added)
+        some = "1 document" if total == 1 else f"{len(self.failures)} of {total} documents"
+        others = "the others are" if len(self.added) > 1 else "the other one is"
+        others = f"; {others} stored, see .added" if self.added else ""
+        super().__init__(f"{some} could not be added ({first}{more}){others}")
 
     def __reduce__(self) -> tuple[type[AddError], tuple[dict[str, Exception], list[str]]]:
         return type(self), (self.failures, self.added)

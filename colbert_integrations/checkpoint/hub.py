@@ -147,7 +147,7 @@ def _pickled_weights(path: Path) -> list[str]:
 def _advice(error: Exception, options: HubOptions) -> str:
     kind = type(error).__name__
     if kind == "LocalEntryNotFoundError" and options.local_files_only:
-        return "it was not downloaded before, and local_files_only=True forbids to do so"
+        return "it was not downloaded before, and local_files_only=True forbids downloading it"
     if kind == "RevisionNotFoundError":
         return f"it has no revision {options.revision!r}"
     if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):

@@ -151,7 +151,7 @@ def _check_vocabulary(tokenizer: Any, spec: ColBERTSpec) -> None:
     """Refuse a tokenizer with special tokens only, as transformers 5 makes one where the files are missing."""
     if set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
         raise CheckpointError(
-            f"{spec.name} has no vocabulary: its folder lacks tokenizer.json, or what else its tokenizer is read from. "
+            f"{spec.name} has no vocabulary: its folder lacks tokenizer.json, or another tokenizer file. "
             "Save the tokenizer beside the model, or download the checkpoint again"
         )
 

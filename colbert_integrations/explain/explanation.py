@@ -276,9 +276,9 @@ class Explanation:
                 _similarities_of(said.get("similarities"), document),
             )
         except KeyError as error:
-            raise InputError(f"not an explanation as as_dict() makes it: it has no {error}") from error
+            raise InputError(f"not the output of Explanation.as_dict(): {error} is missing") from error
         except (TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"not an explanation as as_dict() makes it: {error}") from error
+            raise InputError(f"not the output of Explanation.as_dict(): {error}") from error
 
     # --------------------------------------------------------------------------------------------------------- drawing
 

@@ -89,7 +89,9 @@ def matches(metadata: Mapping[str, Any], conditions: Sequence[Condition]) -> boo
 
 def _conditions(key: object, value: object) -> list[Condition]:
     if not isinstance(key, str) or key.startswith("$"):
-        raise FilterError(f"a filter has metadata keys, all of which must hold, not {key!r}")
+        raise FilterError(
+            f"{key!r} is not a metadata key: a filter is {{key: condition, ...}}, and all its conditions must hold"
+        )
     if not isinstance(value, Mapping):
         return [Condition(key, "$eq", _scalar(key, value))]
     if not value:
@@ -99,7 +101,7 @@ def _conditions(key: object, value: object) -> list[Condition]:
 
 def _operand(key: str, name: object, operand: object) -> Any:
     if name not in OPERATORS:
-        raise FilterError(f"{name!r} for {key!r} is none of {', '.join(OPERATORS)}")
+        raise FilterError(f"unknown operator {name!r} for {key!r}: use one of {', '.join(OPERATORS)}")
     if name == "$in":
         if isinstance(operand, (str, Mapping)) or not isinstance(operand, (Sequence, set, frozenset)):
             raise FilterError(f"$in for {key!r} takes a list, not {operand!r}")

@@ -307,7 +307,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     ) -> dict[str, Any]:
         """Arguments of a search of the index: of this call, else of the fields."""
         if self._settings() != self.index.model.settings:
-            raise InputError("settings of the model were changed, but the index is the old model's: make a new one")
+            raise InputError("the model's settings can't be changed once the index is made: make a new retriever")
         return {
             "k": self.k if k is None else k,
             "filter": store_filter(self.filter if filter is None else filter),

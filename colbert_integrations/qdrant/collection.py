@@ -162,8 +162,8 @@ def bound(connection: Connection, form: Form, fingerprint: Fingerprint) -> Steps
     found = yield from opened(connection, form)
     if found is None or found.fingerprint is None:
         raise StoreError(
-            f"{connection.place} does not keep the metadata of a collection, so the model could not be written down: "
-            "Qdrant 1.16 or later does"
+            f"{connection.place} does not store collection metadata, so the model can't be recorded: "
+            "Qdrant 1.16 or later is needed"
         )
     return found
 

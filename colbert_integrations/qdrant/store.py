@@ -137,7 +137,7 @@ class QdrantStore(Store):
         client, owned = client_of(location, api_key, timeout, prefer_grpc)
         self._connection = Connection(client, collection, retries, async_client, owned)
         if async_client is not None and self._connection.local:
-            raise InputError("an async client does not see what is kept in this process: leave async_client out")
+            raise InputError("async_client is for servers; local mode has none: leave it out")
         self._wire = Wire(dtype, text=not (self._connection.local or self._connection.binary))
 
     # --------------------------------------------------------------------------------------------------- properties

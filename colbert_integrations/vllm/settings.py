@@ -105,7 +105,7 @@ def _root(url: object) -> str:
         raise InputError(f"{url!r} is no URL of a server: write it as 'http://host:8000'")
     root = url.rstrip("/")
     if root.endswith("/v1"):
-        raise InputError(f"{url!r} is a part of the server, whose /pooling lies beside it: leave /v1 out")
+        raise InputError(f"{url!r} ends with /v1: pass the server's root, without it")
     return root
 
 
