@@ -6,7 +6,7 @@
     ├── InputError (ValueError)           an argument, a text or a vector that can't be used
     │   ├── ShapeError                    arrays whose shapes or dimensions don't fit
     │   ├── NonFiniteError                NaN or infinity where a score or a vector should be
-    │   └── FilterError                   a filter that the language of filters does not have
+    │   └── FilterError                   a filter with a key, operator or value that is not supported
     ├── CheckpointError                   a checkpoint that can't be used as it is
     │   ├── CheckpointNotFoundError       no such folder, repository, revision or file
     │   ├── MissingWeightsError           it would run with random or missing weights
@@ -19,7 +19,7 @@
     ├── AddError                          some documents could not be added; the others are
     ├── RemoteError                       a server that encodes or scores
     │   ├── RemoteRefusedError            it refused a request, and would refuse it again
-    │   ├── RemoteUnavailableError        no answer, or none that says more than that it failed; all retries included
+    │   ├── RemoteUnavailableError        unreachable, too slow, overloaded or failing, after all retries
     │   └── RemoteMismatchError           it answers, but not as the server of this checkpoint
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
@@ -74,7 +74,7 @@ class NonFiniteError(InputError):
 
 
 class FilterError(InputError):
-    """A filter asks for something that the language of filters does not have."""
+    """A filter uses a key, operator or value that filters do not support."""
 
 
 class CheckpointError(ColBERTError):
@@ -171,7 +171,7 @@ class RemoteRefusedError(RemoteError):
 
 
 class RemoteUnavailableError(RemoteError):
-    """A server could not be reached, did not answer in time, is overloaded, or failed; also when asked again."""
+    """A server could not be reached, did not answer in time, is overloaded, or failed, after all retries."""
 
 
 class RemoteMismatchError(RemoteError):

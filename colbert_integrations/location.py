@@ -30,6 +30,7 @@ def open_store(location: str) -> Store:
 
     Raises:
         InputError: If it is no such location.
+        StoreError: If the host or port can't be read.
         MissingExtraError: If what it needs is not installed.
 
     Example:

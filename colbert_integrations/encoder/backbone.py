@@ -141,7 +141,7 @@ def load_backbone(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
 
 
 def position_limit(model: Backbone) -> int | None:
-    """Most tokens that a learned position table can tell apart; None where positions are rotary or alike.
+    """Maximum number of tokens that a learned position table can tell apart; None where positions are rotary or alike.
 
     Args:
         model: A transformers backbone.

@@ -41,7 +41,7 @@ def load_encoder(
 
     Raises:
         CheckpointError: If the tokenizer can't be read, or the backbone would not be the trained one.
-        InputError: If an explicit length, ``attn_implementation`` or int8 is impossible for this checkpoint, or the
+        InputError: If an explicit length, ``attn_implementation`` or int8 does not fit this checkpoint, or the
             checkpoint can't be run elsewhere.
     """
     spec = checkpoint.spec
@@ -98,7 +98,7 @@ def apply_rules(checkpoint: Checkpoint, tokenizer: Any, positions: int | None = 
     Args:
         checkpoint: The checkpoint.
         tokenizer: Its tokenizer as ``read_tokenizer`` gives it, from now on used by nobody else.
-        positions: Most tokens that the backbone tells apart. None: not known, or any number.
+        positions: Maximum number of tokens that the backbone tells apart. None: not known, or any number.
 
     Returns:
         What makes token sequences, with a spec that is complete.

@@ -135,7 +135,7 @@ class Explanation:
         """The words that matched, strongest first.
 
         Args:
-            limit: Most matches to return. None: all.
+            limit: Maximum number of matches to return. None: all.
 
         Returns:
             ``(word of the query, word of the document, similarity)``, each the whole word that a token is a piece of;
@@ -178,7 +178,7 @@ class Explanation:
         own best stretch is taken, from one token that won something to another, with the words whole if they fit.
 
         Args:
-            length: Most characters; a single token may be longer.
+            length: Maximum number of characters; a single token may be longer.
 
         Returns:
             The passage; None where no token that stands for text won anything.

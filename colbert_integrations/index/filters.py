@@ -59,7 +59,7 @@ def parse_filter(filter: Mapping[str, Any]) -> tuple[Condition, ...]:
         The conditions, all of which must hold.
 
     Raises:
-        FilterError: If it says something that the language does not have.
+        FilterError: If it is no mapping, or uses a key, operator or value that filters do not support.
 
     Example:
         >>> parse_filter({"year": {"$gte": 2020}})

@@ -48,7 +48,8 @@ class Hit:
 
     Attributes:
         id: Its id.
-        score: Its MaxSim with the query; higher is better, comparable within one query only.
+        score: Its MaxSim with the query; its mean over the query's vectors, 0 to 1, where ``normalize_scores`` was
+            asked for. Higher is better, comparable within one query only.
         text: Its text, None if none was given.
         metadata: Its metadata; a copy, free to change.
         explanation: How the score came about, where that was asked for.
@@ -86,7 +87,7 @@ class Store(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> Fingerprint | None:
-        """The model whose vectors these are; None while nobody has said."""
+        """The model whose vectors these are; None until ``bind`` records it."""
 
     @abstractmethod
     def upsert(
@@ -106,7 +107,7 @@ class Store(ABC):
 
         Raises:
             InputError: If anything can't be stored; nothing is, then.
-            StoreError: If the store is closed.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -118,8 +119,8 @@ class Store(ABC):
             metadatas: The new metadata of each.
 
         Raises:
-            InputError: If the lengths differ or metadata is not JSON.
-            StoreError: If the store is closed.
+            InputError: If the ids are not a list of strings, the lengths differ or metadata is not JSON.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -130,7 +131,8 @@ class Store(ABC):
             ids: Their ids; unknown ones are passed over.
 
         Raises:
-            StoreError: If the store is closed.
+            InputError: If the ids are not a list of strings.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -145,7 +147,8 @@ class Store(ABC):
             The documents that are there, in the order of ``ids``.
 
         Raises:
-            StoreError: If the store is closed.
+            InputError: If the ids are not a list of strings.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -156,7 +159,7 @@ class Store(ABC):
             How many there are.
 
         Raises:
-            StoreError: If the store is closed.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -170,8 +173,8 @@ class Store(ABC):
             Their ids, rising.
 
         Raises:
-            FilterError: If the language of filters does not have what it asks for.
-            StoreError: If the store is closed.
+            FilterError: If the filter uses a key, operator or value that filters do not support.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -192,7 +195,7 @@ class Store(ABC):
 
         Args:
             queries: One or more queries.
-            k: Most documents to find for each, at least 1.
+            k: Maximum number of documents to find for each, at least 1.
             filter: Conditions that documents must meet, applied before scoring; see ``filters``. None: all do.
             ids: Look among these documents only. None: among all.
             search: ``"exact"``: score every document; others name a candidate stage that the store offers. None: the
@@ -206,7 +209,7 @@ class Store(ABC):
 
         Raises:
             InputError: If an argument can't be used, or the store does not offer this ``search``.
-            StoreError: If the store is closed.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -217,19 +220,19 @@ class Store(ABC):
             Documents, in no particular order.
 
         Raises:
-            StoreError: If the store is closed.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
     def bind(self, fingerprint: Fingerprint) -> None:
-        """Say which model's vectors are kept here.
+        """Record which model the vectors come from.
 
         Args:
             fingerprint: Of the model.
 
         Raises:
             FingerprintError: If they are another model's.
-            StoreError: If the store is closed.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     def close(self) -> None:
@@ -251,7 +254,7 @@ class Store(ABC):
         Raises:
             FingerprintError: If this store holds another model's vectors.
             InputError: If a document can't be stored here.
-            StoreError: If a store is closed.
+            StoreError: If a store is closed, or its server fails or refuses.
         """
         if source.fingerprint is not None:
             self.bind(source.fingerprint)
@@ -351,7 +354,7 @@ def check_same(kept: Fingerprint | None, fingerprint: Fingerprint, where: str) -
     """Refuse another model's vectors.
 
     Args:
-        kept: Fingerprint of the vectors that are there. None: nobody has said.
+        kept: Fingerprint of the vectors that are there. None: not recorded.
         fingerprint: Fingerprint of those that are to join them.
         where: What holds them, for the message.
 

@@ -47,8 +47,8 @@ class Form:
         vector: Name of the vector that holds their token vectors.
         dtype: Of these.
         on_disk: Whether they are read from disk at each search, instead of being kept in memory.
-        shard_number: In how many parts the collection is spread over a cluster. None: as the server likes.
-        replication_factor: How many copies of each part there are. None: as the server likes.
+        shard_number: In how many parts the collection is spread over a cluster. None: the server's default.
+        replication_factor: How many copies of each part there are. None: the server's default.
         quantization: ``"int8"``, ``"binary"`` or a model of the client's. None: no codes.
         first_stage: Makes one vector for each document. None: there is no such vector.
         payload_indexes: Which keys of metadata are indexed, and as what.
@@ -111,7 +111,7 @@ class Collection:
 
     Attributes:
         dim: Dimension of its token vectors.
-        fingerprint: Of the model whose vectors it holds. None: nobody has said.
+        fingerprint: Of the model whose vectors it holds. None: not recorded.
         has_codes: Whether it has quantised vectors.
         has_first_stage: Whether it has a vector for the first stage.
     """

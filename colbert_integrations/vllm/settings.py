@@ -60,7 +60,7 @@ class ServerSettings:
             The settings, URLs without a slash at the end and each but once.
 
         Raises:
-            InputError: If a value is impossible.
+            InputError: If a value is invalid.
         """
         given = [urls] if isinstance(urls, str) else list(urls)
         return cls(tuple(dict.fromkeys(map(_root, given))), **others)
