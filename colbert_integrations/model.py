@@ -203,15 +203,15 @@ class ColBERT:
 
     @classmethod
     def shared(cls, model: str | os.PathLike[str] = DEFAULT_MODEL, **settings: Any) -> ColBERT:
-        """Get the instance with these settings that everybody shares; make it if there is none.
+        """Get the shared instance with these settings; make it if there is none.
 
         Args:
             model: As in the constructor.
             **settings: Arguments of the constructor except ``forward``, by name.
 
         Returns:
-            The same object for equal settings as long as somebody holds it. Its weights are loaded by the first call
-            that needs them, which may raise as the constructor does.
+            The same object for equal settings as long as something refers to it. Its weights are loaded by the first
+            call that needs them, which may raise as the constructor does.
 
         Raises:
             InputError: If an argument is unknown or invalid.

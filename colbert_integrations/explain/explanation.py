@@ -103,11 +103,11 @@ class Explanation:
         document: The document, as it was scored.
         score: The raw MaxSim score, the sum of all similarities.
         matches: One for each query vector, in order; none for a document without vectors.
-        pooled: Whether the model itself scores by merged vectors. The tokens are compared one by one here all the
-            same, so that the score is another than the model's.
-        query_cut: From which character on the query was too long to be read. None: it was read whole, or the
-            tokenizer can't tell.
-        document_cut: The same of the document.
+        pooled: Whether the model itself scores by merged vectors. Here tokens are compared one by one all the
+            same, so the score differs from the model's.
+        query_cut: Index of the first character that was not read, the query being too long. None: it was read whole, or
+            the tokenizer can't tell.
+        document_cut: The same for the document.
         similarities: All similarities, for the heat map. None: they were left out.
 
     Example:

@@ -99,7 +99,7 @@ class MemoryStore(Store):
 
     @property
     def dim(self) -> int | None:
-        """Dimension of the vectors; None until the first ones come."""
+        """Dimension of the vectors; None until the first ones are stored."""
         return None if self._layout is None else self._layout.dim
 
     @property
@@ -310,7 +310,7 @@ class MemoryStore(Store):
             folder: Where; made if it is not there.
 
         Raises:
-            StoreError: If it can't be written; what was there is as it was then.
+            StoreError: If it can't be written; an index that was there is unchanged.
         """
         with self._lock:
             state = self._now()

@@ -82,7 +82,7 @@ class Store(ABC):
     @property
     @abstractmethod
     def dim(self) -> int | None:
-        """Dimension of the vectors; None until the first ones come."""
+        """Dimension of the vectors; None until the first ones are stored."""
 
     @property
     @abstractmethod

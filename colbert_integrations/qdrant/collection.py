@@ -65,7 +65,7 @@ class Form:
 
     def __post_init__(self) -> None:
         if not self.vector or self.vector == FIRST_STAGE:
-            raise InputError(f"vector_name must be a name, and not {FIRST_STAGE!r}, not {self.vector!r}")
+            raise InputError(f"vector_name must be a name other than {FIRST_STAGE!r}, not {self.vector!r}")
         check_count("shard_number", self.shard_number)
         check_count("replication_factor", self.replication_factor)
         known = self.quantization is None or isinstance(self.quantization, BaseModel)
@@ -203,4 +203,7 @@ def _check_first_stage(vectors: Any, size: int, name: str) -> None:
     if there is None:
         raise StoreError(f"{name} was made without a first stage: leave first_stage out, or name another collection")
     if there.size != size:
-        raise StoreError(f"{name} has vectors of dim {there.size} as its first stage, not {size}: use what made them")
+        raise StoreError(
+            f"{name} has vectors of dim {there.size} as its first stage, not {size}: pass the first_stage that made "
+            "them"
+        )

@@ -82,7 +82,7 @@ class VectorsOfTexts:
         given = [text for text in texts if text is not None]
         if len(given) < len(texts):
             name = next(name for name, text in zip(names, texts, strict=True) if text is None)
-            raise InputError(f"document {name!r} has no text, which the first stage makes its vector of")
+            raise InputError(f"document {name!r} has no text, and the first stage makes its vector from that")
         return _checked(self.model.embed_documents(given), len(given))
 
     def of_queries(self, embeddings: TokenEmbeddings, texts: Sequence[str] | None) -> torch.Tensor:

@@ -154,7 +154,7 @@ class QdrantStore(Store):
 
     @property
     def dim(self) -> int | None:
-        """Dimension of the vectors; None until the first ones come, or ``bind`` says whose they will be."""
+        """Dimension of the vectors; None until the first ones are stored, or ``bind`` records the model."""
         found = self._run(self._opened())
         return None if found is None else found.dim
 
