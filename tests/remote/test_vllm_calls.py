@@ -312,7 +312,7 @@ def test_a_key_of_the_environment_that_cannot_be_sent_is_refused(
         ({"urls": [3]}, "must be strings, not int"),
         ({"urls": "gpu-1:8000"}, "'gpu-1:8000' is not the URL of a server"),
         ({"urls": "ftp://gpu-1"}, "write it as 'http://host:8000'"),
-        ({"urls": "http://"}, "no URL of a server"),
+        ({"urls": "http://"}, "not the URL of a server"),
         ({"urls": "http://host:port"}, "'http://host:port' is not a URL"),
         ({"urls": "http://gpu-1:8000/v1/"}, "ends with /v1"),
         ({"urls": "http://me:hush@a:99999"}, "has no user, password"),
