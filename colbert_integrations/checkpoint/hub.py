@@ -112,7 +112,9 @@ def _download(name: str, options: HubOptions) -> Path:
     from huggingface_hub import snapshot_download
 
     if options.token is not None and not is_sendable(options.token):
-        raise InputError("token holds spaces, a line end or other characters that can't be sent: strip it")
+        raise InputError(
+            "token holds spaces, a line end or other characters that can't be sent: strip it where it is read"
+        )
 
     def fetch(patterns: list[str], revision: str | None) -> Path:
         return Path(
