@@ -64,10 +64,10 @@ class ModelFields(BaseModel):
     """``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``. None: float32 on the CPU, half precision on CUDA."""
 
     query_length: int | None = None
-    """Most tokens of a query. None: as the checkpoint says."""
+    """Maximum number of tokens in a query. None: as the checkpoint says."""
 
     document_length: int | None = None
-    """Most tokens of a document or window. None: as the checkpoint says."""
+    """Maximum number of tokens in a document or window. None: as the checkpoint says."""
 
     long_documents: Literal["window", "truncate"] = "window"
     """``"window"`` scores a long document whole; ``"truncate"`` its beginning, with a warning."""
@@ -76,7 +76,7 @@ class ModelFields(BaseModel):
     """Tokens that neighbouring windows share. None: 64, or half a window if that is less."""
 
     batch_size: int | None = None
-    """Most texts in a batch. None: a budget of tokens decides."""
+    """Maximum number of texts in a batch. None: a budget of tokens decides."""
 
     colbert_options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of ``ColBERT``, by name; not ``token``, which would be written out with the settings."""

@@ -36,7 +36,8 @@ class DocumentCache:
     It belongs to one model, whose spec never changes: the text alone says what its vectors are.
 
     Args:
-        max_bytes: Most bytes of vectors and texts; a text that needs more alone is not kept. None or 0: nothing is.
+        max_bytes: Maximum number of bytes of vectors and texts; a text that needs more alone is not kept. None or 0:
+            nothing is.
     """
 
     def __init__(self, max_bytes: int | None) -> None:

@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 class ColBERTIndex:
     """Texts, searchable by late interaction.
 
+    A call that needs the model's weights loads them first if they are not in memory, and then raises what the
+    constructor of ``ColBERT`` does. With a model whose ``forward=`` is on servers it may raise ``RemoteError``.
+
     Args:
         model: A name, a path or a ``ColBERT``.
         store: Where vectors, texts and metadata are kept: a store, or the location of one such as
@@ -38,10 +41,11 @@ class ColBERTIndex:
         pool_factor: About 1 in ``pool_factor`` vectors of a document is kept, by merging similar ones; 1 keeps all.
 
     Raises:
-        InputError: If an argument is impossible.
+        InputError: If an argument is invalid.
         FingerprintError: If the store holds vectors of another model.
         StoreError: If the store can't be used.
         CheckpointError: If the model has to be loaded to find that out, and can't be.
+        MissingExtraError: If a package that the store or the model needs is not installed.
 
     Example:
         >>> index = ColBERTIndex("bundled/all-MiniLM-L6-v2")
@@ -85,7 +89,7 @@ class ColBERTIndex:
             ids: An id for each. None, for one or for all: a hash of text and metadata, so that the same document is
                 stored once.
             metadatas: JSON-able data with string keys for each. None: empty.
-            show_progress: Whether to show a bar. None: on a terminal, for work over two seconds.
+            show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Returns:
             The id of each text, in order.
@@ -94,6 +98,7 @@ class ColBERTIndex:
             InputError: If the arguments are not lists or generators of one length.
             AddError: If some documents can't be stored, after all others were; it lists them and says why.
             StoreError: If the store can't be used.
+            MissingExtraError: If vectors are to be merged and scipy is not installed.
         """
         done = list[str]()
         for added in self._steps(texts, ids, metadatas, show_progress):
@@ -202,13 +207,13 @@ class ColBERTIndex:
 
         Args:
             query: A query, or several, which are searched together: quicker than one by one.
-            k: Most documents to find for each, at least 1.
+            k: Maximum number of documents to find for each, at least 1.
             filter: Conditions that documents must meet, such as ``{"year": {"$gte": 2020}}``, or a function of a
                 ``StoredDocument``. None: all do.
             ids: Look among these documents only. None: among all.
             search: ``"exact"`` scores every document; for others see the store. None: the store's own choice.
             candidates: For a candidate stage, how many documents are scored exactly. None: the store's own choice.
-            normalize_scores: Whether scores are means over the query's vectors, cut to 0..1, instead of sums.
+            normalize_scores: Whether scores are means over the query's vectors, clamped to 0..1, instead of sums.
             score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
             explain: Whether hits carry an ``explanation``, of their texts encoded once more: scores of stored vectors,
                 which may be rounded or merged, can differ from it. Hits without a text get none.
@@ -219,6 +224,7 @@ class ColBERTIndex:
         Raises:
             InputError: If an argument can't be used.
             StoreError: If the store can't be used.
+            MissingExtraError: If the checkpoint merges vectors of queries and scipy is not installed.
         """
         with logged(_log, "search", self.model.about):
             texts = [query] if isinstance(query, str) else list(query)
@@ -277,8 +283,8 @@ class ColBERTIndex:
             documents: The candidates.
             ids: The id of each, or None. A document that is stored under its id with the very same text is not
                 encoded again; its score is that of its stored vectors, which may be rounded or pooled.
-            top_n: Most documents to return, at least 1. None: all.
-            normalize_scores: Whether scores are means over the query's vectors, cut to 0..1, instead of sums.
+            top_n: Maximum number of documents to return, at least 1. None: all.
+            normalize_scores: Whether scores are means over the query's vectors, clamped to 0..1, instead of sums.
             score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
             explain: Whether the documents that are returned are explained: as texts, which are encoded for it.
 
@@ -286,9 +292,10 @@ class ColBERTIndex:
             The best documents, score descending, equal ones in the order given.
 
         Raises:
-            InputError: If an argument is impossible.
+            InputError: If an argument is invalid.
             NonFiniteError: If a score is not a number.
             StoreError: If the store can't be used.
+            MissingExtraError: If the checkpoint merges vectors and scipy is not installed.
         """
         if len(ids) != len(documents):
             raise InputError(f"{len(documents)} documents but {len(ids)} ids")
@@ -381,6 +388,7 @@ class ColBERTIndex:
             DamagedIndexError: If a file is missing or damaged, naming it.
             FingerprintError: If it holds vectors of another model, naming both.
             CheckpointError: If the model can't be loaded.
+            MissingExtraError: If a bundled model's package is not installed.
         """
         store = MemoryStore.load(folder, device=device, verify=verify)
         if model is None:
@@ -423,8 +431,8 @@ class ColBERTIndex:
 
     def __reduce__(self) -> NoReturn:
         raise StoreError(
-            "an index is not pickled, which would copy its documents: save it and load it there, or open the location "
-            "of its store there"
+            "a ColBERTIndex can't be pickled (that would copy its documents): save() it and load() it in the other "
+            "process, or open the same store location there"
         )
 
     def __len__(self) -> int:

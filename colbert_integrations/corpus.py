@@ -72,21 +72,23 @@ def index_corpus(
         model: A name, a path or a ``ColBERT``.
         store: Where to: a store, or the location of one such as ``"qdrant+http://localhost:6333/my-collection"``.
         pool_factor: About 1 in ``pool_factor`` vectors of a document is kept, by merging similar ones; 1 keeps all.
-        window: Most documents of a window, fewer if they are long. Those of like length are encoded together, so many
-            suit a GPU; an interruption loses two windows at most.
+        window: Maximum number of documents in a window, fewer if they are long. Those of like length are encoded
+            together, so many suit a GPU; an interruption loses two windows at most.
         total: How many documents will come, for the progress bar. None: not known, or the length of a list.
         on_failure: Called with the id and the error of each document that can't be stored; the others are. None: only
             the report tells.
-        show_progress: Whether to show a bar. None: on a terminal.
+        show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
     Returns:
         What became of it.
 
     Raises:
-        InputError: If an argument is impossible.
+        InputError: If an argument is invalid.
         FingerprintError: If the store holds vectors of another model.
         StoreError: If the store can't be used; what was written by then is there, and the next run goes on from it.
         CheckpointError: If the model can't be loaded.
+        MissingExtraError: If a package that the store, the model or the merging of vectors needs is not installed.
+        RemoteError: If the model's ``forward=`` is on servers, and they fail.
 
     Example:
         >>> from colbert_integrations import MemoryStore

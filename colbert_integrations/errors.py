@@ -6,7 +6,7 @@
     ├── InputError (ValueError)           an argument, a text or a vector that can't be used
     │   ├── ShapeError                    arrays whose shapes or dimensions don't fit
     │   ├── NonFiniteError                NaN or infinity where a score or a vector should be
-    │   └── FilterError                   a filter that the language of filters does not have
+    │   └── FilterError                   a filter with a key, operator or value that is not supported
     ├── CheckpointError                   a checkpoint that can't be used as it is
     │   ├── CheckpointNotFoundError       no such folder, repository, revision or file
     │   ├── MissingWeightsError           it would run with random or missing weights
@@ -19,7 +19,7 @@
     ├── AddError                          some documents could not be added; the others are
     ├── RemoteError                       a server that encodes or scores
     │   ├── RemoteRefusedError            it refused a request, and would refuse it again
-    │   ├── RemoteUnavailableError        no answer, or none that says more than that it failed; all retries included
+    │   ├── RemoteUnavailableError        unreachable, too slow, overloaded or failing, after all retries
     │   └── RemoteMismatchError           it answers, but not as the server of this checkpoint
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
@@ -75,7 +75,7 @@ class NonFiniteError(InputError):
 
 
 class FilterError(InputError):
-    """A filter asks for something that the language of filters does not have."""
+    """A filter uses a key, operator or value that filters do not support."""
 
 
 class CheckpointError(ColBERTError):
@@ -142,7 +142,11 @@ class AddError(ColBERTError):
         self.index = index
         first = "; ".join(f"{name}: {error}" for name, error in list(self.failures.items())[:3])
         more = f"; and {len(self.failures) - 3} more, see .failures" if len(self.failures) > 3 else ""
-        super().__init__(f"{len(self.failures)} documents were not added ({first}{more}); {len(self.added)} were")
+        total = len(self.failures) + len(self.added)
+        some = "1 document" if total == 1 else f"{len(self.failures)} of {total} documents"
+        others = "the others are" if len(self.added) > 1 else "the other one is"
+        others = f"; {others} stored, see .added" if self.added else ""
+        super().__init__(f"{some} could not be added ({first}{more}){others}")
 
     def __reduce__(self) -> tuple[type[AddError], tuple[dict[str, Exception], list[str]]]:
         return type(self), (self.failures, self.added)
@@ -171,7 +175,7 @@ class RemoteRefusedError(RemoteError):
 
 
 class RemoteUnavailableError(RemoteError):
-    """A server could not be reached, did not answer in time, is overloaded, or failed; also when asked again."""
+    """A server could not be reached, did not answer in time, is overloaded, or failed, after all retries."""
 
 
 class RemoteMismatchError(RemoteError):

@@ -111,7 +111,7 @@ class Loader:
 
         Args:
             rows: The documents; a generator is read as far as a window needs.
-            window: Most documents of a window.
+            window: Maximum number of documents in a window.
 
         Yields:
             What became of each window.
@@ -128,7 +128,7 @@ class Loader:
 
         Args:
             rows: The documents.
-            window: Most documents of a window; two are in memory.
+            window: Maximum number of documents in a window; two are in memory.
 
         Yields:
             What became of each window.

@@ -29,7 +29,8 @@ def open_store(location: str) -> Store:
         The store, with the options that are the default.
 
     Raises:
-        InputError: If it is no such location.
+        InputError: If it is not such a location.
+        StoreError: If the host or port can't be read.
         MissingExtraError: If what it needs is not installed.
 
     Example:

@@ -80,7 +80,9 @@ class ColBERT:
     ``score(q, d) = sum_s max_t <q_s, d_t>`` over the token vectors of query and document.
 
     Safe to share between threads; calls at the same time share batches. Weights are loaded when it is made, freed by
-    ``close`` and loaded again by the next call. Pickles and copies carry settings, never weights.
+    ``close`` and loaded again by the next call. Pickles and copies carry settings, never weights. A call that needs the
+    weights loads them first if they are not in memory, and then raises what the constructor does. With ``forward=`` on
+    servers it may raise ``RemoteError``.
 
     Args:
         model: A folder, a repository on the hub, or ``"bundled/all-MiniLM-L6-v2"``.
@@ -88,23 +90,24 @@ class ColBERT:
         dtype: Of weights and forward pass: ``"float32"``, ``"bfloat16"``, ``"float16"``, or on a CPU ``"int8"``, which
             is of the linear layers of BERT and ModernBERT. None: float32 on the CPU and MPS, bfloat16 (or else
             float16) on CUDA. Vectors and scores are float32 in any case.
-        query_length: Most tokens of a query, markers included. None: as the checkpoint says.
-        document_length: Most tokens of a document or window. None: as the checkpoint says.
+        query_length: Maximum number of tokens in a query, markers included. None: as the checkpoint says.
+        document_length: Maximum number of tokens in a document or window. None: as the checkpoint says.
         long_documents: ``"window"``: overlapping windows, scored by the union of their vectors, which is MaxSim over
             the whole document; ``"truncate"``: the beginning only, with a warning.
         forward: Runs the forward pass elsewhere, on token ids made here: a ``colbert_integrations.vllm.VLLMForward``,
             or any ``Forward``. Vectors come to ``device`` and are scored there. None: in this process.
         window_overlap: Tokens that neighbouring windows share. None: 64, or half a window if that is less.
-        batch_tokens: Most tokens of a batch; padding counts, if there is any. None: 2,048 on a CPU, 32,768 on other
-            devices, and what ``forward`` prefers on servers.
-        batch_size: Most texts or windows of a batch. None: only the tokens count.
+        batch_tokens: Maximum number of tokens in a batch; padding counts, if there is any. None: 2,048 on a CPU, 32,768
+            on other devices, and what ``forward`` prefers on servers.
+        batch_size: Maximum number of texts or windows in a batch. None: only the tokens count.
         query_marker: Token after the first one of a query. None: as the checkpoint says; ``""``: none.
         document_marker: The same for documents.
         query_prompt: Text before every query. None: as the checkpoint says.
         document_prompt: Text before every document. None: as the checkpoint says.
         query_expansion: Whether queries are filled up with mask tokens. None: as the checkpoint says.
-        attend_to_expansion_tokens: Whether other tokens see those. None: as the checkpoint says.
-        skiplist_words: Words of documents that give no vector. None: as the checkpoint says.
+        attend_to_expansion_tokens: Whether the other tokens attend to the expansion tokens. None: as the checkpoint
+            says.
+        skiplist_words: Words in documents whose vectors are dropped. None: as the checkpoint says.
         truncate_dim: Dimensions to keep, for heads trained for it (Matryoshka). None: all.
         projection_dim: For a plain encoder, dimension of a fixed orthonormal projection. None: none.
         allow_unprojected: Whether a plain encoder without a ColBERT head may be used; ``bundled/...`` implies it.
@@ -115,12 +118,12 @@ class ColBERT:
         cache_dir: Where downloads are kept. None: the hub library's own place.
         local_files_only: Use only what was downloaded before.
         trust_remote_code: Whether code from the repository may run where transformers has no class of its own.
-        cache_bytes: Most bytes of memory, on the model's device, for the vectors of documents that ``rank`` saw
+        cache_bytes: Maximum memory in bytes, on the model's device, for the vectors of documents that ``rank`` saw
             lately; they are not encoded again. ``close`` empties it. None or 0: none are kept.
 
     Raises:
         CheckpointError: If the checkpoint is not there, not whole, or of a kind that is not run; see ``errors``.
-        InputError: If an argument is impossible, for itself or for this checkpoint.
+        InputError: If an argument is invalid, for itself or for this checkpoint.
         MissingExtraError: If a bundled model's package is not installed.
 
     Source:
@@ -187,18 +190,18 @@ class ColBERT:
 
     @classmethod
     def shared(cls, model: str | os.PathLike[str] = DEFAULT_MODEL, **settings: Any) -> ColBERT:
-        """Get the instance with these settings that everybody shares; make it if there is none.
+        """Get the shared instance with these settings; make it if there is none.
 
         Args:
             model: As in the constructor.
             **settings: Arguments of the constructor except ``forward``, by name.
 
         Returns:
-            The same object for equal settings as long as somebody holds it. Its weights are loaded by the first call
-            that needs them, which may raise as the constructor does.
+            The same object for equal settings as long as something refers to it. Its weights are loaded by the first
+            call that needs them, which may raise as the constructor does.
 
         Raises:
-            InputError: If an argument is unknown or impossible.
+            InputError: If an argument is unknown or invalid.
 
         Example:
             >>> ColBERT.shared("bundled/all-MiniLM-L6-v2") is ColBERT.shared("bundled/all-MiniLM-L6-v2")
@@ -226,7 +229,7 @@ class ColBERT:
         Args:
             queries: One or more texts; an empty one is fine. White space around it counts as the checkpoint's
                 tokenizer has it.
-            show_progress: Whether to show a bar. None: on a terminal, for work over two seconds.
+            show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Returns:
             ``len(queries)`` entries, float32 on the model's device; one for a single string. Vectors have unit length
@@ -234,6 +237,7 @@ class ColBERT:
 
         Raises:
             InputError: If a query is not a string, or not valid Unicode.
+            MissingExtraError: If the checkpoint merges vectors of queries and scipy is not installed.
         """
         return self._encode(_texts(queries, "queries"), "query", show_progress)
 
@@ -245,7 +249,7 @@ class ColBERT:
         Args:
             documents: One or more texts; empty ones are fine.
             pool_factor: About 1 in ``pool_factor`` vectors is kept, by merging similar ones; 1 keeps all.
-            show_progress: Whether to show a bar. None: on a terminal, for work over two seconds.
+            show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Returns:
             ``len(documents)`` entries, float32 on the model's device; one for a single string. A document cut into
@@ -286,21 +290,22 @@ class ColBERT:
         Args:
             query: The query.
             documents: The candidates, in any order; repeated ones are encoded once and all returned.
-            top_n: Most documents to return, at least 1. None: all.
-            normalize_scores: Whether scores are means over the query's vectors, cut to 0..1, instead of sums.
+            top_n: Maximum number of documents to return, at least 1. None: all.
+            normalize_scores: Whether scores are means over the query's vectors, clamped to 0..1, instead of sums.
             score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
             known: Vectors of texts that this model encoded before, ``(num_tokens, dim)`` each; those texts are not
                 encoded again. None: there are none.
             explain: Whether the documents that are returned are explained, as by ``explain``.
-            show_progress: Whether to show a bar. None: on a terminal, for work over two seconds.
+            show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Returns:
             The best documents, score descending, equal ones in the order given; empty for no documents. A document
             without vectors scores ``-inf`` (0 if normalised).
 
         Raises:
-            InputError: If an argument is impossible, or the checkpoint's scores have no bounds to normalise by.
+            InputError: If an argument is invalid, or the checkpoint's scores have no bounds to normalise by.
             NonFiniteError: If a score is not a number, naming the document.
+            MissingExtraError: If the checkpoint merges vectors and scipy is not installed.
 
         Example:
             >>> model = ColBERT("bundled/all-MiniLM-L6-v2", device="cpu")
@@ -330,7 +335,7 @@ class ColBERT:
         Args:
             query: The query.
             documents: The candidates.
-            top_n: Most documents to return. None: all.
+            top_n: Maximum number of documents to return. None: all.
             **options: The other arguments of ``rank``.
 
         Returns:
@@ -339,6 +344,7 @@ class ColBERT:
         Raises:
             InputError: As ``rank``.
             NonFiniteError: As ``rank``.
+            MissingExtraError: As ``rank``.
         """
         return await self.run_async(lambda: self.rank(query, documents, top_n, **options))
 

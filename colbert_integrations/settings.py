@@ -81,7 +81,7 @@ class Settings:
             The settings.
 
         Raises:
-            InputError: If an argument is unknown or impossible.
+            InputError: If an argument is unknown or invalid.
         """
         unknown = sorted(set(given) - {item.name for item in fields(cls)})
         if unknown:

@@ -1,4 +1,4 @@
-"""Worker: a thread of one's own for async callers, made on first use."""
+"""Worker: threads of its own for async callers, made on first use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Worker:
     50 calls that wait for one device would block that pool for everybody else.
 
     Args:
-        threads: Most threads at once; further calls wait their turn.
+        threads: Maximum number of threads at once; further calls wait their turn.
     """
 
     def __init__(self, threads: int = 1) -> None:

@@ -130,7 +130,7 @@ def test_a_generator_is_read_in_windows(index: ColBERTIndex, monkeypatch: pytest
 def test_bad_documents_are_reported_and_the_others_stored(index: ColBERTIndex) -> None:
     texts: list[Any] = ["wing", 3, "bad \ud800", "heat", "flow", "shock", "layer"]
     metadatas: list[Any] = [None, None, None, {1: 2}, None, {"ok": True}, None]
-    with pytest.raises(AddError, match=r"4 documents were not added.*and 1 more.*3 were") as caught:
+    with pytest.raises(AddError, match=r"4 of 7 documents could not be added.*1 more") as caught:
         index.add(texts, ids=["a", "b", "c", "d", "", "f", "g"], metadatas=metadatas)
     assert caught.value.failures.keys() == {"b", "c", "d", "number 4"}
     assert caught.value.added == ["a", "f", "g"]
@@ -155,6 +155,18 @@ def test_a_document_that_the_store_refuses_takes_no_other_with_it_and_nothing_is
         index.add(TEXTS, ids=list("abcde"))
     assert (list(caught.value.failures), caught.value.added) == (["c"], list("abde"))
     assert len(encoded) == 4
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ([], "1 document could not be added (x: why)"),
+        (["a"], "1 of 2 documents could not be added (x: why); the other one is stored, see .added"),
+        (["a", "b"], "1 of 3 documents could not be added (x: why); the others are stored, see .added"),
+    ],
+)
+def test_an_error_says_how_many_of_the_documents_are_stored(added: list[str], said: str) -> None:
+    assert str(AddError({"x": InputError("why")}, added)) == said
 
 
 @pytest.mark.parametrize(
@@ -319,7 +331,7 @@ def test_a_store_that_is_kept_elsewhere_is_not_saved(tiny: ColBERT, tmp_path: Pa
 
 def test_an_index_is_not_pickled_and_not_copied(index: ColBERTIndex) -> None:
     assert copy.deepcopy(index) is index
-    with pytest.raises(StoreError, match="save it and load it"):
+    with pytest.raises(StoreError, match=r"save\(\) it and load\(\) it"):
         pickle.dumps(index)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -193,6 +194,13 @@ def test_the_check_sees_what_is_forbidden(room: str, source: str, wrong: list[st
 
 def test_every_room_is_in_the_table() -> None:
     assert {room_of(path) for path in MODULES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
+def test_a_room_names_its_files_in_its_docstring(room: str) -> None:
+    said = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or ""
+    files = {path.name for path in (PACKAGE / room).glob("*.py")} - {"__init__.py"}
+    assert set(re.findall(r"``(\w+\.py)``", said)) == files
 
 
 def graph() -> dict[str, set[str]]:

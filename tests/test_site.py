@@ -102,4 +102,4 @@ def test_fields_of_adapters_are_documented_with_their_defaults(site):
     text = re.sub(r"\s+", " ", text)
     assert "model: str = 'answerdotai/answerai-colbert-small-v1'" in text
     assert "top_n: int | None = 3" in text
-    assert "Most documents to return. None: all." in text
+    assert "Maximum number of documents to return. None: all." in text

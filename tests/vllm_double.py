@@ -70,7 +70,7 @@ class Double:
 
     Args:
         folder: The checkpoint that it serves.
-        max_model_len: Most tokens of an input.
+        max_model_len: Maximum number of tokens of an input.
         key: What ``--api-key`` is, which guards ``/v1`` alone. None: nothing.
     """
 

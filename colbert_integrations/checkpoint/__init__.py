@@ -1,8 +1,8 @@
 """From a name or a folder to data: what a checkpoint says of itself, and the weights of its head.
 
-``hub.py`` finds the folder, ``folder.py`` reads files in it, ``formats.py`` is the table of on-disk formats,
-``refusals.py`` the table of what is refused and why, ``spec.py`` the result,
-``digest.py`` the identity of the weights.
+``hub.py`` finds the folder, ``read.py`` reads the checkpoint in it: ``folder.py`` reads single files, ``files.py``
+those that formats look at, ``head.py`` the layers of the projection. ``formats.py`` is the table of on-disk formats,
+``refusals.py`` the table of what is refused and why, ``spec.py`` the result, ``digest.py`` the identity of the weights.
 """
 
 from __future__ import annotations

@@ -112,7 +112,9 @@ def _download(name: str, options: HubOptions) -> Path:
     from huggingface_hub import snapshot_download
 
     if options.token is not None and not is_sendable(options.token):
-        raise InputError("token holds spaces, a line end or what else can't be sent: strip it where it is read")
+        raise InputError(
+            "token holds spaces, a line end or other characters that can't be sent: strip it where it is read"
+        )
 
     def fetch(patterns: list[str], revision: str | None) -> Path:
         return Path(
@@ -147,7 +149,7 @@ def _pickled_weights(path: Path) -> list[str]:
 def _advice(error: Exception, options: HubOptions) -> str:
     kind = type(error).__name__
     if kind == "LocalEntryNotFoundError" and options.local_files_only:
-        return "it was not downloaded before, and local_files_only=True forbids to do so"
+        return "it was not downloaded before, and local_files_only=True forbids downloading it"
     if kind == "RevisionNotFoundError":
         return f"it has no revision {options.revision!r}"
     if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):

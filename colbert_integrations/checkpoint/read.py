@@ -40,7 +40,7 @@ def read_checkpoint(
         MissingWeightsError: If the head, or a part of it, is missing.
         UnsupportedCheckpointError: If it is of a kind that is not run here.
         CheckpointError: If a file is damaged or contradicts another.
-        InputError: If an override is impossible.
+        InputError: If an override is invalid.
     """
     files = read_files(name, Folder(path))
     form = next(row for row in FORMATS if row.detect(files))

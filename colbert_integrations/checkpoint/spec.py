@@ -69,8 +69,9 @@ class ColBERTSpec:
         document_marker: The same for documents.
         query_marker_id: Its id in the vocabulary, None where there is no marker.
         document_marker_id: The same for documents.
-        query_length: Most tokens of a query, markers and special tokens included. None: the backbone's limit.
-        document_length: Most tokens of a document, likewise.
+        query_length: Maximum number of tokens in a query, markers and special tokens included. None: the backbone's
+            limit.
+        document_length: Maximum number of tokens in a document, likewise.
         query_expansion: ``"none"``; ``"fixed"``: filled up and cut to ``expansion_length`` tokens; ``"min"``:
             filled up to it, longer queries stay.
         expansion_length: Tokens that expansion fills up to; 0 without expansion.

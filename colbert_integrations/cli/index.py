@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         1 if some documents could not be read or stored, 130 if it was interrupted, else 0.
 
     Raises:
-        InputError: If an argument is impossible.
+        InputError: If an argument is invalid.
         StoreError: If the store can't be used; what was stored by then is kept.
         FingerprintError: If it holds vectors of another model.
         CheckpointError: If the model can't be loaded.

@@ -36,7 +36,7 @@ def open_model(args: argparse.Namespace, made_with: Mapping[str, Any] | None = N
         The model.
 
     Raises:
-        InputError: If a setting is impossible.
+        InputError: If a setting is invalid.
     """
     if args.quiet:
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # re-exported

@@ -162,7 +162,7 @@ def _json_line(raw: bytes) -> Content:
     except (ValueError, RecursionError) as error:
         raise InputError(f"is not JSON: {error}") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
-        raise InputError('is no JSON object with a "text" that is a string')
+        raise InputError('is not a JSON object with a "text" that is a string')
     if b"\\u" in raw:
         _check_unicode(fields)
     return fields["text"], fields
@@ -179,7 +179,7 @@ def _decoded(raw: bytes) -> str:
 
 
 def _refuse_constant(name: str) -> None:
-    raise InputError(f"is not JSON: {name} is no number there")
+    raise InputError(f"is not JSON, which has no {name}")
 
 
 def _finite(number: str) -> float:

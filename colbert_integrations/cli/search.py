@@ -32,7 +32,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
 
     Raises:
         InputError: If queries can't be read.
-        FilterError: If the language of filters does not have what the filter asks for.
+        FilterError: If the filter uses a key, operator or value that filters do not support.
     """
     if args.filter is not None:
         parse_filter(args.filter)  # before the model is loaded

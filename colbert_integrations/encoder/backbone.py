@@ -141,7 +141,7 @@ def load_backbone(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
 
 
 def position_limit(model: Backbone) -> int | None:
-    """Most tokens that a learned position table can tell apart; None where positions are rotary or alike.
+    """Maximum number of tokens that a learned position table can tell apart; None where positions are rotary or alike.
 
     Args:
         model: A transformers backbone.
@@ -244,8 +244,8 @@ def _check_class(checkpoint: Checkpoint, model: Backbone) -> None:
     own = classes.get("AutoModel") if isinstance(classes, dict) else None
     if isinstance(own, str) and own.rpartition(".")[2] != type(model).__name__:
         raise UnsupportedCheckpointError(
-            f"{checkpoint.spec.name} comes with a class of its own, {own.rpartition('.')[2]}, in whose place "
-            f"{type(model).__name__} may compute something else"
+            f"{checkpoint.spec.name} declares its own model class {own.rpartition('.')[2]}; transformers' "
+            f"{type(model).__name__} fits its weights but may compute something else"
         )
 
 

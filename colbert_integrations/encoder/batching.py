@@ -14,8 +14,8 @@ def batches_by_tokens(
 
     Args:
         lengths: Tokens of each sequence.
-        batch_tokens: Most tokens of a batch, padding counted; a longer sequence stands alone.
-        batch_size: Most sequences of a batch. None: only the tokens count.
+        batch_tokens: Maximum number of tokens in a batch, padding counted; a longer sequence stands alone.
+        batch_size: Maximum number of sequences in a batch. None: only the tokens count.
         packed: Whether nothing is padded, so that only the sequences' own tokens count.
 
     Yields:

@@ -45,8 +45,8 @@ class EncodeOptions:
     Attributes:
         long_documents: ``"window"``: overlapping windows over the whole text; ``"truncate"``: its beginning.
         window_overlap: Tokens that neighbouring windows share. None: 64, or half a window if that is less.
-        batch_tokens: Most tokens of a batch; padding counts, where the forward pass pads.
-        batch_size: Most texts or windows of a batch. None: only the tokens count.
+        batch_tokens: Maximum number of tokens in a batch; padding counts, where the forward pass pads.
+        batch_size: Maximum number of texts or windows in a batch. None: only the tokens count.
     """
 
     long_documents: Literal["window", "truncate"] = "window"

@@ -20,7 +20,8 @@ class Forward(Protocol):
     """What runs the model on token ids; tokenisation, markers, skiplist and normalisation stay with the encoder.
 
     One with an attribute ``packed`` that is true does not pad, so batches for it are counted in real tokens. One with
-    an attribute ``device`` says where its vectors are.
+    an attribute ``device`` says where its vectors are. One with an attribute ``num_parameters`` says how many numbers
+    the model has learnt, which ``ColBERT.num_parameters`` gives; without it that is None.
     """
 
     def __call__(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:

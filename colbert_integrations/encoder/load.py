@@ -41,7 +41,7 @@ def load_encoder(
 
     Raises:
         CheckpointError: If the tokenizer can't be read, or the backbone would not be the trained one.
-        InputError: If an explicit length, ``attn_implementation`` or int8 is impossible for this checkpoint, or the
+        InputError: If an explicit length, ``attn_implementation`` or int8 does not fit this checkpoint, or the
             checkpoint can't be run elsewhere.
     """
     spec = checkpoint.spec
@@ -98,7 +98,7 @@ def apply_rules(checkpoint: Checkpoint, tokenizer: Any, positions: int | None = 
     Args:
         checkpoint: The checkpoint.
         tokenizer: Its tokenizer as ``read_tokenizer`` gives it, from now on used by nobody else.
-        positions: Most tokens that the backbone tells apart. None: not known, or any number.
+        positions: Maximum number of tokens that the backbone tells apart. None: not known, or any number.
 
     Returns:
         What makes token sequences, with a spec that is complete.
@@ -151,7 +151,7 @@ def _check_vocabulary(tokenizer: Any, spec: ColBERTSpec) -> None:
     """Refuse a tokenizer with special tokens only, as transformers 5 makes one where the files are missing."""
     if set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
         raise CheckpointError(
-            f"{spec.name} has no vocabulary: its folder lacks tokenizer.json, or what else its tokenizer is read from. "
+            f"{spec.name} has no vocabulary: its folder lacks tokenizer.json, or another tokenizer file. "
             "Save the tokenizer beside the model, or download the checkpoint again"
         )
 

@@ -181,8 +181,8 @@ class Merger:
 
     Args:
         run: Encodes one batch: a matrix per sequence.
-        batch_tokens: Most tokens of a batch; a longer sequence stands alone.
-        batch_size: Most sequences of a batch. None: only the tokens count.
+        batch_tokens: Maximum number of tokens in a batch; a longer sequence stands alone.
+        batch_size: Maximum number of sequences in a batch. None: only the tokens count.
         packed: Whether a batch is counted without padding.
         most_waiting: Tokens waiting for a batch beyond which further callers are held up. A request counts for a
             quarter of it at most, so that small ones get past a large one.

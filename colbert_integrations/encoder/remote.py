@@ -136,8 +136,8 @@ class Spreader:
         local: The forward pass here.
         here: Runs sequences by it.
         finish: A batch and its vectors to a matrix per sequence.
-        batch_tokens: Most tokens of a batch; a longer sequence stands alone.
-        batch_size: Most sequences of a batch. None: only the tokens count.
+        batch_tokens: Maximum number of tokens in a batch; a longer sequence stands alone.
+        batch_size: Maximum number of sequences in a batch. None: only the tokens count.
     """
 
     def __init__(

@@ -203,7 +203,7 @@ class Tokenizer:
     # ------------------------------------------------------------------------------------------------ sequences
 
     def capacity(self, side: Side) -> int | None:
-        """Most tokens of text that fit in one sequence.
+        """Maximum number of tokens of text that fit in one sequence.
 
         Args:
             side: Query or document.

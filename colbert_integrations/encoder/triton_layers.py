@@ -1,4 +1,7 @@
-"""Triton kernels for all of an encoder but its linear layers. Only ``fused.py`` imports them."""
+"""Triton kernels of an encoder: all but its linear layers, and of these the one that gelu follows.
+
+Only ``fused.py`` and ``gpu_attention.py`` import them.
+"""
 
 # mypy: disable-error-code="untyped-decorator"
 from __future__ import annotations

@@ -103,11 +103,11 @@ class Explanation:
         document: The document, as it was scored.
         score: The raw MaxSim score, the sum of all similarities.
         matches: One for each query vector, in order; none for a document without vectors.
-        pooled: Whether the model itself scores by merged vectors. The tokens are compared one by one here all the
-            same, so that the score is another than the model's.
-        query_cut: From which character on the query was too long to be read. None: it was read whole, or the
-            tokenizer can't tell.
-        document_cut: The same of the document.
+        pooled: Whether the model itself scores by merged vectors. Here tokens are compared one by one all the
+            same, so the score differs from the model's.
+        query_cut: Index of the first character that was not read, the query being too long. None: it was read whole, or
+            the tokenizer can't tell.
+        document_cut: The same for the document.
         similarities: All similarities, for the heat map. None: they were left out.
 
     Example:
@@ -135,7 +135,7 @@ class Explanation:
         """The words that matched, strongest first.
 
         Args:
-            limit: Most matches to return. None: all.
+            limit: Maximum number of matches to return. None: all.
 
         Returns:
             ``(word of the query, word of the document, similarity)``, each the whole word that a token is a piece of;
@@ -178,7 +178,7 @@ class Explanation:
         own best stretch is taken, from one token that won something to another, with the words whole if they fit.
 
         Args:
-            length: Most characters; a single token may be longer.
+            length: Maximum number of characters; a single token may be longer.
 
         Returns:
             The passage; None where no token that stands for text won anything.
@@ -276,9 +276,9 @@ class Explanation:
                 _similarities_of(said.get("similarities"), document),
             )
         except KeyError as error:
-            raise InputError(f"not an explanation as as_dict() makes it: it has no {error}") from error
+            raise InputError(f"not the output of Explanation.as_dict(): {error} is missing") from error
         except (TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"not an explanation as as_dict() makes it: {error}") from error
+            raise InputError(f"not the output of Explanation.as_dict(): {error}") from error
 
     # --------------------------------------------------------------------------------------------------------- drawing
 

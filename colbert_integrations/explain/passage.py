@@ -46,7 +46,7 @@ def find_passage(text: str, shares: Sequence[Placed], length: int) -> Passage | 
     Args:
         text: The document.
         shares: The tokens that won something.
-        length: Most characters of the passage; a single token may be longer.
+        length: Maximum number of characters of the passage; a single token may be longer.
 
     Returns:
         The passage; None if no token is given.

@@ -60,7 +60,7 @@ def parse_filter(filter: Mapping[str, Any]) -> tuple[Condition, ...]:
         The conditions, all of which must hold.
 
     Raises:
-        FilterError: If it says something that the language does not have.
+        FilterError: If it is no mapping, or uses a key, operator or value that filters do not support.
 
     Example:
         >>> parse_filter({"year": {"$gte": 2020}})
@@ -109,7 +109,9 @@ def matches(metadata: Mapping[str, Any], conditions: Sequence[Condition]) -> boo
 
 def _conditions(key: object, value: object) -> list[Condition]:
     if not isinstance(key, str) or key.startswith("$"):
-        raise FilterError(f"a filter has metadata keys, all of which must hold, not {key!r}")
+        raise FilterError(
+            f"{key!r} is not a metadata key: a filter is {{key: condition, ...}}, and all its conditions must hold"
+        )
     if not isinstance(value, Mapping):
         return [Condition(key, "$eq", _scalar(key, value))]
     if not value:
@@ -119,7 +121,7 @@ def _conditions(key: object, value: object) -> list[Condition]:
 
 def _operand(key: str, name: object, operand: object) -> Any:
     if name not in OPERATORS:
-        raise FilterError(f"{name!r} for {key!r} is none of {', '.join(OPERATORS)}")
+        raise FilterError(f"unknown operator {name!r} for {key!r}: use one of {', '.join(OPERATORS)}")
     if name == "$in":
         if isinstance(operand, (str, Mapping)) or not isinstance(operand, (Sequence, set, frozenset)):
             raise FilterError(f"$in for {key!r} takes a list, not {operand!r}")

@@ -54,11 +54,11 @@ class MemoryStore(Store):
         candidates: How many documents a candidate stage hands on. None: ``max(20, 2 * k)`` for ``"codes"``,
             ``max(500, 5 * k)`` for ``"pooled"``.
         device: Where vectors are kept and searched. None: the CPU.
-        device_bytes: Most memory to take on that device; what comes later stays in the host's pinned memory and
-            travels at each search. None: 80% of what is free there when the store is made; on a CPU no limit.
+        device_bytes: Maximum memory in bytes to take on that device; what comes later stays in the host's pinned memory
+            and travels at each search. None: 80% of what is free there when the store is made; on a CPU no limit.
 
     Raises:
-        InputError: If an argument is impossible.
+        InputError: If an argument is invalid.
 
     Example:
         >>> import torch
@@ -99,12 +99,12 @@ class MemoryStore(Store):
 
     @property
     def dim(self) -> int | None:
-        """Dimension of the vectors; None until the first ones come."""
+        """Dimension of the vectors; None until the first ones are stored."""
         return None if self._layout is None else self._layout.dim
 
     @property
     def fingerprint(self) -> Fingerprint | None:
-        """The model whose vectors these are; None while nobody has said."""
+        """The model whose vectors these are; None until ``bind`` records it."""
         return self._fingerprint
 
     @property
@@ -123,7 +123,7 @@ class MemoryStore(Store):
         return 0 if self._layout is None else self._layout.bytes_per_token
 
     def bind(self, fingerprint: Fingerprint) -> None:
-        """Say which model's vectors are kept here; see ``Store.bind``."""
+        """Record which model the vectors come from; see ``Store.bind``."""
         with self._writing:
             self._now()
             check_same(self._fingerprint, fingerprint, "this store")
@@ -318,7 +318,7 @@ class MemoryStore(Store):
             folder: Where; made if it is not there.
 
         Raises:
-            StoreError: If it can't be written; what was there is as it was then.
+            StoreError: If it can't be written; an index that was there is unchanged.
         """
         with self._lock:
             state = self._now()
@@ -347,7 +347,7 @@ class MemoryStore(Store):
         Args:
             folder: Where it was saved.
             device: Where vectors are kept and searched. None: the CPU.
-            device_bytes: Most memory to take there. None: as in the constructor.
+            device_bytes: Maximum memory in bytes to take there. None: as in the constructor.
             verify: Whether the checksums of all files are compared, which reads them whole. Sizes are in any case.
 
         Returns:

@@ -76,7 +76,7 @@ def write_index(folder: Path, saved: Saved) -> None:
         with _locked(folder):
             _write(folder, saved)
     except OSError as error:
-        raise StoreError(f"can't save the index to {folder}: {error}. What was there is as it was") from error
+        raise StoreError(f"can't save the index to {folder}: {error}. An index that was there is unchanged") from error
 
 
 def _write(folder: Path, saved: Saved) -> None:
@@ -269,7 +269,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise DamagedIndexError(f"{path} is damaged: it is not a manifest") from error
     if hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest() != known:
         raise DamagedIndexError(f"{path} is damaged: its checksum differs")
-    if manifest["format"] != _FORMAT or manifest["version"] > _VERSION:
+    if manifest["format"] != _FORMAT:
+        raise StoreError(f"{path} was not written by colbert-integrations: its format is {manifest['format']!r}")
+    if manifest["version"] > _VERSION:
         raise StoreError(
             f"{path} is of version {manifest['version']}, and this release reads up to {_VERSION}: "
             "upgrade colbert-integrations"
@@ -285,9 +287,14 @@ def _check_replaceable(folder: Path) -> None:
     except (FileNotFoundError, ValueError):
         return
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        raise StoreError(f"{path} is no index of colbert-integrations, and stays: save to another folder")
+        raise StoreError(
+            f"{path} was not written by colbert-integrations, so it is not overwritten: save to another folder"
+        )
     if found.get("version") not in range(_VERSION + 1):
-        raise StoreError(f"{path} is of version {found.get('version')}, and stays: save to another folder")
+        raise StoreError(
+            f"{path} was written by a newer version of colbert-integrations (its format is of version "
+            f"{found.get('version')}), so it is not overwritten: save to another folder"
+        )
 
 
 def _manifest_or_none(folder: Path) -> dict[str, Any] | None:

@@ -96,6 +96,9 @@ class PackedBits:
 
         Returns:
             ``(tokens, width)`` uint8: the codes, first dimension in the lowest bits, then the scale as float16.
+
+        Raises:
+            NonFiniteError: If a vector is too long for a float16 scale.
         """
         rotated = values @ self.rotation.to(values.device)
         norms = rotated.norm(dim=1, keepdim=True)

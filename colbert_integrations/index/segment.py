@@ -238,7 +238,7 @@ class View:
         Args:
             segment: The view's segment, or its pooled twin.
             wanted: Which documents, ``(documents,)`` bool on the CPU.
-            rows: Most rows of a block; a document with more stands alone.
+            rows: Maximum number of rows of a block; a document with more stands alone.
 
         Yields:
             Blocks; some of their documents may not be wanted, where leaving them out would cost more than it saves.

@@ -48,7 +48,8 @@ class Hit:
 
     Attributes:
         id: Its id.
-        score: Its MaxSim with the query; higher is better, comparable within one query only.
+        score: Its MaxSim with the query; its mean over the query's vectors, 0 to 1, where ``normalize_scores`` was
+            asked for. Higher is better, comparable within one query only.
         text: Its text, None if none was given.
         metadata: Its metadata; a copy, free to change.
         explanation: How the score came about, where that was asked for.
@@ -81,12 +82,12 @@ class Store(ABC):
     @property
     @abstractmethod
     def dim(self) -> int | None:
-        """Dimension of the vectors; None until the first ones come."""
+        """Dimension of the vectors; None until the first ones are stored."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> Fingerprint | None:
-        """The model whose vectors these are; None while nobody has said."""
+        """The model whose vectors these are; None until ``bind`` records it."""
 
     @abstractmethod
     def upsert(
@@ -106,7 +107,7 @@ class Store(ABC):
 
         Raises:
             InputError: If anything can't be stored; nothing is, then.
-            StoreError: If the store is closed.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -121,8 +122,8 @@ class Store(ABC):
             texts: The text that each has had: one whose text was replaced by now is passed over. None: whatever it is.
 
         Raises:
-            InputError: If the lengths differ or metadata is not JSON.
-            StoreError: If the store is closed.
+            InputError: If the ids are not a list of strings, the lengths differ or metadata is not JSON.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -133,7 +134,8 @@ class Store(ABC):
             ids: Their ids; unknown ones are passed over.
 
         Raises:
-            StoreError: If the store is closed.
+            InputError: If the ids are not a list of strings.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -148,7 +150,8 @@ class Store(ABC):
             The documents that are there, in the order of ``ids``.
 
         Raises:
-            StoreError: If the store is closed.
+            InputError: If the ids are not a list of strings.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -159,7 +162,7 @@ class Store(ABC):
             How many there are.
 
         Raises:
-            StoreError: If the store is closed.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -173,8 +176,8 @@ class Store(ABC):
             Their ids, rising.
 
         Raises:
-            FilterError: If the language of filters does not have what it asks for.
-            StoreError: If the store is closed.
+            FilterError: If the filter uses a key, operator or value that filters do not support.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -195,7 +198,7 @@ class Store(ABC):
 
         Args:
             queries: One or more queries.
-            k: Most documents to find for each, at least 1.
+            k: Maximum number of documents to find for each, at least 1.
             filter: Conditions that documents must meet, applied before scoring; see ``filters``. None: all do.
             ids: Look among these documents only. None: among all.
             search: ``"exact"``: score every document; others name a candidate stage that the store offers. None: the
@@ -209,7 +212,7 @@ class Store(ABC):
 
         Raises:
             InputError: If an argument can't be used, or the store does not offer this ``search``.
-            StoreError: If the store is closed.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
@@ -220,19 +223,19 @@ class Store(ABC):
             Documents, in no particular order.
 
         Raises:
-            StoreError: If the store is closed.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     @abstractmethod
     def bind(self, fingerprint: Fingerprint) -> None:
-        """Say which model's vectors are kept here.
+        """Record which model the vectors come from.
 
         Args:
             fingerprint: Of the model.
 
         Raises:
             FingerprintError: If they are another model's.
-            StoreError: If the store is closed.
+            StoreError: If the store is closed, or its server fails or refuses.
         """
 
     def close(self) -> None:
@@ -254,7 +257,7 @@ class Store(ABC):
         Raises:
             FingerprintError: If this store holds another model's vectors.
             InputError: If a document can't be stored here.
-            StoreError: If a store is closed.
+            StoreError: If a store is closed, or its server fails or refuses.
         """
         if source.fingerprint is not None:
             self.bind(source.fingerprint)
@@ -356,7 +359,7 @@ def check_same(kept: Fingerprint | None, fingerprint: Fingerprint, where: str) -
     """Refuse another model's vectors.
 
     Args:
-        kept: Fingerprint of the vectors that are there. None: nobody has said.
+        kept: Fingerprint of the vectors that are there. None: not recorded.
         fingerprint: Fingerprint of those that are to join them.
         where: What holds them, for the message.
 

@@ -41,7 +41,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
     """
 
     top_n: int | None = Field(default=3, ge=1)
-    """Most documents to return. None: all."""
+    """Maximum number of documents to return. None: all."""
 
     score_key: str | None = "relevance_score"
     """Metadata key under which the score is returned. None: scores are not returned."""
@@ -68,7 +68,8 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         Raises:
             InputError: If the query is not a string or an item not a ``Document``.
             NonFiniteError: If a score is not a number.
-            CheckpointError: If the model can't be loaded; on the first call only.
+            CheckpointError: If the model can't be loaded; by a call that has to load it (the first one, and the next
+                after ``close``).
         """
         self._check(documents, query)
         with self._traced(documents, query, callbacks) as output:
@@ -87,7 +88,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             callbacks: Handlers or a manager.
 
         Returns:
-            As ``compress_documents``. A cancelled call returns at once; its work ends in the background.
+            As ``compress_documents``. A cancelled call returns at once; what was not computed for it yet is dropped.
 
         Raises:
             InputError: As ``compress_documents``.
@@ -108,16 +109,17 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         Args:
             documents: Strings, documents, or mappings with a ``text`` or ``page_content``.
             query: The query.
-            top_n: Most entries to return. None: all; -1: as the field ``top_n`` says.
+            top_n: Maximum number of entries to return. None: all; -1: as the field ``top_n`` says.
 
         Returns:
             ``{"index": place in documents, "relevance_score": score}``, score descending; with ``explain`` also an
             ``"explanation"``.
 
         Raises:
-            InputError: If the query is not a string, an item has no text, or ``top_n`` is impossible.
+            InputError: If the query is not a string, an item has no text, or ``top_n`` is invalid.
             NonFiniteError: If a score is not a number.
-            CheckpointError: If the model can't be loaded; on the first call only.
+            CheckpointError: If the model can't be loaded; by a call that has to load it (the first one, and the next
+                after ``close``).
         """
         return _entries(
             self._rank(query, self._texts(documents, query, any_text=True), _ids(documents), self._limit(top_n))
@@ -131,7 +133,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         Args:
             documents: Strings, documents, or mappings with a ``text`` or ``page_content``.
             query: The query.
-            top_n: Most entries to return. None: all; -1: as the field ``top_n`` says.
+            top_n: Maximum number of entries to return. None: all; -1: as the field ``top_n`` says.
 
         Returns:
             As ``rerank``.

@@ -46,7 +46,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     model_config = ModelFields.model_config
 
     k: int = Field(default=4, ge=1)
-    """Most documents to find."""
+    """Maximum number of documents to find."""
 
     filter: dict[str, Any] | Callable[[Document], bool] | None = None
     """Conditions on metadata, such as ``{"year": {"$gte": 2020}}``, or a function of a document. None: all."""
@@ -120,7 +120,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         Raises:
             InputError: If the arguments have different lengths.
             AddError: If some can't be stored.
-            ValidationError: If a field is unknown or impossible.
+            ValidationError: If a field is unknown or invalid.
         """
         made = cls(**fields)
         made.index.add(texts, ids, metadatas)
@@ -140,7 +140,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         Raises:
             InputError: If they are not a list of documents.
             AddError: If some can't be stored.
-            ValidationError: If a field is unknown or impossible.
+            ValidationError: If a field is unknown or invalid.
         """
         made = cls(**fields)
         made.add_documents(documents)
@@ -183,7 +183,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         Raises:
             StoreError: If there is no index, a file is damaged, or it holds vectors of another model.
             CheckpointError: If the model can't be loaded.
-            ValidationError: If a field is unknown or impossible.
+            ValidationError: If a field is unknown or invalid.
         """
         from ..colbert_index import ColBERTIndex
 
@@ -307,7 +307,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     ) -> dict[str, Any]:
         """Arguments of a search of the index: of this call, else of the fields."""
         if self._settings() != self.index.model.settings:
-            raise InputError("settings of the model were changed, but the index is the old model's: make a new one")
+            raise InputError("the model's settings can't be changed once the index is made: make a new retriever")
         return {
             "k": self.k if k is None else k,
             "filter": store_filter(self.filter if filter is None else filter),

@@ -252,7 +252,7 @@ class ColBERTVectorStore(VectorStore):
 
         Args:
             query: The query; white space around it is ignored.
-            k: Most documents to find.
+            k: Maximum number of documents to find.
             **options: ``filter``, ``search``, ``candidates``: see the class.
 
         Returns:
@@ -273,7 +273,7 @@ class ColBERTVectorStore(VectorStore):
 
         Args:
             query: The query.
-            k: Most documents to find.
+            k: Maximum number of documents to find.
             **options: ``filter``, ``search``, ``candidates``: see the class.
 
         Returns:

@@ -1,7 +1,8 @@
 """ColBERT for LlamaIndex: a node postprocessor and a retriever.
 
-Converts and delegates; no model code, only llama-index-core. ``nodes.py`` holds how a node is kept in a store,
-``filters.py`` how it is found by its metadata.
+Converts and delegates; no model code, only llama-index-core. They are in ``rerank.py`` and ``retriever.py``;
+``nodes.py`` holds how a node is kept in a store, ``filters.py`` how it is found by its metadata, ``tracing.py`` puts
+figures on spans.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def _conditions(item: MetadataFilter | MetadataFilters) -> dict[str, dict[str, A
     name, asked = _OPERATORS.get(item.operator), f"{item.operator.name} of {item.key!r}"
     if name is None:
         known = ", ".join(operator.name for operator in _OPERATORS)
-        raise FilterError(f"{asked} is none of {known}: {_INSTEAD}")
+        raise FilterError(f"{asked} is not supported: use one of {known}, or {_INSTEAD}")
     if item.value is None:
         raise FilterError(f"{asked} compares with None: {_INSTEAD}")
     if isinstance(item.value, list) != (name == "$in"):

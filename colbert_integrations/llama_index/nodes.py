@@ -115,7 +115,7 @@ def _dump(node: BaseNode) -> str:
             dumped[field]["data"] = resource.decode()
         return json.dumps(dumped)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"node {node.node_id!r} has no JSON: {error}") from error
+        raise InputError(f"node {node.node_id!r} can't be written as JSON: {error}") from error
 
 
 def _binaries(node: BaseNode) -> Iterator[tuple[str, bytes]]:

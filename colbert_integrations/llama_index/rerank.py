@@ -40,7 +40,7 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     top_n: int | None = Field(default=5, ge=1)
-    """Most nodes to return. None: all."""
+    """Maximum number of nodes to return. None: all."""
 
     keep_retrieval_score: bool = False
     """Whether the score that a node came with is kept in the metadata of a copy, out of sight of LLM and embedding."""

@@ -82,12 +82,12 @@ class ColBERTRetriever(BaseRetriever):
         index: What is searched, and grows by ``add_nodes``; brings its model. None: a new index.
         store: Where a new index keeps the nodes, or its location, such as
             ``"qdrant+http://localhost:6333/my-collection"``. None: in this process.
-        similarity_top_k: Most nodes to find.
+        similarity_top_k: Maximum number of nodes to find.
         filters: What nodes must meet: the framework's filters, conditions as ``index.search`` takes them, or a
             function of a node. None: nothing.
         node_ids: Look among these nodes only. None: among all.
         doc_ids: Look among nodes of these documents only, by ``ref_doc_id``. None: of all.
-        normalize_scores: Whether scores are means over the query's vectors, cut to 0..1, instead of sums.
+        normalize_scores: Whether scores are means over the query's vectors, clamped to 0..1, instead of sums.
         score_threshold: Lowest score that is returned, on the scale of the scores. None: no limit.
         search: ``"exact"`` scores every node, others name a candidate stage. None: the store's own choice.
         candidates: For a candidate stage, how many nodes are scored exactly. None: the store's own choice.
@@ -103,7 +103,7 @@ class ColBERTRetriever(BaseRetriever):
         window_overlap: As of ``ColBERT``.
         batch_size: As of ``ColBERT``.
         colbert_options: Further arguments of ``ColBERT``, by name.
-        show_progress: Whether adding shows a bar. None: on a terminal, for work over two seconds.
+        show_progress: Whether adding shows a bar. None: on a terminal or in a notebook, for work over two seconds.
         callback_manager: Gets the framework's retrieval events.
         objects: Index nodes whose objects are followed when one of the same ``index_id`` is found.
         object_map: The same by ``index_id``. Objects of nodes that are added are taken along; those that are not
@@ -111,7 +111,7 @@ class ColBERTRetriever(BaseRetriever):
         verbose: Whether following an object is printed.
 
     Raises:
-        InputError: If an argument is impossible.
+        InputError: If an argument is invalid.
         FilterError: If the filters ask for what stores can't do.
         AddError: If some nodes can't be stored, after all others were.
         CheckpointError: If the model can't be loaded; without nodes this shows at the first call.
@@ -203,7 +203,7 @@ class ColBERTRetriever(BaseRetriever):
             The retriever.
 
         Raises:
-            InputError: If not exactly one of the three is given, or an argument is impossible.
+            InputError: If not exactly one of the three is given, or an argument is invalid.
             AddError: If some nodes can't be stored.
         """
         if sum(given is not None for given in (nodes, index, docstore)) != 1:
@@ -269,7 +269,7 @@ class ColBERTRetriever(BaseRetriever):
 
     @property
     def similarity_top_k(self) -> int:
-        """Most nodes to find."""
+        """Maximum number of nodes to find."""
         return self._similarity_top_k
 
     @similarity_top_k.setter

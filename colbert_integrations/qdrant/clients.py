@@ -32,7 +32,7 @@ def client_of(
         The client, and whether it was made here, to be closed here.
 
     Raises:
-        InputError: If the location is none, a client is given with what it has already, or a key can't be sent.
+        InputError: If the location is not one, a client is given with what it has already, or a key can't be sent.
         StoreError: If a folder can't be used, or a URL not be read.
     """
     if isinstance(location, QdrantClient):
@@ -52,7 +52,7 @@ def client_of(
         return _of_server(text, api_key, timeout, prefer_grpc), True
     except (ValueError, RuntimeError, OSError) as error:
         if "://" in text and "@" in text:  # the client's own error would show the password
-            raise StoreError(f"{text.rpartition('@')[2]!r} can't be opened: it is no URL of a server") from None
+            raise StoreError(f"{text.rpartition('@')[2]!r} can't be opened: it is not the URL of a server") from None
         raise StoreError(f"{text!r} can't be opened: {error}") from error
 
 

@@ -47,8 +47,8 @@ class Form:
         vector: Name of the vector that holds their token vectors.
         dtype: Of these.
         on_disk: Whether they are read from disk at each search, instead of being kept in memory.
-        shard_number: In how many parts the collection is spread over a cluster. None: as the server likes.
-        replication_factor: How many copies of each part there are. None: as the server likes.
+        shard_number: In how many parts the collection is spread over a cluster. None: the server's default.
+        replication_factor: How many copies of each part there are. None: the server's default.
         quantization: ``"int8"``, ``"binary"`` or a model of the client's. None: no codes.
         first_stage: Makes one vector for each document. None: there is no such vector.
         payload_indexes: Which keys of metadata are indexed, and as what.
@@ -65,7 +65,7 @@ class Form:
 
     def __post_init__(self) -> None:
         if not self.vector or self.vector == FIRST_STAGE:
-            raise InputError(f"vector_name must be a name, and not {FIRST_STAGE!r}, not {self.vector!r}")
+            raise InputError(f"vector_name must be a name other than {FIRST_STAGE!r}, not {self.vector!r}")
         check_count("shard_number", self.shard_number)
         check_count("replication_factor", self.replication_factor)
         known = self.quantization is None or isinstance(self.quantization, BaseModel)
@@ -111,7 +111,7 @@ class Collection:
 
     Attributes:
         dim: Dimension of its token vectors.
-        fingerprint: Of the model whose vectors it holds. None: nobody has said.
+        fingerprint: Of the model whose vectors it holds. None: not recorded.
         has_codes: Whether it has quantised vectors.
         has_first_stage: Whether it has a vector for the first stage.
     """
@@ -162,8 +162,8 @@ def bound(connection: Connection, form: Form, fingerprint: Fingerprint) -> Steps
     found = yield from opened(connection, form)
     if found is None or found.fingerprint is None:
         raise StoreError(
-            f"{connection.place} does not keep the metadata of a collection, so the model could not be written down: "
-            "Qdrant 1.16 or later does"
+            f"{connection.place} does not store collection metadata, so the model can't be recorded: "
+            "Qdrant 1.16 or later is needed"
         )
     return found
 
@@ -203,4 +203,7 @@ def _check_first_stage(vectors: Any, size: int, name: str) -> None:
     if there is None:
         raise StoreError(f"{name} was made without a first stage: leave first_stage out, or name another collection")
     if there.size != size:
-        raise StoreError(f"{name} has vectors of dim {there.size} as its first stage, not {size}: use what made them")
+        raise StoreError(
+            f"{name} has vectors of dim {there.size} as its first stage, not {size}: pass the first_stage that made "
+            "them"
+        )

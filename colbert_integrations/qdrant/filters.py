@@ -57,7 +57,7 @@ def wanted(filter: Filter | None) -> Wanted:
         What to tell the server, and what to look at afterwards.
 
     Raises:
-        FilterError: If it says something that the language does not have.
+        FilterError: If it uses a key, operator or value that filters do not support.
     """
     if filter is None:
         return Wanted()

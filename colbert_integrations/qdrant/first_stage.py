@@ -82,7 +82,7 @@ class VectorsOfTexts:
         given = [text for text in texts if text is not None]
         if len(given) < len(texts):
             name = next(name for name, text in zip(names, texts, strict=True) if text is None)
-            raise InputError(f"document {name!r} has no text, which the first stage makes its vector of")
+            raise InputError(f"document {name!r} has no text, and the first stage makes its vector from that")
         return _checked(self.model.embed_documents(given), len(given))
 
     def of_queries(self, embeddings: TokenEmbeddings, texts: Sequence[str] | None) -> torch.Tensor:
@@ -128,8 +128,11 @@ def _means(embeddings: TokenEmbeddings) -> torch.Tensor:
 
 
 def _checked(vectors: Sequence[Sequence[float]], number: int) -> torch.Tensor:
-    if len(vectors) != number or len({len(vector) for vector in vectors}) > 1:
-        raise InputError(f"the first stage made {len(vectors)} vectors of {number} texts, or of several dimensions")
+    if len(vectors) != number:
+        raise InputError(f"the first stage made {len(vectors)} vectors for {number} texts")
+    dims = sorted({len(vector) for vector in vectors})
+    if len(dims) > 1:
+        raise InputError(f"the first stage made vectors of several dimensions: {', '.join(map(str, dims))}")
     found = torch.tensor(vectors, dtype=torch.float32, device="cpu").reshape(number, -1)
     if not torch.isfinite(found).all():
         raise InputError("the first stage made vectors that are not all finite")

@@ -45,10 +45,10 @@ class Searching:
 
     Attributes:
         vector: Name of the vector that holds the documents' token vectors.
-        k: Most documents to find for each query.
+        k: Maximum number of documents to find for each query.
         search: The candidate stage, or ``"exact"``.
         candidates: How many documents a candidate stage hands on.
-        batch_bytes: Most bytes of a request.
+        batch_bytes: Maximum number of bytes of a request.
         local: Whether this is local mode, which has nothing that could be tuned.
     """
 

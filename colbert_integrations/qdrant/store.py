@@ -60,9 +60,9 @@ class QdrantStore(Store):
         prefer_grpc: Whether requests go by gRPC, to port 6334: loading is quicker, requests are smaller.
         dtype: How vectors are kept: ``"float16"``, or ``"float32"`` for twice the memory and every last digit.
         on_disk: Whether vectors are read from disk as they are searched, instead of being kept in memory.
-        shard_number: In how many parts the collection is spread over a cluster, when it is made. None: as the server
-            likes.
-        replication_factor: How many copies of each part there are, when it is made. None: as the server likes.
+        shard_number: In how many parts the collection is spread over a cluster, when it is made. None: the server's
+            default.
+        replication_factor: How many copies of each part there are, when it is made. None: the server's default.
         quantization: Keep codes too: ``"int8"``, ``"binary"``, or a quantization of ``qdrant_client.models``. They
             serve ``search="codes"`` only.
         first_stage: Keep one vector for each document too, which ``search="first_stage"`` looks for candidates by:
@@ -74,12 +74,12 @@ class QdrantStore(Store):
             ``max(500, 5 * k)`` for ``"first_stage"``.
         payload_indexes: Keys of metadata to index for filters, as ``"string"``, ``"number"`` or ``"boolean"``.
         vector_name: Name of the vector that holds the token vectors.
-        batch_bytes: Most bytes of a request; one document alone may take more.
+        batch_bytes: Maximum number of bytes of a request; one document alone may take more.
         retries: How often a request is tried again that failed for a reason that may pass, after longer and longer
             pauses.
 
     Raises:
-        InputError: If an argument is impossible.
+        InputError: If an argument is invalid.
         StoreError: If a folder is in use by another process.
 
     Example:
@@ -137,7 +137,7 @@ class QdrantStore(Store):
         client, owned = client_of(location, api_key, timeout, prefer_grpc)
         self._connection = Connection(client, collection, retries, async_client, owned)
         if async_client is not None and self._connection.local:
-            raise InputError("an async client does not see what is kept in this process: leave async_client out")
+            raise InputError("async_client is for servers; local mode has none: leave it out")
         self._wire = Wire(dtype, text=not (self._connection.local or self._connection.binary))
 
     # --------------------------------------------------------------------------------------------------- properties
@@ -154,18 +154,18 @@ class QdrantStore(Store):
 
     @property
     def dim(self) -> int | None:
-        """Dimension of the vectors; None until the first ones come, or ``bind`` says whose they will be."""
+        """Dimension of the vectors; None until the first ones are stored, or ``bind`` records the model."""
         found = self._run(self._opened())
         return None if found is None else found.dim
 
     @property
     def fingerprint(self) -> Fingerprint | None:
-        """The model whose vectors these are; None while nobody has said."""
+        """The model whose vectors these are; None until ``bind`` records it."""
         found = self._run(self._opened(unnamed=True))
         return None if found is None else found.fingerprint
 
     def bind(self, fingerprint: Fingerprint) -> None:
-        """Say which model's vectors are kept here; see ``Store.bind``. It is kept with the collection."""
+        """Record which model the vectors come from; see ``Store.bind``. It is kept with the collection."""
         self._run(self._bind(fingerprint))
 
     def _bind(self, fingerprint: Fingerprint) -> Steps[None]:
@@ -402,7 +402,7 @@ class QdrantStore(Store):
 
         Args:
             queries: One or more queries.
-            k: Most documents to find for each, at least 1.
+            k: Maximum number of documents to find for each, at least 1.
             filter: Conditions, which the server applies before it scores, or a function, for which the metadata and
                 texts of all documents are read first. None: every document.
             ids: Look among these documents only. None: among all.

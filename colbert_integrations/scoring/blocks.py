@@ -19,7 +19,7 @@ def ranges(bounds: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
 
     Args:
         bounds: Where the rows of each begin, and those of the last end.
-        budget: Most rows.
+        budget: Maximum number of rows.
 
     Yields:
         The first of a range, and the one behind its last.

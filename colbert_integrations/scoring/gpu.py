@@ -33,7 +33,7 @@ class _Tiling:
 
     Args:
         row_bytes: Widest row, in the dtype that is multiplied in.
-        stack: Most query tokens that are scored together.
+        stack: Maximum number of query tokens that are scored together.
         tile: Document tokens that are multiplied at once.
         stages: Tiles that are on their way at once.
     """

@@ -1,8 +1,8 @@
 """ColBERT on vLLM servers: the forward pass of the encoder, or the servers' own scores.
 
-``forward.py`` is the forward pass, ``scorer.py`` the scores. ``wire.py`` knows what requests and answers look like,
-``probe.py`` whether a server is that of the checkpoint. ``servers.py`` chooses among servers and asks again when one
-fails, over the connections of ``link.py``, as ``settings.py`` says.
+``forward.py`` is the forward pass, ``scorer.py`` the scores, of texts as ``spelling.py`` writes them. ``wire.py`` knows
+what requests and answers look like, ``probe.py`` whether a server is that of the checkpoint. ``servers.py`` chooses
+among servers and asks again when one fails, over the connections of ``link.py``, as ``settings.py`` says.
 """
 
 from __future__ import annotations

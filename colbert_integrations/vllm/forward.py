@@ -58,7 +58,7 @@ class VLLMForward:
         retries: How often a request is sent again when all servers have failed it.
 
     Raises:
-        InputError: If an argument is impossible.
+        InputError: If an argument is invalid.
 
     Source:
         The protocol of vLLM 0.32 and 0.33: vllm/entrypoints/pooling.

@@ -54,7 +54,7 @@ class VLLMScorer:
         markers: Text of the markers that are sent before queries and documents; empty where none is.
 
     Raises:
-        InputError: If an argument is impossible.
+        InputError: If an argument is invalid.
         CheckpointError: If the checkpoint is not there or can't be read.
 
     Source:
@@ -90,13 +90,13 @@ class VLLMScorer:
         Args:
             query: The query.
             documents: The candidates, in any order; repeated ones are scored once and all returned.
-            top_n: Most documents to return, at least 1. None: all.
+            top_n: Maximum number of documents to return, at least 1. None: all.
 
         Returns:
             The best documents, score descending, equal ones in the order given; empty for no documents.
 
         Raises:
-            InputError: If an argument is impossible.
+            InputError: If an argument is invalid.
             NonFiniteError: If a score is not a number.
             RemoteError: If the servers refuse, fail, or do not answer.
         """
@@ -109,7 +109,7 @@ class VLLMScorer:
         Args:
             query: The query.
             documents: The candidates.
-            top_n: Most documents to return. None: all.
+            top_n: Maximum number of documents to return. None: all.
 
         Returns:
             As ``rank``. A cancelled call calls its requests off.
@@ -133,7 +133,7 @@ class VLLMScorer:
             A score for each, in their order; higher is better, comparable within one query only.
 
         Raises:
-            InputError: If an argument is impossible.
+            InputError: If an argument is invalid.
             NonFiniteError: If a score is not a number.
             RemoteError: If the servers refuse, fail, or do not answer.
         """

@@ -60,7 +60,7 @@ class ServerSettings:
             The settings, URLs without a slash at the end and each but once.
 
         Raises:
-            InputError: If a value is impossible.
+            InputError: If a value is invalid.
         """
         given = [urls] if isinstance(urls, str) else list(urls)
         return cls(tuple(dict.fromkeys(map(_root, given))), **others)
@@ -100,12 +100,12 @@ def _root(url: object) -> str:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise InputError(f"{url!r} is no URL: {error}") from error
+        raise InputError(f"{url!r} is not a URL: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise InputError(f"{url!r} is no URL of a server: write it as 'http://host:8000'")
+        raise InputError(f"{url!r} is not the URL of a server: write it as 'http://host:8000'")
     root = url.rstrip("/")
     if root.endswith("/v1"):
-        raise InputError(f"{url!r} is a part of the server, whose /pooling lies beside it: leave /v1 out")
+        raise InputError(f"{url!r} ends with /v1: pass the server's root, without it")
     return root
 
 

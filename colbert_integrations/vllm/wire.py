@@ -92,7 +92,7 @@ def read_answer(url: str, path: str, response: httpx.Response) -> Any:
     except ValueError as error:
         shown = response.text[:_SHOWN]
         raise RemoteMismatchError(
-            f"{url}{path} answers no JSON: is it a vLLM server? {shown!r}", url, status
+            f"{url}{path} did not answer with JSON: is it a vLLM server? {shown!r}", url, status
         ) from error
 
 
@@ -197,4 +197,4 @@ def _in_order(url: str, answer: Any, place: str, count: int) -> list[dict[str, A
 
 
 def _not_understood(url: str, answer: Any) -> RemoteError:
-    return RemoteMismatchError(f"{url} answers what no vLLM server does: {json.dumps(answer)[:_SHOWN]}", url)
+    return RemoteMismatchError(f"{url} gave an answer that is not vLLM's: {json.dumps(answer)[:_SHOWN]}", url)

@@ -564,7 +564,7 @@ def test_a_copy_follows_the_same_objects(shared_model: ColBERT):
 @pytest.mark.parametrize("store", [None, MemoryStore])
 def test_pickling_is_refused_with_the_way_out(shared_model: ColBERT, store: Callable[[], MemoryStore] | None):
     retriever = ColBERTRetriever(model=shared_model, store=store and store())
-    with pytest.raises(StoreError, match="save it and load it"):
+    with pytest.raises(StoreError, match=r"save\(\) it and load\(\) it"):
         pickle.dumps(retriever)
 
 

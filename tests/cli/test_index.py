@@ -184,7 +184,7 @@ def test_what_fails_is_told_and_the_rest_is_stored(run: Run, notes: Path, monkey
             "document": "notes/lines.jsonl:2",
             "error": "has an id that is '': it must be a string that is not empty, or a whole number",
         },
-        {"document": "notes/lines.jsonl:3", "error": 'is no JSON object with a "text" that is a string'},
+        {"document": "notes/lines.jsonl:3", "error": 'is not a JSON object with a "text" that is a string'},
         {"document": "notes/lines.jsonl:4", "error": 'has "metadata" that is 5: it must be an object'},
         {"document": "notes/picture.png", "error": "is not UTF-8 text: byte 0x89 at 0"},
     ]

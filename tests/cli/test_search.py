@@ -115,7 +115,10 @@ def test_nothing_found_is_said(run: Run, index: ColBERTIndex) -> None:
     [
         (["plane", "--store", "missing"], "no index in missing: it has no manifest.json"),
         (["plane", "--store", "empty"], "empty holds no index, or one that does not say which model it was made with"),
-        (["plane", "--store", "missing", "--filter", '{"year": {"$near": 3}}'], "'$near' for 'year' is none of $eq"),
+        (
+            ["plane", "--store", "missing", "--filter", '{"year": {"$near": 3}}'],
+            "unknown operator '$near' for 'year': use one of $eq",
+        ),
         (["--store", "kept", "--queries", "missing.txt"], "missing.txt: can't be read: No such file or directory"),
         (["--store", "kept", "--queries", "binary.txt"], "binary.txt:1: is not UTF-8 text: byte 0xff at 0"),
     ],

@@ -131,7 +131,7 @@ def test_a_class_of_another_name_goes_before_a_native_one_that_its_weights_fit(t
         assert type(model._ready()._forward.backbone).__name__ == "OtherBertModel"
     else:
         with pytest.raises(
-            RemoteCodeError, match="OtherBertModel, in whose place BertModel may compute something else"
+            RemoteCodeError, match="OtherBertModel; transformers' BertModel fits its weights but may compute something"
         ):
             ColBERT(folder, device="cpu")
 

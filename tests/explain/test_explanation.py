@@ -343,10 +343,10 @@ def test_a_score_of_minus_infinity_is_null_in_json(checkpoint: Callable[[str], P
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda said: said.pop("matches"), "'matches'"),
+        (lambda said: said.pop("matches"), "'matches' is missing"),
         (lambda said: said.update(matches=None), "not iterable"),
         (lambda said: said["matches"][0].pop("similarity"), "'similarity'"),
-        (lambda said: said["matches"][0].update(query_token=3), "not an explanation"),
+        (lambda said: said["matches"][0].update(query_token=3), r"not the output of Explanation.as_dict\(\)"),
         (lambda said: said["matches"][2]["query_token"].update(stop=99), "outside of its text"),
         (lambda said: said["matches"][2]["query_token"].update(start=-3), "outside of its text"),
     ],

@@ -198,6 +198,15 @@ def test_an_index_of_a_later_version_is_refused(store: MemoryStore, tmp_path: Pa
         MemoryStore.load(tmp_path)
 
 
+def test_an_index_of_another_format_is_refused(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_bytes())
+    manifest.pop("sha256")
+    (tmp_path / "manifest.json").write_bytes(persistence._sealed({**manifest, "format": "other"}))
+    with pytest.raises(StoreError, match="was not written by colbert-integrations: its format is 'other'"):
+        MemoryStore.load(tmp_path)
+
+
 def test_a_damaged_index_can_be_saved_over(store: MemoryStore, tmp_path: Path) -> None:
     store.save(tmp_path)
     (tmp_path / "manifest.json").write_bytes(b"{")
@@ -364,7 +373,7 @@ def test_files_that_a_save_removes_while_they_are_read_are_read_anew(
 @pytest.mark.parametrize("content", [b'{"name": "a web app", "icons": []}', b"[]", b'{"format": 1}'])
 def test_what_is_no_index_is_not_written_over(content: bytes, store: MemoryStore, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
-    with pytest.raises(StoreError, match="no index of colbert-integrations, and stays"):
+    with pytest.raises(StoreError, match="was not written by colbert-integrations, so"):
         store.save(tmp_path)
     assert files(tmp_path) == {"manifest.json": content}
 
@@ -375,7 +384,7 @@ def test_an_index_of_a_newer_version_is_not_written_over(store: MemoryStore, tmp
     manifest.pop("sha256")
     (tmp_path / "manifest.json").write_bytes(persistence._sealed({**manifest, "version": 2}))
     before = files(tmp_path)
-    with pytest.raises(StoreError, match="version 2, and stays"):
+    with pytest.raises(StoreError, match=r"newer version .* 2\), so it is not overwritten"):
         store.save(tmp_path)
     assert files(tmp_path) == before
 

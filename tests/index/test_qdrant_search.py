@@ -292,6 +292,19 @@ def test_a_first_stage_may_have_vectors_of_its_own(make: Any) -> None:
         assert made.count() == 20
 
 
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [([2], "the first stage made 1 vectors for 2 texts"), ([2, 3], "made vectors of several dimensions: 2, 3")],
+)
+def test_wrong_vectors_of_a_first_stage_are_refused(lengths: list[int], said: str) -> None:
+    class Wrong(Lengths):
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return [[1.0] * length for length in lengths]
+
+    with on_server(first_stage=Wrong()) as made, pytest.raises(InputError, match=said):
+        made.upsert(["a", "b"], dyadic(1, 3, 3), ["a", "b"])
+
+
 async def test_the_first_stage_of_an_async_search(coded: QdrantStore) -> None:
     with on_server(first_stage=Lengths(), search="first_stage") as made:
         fill(made, {"a": dyadic(1, 3)[0]})

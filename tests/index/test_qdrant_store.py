@@ -88,7 +88,7 @@ def test_a_client_brings_its_own_settings() -> None:
     client = QdrantClient(":memory:")
     with pytest.raises(InputError, match="a client has its api_key"):
         QdrantStore(client, api_key="secret")
-    with pytest.raises(InputError, match="leave async_client out"):
+    with pytest.raises(InputError, match="async_client is for servers"):
         QdrantStore(client, async_client=AsyncQdrantClient(":memory:"))
     client.close()
 

@@ -184,8 +184,8 @@ def test_a_name_that_is_not_served(double: Double) -> None:
 @pytest.mark.parametrize(
     ("body", "error", "message"),
     [
-        ({"results": []}, RemoteMismatchError, "answers what no vLLM server does"),
-        ({"results": [{"index": 0, "relevance_score": "high"}]}, RemoteMismatchError, "answers what no vLLM"),
+        ({"results": []}, RemoteMismatchError, "gave an answer that is not vLLM's"),
+        ({"results": [{"index": 0, "relevance_score": "high"}]}, RemoteMismatchError, "an answer that is not vLLM's"),
         ('{"results": [{"index": 0, "relevance_score": NaN}]}', NonFiniteError, "document 0 scores nan"),
     ],
 )
