@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -14,6 +14,14 @@ __all__ = ["DEFAULT_MODEL", "Settings"]
 
 # 33M parameters: better than colbertv2.0 on BEIR by its authors' figures, and quick on a CPU.
 DEFAULT_MODEL = "answerdotai/answerai-colbert-small-v1"
+
+# The least of each number, what is True or False, and of these what the checkpoint decides unless it is said.
+_NUMBERS = dict.fromkeys(("query_length", "document_length", "batch_tokens", "batch_size"), 1)
+_NUMBERS |= {"truncate_dim": 1, "projection_dim": 1, "window_overlap": 0, "cache_bytes": 0}
+_UNDECIDED = {"query_expansion", "attend_to_expansion_tokens"}
+_SWITCHES = {"allow_unprojected", "local_files_only", "trust_remote_code"} | _UNDECIDED
+_STRINGS = {"device", "dtype", "query_marker", "document_marker", "query_prompt", "document_prompt", "language"}
+_STRINGS |= {"attn_implementation", "revision", "cache_dir"}
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,9 @@ class Settings:
             raise InputError(f"model must be the name or path of a checkpoint, not {self.model!r}")
         if self.long_documents not in ("window", "truncate"):
             raise InputError(f"long_documents must be 'window' or 'truncate', not {self.long_documents!r}")
-        for name in ("query_length", "document_length", "batch_tokens", "batch_size", "truncate_dim", "projection_dim"):
-            value = getattr(self, name)
-            if value is not None:
-                check_whole_number(name, value)
-        for name in ("window_overlap", "cache_bytes"):
-            if getattr(self, name) is not None:
-                check_whole_number(name, getattr(self, name), least=0)
-        if self.token is not None and not isinstance(self.token, str):
+        for item in fields(self):
+            _check(item.name, getattr(self, item.name))
+        if self.token is not None and not isinstance(self.token, str):  # whose value is not for messages
             raise InputError(f"token must be a string, not {type(self.token).__name__}")
 
     def changed(self) -> dict[str, Any]:
@@ -95,8 +98,22 @@ class Settings:
         for name in ("device", "dtype"):
             values[name] = str(values.get(name, "auto")).removeprefix("torch.")
             values[name] = None if values[name] == "auto" else values[name]
-        if isinstance(values.get("skiplist_words"), str):
-            raise InputError(f"skiplist_words must be a list of words, not the string {values['skiplist_words']!r}")
         if "skiplist_words" in values:
-            values["skiplist_words"] = tuple(values["skiplist_words"])
+            words = values["skiplist_words"]
+            several = isinstance(words, Iterable) and not isinstance(words, str)
+            values["skiplist_words"] = tuple(words) if several else words
         return cls(**values)
+
+
+def _check(name: str, value: object) -> None:
+    """Refuse what would be taken for something else: "false", from a file or an environment, counts as true."""
+    if name in _SWITCHES and not isinstance(value, bool) and (value is not None or name not in _UNDECIDED):
+        raise InputError(f"{name} must be True or False, not {value!r}")
+    if value is None:
+        return
+    if name in _NUMBERS:
+        check_whole_number(name, value, _NUMBERS[name])
+    elif name in _STRINGS and not isinstance(value, str):
+        raise InputError(f"{name} must be a string, not {value!r}")
+    elif name == "skiplist_words" and not (isinstance(value, tuple) and all(isinstance(word, str) for word in value)):
+        raise InputError(f"skiplist_words must be a list of words, not {value!r}")

@@ -221,7 +221,14 @@ def test_texts_that_are_no_strings_are_refused(tiny: ColBERT) -> None:
         ({"truncate_dim": True}, "truncate_dim must be"),
         ({"window_overlap": 2.5}, "window_overlap must be a whole number"),
         ({"window_overlap": -1}, "window_overlap must be a whole number"),
-        ({"skiplist_words": "the"}, "a list of words, not the string 'the'"),
+        ({"skiplist_words": "the"}, "a list of words, not 'the'"),
+        ({"skiplist_words": 5}, "a list of words, not 5"),
+        ({"skiplist_words": [["the"]]}, "a list of words"),
+        ({"trust_remote_code": "false"}, "trust_remote_code must be True or False, not 'false'"),
+        ({"local_files_only": 1}, "local_files_only must be True or False"),
+        ({"query_expansion": "off"}, "query_expansion must be True or False"),
+        ({"query_prompt": 5}, "query_prompt must be a string"),
+        ({"revision": {}}, "revision must be a string"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict, message: str, checkpoint: Callable[[str], Path]) -> None:

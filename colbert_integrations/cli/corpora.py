@@ -62,8 +62,8 @@ class Corpus:
         self._files = [file for source in sources for file in self._files_of(source)]
 
     def count(self) -> int | None:
-        """How many documents there are, by reading what has to be read for it; None where only reading can tell."""
-        if any(file.path == STDIN for file in self._files):
+        """How many documents there are, by reading what has to be read for it; None where that can't be read twice."""
+        if not all(os.path.isfile(file.path) for file in self._files):  # stdin, pipes
             return None
         return sum(1 if file.form == "text" else _count_lines(file.path) for file in self._files)
 

@@ -81,6 +81,8 @@ def _write_plot(explanation: Explanation, file: str) -> None:
         from matplotlib import pyplot
     except ImportError as error:
         raise MissingExtraError("A heat map", "explain") from error
+    if not Path(file).suffix:  # it would add one, and the file would have another name
+        raise InputError(f"can't write {file}: give it a suffix such as .png, .svg or .pdf")
     pyplot.switch_backend("Agg")  # draws without a screen
     explanation.plot()
     try:

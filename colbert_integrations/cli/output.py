@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import InputError
+from ..explain.wording import visible
 from .parser import PROGRAM
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ def forget_stdout() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+
+
+def _to_stderr(message: str) -> None:
+    # Where nobody can hear it the work goes on, or ends with the code that it would have.
+    if sys.stderr is not None:
+        with suppress(OSError):
+            sys.stderr.write(f"{visible(message)}\n")
 
 
 @contextmanager
@@ -68,11 +76,11 @@ class Output:
     def say(self, message: str) -> None:
         """Tell how it goes, unless that is not wanted."""
         if not self.quiet:
-            sys.stderr.write(f"{message}\n")
+            _to_stderr(message)
 
     def error(self, message: str) -> None:
         """Tell what went wrong."""
-        sys.stderr.write(f"{PROGRAM}: {message}\n")
+        _to_stderr(f"{PROGRAM}: {message}")
 
     @property
     def show_progress(self) -> bool | None:

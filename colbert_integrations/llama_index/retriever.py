@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
+from llama_index.core.data_structs.data_structs import IndexDict, IndexList
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
@@ -209,9 +210,7 @@ class ColBERTRetriever(BaseRetriever):
         if sum(given is not None for given in (nodes, index, docstore)) != 1:
             raise InputError("pass exactly one of nodes, index and docstore")
         if isinstance(index, BaseIndex):
-            docstore, index = index.docstore, None
-            if not docstore.docs:
-                raise InputError("the index has no nodes in its docstore; its vector store may have them: pass nodes=")
+            nodes, index = _nodes_of_index(index), None
         if docstore is not None:
             nodes = list(docstore.docs.values())
         return cls(nodes, index, **options)
@@ -341,8 +340,11 @@ class ColBERTRetriever(BaseRetriever):
             ref_doc_id: Its id; an unknown one is passed over.
 
         Raises:
+            InputError: If it is not a string.
             StoreError: If the store can't be used.
         """
+        if not isinstance(ref_doc_id, str):  # a mapping would be a condition, which others may meet
+            raise InputError(f"ref_doc_id must be a string, not {type(ref_doc_id).__name__}")
         if not self._is_new():
             self.index.delete(self.index.store.ids({REF_DOC_ID: ref_doc_id}))
 
@@ -465,6 +467,20 @@ def _nodes(nodes: object) -> Sequence[BaseNode]:
         if not isinstance(node, BaseNode):
             raise InputError(f"nodes[{place}] must be a node, not {type(node).__name__}")
     return items
+
+
+def _nodes_of_index(index: BaseIndex[Any]) -> list[BaseNode]:
+    """The nodes that an index of the framework searches: its docstore may have more, deleted ones and parents."""
+    docstore, struct = index.docstore, index.index_struct
+    stores_text = getattr(getattr(index, "vector_store", None), "stores_text", False)
+    elsewhere = stores_text and not getattr(index, "_store_nodes_override", False)
+    if elsewhere or not docstore.docs:
+        raise InputError("the index has no nodes in its docstore; its vector store may have them: pass nodes=")
+    if isinstance(struct, IndexDict):
+        return docstore.get_nodes(list(struct.nodes_dict.values()))
+    if isinstance(struct, IndexList):
+        return docstore.get_nodes(struct.nodes)
+    return list(docstore.docs.values())
 
 
 def _ids(ids: Sequence[str] | None, name: str) -> list[str] | None:
