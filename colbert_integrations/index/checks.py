@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import torch
 
 from ..embeddings import TokenEmbeddings
-from ..errors import InputError, ShapeError
+from ..errors import FingerprintError, InputError, NonFiniteError, ShapeError
+from ..fingerprint import Fingerprint
 from .metadata import json_copy
+from .store import Metadata, Search
 
-__all__ = ["check_count", "check_form", "check_ids", "check_k", "check_queries", "checked", "checked_notes"]
+__all__ = [
+    "candidate_count",
+    "check_count",
+    "check_dtype",
+    "check_form",
+    "check_ids",
+    "check_k",
+    "check_queries",
+    "check_same",
+    "check_search",
+    "checked",
+    "checked_notes",
+    "finite_as",
+]
+
+
+def check_dtype(dtype: object) -> None:
+    """Refuse data types in which no store keeps vectors."""
+    if dtype not in ("float16", "float32"):
+        raise InputError(f"dtype must be 'float16' or 'float32', not {dtype!r}")
 
 
 def check_form(dtype: object, nbits: object, keep_originals: bool) -> None:
     """Refuse forms of vectors that there are not."""
-    if dtype not in ("float16", "float32"):
-        raise InputError(f"dtype must be 'float16' or 'float32', not {dtype!r}")
+    check_dtype(dtype)
     if nbits not in (None, 8, 4, 2):
         raise InputError(f"nbits must be 8, 4, 2 or None for vectors as they are, not {nbits!r}")
     if keep_originals and nbits is None:
@@ -38,6 +58,29 @@ def check_k(k: int) -> int:
     return k
 
 
+def check_search(search: object, *, without: Search, where: str) -> None:
+    """Refuse what is no way to search, and the one that a store does not offer.
+
+    Args:
+        search: The argument.
+        without: What the store does not offer.
+        where: The store, for the message.
+
+    Raises:
+        InputError: If it is neither ``"exact"`` nor a candidate stage that there is.
+    """
+    offered = [name for name in get_args(Search) if name != without]
+    if search == without:
+        raise InputError(f"{where} has no search={without!r}: it has {', '.join(map(repr, offered))}")
+    if search not in offered:
+        raise InputError(f"search must be one of {', '.join(map(repr, offered))}, not {search!r}")
+
+
+def candidate_count(mode: Search, k: int, asked: int | None) -> int:
+    """How many documents a candidate stage hands on: as many as were asked for, but never less than ``k``."""
+    return max(k, asked or (max(20, 2 * k) if mode == "codes" else max(500, 5 * k)))
+
+
 def check_queries(queries: TokenEmbeddings, dim: int) -> None:
     """Refuse queries that can't be compared with vectors of a dimension."""
     if queries.dim != dim:
@@ -56,7 +99,25 @@ def check_ids(ids: Sequence[str]) -> Sequence[str]:
     return ids
 
 
-def checked_notes(ids: Sequence[str], metadatas: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def check_same(kept: Fingerprint | None, fingerprint: Fingerprint, where: str) -> None:
+    """Refuse another model's vectors.
+
+    Args:
+        kept: Fingerprint of the vectors that are there. None: nobody has said.
+        fingerprint: Fingerprint of those that are to join them.
+        where: What holds them, for the message.
+
+    Raises:
+        FingerprintError: If they differ.
+    """
+    if kept is not None and kept != fingerprint:
+        raise FingerprintError(
+            f"{where} holds vectors of {kept}, which do not fit those of {fingerprint}: use that model, or index the "
+            "texts again with this one"
+        )
+
+
+def checked_notes(ids: Sequence[str], metadatas: Sequence[Metadata]) -> dict[str, dict[str, Any]]:
     """Metadata by id, copied from what ``Store.set_metadata`` was given."""
     if len(check_ids(ids)) != len(metadatas):
         raise InputError(f"{len(ids)} ids but {len(metadatas)} metadatas")
@@ -67,7 +128,7 @@ def checked(
     ids: Sequence[str],
     embeddings: TokenEmbeddings,
     texts: Sequence[str | None] | None,
-    metadatas: Sequence[Mapping[str, Any] | None] | None,
+    metadatas: Sequence[Metadata | None] | None,
 ) -> tuple[list[str], list[str | None], list[dict[str, Any]]]:
     """Ids, texts and metadata of documents that can be stored, copied from what ``Store.upsert`` was given."""
     names = list(check_ids(ids))
@@ -82,3 +143,30 @@ def checked(
         if body is not None and not isinstance(body, str):
             raise InputError(f"the text of document {name!r} must be a string, not {type(body).__name__}")
     return names, bodies, [json_copy(note, name) for name, note in zip(names, notes, strict=True)]
+
+
+def finite_as(embeddings: TokenEmbeddings, dtype: str) -> torch.Tensor:
+    """Vectors in the dtype in which they are kept.
+
+    Args:
+        embeddings: The vectors.
+        dtype: ``"float16"`` or ``"float32"``.
+
+    Returns:
+        ``(tokens, dim)``, all finite.
+
+    Raises:
+        NonFiniteError: If a value is not a number, or too large for ``dtype``.
+    """
+    values: torch.Tensor = embeddings.values.detach().to(getattr(torch, dtype))
+    if _finite(values):
+        return values
+    for number, matrix in enumerate(embeddings):
+        if not _finite(matrix.float()):
+            raise NonFiniteError(f"the vectors of document {number} are not all finite")
+    raise NonFiniteError("a value is too large for float16: use dtype='float32'")
+
+
+def _finite(values: torch.Tensor) -> bool:
+    # isfinite on every value took 2/3 of the time of an upsert; extremes are NaN if any value is.
+    return not values.numel() or bool(torch.isfinite(torch.stack(values.aminmax())).all())
