@@ -17,9 +17,8 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field
 
-from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query
+from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query, copied
 from ..errors import InputError
-from .documents import copied
 from .tracing import figures_on
 
 __all__ = ["ColBERTReranker"]
