@@ -45,7 +45,7 @@ ROOMS = {
     "autocast": {"torch"},
     "cache": {"torch"},
     "embeddings": {".errors", "torch"},
-    "sendable": set[str](),
+    "sendable": {".errors"},
     "checkpoint": {".errors", ".sendable", "huggingface_hub", "numpy", "safetensors", "torch"},
     "cuda_graphs": {"torch"},
     "encoder": {

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from ..errors import CheckpointError, CheckpointNotFoundError, InputError, MissingExtraError
-from ..sendable import is_sendable
+from ..sendable import check_sendable
 
 __all__ = ["HubOptions", "locate"]
 
@@ -111,8 +111,8 @@ def _sha256(path: Path) -> str:
 def _download(name: str, options: HubOptions) -> Path:
     from huggingface_hub import snapshot_download
 
-    if options.token is not None and not is_sendable(options.token):
-        raise InputError("token holds spaces, a line end or what else can't be sent: strip it where it is read")
+    if options.token is not None:
+        check_sendable("token", options.token)
 
     def fetch(patterns: list[str], revision: str | None) -> Path:
         return Path(

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from ..errors import InputError
-from ..sendable import is_sendable
+from ..sendable import check_sendable
 
 __all__ = ["API_KEY_VARIABLE", "ServerSettings"]
 
@@ -40,7 +40,7 @@ class ServerSettings:
                 f"model must be the name that the servers give it, or None for their only one, not {self.model!r}"
             )
         if self.api_key is not None:
-            _check_key("api_key", self.api_key)
+            check_sendable("api_key", self.api_key)
         if self.concurrency is not None and not _is_count(self.concurrency, 1):
             raise InputError(f"concurrency must be a whole number from 1, not {self.concurrency!r}")
         if not _is_count(self.retries, 0):
@@ -80,7 +80,7 @@ class ServerSettings:
         key = self.api_key or os.environ.get(API_KEY_VARIABLE)
         if not key:
             return {}
-        _check_key(API_KEY_VARIABLE, key)
+        check_sendable(API_KEY_VARIABLE, key)
         return {"Authorization": f"Bearer {key}"}
 
     def arguments(self) -> dict[str, Any]:
@@ -107,14 +107,6 @@ def _root(url: object) -> str:
     if root.endswith("/v1"):
         raise InputError(f"{url!r} is a part of the server, whose /pooling lies beside it: leave /v1 out")
     return root
-
-
-def _check_key(name: str, value: object) -> None:
-    if not is_sendable(value):
-        raise InputError(
-            f"{name} must be a string of printable ASCII characters without spaces and line ends: strip it where it "
-            "is read"
-        )
 
 
 def _is_count(value: object, least: int) -> bool:
