@@ -45,6 +45,7 @@ ROOMS = {
     "autocast": {"torch"},
     "cache": {"torch"},
     "embeddings": {".errors", "torch"},
+    "progress": {"tqdm"},
     "sendable": {".errors"},
     "checkpoint": {".errors", ".sendable", "huggingface_hub", "numpy", "safetensors", "torch"},
     "cuda_graphs": {"torch"},
@@ -56,9 +57,10 @@ ROOMS = {
         ".errors",
         ".kernel",
         ".observing",
+        ".progress",
         ".triton_check",
     }
-    | {"numpy", "torch", "tqdm", "transformers", "triton"},
+    | {"numpy", "torch", "transformers", "triton"},
     "kernel": {"colbert_integrations_kernel", "torch"},
     "scoring": {".autocast", ".cuda_graphs", ".embeddings", ".errors", ".kernel", ".triton_check", "torch", "triton"},
     "triton_check": {"torch"},
@@ -71,9 +73,10 @@ ROOMS = {
     "qdrant": {".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},
-    "loading": {".embeddings", ".errors", ".index", ".model", "tqdm"},
-    "colbert_index": {".embeddings", ".errors", ".index", ".loading", ".location", ".model", ".observing", ".settings"},
-    "corpus": {".colbert_index", ".errors", ".index", ".loading", ".model"},
+    "loading": {".embeddings", ".errors", ".index", ".model"},
+    "colbert_index": {".embeddings", ".errors", ".index", ".loading", ".location", ".model"}
+    | {".observing", ".progress", ".settings"},
+    "corpus": {".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},
     "adapter": {".colbert_index", ".errors", ".model", ".settings", "pydantic", "typing_extensions"},
     "langchain": {".adapter", ".colbert_index", ".errors", ".index", ".observing"}
     | {"langchain_core", "pydantic", "typing_extensions"},
