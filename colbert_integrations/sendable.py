@@ -8,15 +8,7 @@ __all__ = ["check_sendable"]
 
 
 def check_sendable(name: str, value: object) -> None:
-    """Refuse a key that can't be sent in a header, and do not show it.
-
-    Args:
-        name: The argument or variable that holds it.
-        value: What a caller or the environment gave.
-
-    Raises:
-        InputError: If it is not a string of printable ASCII characters without spaces and line ends.
-    """
+    """Refuse a key that can't be sent in a header, by the name of what holds it: it is never shown itself."""
     if not isinstance(value, str):
         raise InputError(f"{name} must be a string, not {type(value).__name__}")
     if not value.isascii() or not value.isprintable() or " " in value:

@@ -59,16 +59,7 @@ def check_k(k: int) -> int:
 
 
 def check_search(search: object, *, without: Search, where: str) -> None:
-    """Refuse what is no way to search, and the one that a store does not offer.
-
-    Args:
-        search: The argument.
-        without: What the store does not offer.
-        where: The store, for the message.
-
-    Raises:
-        InputError: If it is neither ``"exact"`` nor a candidate stage that there is.
-    """
+    """Refuse what is no way to search, and the one that a store does not offer."""
     offered = [name for name in get_args(Search) if name != without]
     if search == without:
         raise InputError(f"{where} has no search={without!r}: it has {', '.join(map(repr, offered))}")
@@ -100,16 +91,7 @@ def check_ids(ids: Sequence[str]) -> Sequence[str]:
 
 
 def check_same(kept: Fingerprint | None, fingerprint: Fingerprint, where: str) -> None:
-    """Refuse another model's vectors.
-
-    Args:
-        kept: Fingerprint of the vectors that are there. None: nobody has said.
-        fingerprint: Fingerprint of those that are to join them.
-        where: What holds them, for the message.
-
-    Raises:
-        FingerprintError: If they differ.
-    """
+    """Refuse another model's vectors where those of ``kept`` are; None: nobody has said."""
     if kept is not None and kept != fingerprint:
         raise FingerprintError(
             f"{where} holds vectors of {kept}, which do not fit those of {fingerprint}: use that model, or index the "
@@ -146,18 +128,7 @@ def checked(
 
 
 def finite_as(embeddings: TokenEmbeddings, dtype: str) -> torch.Tensor:
-    """Vectors in the dtype in which they are kept.
-
-    Args:
-        embeddings: The vectors.
-        dtype: ``"float16"`` or ``"float32"``.
-
-    Returns:
-        ``(tokens, dim)``, all finite.
-
-    Raises:
-        NonFiniteError: If a value is not a number, or too large for ``dtype``.
-    """
+    """The vectors in the dtype in which they are kept, ``(tokens, dim)``, if all are finite in it."""
     values: torch.Tensor = embeddings.values.detach().to(getattr(torch, dtype))
     if _finite(values):
         return values

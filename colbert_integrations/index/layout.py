@@ -15,14 +15,22 @@ from ..scoring import StackedQueries
 from .checks import finite_as
 from .quantization import PackedBits, decode_int8, encode_int8
 
-__all__ = ["Columns", "Layout"]
+__all__ = ["PER_DOCUMENT", "Columns", "Layout", "part"]
 
 Columns: TypeAlias = Mapping[str, torch.Tensor]
 """``vectors`` and ``codes`` with a row for each token, ``steps`` with an entry for each document."""
 
+PER_DOCUMENT = frozenset({"steps"})
+"""The columns with an entry for each document."""
+
 # Rows of codes that are unpacked at once, on a CPU or a GPU.
 _UNPACKED_ROWS = 2**15
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+def part(columns: Columns, documents: slice, rows: slice) -> dict[str, torch.Tensor]:
+    """The columns of neighbouring documents, which have these rows, without a copy."""
+    return {name: tensor[documents if name in PER_DOCUMENT else rows] for name, tensor in columns.items()}
 
 
 @dataclass(frozen=True)
