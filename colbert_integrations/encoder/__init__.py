@@ -2,9 +2,9 @@
 
 ``tokens.py`` makes token sequences from texts, ``backbone.py`` loads the transformer and refuses a wrong one,
 ``forward.py`` runs any of them on token ids. ``packed.py`` does so faster for BERT and ModernBERT, with the models in
-``packed_models.py`` and what they are made of in ``layers.py``, ``linear.py`` and ``attention.py``; on a GPU in
-``fused.py`` and ``gpu_attention.py`` by Triton kernels, and in ``graphs.py`` for one short text. ``encoder.py`` joins
-it all, and ``merging.py`` lets calls at the same time share batches. ``remote.py`` is where servers step in.
+``packed_models.py`` and what they are made of in ``layers.py``, ``linear.py``, ``attention.py`` and ``runs.py``; on a
+GPU in ``fused.py`` and ``gpu_attention.py`` by Triton kernels, and in ``graphs.py`` for one short text. ``encoder.py``
+joins it all, and ``merging.py`` lets calls at the same time share batches. ``remote.py`` is where servers step in.
 """
 
 from __future__ import annotations
