@@ -13,7 +13,7 @@ import httpx
 from ..errors import InputError
 from ..sendable import check_sendable
 
-__all__ = ["API_KEY_VARIABLE", "ServerSettings"]
+__all__ = ["API_KEY_VARIABLE", "ServerSettings", "roots"]
 
 # The variable that the server itself reads its key from.
 API_KEY_VARIABLE = "VLLM_API_KEY"
@@ -48,23 +48,6 @@ class ServerSettings:
         if not isinstance(self.timeout, (int, float)) or not 0 < self.timeout < math.inf:
             raise InputError(f"timeout must be a positive number of seconds, not {self.timeout!r}")
 
-    @classmethod
-    def of(cls, urls: str | Sequence[str], **others: Any) -> ServerSettings:
-        """Make settings of one URL or several.
-
-        Args:
-            urls: Root of one server or of several.
-            **others: The other attributes.
-
-        Returns:
-            The settings, URLs without a slash at the end and each but once.
-
-        Raises:
-            InputError: If a value is impossible.
-        """
-        given = [urls] if isinstance(urls, str) else list(urls)
-        return cls(tuple(dict.fromkeys(map(_root, given))), **others)
-
     @property
     def most_requests(self) -> int:
         """Requests under way at most, over all servers."""
@@ -86,6 +69,21 @@ class ServerSettings:
     def arguments(self) -> dict[str, Any]:
         """The settings by name, without the key."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "api_key"}
+
+
+def roots(urls: str | Sequence[str]) -> tuple[str, ...]:
+    """Roots of one server or of several.
+
+    Args:
+        urls: Their URLs.
+
+    Returns:
+        The URLs without a slash at the end, each but once.
+
+    Raises:
+        InputError: If one can't be used.
+    """
+    return tuple(dict.fromkeys(map(_root, [urls] if isinstance(urls, str) else urls)))
 
 
 def _root(url: object) -> str:
