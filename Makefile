@@ -95,13 +95,16 @@ bench-index: $(VENV)/.core  ## The index: quality on Cranfield, and 1,000 to 100
 	@$(BIN)/python benchmarks/index_scale.py
 	@$(BIN)/python benchmarks/plot_index.py
 
-bench-index-peers: $(VENV)/.core  ## The index beside LanceDB and PyLate, each in an environment of its own
+.venv-pylate/.done: benchmarks/peers/pylate.txt benchmarks/peers/pylate-no-deps.txt
+	@test -x .venv-pylate/bin/python || $(PYTHON) -m venv .venv-pylate
+	@.venv-pylate/bin/python -m pip install --quiet -r $<
+	@.venv-pylate/bin/python -m pip install --quiet --no-deps -r benchmarks/peers/pylate-no-deps.txt
+	@touch $@
+
+bench-index-peers: $(VENV)/.core .venv-pylate/.done  ## The index beside LanceDB and PyLate, each in an environment of its own
 	@$(INSTALL) -e '.[benchmark]'
 	@test -x .venv-lancedb/bin/python || $(PYTHON) -m venv .venv-lancedb
 	@.venv-lancedb/bin/python -m pip install --quiet -r benchmarks/peers/lancedb.txt
-	@test -x .venv-pylate/bin/python || $(PYTHON) -m venv .venv-pylate
-	@.venv-pylate/bin/python -m pip install --quiet -r benchmarks/peers/pylate.txt
-	@.venv-pylate/bin/python -m pip install --quiet --no-deps -r benchmarks/peers/pylate-no-deps.txt
 	@$(BIN)/python benchmarks/index_peers.py --sizes 1000 10000 100000 \
 		--lancedb .venv-lancedb/bin/python --pylate .venv-pylate/bin/python
 
@@ -111,14 +114,11 @@ bench-qdrant: $(VENV)/.dev  ## Qdrant's engine: Cranfield through both retriever
 	@$(BIN)/python benchmarks/qdrant_load.py
 	@$(BIN)/python benchmarks/corpus_load.py
 
-bench-speed: $(VENV)/.core $(VENV)/.kernel  ## MaxSim, encoding and reranking beside other libraries
+bench-speed: $(VENV)/.core $(VENV)/.kernel .venv-pylate/.done  ## MaxSim, encoding and reranking beside other libraries
 	@$(INSTALL) -e '.[benchmark,llama-index]'
 	@for peer in $(PEERS); do \
 		test -x .venv-$$peer/bin/python || $(PYTHON) -m venv .venv-$$peer; \
 		.venv-$$peer/bin/python -m pip install --quiet -c constraints.txt -r benchmarks/peers/$$peer.txt || exit 1; done
-	@test -x .venv-pylate/bin/python || $(PYTHON) -m venv .venv-pylate
-	@.venv-pylate/bin/python -m pip install --quiet -r benchmarks/peers/pylate.txt
-	@.venv-pylate/bin/python -m pip install --quiet --no-deps -r benchmarks/peers/pylate-no-deps.txt
 	@$(BIN)/python benchmarks/maxsim_peers.py --maxsim .venv-maxsim/bin/python \
 		--sentence-transformers .venv-sentence-transformers/bin/python --pylate .venv-pylate/bin/python
 	@$(BIN)/python benchmarks/encoding_peers.py --candding .venv-candding/bin/python \

@@ -20,6 +20,7 @@ from .errors import InputError
 from .settings import DEFAULT_MODEL, Settings
 
 if TYPE_CHECKING:  # at run time only once a text is ranked: the model's room imports torch
+    from .colbert_index import ColBERTIndex
     from .explain import Explanation
     from .model import ColBERT
 
@@ -28,11 +29,12 @@ __all__ = [
     "ModelFields",
     "Reranked",
     "RerankerFields",
+    "check_index",
     "check_items",
     "check_query",
+    "copied",
     "explanation_dict",
     "is_explanation",
-    "own_copy",
 ]
 
 EXPLANATION = "explanation"
@@ -184,19 +186,12 @@ class RerankerFields(ModelFields):
         index = data.get("index") if isinstance(data, dict) else None
         if index is None:
             return handler(data)
-        from .colbert_index import ColBERTIndex
-
-        if not isinstance(index, ColBERTIndex):
-            raise InputError(f"index must be a ColBERTIndex, not {type(index).__name__}")
-        if data.get("model", index.model) is not index.model:
-            raise InputError("the model of an index ranks its documents: leave model out")
-        return handler({**data, "model": index.model})
+        return handler({**data, "model": check_index(index, data.get("model")).model})
 
     def _rank(self, query: str, texts: list[str], ids: list[str | None], top_n: int | None) -> list[Reranked]:
         if not texts:
             return []
-        # Tools hand over queries with line ends around them, which some tokenizers would count.
-        query = query.strip()
+        query = check_query(query)
         options: dict[str, Any] = {
             "normalize_scores": self.normalize_scores,
             "score_threshold": self.score_threshold,
@@ -212,11 +207,25 @@ class RerankerFields(ModelFields):
         return await self._run_async(self._rank, query, texts, ids, top_n) if texts else []
 
 
+def check_index(index: object, model: object = None, store: object = None) -> ColBERTIndex:
+    """The index, if it is one, and what is passed with it is its own."""
+    from .colbert_index import ColBERTIndex
+
+    if not isinstance(index, ColBERTIndex):
+        raise InputError(f"index must be a ColBERTIndex, not {type(index).__name__}")
+    # Its name is what a copy from the fields of another adapter has.
+    if model is not None and model is not index.model and model != index.model.settings.model:
+        raise InputError("index brings its own model: leave model out")
+    if store is not None and store is not index.store:
+        raise InputError("index brings its own store: leave store out")
+    return index
+
+
 def check_query(query: object) -> str:
-    """The query, if it is a text."""
+    """The query, if it is a text, without the line ends that tools hand over and some tokenizers would count."""
     if not isinstance(query, str):
         raise InputError(f"query must be a string, not {type(query).__name__}")
-    return query
+    return query.strip()
 
 
 def check_items(items: object, name: str) -> Sequence[Any]:
@@ -236,19 +245,7 @@ def is_explanation(value: object) -> bool:
     return isinstance(value, Mapping) and {"query", "document", "score", "matches", "shares"} <= value.keys()
 
 
-_MODEL_FIELDS = frozenset(
-    {
-        "model",
-        "device",
-        "dtype",
-        "query_length",
-        "document_length",
-        "long_documents",
-        "window_overlap",
-        "batch_size",
-        "colbert_options",
-    }
-)
+_MODEL_FIELDS = frozenset(ModelFields.model_fields)
 
 
 def _is_colbert(model: object) -> TypeGuard[ColBERT]:
@@ -259,15 +256,19 @@ def _is_colbert(model: object) -> TypeGuard[ColBERT]:
     return isinstance(model, ColBERT)
 
 
-def own_copy(value: Any) -> Any:
-    """A value of metadata that what comes out may have as its own.
+def copied(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy metadata, so that changing a list in the copy leaves the original alone.
 
     Args:
-        value: Any.
+        metadata: The metadata.
 
     Returns:
-        A copy; of what can't be copied all through its surface, or else the same.
+        The copy; a value that can't be copied all through is copied on its surface, or else the same.
     """
+    return {key: _own_copy(value) for key, value in metadata.items()}
+
+
+def _own_copy(value: Any) -> Any:
     for how in (deepcopy, copy):
         with suppress(Exception):  # a lock or an open file; classes raise what they like
             return how(value)

@@ -13,10 +13,11 @@ from .checks import check_pool_factor
 from .embeddings import TokenEmbeddings
 from .errors import AddError, InputError, StoreError
 from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument
-from .loading import Loader, Row, progress_bar
+from .loading import Loader, Row
 from .location import open_store
 from .model import ColBERT
 from .observing import logged, timed
+from .progress import progress_bar
 from .ranking import RankedDocument, check_normalizable, normalized_score
 from .settings import DEFAULT_MODEL
 
@@ -116,7 +117,7 @@ class ColBERTIndex:
         total = _common_length(texts, ids, metadatas)
         done, failures = list[str](), dict[str, Exception]()
         loader = Loader(self.model, self.store, self.pool_factor)
-        with progress_bar(total, show_progress) as bar:
+        with progress_bar(total, show_progress, "Indexing") as bar:
             for loaded in loader.load(_rows(texts, ids, metadatas), _WINDOW):
                 failures.update(loaded.failures)
                 done += loaded.ids
@@ -300,20 +301,15 @@ class ColBERTIndex:
         if len(ids) != len(documents):
             raise InputError(f"{len(documents)} documents but {len(ids)} ids")
         self._bind()
-        asked = set(documents)
         stored = self.store.get(list({name for name in ids if name}), embeddings=True)
-        known = {
-            document.text: document.embeddings
-            for document in stored
-            if document.text in asked and document.embeddings is not None
-        }
+        known = {d.text: d.embeddings for d in stored if d.text is not None and d.embeddings is not None}
         return self.model.rank(
             query,
             documents,
             top_n,
             normalize_scores=normalize_scores,
             score_threshold=score_threshold,
-            known={text: vectors for text, vectors in known.items() if text is not None},
+            known=known,
             explain=explain,
         )
 

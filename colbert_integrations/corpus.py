@@ -13,8 +13,9 @@ from .checks import check_whole_number
 from .colbert_index import ColBERTIndex
 from .errors import InputError
 from .index import Store
-from .loading import Loaded, Loader, Row, progress_bar
+from .loading import Loaded, Loader, Row
 from .model import ColBERT
+from .progress import progress_bar
 
 __all__ = ["CorpusReport", "index_corpus"]
 
@@ -108,7 +109,7 @@ def index_corpus(
         total = len(documents)
     tally = _Tally(on_failure)
     try:
-        with progress_bar(total, show_progress) as bar:
+        with progress_bar(total, show_progress, "Indexing") as bar:
             for loaded in Loader(index.model, index.store, pool_factor).load_ahead(map(_row, documents), window):
                 tally.add(loaded)
                 bar.update(loaded.size)

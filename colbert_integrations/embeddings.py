@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import overload
 
 import torch
@@ -42,7 +43,7 @@ class TokenEmbeddings:
         if offsets.ndim != 1 or offsets.numel() == 0 or offsets.dtype != torch.int64:
             raise ShapeError(f"offsets must be int64 of shape (n + 1,), not {offsets.dtype} {tuple(offsets.shape)}")
         bounds = offsets.tolist()
-        if bounds[0] != 0 or bounds[-1] != len(values) or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+        if bounds[0] != 0 or bounds[-1] != len(values) or any(a > b for a, b in pairwise(bounds)):
             raise ShapeError(
                 f"offsets must rise from 0 to {len(values)} (the rows of values), not {bounds[:4]}...{bounds[-1]}"
             )
@@ -122,7 +123,7 @@ class TokenEmbeddings:
     @cached_property
     def lengths(self) -> list[int]:
         """Number of token vectors of each text, n Python ints."""
-        return [b - a for a, b in zip(self._bounds, self._bounds[1:], strict=False)]
+        return [b - a for a, b in pairwise(self._bounds)]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TokenEmbeddings:
         """Copy to another device or dtype; no copy where nothing changes.

@@ -14,13 +14,11 @@ from .errors import InputError
 from .index import Store, StoredDocument, json_copy
 from .model import ColBERT
 
-__all__ = ["Loaded", "Loader", "Row", "progress_bar"]
+__all__ = ["Loaded", "Loader", "Row"]
 
 # Most characters of the texts of a window: some 500,000 tokens, or 256 MB of vectors in 128 dimensions; and of each of
 # its texts on average, so that a window of few is little work also where texts are long.
 _WINDOW_CHARACTERS, _TEXT_CHARACTERS = 2**21, 2**12
-# Work that ends before this many seconds shows no bar.
-_BAR_AFTER_S = 2.0
 
 
 class Row(NamedTuple):
@@ -267,19 +265,3 @@ def _json(metadata: Mapping[str, Any]) -> str:
 
 def _text_of(there: Mapping[str, StoredDocument], document: _Document) -> str | None:
     return there[document.id].text if document.id in there else None
-
-
-def progress_bar(total: int | None, show: bool | None) -> Any:
-    """A bar for documents that are loaded.
-
-    Args:
-        total: How many will come. None: not known.
-        show: Whether to show it. None: on a terminal or in a notebook, for work over two seconds.
-
-    Returns:
-        A tqdm bar, as a context manager.
-    """
-    from tqdm.auto import tqdm
-
-    delay = _BAR_AFTER_S if show is None else 0.0
-    return tqdm(total=total, desc="Indexing", unit="text", delay=delay, disable=None if show is None else not show)

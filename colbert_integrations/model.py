@@ -328,25 +328,33 @@ class ColBERT:
             return [replace(entry, explanation=said) for entry, said in zip(entries, explanations, strict=True)]
 
     async def arank(
-        self, query: str, documents: Sequence[str], top_n: int | None = None, **options: Any
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None = None,
+        *,
+        normalize_scores: bool = False,
+        score_threshold: float | None = None,
+        known: Mapping[str, torch.Tensor] | None = None,
+        explain: bool = False,
+        show_progress: bool | None = False,
     ) -> list[RankedDocument]:
-        """Do what ``rank`` does without blocking the event loop.
+        """Do what ``rank`` does without blocking the event loop; see there for the arguments.
 
-        Args:
-            query: The query.
-            documents: The candidates.
-            top_n: Maximum number of documents to return. None: all.
-            **options: The other arguments of ``rank``.
-
-        Returns:
-            As ``rank``. A cancelled call returns at once; what was not computed for it yet is dropped.
-
-        Raises:
-            InputError: As ``rank``.
-            NonFiniteError: As ``rank``.
-            MissingExtraError: As ``rank``.
+        A cancelled call returns at once; what was not computed for it yet is dropped.
         """
-        return await self.run_async(lambda: self.rank(query, documents, top_n, **options))
+        return await self.run_async(
+            lambda: self.rank(
+                query,
+                documents,
+                top_n,
+                normalize_scores=normalize_scores,
+                score_threshold=score_threshold,
+                known=known,
+                explain=explain,
+                show_progress=show_progress,
+            )
+        )
 
     @overload
     def explain(self, query: str, document: str) -> Explanation: ...  # type: ignore[overload-overlap]  # a string is a sequence of strings too; the first one counts
@@ -555,11 +563,11 @@ class ColBERT:
     def _load(self) -> Encoder:
         settings, device, dtype = self.settings, self.device, self.dtype
         hub = HubOptions(
-            settings.revision,
-            settings.token,
-            settings.cache_dir,
-            settings.local_files_only,
-            settings.trust_remote_code,
+            revision=settings.revision,
+            token=settings.token,
+            cache_dir=settings.cache_dir,
+            local_files_only=settings.local_files_only,
+            code=settings.trust_remote_code,
         )
         overrides = SpecOverrides(**{item.name: getattr(settings, item.name) for item in fields(SpecOverrides)})
         bundled = settings.model.startswith("bundled/")
@@ -572,7 +580,12 @@ class ColBERT:
             projection_dim=settings.projection_dim,
         )
         load = LoadOptions(
-            device, dtype, settings.trust_remote_code, settings.attn_implementation, settings.language, settings.token
+            device=device,
+            dtype=dtype,
+            trust_remote_code=settings.trust_remote_code,
+            attn_implementation=settings.attn_implementation,
+            language=settings.language,
+            token=settings.token,
         )
         default = _BATCH_TOKENS_CPU if device.type == "cpu" else _BATCH_TOKENS_OTHER
         if isinstance(self._forward, RemoteForward):

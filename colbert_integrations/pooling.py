@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize as unit
 
@@ -67,8 +68,6 @@ def _ward_labels(rows: torch.Tensor, clusters: int) -> torch.Tensor:
         from scipy.spatial.distance import squareform
     except ImportError as error:
         raise MissingExtraError("Token pooling", "pooling") from error
-    import numpy as np
-
     rows = rows.detach().float().cpu()
     distances = (1 - rows @ rows.T).clamp_(0, 2).numpy()
     labels = fcluster(linkage(squareform(distances, checks=False), method="ward"), t=clusters, criterion="maxclust")

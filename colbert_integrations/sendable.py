@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["is_sendable"]
+from .errors import InputError
+
+__all__ = ["check_sendable"]
 
 
-def is_sendable(key: object) -> bool:
-    """Whether a key can be sent in a header.
-
-    Args:
-        key: Anything that a caller or the environment gave as one.
-
-    Returns:
-        True for a string of printable ASCII characters without spaces and line ends.
-    """
-    return isinstance(key, str) and key.isascii() and key.isprintable() and " " not in key
+def check_sendable(name: str, value: object) -> None:
+    """Refuse a key that can't be sent in a header, by the name of what holds it: it is never shown itself."""
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be a string, not {type(value).__name__}")
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise InputError(
+            f"{name} has spaces, line ends or non-ASCII characters, so it can't be sent in a request. If it was read "
+            "from a file or a variable, call .strip() on it."
+        )

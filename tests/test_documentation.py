@@ -40,7 +40,7 @@ def logs():
     loggers = [logging.root, logging.getLogger("colbert_integrations")]
     kept = [(logger.level, list(logger.handlers)) for logger in loggers]
     yield
-    for logger, (level, handlers) in zip(loggers, kept):
+    for logger, (level, handlers) in zip(loggers, kept, strict=True):
         logger.setLevel(level)
         logger.handlers[:] = handlers
 

@@ -38,7 +38,10 @@ def demo(run):
 def blocks(demo):
     """The table under each heading of the demo."""
     parts = re.split(r'^"(.+)" in (\w+)$', demo, flags=re.MULTILINE)
-    return {(question, framework): table for question, framework, table in zip(parts[1::3], parts[2::3], parts[3::3])}
+    return {
+        (question, framework): table
+        for question, framework, table in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)
+    }
 
 
 @pytest.mark.parametrize("name", ["langchain_rerank.py", "llama_index_rerank.py"])
@@ -85,7 +88,7 @@ def test_demo_shows_both_rankings_side_by_side_with_scores(blocks):
         assert re.match(r"\s+BM25\s+ColBERT on BM25's \d+\n", table)
         hits = re.findall(r"^  (\d)\. (\d+\.\d\d) .+  \1\. (\d\.\d\d) .+$", table, flags=re.MULTILINE)
         assert [place for place, *_ in hits] == ["1", "2", "3"]
-        for scores in zip(*[map(float, scores) for _, *scores in hits]):
+        for scores in zip(*[map(float, scores) for _, *scores in hits], strict=True):
             assert list(scores) == sorted(scores, reverse=True)
 
 

@@ -96,7 +96,7 @@ def test_the_chain_hands_the_answer_to_the_model(run):
 def test_the_explanation_is_shown_and_says_why_bm25_was_wrong(run):
     ran = run("1_langchain_rag")
     assert "colbert-explanation" in ran.shown("why")
-    right, wrong = zip(*[(float(row[3]), float(row[5])) for row in ran.rows("why-not")[1:]])
+    right, wrong = zip(*[(float(row[3]), float(row[5])) for row in ran.rows("why-not")[1:]], strict=True)
     assert sum(right) > sum(wrong)
 
 

@@ -50,7 +50,8 @@ ROOMS = {
     "autocast": {"torch"},
     "cache": {"torch"},
     "embeddings": {".errors", "torch"},
-    "sendable": set[str](),
+    "progress": {"tqdm"},
+    "sendable": {".errors"},
     "checkpoint": {".errors", ".sendable", "huggingface_hub", "numpy", "safetensors", "torch"},
     "cuda_graphs": {"torch"},
     "encoder": {
@@ -61,9 +62,10 @@ ROOMS = {
         ".errors",
         ".kernel",
         ".observing",
+        ".progress",
         ".triton_check",
     }
-    | {"numpy", "torch", "tqdm", "transformers", "triton"},
+    | {"numpy", "torch", "transformers", "triton"},
     "kernel": {"colbert_integrations_kernel", "torch"},
     "scoring": {".autocast", ".cuda_graphs", ".embeddings", ".errors", ".kernel", ".triton_check", "torch", "triton"},
     "triton_check": {"torch"},
@@ -76,10 +78,10 @@ ROOMS = {
     "qdrant": {".checks", ".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},
-    "loading": {".embeddings", ".errors", ".index", ".model", "tqdm"},
+    "loading": {".embeddings", ".errors", ".index", ".model"},
     "colbert_index": {".checks", ".embeddings", ".errors", ".index", ".loading", ".location", ".model", ".observing"}
-    | {".ranking", ".settings"},
-    "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model"},
+    | {".progress", ".ranking", ".settings"},
+    "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},
     "adapter": {".colbert_index", ".errors", ".model", ".settings", "pydantic", "typing_extensions"},
     "langchain": {".adapter", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
     | {"langchain_core", "pydantic", "typing_extensions"},

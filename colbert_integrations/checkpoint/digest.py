@@ -6,12 +6,14 @@ import hashlib
 from fnmatch import fnmatch
 from pathlib import Path
 
-__all__ = ["weights_digest"]
+__all__ = ["OTHER_FOLDERS", "PICKLED", "WEIGHTS", "weights_digest"]
+
+# Here and in what ``hub.py`` downloads: weights, and those that count only where no safetensors are beside them.
+WEIGHTS, PICKLED = ("*.safetensors", "colbert_linear.pt"), "pytorch_model*.bin"
+# Folders of exports and of training state, which are left out.
+OTHER_FOLDERS = ("onnx", "openvino", "coreml", "checkpoint-*")
 
 _BLOCK_BYTES = 2**22
-# What a download from the hub brings (``hub.py``): a folder in which a model was trained holds more.
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "colbert_linear.pt")
-_OTHERS = ("onnx", "openvino", "coreml", "checkpoint-*")
 
 
 def weights_digest(folder: Path) -> str:
@@ -35,10 +37,12 @@ def weights_digest(folder: Path) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(path for pattern in _WEIGHTS for path in folder.rglob(pattern) if not _is_other(path, folder))
+    files = sorted(
+        path for pattern in (*WEIGHTS, PICKLED) for path in folder.rglob(pattern) if not _is_other(path, folder)
+    )
     safe = {path.parent for path in files if path.suffix == ".safetensors"}
     return [path for path in files if path.suffix == ".safetensors" or path.parent not in safe]
 
 
 def _is_other(path: Path, folder: Path) -> bool:
-    return any(fnmatch(part, pattern) for part in path.relative_to(folder).parts[:-1] for pattern in _OTHERS)
+    return any(fnmatch(part, pattern) for part in path.relative_to(folder).parts[:-1] for pattern in OTHER_FOLDERS)

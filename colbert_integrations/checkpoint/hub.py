@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-from ..errors import CheckpointError, CheckpointNotFoundError, InputError, MissingExtraError
-from ..sendable import is_sendable
+from ..errors import CheckpointError, CheckpointNotFoundError, MissingExtraError
+from ..sendable import check_sendable
+from .digest import OTHER_FOLDERS, PICKLED, WEIGHTS
 
 __all__ = ["HubOptions", "locate"]
 
@@ -24,10 +25,9 @@ _BUNDLED = {
 }
 # What a checkpoint can consist of. Left out: other runtimes' exports, training state, and pickled weights, which are
 # asked for only where safetensors are missing.
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.metadata", "colbert_linear.pt", "*.jinja"]
+_FILES = ["*.json", "*.txt", "*.model", "*.metadata", "*.jinja", *WEIGHTS]
 _CODE = ["*.py"]
-_PICKLED = "pytorch_model*.bin"
-_OTHERS = [f"{start}{folder}/*" for folder in ("onnx", "openvino", "coreml", "checkpoint-*") for start in ("", "*/")]
+_OTHERS = [f"{start}{folder}/*" for folder in OTHER_FOLDERS for start in ("", "*/")]
 # What a user can do, by the name of the hub library's error. Names, since which classes there are, and what they derive
 # from, changed between its releases.
 _ADVICE = {
@@ -111,10 +111,8 @@ def _sha256(path: Path) -> str:
 def _download(name: str, options: HubOptions) -> Path:
     from huggingface_hub import snapshot_download
 
-    if options.token is not None and not is_sendable(options.token):
-        raise InputError(
-            "token holds spaces, a line end or other characters that can't be sent: strip it where it is read"
-        )
+    if options.token is not None:
+        check_sendable("token", options.token)
 
     def fetch(patterns: list[str], revision: str | None) -> Path:
         return Path(
@@ -143,7 +141,7 @@ def _pickled_weights(path: Path) -> list[str]:
     """Patterns for the weights of each folder that should hold some, the root or a module, but has no safetensors."""
     folders = [path, *path.glob("*_Dense"), *path.glob("*_Transformer")]
     lacking = [item for item in folders if (item / "config.json").is_file() and not any(item.glob("*.safetensors"))]
-    return [str(PurePosixPath(item.relative_to(path), _PICKLED)) for item in lacking]
+    return [str(PurePosixPath(item.relative_to(path), PICKLED)) for item in lacking]
 
 
 def _advice(error: Exception, options: HubOptions) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ..errors import InputError, MissingExtraError
 from ..explain import Explanation
+from ..explain.html import to_html
 from .opening import open_model
 from .output import Output
-from .reading import form_of, read
+from .reading import form_of, read, refuse
 
 __all__ = ["run"]
 
@@ -59,17 +60,14 @@ def run(args: argparse.Namespace, output: Output) -> int:
 
 
 def _document(file: str) -> str:
-    def failed(place: str, why: str) -> None:
-        raise InputError(f"{place}: {why}")
-
-    texts = list(read(file, form_of(file, None), failed))
+    texts = list(read(file, form_of(file, None), refuse))
     if len(texts) != 1:
         raise InputError(f"{file} has {len(texts)} documents, and one is explained: pass it by --text, or search")
     return texts[0].text
 
 
 def _write_page(explanation: Explanation, file: str) -> None:
-    page = _PAGE.format(title=escape(explanation.query), explanation=explanation._repr_html_())
+    page = _PAGE.format(title=escape(explanation.query), explanation=to_html(explanation))
     try:
         Path(file).write_text(page, encoding="utf-8")
     except OSError as error:

@@ -16,7 +16,7 @@ from ..errors import InputError
 from .corpora import Corpus
 from .failures import Failures
 from .opening import folder_of, opened_for_writing
-from .output import Output
+from .output import INTERRUPTED, Output
 from .reading import resolved
 
 __all__ = ["run"]
@@ -25,7 +25,6 @@ __all__ = ["run"]
 _WINDOW_CPU, _WINDOW_OTHER = 64, 2048
 # An index in a folder is saved after so many seconds, or after more where saving would take too much of the time.
 _SAVE_EVERY_S, _SAVING_SHARE = 30.0, 0.05
-_INTERRUPTED = 130
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
             except KeyboardInterrupt:
                 failures.tell()
                 output.error("interrupted; what is stored is kept, and the same command goes on from there")
-                return _INTERRUPTED
+                return INTERRUPTED
             failures.tell()
             _show(args, output, report, index, failures)
     return 1 if failures.count else 0

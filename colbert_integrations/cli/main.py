@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import ColBERTError
-from .output import Output, forget_stdout
+from .output import INTERRUPTED, Output, forget_stdout
 from .parser import parse
 
 __all__ = ["main"]
 
-_ERROR, _INTERRUPTED, _PIPE_CLOSED = 2, 130, 141
+_ERROR, _PIPE_CLOSED = 2, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _ERROR
     except KeyboardInterrupt:
         output.error("interrupted")
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
         forget_stdout()
         return _PIPE_CLOSED

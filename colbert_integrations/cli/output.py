@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ["Output", "forget_stdout"]
+__all__ = ["INTERRUPTED", "Output", "forget_stdout"]
+
+INTERRUPTED = 130
+"""The exit code of a command that was interrupted."""
 
 Piece: TypeAlias = str | tuple[str, str]
 """A part of a line, or such a part with its style."""

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, NoReturn, TypeAlias
 
 from ..errors import InputError
 
-__all__ = ["STDIN", "Failed", "Form", "Text", "form_of", "opened", "read", "reason", "resolved"]
+__all__ = ["STDIN", "Failed", "Form", "Text", "form_of", "opened", "read", "reason", "refuse", "resolved"]
 
 STDIN = "-"
 
@@ -49,6 +49,11 @@ class Text:
     def place(self) -> str:
         """Where it stands, as compilers write it: ``notes.txt:12``."""
         return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+def refuse(place: str, why: str) -> NoReturn:
+    """Make an error of what can't be read; a ``Failed``."""
+    raise InputError(f"{place}: {why}")
 
 
 def form_of(file: str, wanted: Form | None) -> Form:

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from ..errors import InputError
 from ..index import Hit, parse_filter
 from .listing import show_result
 from .opening import open_index
 from .output import Output
-from .reading import read
+from .reading import read, refuse
 
 __all__ = ["run"]
 
@@ -57,11 +56,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
 
 def _queries(file: str) -> Iterator[str]:
     """The lines of a file."""
-
-    def failed(place: str, why: str) -> None:
-        raise InputError(f"{place}: {why}")
-
-    return (text.text for text in read(file, "lines", failed))
+    return (text.text for text in read(file, "lines", refuse))
 
 
 def _show(output: Output, query: str, hits: Iterable[Hit], args: argparse.Namespace) -> None:

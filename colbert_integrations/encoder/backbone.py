@@ -24,11 +24,8 @@ __all__ = ["LoadOptions", "choose_device", "choose_dtype", "load_backbone", "pos
 
 _DTYPES = {
     "float32": torch.float32,
-    "fp32": torch.float32,
     "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
     "float16": torch.float16,
-    "fp16": torch.float16,
     "int8": torch.int8,
 }
 # A transformers model, whose attributes differ by class, and what transformers says of loading it.
@@ -68,7 +65,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     """Decide where the model runs.
 
     Args:
-        device: A torch device or its name. None or ``"auto"``: the first that is there of CUDA, MPS and the CPU.
+        device: A torch device or its name. None: the first that is there of CUDA, MPS and the CPU.
 
     Returns:
         The device.
@@ -76,7 +73,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     Raises:
         InputError: If torch does not know it or this machine does not have it.
     """
-    if device is None or device == "auto":
+    if device is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(name)
     try:
@@ -91,7 +88,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     """Decide the data type of the weights and the forward pass; normalisation and scores are float32 in any case.
 
     Args:
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` or torch's own. None or ``"auto"``: float32 on
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` or torch's own. None: float32 on
             the CPU and MPS; on CUDA bfloat16 where the card has it, else float16. Never the checkpoint's: transformers
             would run a half-precision checkpoint in half precision even on a CPU.
         device: Where the model runs.
@@ -102,7 +99,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     Raises:
         InputError: If it is none of these, or float16 on a CPU, or int8 elsewhere.
     """
-    if dtype is None or dtype == "auto":
+    if dtype is None:
         if device.type != "cuda":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

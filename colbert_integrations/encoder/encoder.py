@@ -20,6 +20,7 @@ from ..checkpoint import ColBERTSpec
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, TruncationWarning
 from ..observing import record, timed
+from ..progress import progress_bar
 from .batching import window_starts
 from .forward import Forward
 from .merging import Merger
@@ -32,8 +33,6 @@ __all__ = ["EncodeOptions", "Encoder"]
 # Texts tokenised at once: enough to find neighbours of like length, few enough that a corpus of millions stays flat
 # in memory.
 _TEXTS_AT_ONCE = 4096
-# Work that ends before this many seconds shows no bar.
-_BAR_AFTER_S = 2.0
 _DEFAULT_OVERLAP = 64
 _NOUNS: dict[Side, str] = {"query": "queries", "document": "documents"}
 
@@ -143,7 +142,7 @@ class Encoder:
         """
         asked = _Piece([], 0, 0.0) if query is None else self._piece([query], "query")
         parts, cut = [], 0
-        with _progress_bar(len(asked.sequences) + len(texts), side, show_progress) as bar:
+        with progress_bar(len(asked.sequences) + len(texts), show_progress, f"Encoding {_NOUNS[side]}") as bar:
             for piece in _joined(asked, self._pieces(texts, side)):
                 cut += piece.cut
                 record(tokenize_s=piece.seconds)
@@ -286,12 +285,3 @@ def _callers_stacklevel() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == package:
         frame, level = frame.f_back, level + 1
     return level
-
-
-def _progress_bar(total: int, side: Side, show: bool | None) -> Any:
-    from tqdm.auto import tqdm
-
-    # disable=None is tqdm's own "off unless on a terminal"; a notebook's bar has no terminal and shows.
-    delay = _BAR_AFTER_S if show is None else 0.0
-    off = None if show is None else not show
-    return tqdm(total=total, desc=f"Encoding {_NOUNS[side]}", unit="text", delay=delay, disable=off)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from .attention import Runs
 from .gpu_attention import attend
 from .layers import Layers, Norm, Stream, Turns
 from .linear import Activation, Linear
+from .runs import Runs
 
 __all__ = ["FusedLayers"]
 

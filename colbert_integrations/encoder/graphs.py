@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from ..autocast import no_autocast
-from .attention import Runs
 from .gpu_attention import Blocks
+from .runs import Runs
 from .tokens import TokenSequence
 from .transfer import ready, send
 

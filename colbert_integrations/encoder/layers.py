@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 import torch
 from torch.nn import functional
 
-from .attention import Runs, attention
+from .attention import attention
 from .linear import Activation, Linear, MakeLinear
+from .runs import Runs
 
 __all__ = ["Gated", "Layers", "Norm", "Stream", "Turns"]
 

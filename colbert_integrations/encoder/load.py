@@ -88,8 +88,10 @@ def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions) ->
 def _open_length(tokenizer: Any, checkpoint: Checkpoint) -> int | None:
     """The length of a side that the checkpoint does not limit: the tokenizer's, else that of the configuration."""
     limit = getattr(tokenizer, "model_max_length", _NO_LIMIT)
+    if limit < _NO_LIMIT:
+        return int(limit)
     configured = checkpoint.config.get("max_position_embeddings")
-    return limit if limit < _NO_LIMIT else configured if isinstance(configured, int) else None
+    return configured if isinstance(configured, int) else None
 
 
 def apply_rules(checkpoint: Checkpoint, tokenizer: Any, positions: int | None = None) -> Tokenizer:

@@ -13,13 +13,13 @@ from torch import nn
 
 from ..cuda_graphs import CudaRecorder
 from . import gpu_attention
-from .attention import Run, Runs
 from .forward import count_parameters
 from .fused import FusedLayers
 from .graphs import ShortForward
 from .layers import Layers
 from .linear import linear_maker
 from .packed_models import PackedBert, PackedModel, PackedModernBert
+from .runs import Run, Runs
 from .tokens import TokenSequence
 from .transfer import current, send
 

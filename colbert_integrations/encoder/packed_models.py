@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import torch
 
-from .attention import Runs
 from .layers import Layers, Stream, Turns
 from .linear import Activation, Linear
+from .runs import Runs
 
 __all__ = ["PackedBert", "PackedModel", "PackedModernBert"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import regex
@@ -75,7 +76,7 @@ def sentences(text: str) -> list[Span]:
     edges = [0, *(found.end() for found in _SENTENCE_END.finditer(text)), len(text)]
     return [
         (stop - len(text[start:stop].lstrip()), start + len(text[start:stop].rstrip()))
-        for start, stop in zip(edges, edges[1:])
+        for start, stop in pairwise(edges)
         if text[start:stop].strip()
     ]
 
@@ -111,6 +112,6 @@ def pieces(length: int, marks: Iterable[tuple[int, int, T]]) -> Iterator[Piece[T
     for number, (start, _, _) in enumerate(given):
         begins.setdefault(start, []).append(number)
     open_marks: list[int] = []
-    for start, stop in zip(edges, edges[1:]):
+    for start, stop in pairwise(edges):
         open_marks = sorted([number for number in open_marks if given[number][1] > start] + begins.get(start, []))
         yield Piece(start, stop, tuple(given[number][2] for number in open_marks))

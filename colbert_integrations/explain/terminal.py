@@ -112,7 +112,9 @@ def _style(piece: Piece[TokenShare], most: float) -> str:
     if not piece.over:
         return ""
     strength = max(0.0, sum(share.share for share in piece.over)) / most if most > 0 else 0.0
-    red, green, blue = (round(pale + min(1.0, strength) * (strong - pale)) for pale, strong in zip(_PALE, _STRONG))
+    red, green, blue = (
+        round(pale + min(1.0, strength) * (strong - pale)) for pale, strong in zip(_PALE, _STRONG, strict=True)
+    )
     return f"black on rgb({red},{green},{blue})"
 
 

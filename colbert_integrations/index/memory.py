@@ -15,14 +15,25 @@ from ..autocast import no_autocast
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, StoreError
 from ..fingerprint import Fingerprint
-from .checks import check_count, check_form, check_ids, check_k, check_queries, checked, checked_notes
+from .checks import (
+    candidate_count,
+    check_count,
+    check_form,
+    check_ids,
+    check_k,
+    check_queries,
+    check_same,
+    check_search,
+    checked,
+    checked_notes,
+)
 from .filters import is_yes, matches, parse_filter
 from .layout import Layout
 from .persistence import Saved, read_index, write_index
 from .scan import Finder
 from .segment import Batch, Segment, View
 from .state import State, all_documents, copy_of, document_at, filtered, hits_of, last_of_each, only, without
-from .store import Filter, Hit, Metadata, Search, Store, StoredDocument, check_same, check_search
+from .store import Filter, Hit, Metadata, Search, Store, StoredDocument
 
 __all__ = ["MemoryStore"]
 
@@ -272,7 +283,7 @@ class MemoryStore(Store):
     ) -> list[list[Hit]]:
         """Find the documents that score highest; see ``Store.search``. No stage here reads ``texts``."""
         mode = self._check_search(search or self.search_default)
-        wanted_candidates = check_count("candidates", candidates) or self.candidates_default
+        asked = check_count("candidates", candidates) or self.candidates_default
         check_k(k)
         state, wanted = self._wanted(filter, ids)
         chosen = sum(int(mask.sum()) for mask in wanted)
@@ -280,7 +291,7 @@ class MemoryStore(Store):
             return [[] for _ in range(len(queries))]
         assert self._layout is not None
         check_queries(queries, self._layout.dim)
-        number = max(k, wanted_candidates or (max(20, 2 * k) if mode == "codes" else max(500, 5 * k)))
+        number = candidate_count(mode, k, asked)
         exact = mode == "exact" or number >= chosen
         with no_autocast(self.device):
             finder = Finder(state.views, wanted, self._layout, queries.to(self.device, torch.float32))

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ..errors import DamagedIndexError, StoreError
-from .layout import Layout
+from .layout import Layout, part
 from .segment import Segment, View
 
 __all__ = ["Saved", "read_index", "write_index"]
@@ -126,16 +127,16 @@ def _write_view(folder: Path, view: View, there: Mapping[str, Any], new: list[Pa
 
 
 def _vectors(segment: Segment, count: int) -> bytes:
-    rows = segment.bounds[count]
-    columns = {name: tensor[: count if name == "steps" else rows] for name, tensor in segment.columns.items()}
+    columns = part(segment.columns, slice(count), slice(segment.bounds[count]))
     lengths = torch.tensor(segment.bounds[: count + 1], device="cpu").diff()
     return save({**columns, "lengths": lengths})
 
 
 def _lines(view: View) -> bytes:
     segment = view.segment
-    rows = zip(segment.ids, segment.texts, segment.metadatas, range(len(view)))  # the view's, whatever came later
-    lines = (json.dumps({"id": name, "text": text, "metadata": note}) for name, text, note, _ in rows)
+    rows = zip(segment.ids, segment.texts, segment.metadatas, strict=False)  # a writer may be between them
+    seen = islice(rows, len(view))  # the view's, whatever came later
+    lines = (json.dumps({"id": name, "text": text, "metadata": note}) for name, text, note in seen)
     return "".join(f"{line}\n" for line in lines).encode()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import uuid
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 
 from ..embeddings import TokenEmbeddings
-from .layout import Columns, Layout
+from ..scoring.blocks import ranges
+from .layout import PER_DOCUMENT, Columns, Layout, part
 from .pooled import merge_tokens
 
 __all__ = ["Batch", "Block", "Segment", "View", "gather"]
@@ -52,7 +52,7 @@ class Batch:
         return self._part(slice(0, documents), slice(0, used)), self._part(slice(documents, None), slice(used, None))
 
     def _part(self, documents: slice, rows: slice) -> Batch:
-        columns = {name: tensor[documents if name == "steps" else rows] for name, tensor in self.columns.items()}
+        columns = part(self.columns, documents, rows)
         return Batch(
             self.ids[documents], self.texts[documents], self.metadatas[documents], self.lengths[documents], columns
         )
@@ -101,7 +101,7 @@ class Segment:
     @property
     def capacity(self) -> int:
         """Rows that fit."""
-        return len(next(tensor for name, tensor in self.columns.items() if name != "steps"))
+        return len(next(tensor for name, tensor in self.columns.items() if name not in PER_DOCUMENT))
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +121,7 @@ class Segment:
         """
         first, document = self.bounds[-1], len(self.ids)
         for name, tensor in batch.columns.items():
-            start = document if name == "steps" else first
+            start = document if name in PER_DOCUMENT else first
             self.columns[name][start : start + len(tensor)].copy_(tensor)
         self.register(batch.ids, batch.texts, batch.metadatas, batch.lengths)
 
@@ -178,7 +178,7 @@ class Segment:
     def block(self, start: int, stop: int) -> Block:
         """Neighbouring documents, without a copy."""
         rows, documents = slice(self.bounds[start], self.bounds[stop]), slice(start, stop)
-        columns = {name: tensor[documents if name == "steps" else rows] for name, tensor in self.columns.items()}
+        columns = part(self.columns, documents, rows)
         return Block(torch.arange(start, stop, device=self.device), columns, self._lengths_of(stop)[start:stop])
 
     def _lengths_of(self, documents: int) -> torch.Tensor:
@@ -245,7 +245,7 @@ class View:
         """
         bounds, rest, rest_rows, everything = segment.bounds, list[int](), 0, bool(wanted.all())
         rows = rows if everything else min(rows, _GATHERED_ROWS)
-        for start, stop in self._ranges(bounds, rows):
+        for start, stop in ranges(bounds, rows, len(self)):
             if everything or 2 * int(wanted[start:stop].sum()) >= stop - start:
                 yield segment.block(start, stop)
                 continue
@@ -257,14 +257,6 @@ class View:
                 rest, rest_rows = [], 0
         if rest:
             yield gather(segment, rest)
-
-    def _ranges(self, bounds: list[int], rows: int) -> Iterator[tuple[int, int]]:
-        """Ranges of neighbouring documents with at most so many rows, or of one document."""
-        start = 0
-        while start < len(self):
-            stop = max(start + 1, bisect_right(bounds, bounds[start] + rows, start, len(self) + 1) - 1)
-            yield start, stop
-            start = stop
 
 
 def gather(segment: Segment, positions: list[int]) -> Block:
@@ -278,11 +270,11 @@ def gather(segment: Segment, positions: list[int]) -> Block:
         Their vectors, in the order of ``positions``.
     """
     bounds = segment.bounds
-    ranges = [slice(bounds[position], bounds[position + 1]) for position in positions]
+    spans = [slice(bounds[position], bounds[position + 1]) for position in positions]
     columns = {
-        name: tensor[positions] if name == "steps" else torch.cat([tensor[part] for part in ranges])
+        name: tensor[positions] if name in PER_DOCUMENT else torch.cat([tensor[rows] for rows in spans])
         for name, tensor in segment.columns.items()
     }
     device = next(iter(columns.values())).device
-    lengths = torch.tensor([part.stop - part.start for part in ranges], device=device)
+    lengths = torch.tensor([rows.stop - rows.start for rows in spans], device=device)
     return Block(torch.tensor(positions, device=device), columns, lengths)

@@ -5,19 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
 from ..embeddings import TokenEmbeddings
-from ..errors import FingerprintError, InputError
 from ..fingerprint import Fingerprint
 from ..worker import Worker
 
 if TYPE_CHECKING:  # stores find documents, and who knows the model may explain them
     from ..explain import Explanation
 
-__all__ = ["Filter", "Hit", "Search", "Store", "StoredDocument"]
+__all__ = ["Filter", "Hit", "Metadata", "Search", "Store", "StoredDocument"]
 
 Metadata: TypeAlias = Mapping[str, Any]
 
@@ -353,39 +352,3 @@ class Store(ABC):
     async def aclose(self) -> None:
         """Do what ``close`` does without blocking the event loop."""
         await self._worker.run(self.close)
-
-
-def check_same(kept: Fingerprint | None, fingerprint: Fingerprint, where: str) -> None:
-    """Refuse another model's vectors.
-
-    Args:
-        kept: Fingerprint of the vectors that are there. None: not recorded.
-        fingerprint: Fingerprint of those that are to join them.
-        where: What holds them, for the message.
-
-    Raises:
-        FingerprintError: If they differ.
-    """
-    if kept is not None and kept != fingerprint:
-        raise FingerprintError(
-            f"{where} holds vectors of {kept}, which do not fit those of {fingerprint}: use that model, or index the "
-            "texts again with this one"
-        )
-
-
-def check_search(search: object, *, without: Search, where: str) -> None:
-    """Refuse what is no way to search, and the one that a store does not offer.
-
-    Args:
-        search: The argument.
-        without: What the store does not offer.
-        where: The store, for the message.
-
-    Raises:
-        InputError: If it is neither ``"exact"`` nor a candidate stage that there is.
-    """
-    offered = [name for name in get_args(Search) if name != without]
-    if search == without:
-        raise InputError(f"{where} has no search={without!r}: it has {', '.join(map(repr, offered))}")
-    if search not in offered:
-        raise InputError(f"search must be one of {', '.join(map(repr, offered))}, not {search!r}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.documents import Document
 
-from ..adapter import EXPLANATION, check_items, check_query, explanation_dict, own_copy
+from ..adapter import EXPLANATION, check_index, check_items, explanation_dict
 from ..errors import InputError
 
 if TYPE_CHECKING:  # at run time only once an index is made: its room imports torch
@@ -19,12 +19,10 @@ if TYPE_CHECKING:  # at run time only once an index is made: its room imports to
 __all__ = [
     "DocumentFilter",
     "columns",
-    "copied",
     "document_of",
     "document_of_hit",
     "make_index",
     "store_filter",
-    "stripped",
 ]
 
 DocumentFilter: TypeAlias = Mapping[str, Any] | Callable[[Document], bool]
@@ -57,14 +55,7 @@ def make_index(
         raise InputError(f"store must be a Store or the location of one, not {type(store).__name__}")
     if index is None:
         return ColBERTIndex(store=store) if model is None else ColBERTIndex(model, store)
-    if not isinstance(index, ColBERTIndex):
-        raise InputError(f"index must be a ColBERTIndex, not {type(index).__name__}")
-    if store is not None and store is not index.store:
-        raise InputError("an index has a store of its own: leave store out")
-    # Its name is what a copy from the fields of another adapter has.
-    if model is not None and model is not index.model and model != index.model.settings.model:
-        raise InputError("an index has a model of its own: leave model out")
-    return index
+    return check_index(index, model, store)
 
 
 # ----------------------------------------------------------------------------------------------------------------- in
@@ -123,18 +114,6 @@ def document_of_hit(hit: Hit, score_key: str | None = None) -> Document:
     return Document(hit.text or "", id=hit.id, metadata=metadata)
 
 
-def copied(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy metadata, so that changing a list in the copy leaves the original alone.
-
-    Args:
-        metadata: The metadata.
-
-    Returns:
-        The copy; a value that can't be copied all through is copied on its surface, or else the same.
-    """
-    return {key: own_copy(value) for key, value in metadata.items()}
-
-
 def store_filter(filter: DocumentFilter | None) -> Filter | None:
     """Make the filter that a store takes.
 
@@ -147,18 +126,3 @@ def store_filter(filter: DocumentFilter | None) -> Filter | None:
     if filter is None or not callable(filter):
         return filter
     return lambda stored: filter(document_of(stored))
-
-
-def stripped(query: object) -> str:
-    """Take the white space off a query.
-
-    Args:
-        query: The query.
-
-    Returns:
-        What is left: tools hand over queries with line ends around them, which some tokenizers would count.
-
-    Raises:
-        InputError: If it is not a string.
-    """
-    return check_query(query).strip()

@@ -17,10 +17,9 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda, ensure_config
 from pydantic import Field
 
-from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query
+from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query, copied
 from ..errors import InputError
 from ..ranking import check_top_n
-from .documents import copied
 from .tracing import figures_on
 
 __all__ = ["ColBERTReranker"]

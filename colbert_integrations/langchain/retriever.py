@@ -13,9 +13,9 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from typing_extensions import Self
 
-from ..adapter import ModelFields
+from ..adapter import ModelFields, check_query
 from ..errors import InputError
-from .documents import DocumentFilter, columns, document_of, document_of_hit, make_index, store_filter, stripped
+from .documents import DocumentFilter, columns, document_of, document_of_hit, make_index, store_filter
 from .tracing import figures_on
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     ) -> list[Document]:
         options = self._options(k, filter, score_threshold, search, candidates, explain)
         with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
-            return self._documents(self.index.search(stripped(query), **options))
+            return self._documents(self.index.search(check_query(query), **options))
 
     async def _aget_relevant_documents(
         self,
@@ -292,7 +292,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     ) -> list[Document]:
         options = self._options(k, filter, score_threshold, search, candidates, explain)
         with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
-            hits = await self.index.asearch(stripped(query), **options)
+            hits = await self.index.asearch(check_query(query), **options)
             # Writing explanations out takes a while, and the loop is not to wait for it.
             return await asyncio.to_thread(self._documents, hits) if options["explain"] else self._documents(hits)
 

@@ -12,8 +12,9 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 from typing_extensions import Self
 
+from ..adapter import check_query
 from ..errors import InputError
-from .documents import DocumentFilter, document_of, document_of_hit, make_index, store_filter, stripped
+from .documents import DocumentFilter, document_of, document_of_hit, make_index, store_filter
 
 if TYPE_CHECKING:
     from ..colbert_index import ColBERTIndex
@@ -327,7 +328,7 @@ class ColBERTVectorStore(VectorStore):
         normalize_scores: bool = False,
     ) -> list[Scored]:
         hits = self.index.search(
-            stripped(query),
+            check_query(query),
             k,
             store_filter(filter),
             search=search,
@@ -346,7 +347,7 @@ class ColBERTVectorStore(VectorStore):
         normalize_scores: bool = False,
     ) -> list[Scored]:
         hits = await self.index.asearch(
-            stripped(query),
+            check_query(query),
             k,
             store_filter(filter),
             search=search,

@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_index.core.schema import BaseNode, IndexNode, MediaResource, MetadataMode, TextNode
 
-from ..adapter import EXPLANATION, is_explanation, own_copy
+from ..adapter import EXPLANATION, copied, is_explanation
 from ..errors import InputError
 
 __all__ = ["KEY", "REF_DOC_ID", "node_of", "node_text", "ref_doc_id_of", "stored_metadata", "with_hidden"]
@@ -47,12 +47,11 @@ def with_hidden(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:
     Returns:
         The copy; what it had under these keys is replaced. Changing a list in its metadata leaves the node alone.
     """
-    own = {key: own_copy(value) for key, value in node.metadata.items()}
     hidden = {
         name: [*dict.fromkeys([*getattr(node, name), *metadata])]
         for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
     }
-    return node.model_copy(update={"metadata": {**own, **metadata}, **hidden})
+    return node.model_copy(update={"metadata": {**copied(node.metadata), **metadata}, **hidden})
 
 
 def stored_metadata(node: BaseNode) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query
 from ..errors import InputError
@@ -36,8 +36,6 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
         >>> reranker.postprocess_nodes(nodes, query_str="how do planes fly")[0].node.get_content()
         'Why the wings of a plane lift it'
     """
-
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     top_n: int | None = Field(default=5, ge=1)
     """Maximum number of nodes to return. None: all."""
@@ -123,4 +121,5 @@ def _query(query_bundle: QueryBundle | None) -> str:
         raise InputError("Missing query bundle in extra info: pass query_bundle= or query_str=")
     if not isinstance(query_bundle, QueryBundle):
         raise InputError(f"query_bundle must be a QueryBundle, not {type(query_bundle).__name__}; or pass query_str=")
-    return check_query(query_bundle.query_str)
+    check_query(query_bundle.query_str)
+    return query_bundle.query_str  # as it is: callbacks and events show it

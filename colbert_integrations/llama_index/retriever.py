@@ -20,7 +20,7 @@ from llama_index.core.storage.docstore.types import BaseDocumentStore
 from pydantic import ValidationError
 from typing_extensions import Self, TypedDict, Unpack
 
-from ..adapter import EXPLANATION, ModelFields, check_items, check_query, explanation_dict
+from ..adapter import EXPLANATION, ModelFields, check_index, check_items, check_query, explanation_dict
 from ..checks import check_whole_number
 from ..errors import InputError
 from .filters import NodeFilter, store_filter
@@ -434,10 +434,9 @@ def _node(hit: Hit) -> BaseNode:
 def _model_fields(index: ColBERTIndex | None, store: Store | str | None, settings: Mapping[str, Any]) -> ModelFields:
     given = {name: value for name, value in settings.items() if value is not None}
     if index is not None:
-        _check_index(index, store)
-        if given.get("model", index.model) is not index.model:
-            raise InputError("an index brings its model: leave model out")
-        given["model"] = index.model
+        if isinstance(index, BaseIndex):
+            raise InputError("index must be a ColBERTIndex; for an index of LlamaIndex there is from_defaults")
+        given["model"] = check_index(index, given.get("model"), store).model
     try:
         return ModelFields(**given)
     except ValidationError as error:
@@ -446,19 +445,9 @@ def _model_fields(index: ColBERTIndex | None, store: Store | str | None, setting
         ) from error
 
 
-def _check_index(index: object, store: Store | str | None) -> None:
-    from ..colbert_index import ColBERTIndex
-
-    if not isinstance(index, ColBERTIndex):
-        raise InputError(f"index must be a ColBERTIndex, not {type(index).__name__}; for others there is from_defaults")
-    if store is not None:
-        raise InputError("an index brings its store: leave store out")
-
-
 def _queries(query_bundle: QueryBundle) -> list[str]:
-    # Tools hand over queries with line ends around them, which some tokenizers would count.
     given = query_bundle.embedding_strs or [query_bundle.query_str]
-    return list(dict.fromkeys(check_query(query).strip() for query in given))
+    return list(dict.fromkeys(check_query(query) for query in given))
 
 
 def _nodes(nodes: object) -> Sequence[BaseNode]:

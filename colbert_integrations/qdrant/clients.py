@@ -9,7 +9,7 @@ from typing import Any
 from qdrant_client import QdrantClient
 
 from ..errors import InputError, StoreError
-from ..sendable import is_sendable
+from ..sendable import check_sendable
 
 __all__ = ["client_of"]
 
@@ -57,13 +57,8 @@ def client_of(
 
 
 def _check_key(api_key: object) -> None:
-    if api_key is None:
-        return
-    if not is_sendable(api_key):  # which would look like an outage
-        raise InputError(
-            "api_key, or QDRANT_API_KEY where it comes from there, must be a string of printable ASCII characters "
-            "without spaces and line ends: strip it where it is read"
-        )
+    if api_key is not None:  # sent as it is, it would look like an outage
+        check_sendable("api_key (or QDRANT_API_KEY)", api_key)
 
 
 def _of_server(url: str, api_key: str | None, timeout: float | None, prefer_grpc: bool) -> QdrantClient:

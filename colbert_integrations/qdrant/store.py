@@ -16,9 +16,20 @@ from ..embeddings import TokenEmbeddings
 from ..errors import FingerprintError, InputError, StoreError, StoreServerError
 from ..fingerprint import Fingerprint
 from ..index import Filter, Hit, Search, Store, StoredDocument
-from ..index.checks import check_count, check_form, check_ids, check_k, check_queries, checked, checked_notes
-from ..index.layout import Layout
-from ..index.store import Metadata, check_same, check_search
+from ..index.checks import (
+    candidate_count,
+    check_count,
+    check_dtype,
+    check_ids,
+    check_k,
+    check_queries,
+    check_same,
+    check_search,
+    checked,
+    checked_notes,
+    finite_as,
+)
+from ..index.store import Metadata
 from .batches import batches
 from .clients import client_of
 from .collection import FIRST_STAGE, Collection, Form, IndexKind, bound, made, opened
@@ -114,7 +125,7 @@ class QdrantStore(Store):
         retries: int = 4,
     ) -> None:
         super().__init__()
-        check_form(dtype, None, False)
+        check_dtype(dtype)
         if not isinstance(collection, str) or not collection:
             raise InputError(f"collection must be a name, not {collection!r}")
         check_whole_number("retries", retries, least=0)
@@ -224,8 +235,7 @@ class QdrantStore(Store):
         names, bodies, notes = checked(ids, embeddings, texts, metadatas)
         if not names:
             return []
-        vectors = Layout(embeddings.dim, self._form.dtype).encode(embeddings.to("cpu"))["vectors"]
-        kept = TokenEmbeddings(vectors, embeddings.offsets.cpu())
+        kept = TokenEmbeddings(finite_as(embeddings.to("cpu"), self._form.dtype), embeddings.offsets.cpu())
         for name, matrix in zip(names, kept, strict=True):
             if matrix.numel() >= _TOO_MANY_FLOATS:
                 raise InputError(
@@ -441,8 +451,7 @@ class QdrantStore(Store):
         firsts: torch.Tensor | None,
     ) -> Steps[list[list[Hit]]]:
         check_k(k)
-        most = check_count("candidates", candidates) or self.candidates_default
-        most = most or (max(20, 2 * k) if mode == "codes" else max(500, 5 * k))
+        number = candidate_count(mode, k, check_count("candidates", candidates) or self.candidates_default)
         which, named = wanted(filter), None if ids is None else check_ids(ids)
         found = yield from self._opened()
         if found is None or not len(queries):
@@ -457,7 +466,7 @@ class QdrantStore(Store):
         plain = queries.to("cpu", torch.float32)
         asked = [place for place, length in enumerate(plain.lengths) if length]
         ready = [self._query(plain[place], None if firsts is None else firsts[place]) for place in asked]
-        searching = Searching(self._form.vector, k, mode, max(k, most), self._batch_bytes, self._connection.local)
+        searching = Searching(self._form.vector, k, mode, number, self._batch_bytes, self._connection.local)
         hits = dict(zip(asked, (yield from searching.hits(ready, which, scopes)), strict=True))
         # To a query without vectors all documents are alike, and a server would not take it.
         alike = [] if len(asked) == len(plain) else (yield from self._alike(which, scopes, k))

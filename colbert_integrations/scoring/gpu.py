@@ -11,6 +11,7 @@ from ..cuda_graphs import CudaRecorder
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, ShapeError
 from ..triton_check import triton_runs
+from .blocks import as_int8
 
 __all__ = ["CapturedTopK", "TritonQueries", "fits", "is_available", "supports"]
 
@@ -341,6 +342,4 @@ def _rounded(values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, to
     if dtype != torch.int8:
         factor = torch.float16 if dtype == _FLOAT8 else dtype
         return values.to(factor), torch.ones(len(values), dtype=torch.float32, device=values.device)
-    values = values.float()
-    steps = values.abs().amax(1).clamp_min(1e-12) / 127  # NaN where the vector has one, which the codes can't say
-    return (values / steps[:, None]).round_().to(torch.int8), steps
+    return as_int8(values.float())

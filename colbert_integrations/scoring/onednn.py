@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import torch
 
-from .blocks import Documents, ranges
+from .blocks import Documents, ranges, take_maxima
 
 __all__ = ["OneDNNQueries", "is_available"]
 
@@ -74,7 +74,7 @@ class OneDNNQueries:
             products = products[: block.stop - block.start]  # (rows, filled query_tokens)
             if row_scales is not None:
                 products *= row_scales[block, None]
-            _into(best, owner[block], products)
+            take_maxima(best, owner[block], products)
             # Let go of before the next block's are made, which then take the same memory, warm.
             del products
         return best[:, : self._tokens]
@@ -98,7 +98,7 @@ class OneDNNQueries:
             torch._int_mm(some, other, out=room)
             room = room[: block.stop - block.start]  # (rows, filled query_tokens)
             # Turned into floats where they lie: a scatter of integers takes twice as long.
-            _into(best, owner[block], room.view(torch.float32).copy_(room))
+            take_maxima(best, owner[block], room.view(torch.float32).copy_(room))
         return best[:, : self._tokens]
 
     def _start(self, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,8 +152,3 @@ class OneDNNQueries:
         if self._products is None or len(self._products) < rows:
             self._products = torch.empty(rows, self._filled, dtype=torch.int32, device="cpu")
         return self._products[:rows]
-
-
-def _into(best: torch.Tensor, owner: torch.Tensor, products: torch.Tensor) -> None:
-    # segment_reduce would say the same with less text, but costs 8 times as much (152 us against 19 us for 2,048 x 32).
-    best.scatter_reduce_(0, owner[:, None].expand_as(products), products, "amax")

@@ -15,7 +15,7 @@ from ..errors import InputError, RemoteMismatchError, RemoteRefusedError
 from .link import Link
 from .probe import check_models, check_spec, check_vectors
 from .servers import Server, Servers
-from .settings import ServerSettings
+from .settings import ServerSettings, roots
 from .wire import Failure, pooling_request, read_rows
 
 __all__ = ["VLLMForward"]
@@ -89,9 +89,7 @@ class VLLMForward:
             raise InputError(f"embed_dtype must be 'float16' or 'float32', not {embed_dtype!r}")
         if queries not in ("local", "refuse"):
             raise InputError(f"queries must be 'local' or 'refuse', not {queries!r}")
-        self.settings = ServerSettings.of(
-            urls, model=model, api_key=api_key, concurrency=concurrency, timeout=timeout, retries=retries
-        )
+        self.settings = ServerSettings(roots(urls), model, api_key, concurrency, timeout, retries)
         self.embed_dtype = embed_dtype
         self.queries = queries
         self._link = Link(partial(Servers, self.settings))
@@ -135,7 +133,7 @@ class _Connection:
     """The servers of a ``VLLMForward``, for one checkpoint."""
 
     def __init__(
-        self, forward: VLLMForward, link: Link[Servers], spec: ColBERTSpec, probe: TokenSequence, expected: _Expected
+        self, forward: VLLMForward, link: Link, spec: ColBERTSpec, probe: TokenSequence, expected: _Expected
     ) -> None:
         self._forward = forward
         self._link = link

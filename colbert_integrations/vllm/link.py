@@ -11,39 +11,32 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, TypeVar
+
+from .servers import Servers
 
 __all__ = ["Link"]
 
 
-class Closable(Protocol):
-    """What a link keeps open."""
-
-    async def aclose(self) -> None:
-        """Close it, in the loop that it was used in."""
-        ...
-
-
 T = TypeVar("T")
-R = TypeVar("R", bound=Closable)
 
 # What a thread without requests may take to close its connections.
 _CLOSING_S = 1.0
 
 
-class Link(Generic[R]):
+class Link:
     """Runs coroutines that share connections, from any thread. The first one opens it, also after ``close``.
 
     Args:
         connect: Makes what they share, each time that the link is opened; used in its event loop only.
     """
 
-    def __init__(self, connect: Callable[[], R]) -> None:
+    def __init__(self, connect: Callable[[], Servers]) -> None:
         self._connect = connect
         self._lock = threading.Lock()
-        self._line: _Line[R] | None = None
+        self._line: _Line | None = None
 
-    def start(self, job: Callable[[R], Coroutine[Any, Any, T]]) -> Future[T]:
+    def start(self, job: Callable[[Servers], Coroutine[Any, Any, T]]) -> Future[T]:
         """Start a coroutine.
 
         Args:
@@ -64,7 +57,7 @@ class Link(Generic[R]):
         if line is not None:
             line.wait()
 
-    def _hang_up(self) -> _Line[R] | None:
+    def _hang_up(self) -> _Line | None:
         with self._lock:
             line, self._line = self._line, None
         if line is None or line.process != os.getpid():
@@ -76,10 +69,10 @@ class Link(Generic[R]):
         self._hang_up()
 
 
-class _Line(Generic[R]):
+class _Line:
     """A thread with its event loop; it knows nothing of its ``Link``, so that one which is forgotten is closed."""
 
-    def __init__(self, shared: R) -> None:
+    def __init__(self, shared: Servers) -> None:
         self.process = os.getpid()
         self._shared = shared
         self._running = set[asyncio.Task[Any]]()
@@ -88,7 +81,7 @@ class _Line(Generic[R]):
         self._thread = threading.Thread(target=self._live, name="colbert-vllm", daemon=True)
         self._thread.start()
 
-    def start(self, job: Callable[[R], Coroutine[Any, Any, T]]) -> Future[T]:
+    def start(self, job: Callable[[Servers], Coroutine[Any, Any, T]]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(self._tracked(job), self._loop)
 
     def close(self) -> None:
@@ -111,7 +104,7 @@ class _Line(Generic[R]):
             await asyncio.wait(self._running)
         await self._shared.aclose()
 
-    async def _tracked(self, job: Callable[[R], Coroutine[Any, Any, T]]) -> T:
+    async def _tracked(self, job: Callable[[Servers], Coroutine[Any, Any, T]]) -> T:
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)

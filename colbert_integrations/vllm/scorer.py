@@ -15,7 +15,7 @@ from ..errors import InputError, NonFiniteError
 from ..ranking import RankedDocument, check_top_n, ranked
 from .link import Link
 from .servers import Server, Servers
-from .settings import ServerSettings
+from .settings import ServerSettings, roots
 from .spelling import PLAIN, read_spelling
 from .wire import read_scores
 
@@ -76,9 +76,7 @@ class VLLMScorer:
         timeout: float = 120.0,
         retries: int = 3,
     ) -> None:
-        self.settings = ServerSettings.of(
-            urls, model=model, api_key=api_key, concurrency=concurrency, timeout=timeout, retries=retries
-        )
+        self.settings = ServerSettings(roots(urls), model, api_key, concurrency, timeout, retries)
         self.checkpoint = None if checkpoint is None else os.fspath(checkpoint)
         self._query, self._document = (PLAIN, PLAIN) if checkpoint is None else read_spelling(checkpoint)
         self.markers = self._query.marker, self._document.marker

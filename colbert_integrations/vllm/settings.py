@@ -12,9 +12,9 @@ import httpx
 
 from ..checks import check_whole_number
 from ..errors import InputError
-from ..sendable import is_sendable
+from ..sendable import check_sendable
 
-__all__ = ["API_KEY_VARIABLE", "ServerSettings"]
+__all__ = ["API_KEY_VARIABLE", "ServerSettings", "roots"]
 
 # The variable that the server itself reads its key from.
 API_KEY_VARIABLE = "VLLM_API_KEY"
@@ -41,29 +41,12 @@ class ServerSettings:
                 f"model must be the name that the servers give it, or None for their only one, not {self.model!r}"
             )
         if self.api_key is not None:
-            _check_key("api_key", self.api_key)
+            check_sendable("api_key", self.api_key)
         if self.concurrency is not None:
             check_whole_number("concurrency", self.concurrency)
         check_whole_number("retries", self.retries, least=0)
         if not isinstance(self.timeout, (int, float)) or not 0 < self.timeout < math.inf:
             raise InputError(f"timeout must be a positive number of seconds, not {self.timeout!r}")
-
-    @classmethod
-    def of(cls, urls: str | Sequence[str], **others: Any) -> ServerSettings:
-        """Make settings of one URL or several.
-
-        Args:
-            urls: Root of one server or of several.
-            **others: The other attributes.
-
-        Returns:
-            The settings, URLs without a slash at the end and each but once.
-
-        Raises:
-            InputError: If a value is invalid.
-        """
-        given = [urls] if isinstance(urls, str) else list(urls)
-        return cls(tuple(dict.fromkeys(map(_root, given))), **others)
 
     @property
     def most_requests(self) -> int:
@@ -80,12 +63,27 @@ class ServerSettings:
         key = self.api_key or os.environ.get(API_KEY_VARIABLE)
         if not key:
             return {}
-        _check_key(API_KEY_VARIABLE, key)
+        check_sendable(API_KEY_VARIABLE, key)
         return {"Authorization": f"Bearer {key}"}
 
     def arguments(self) -> dict[str, Any]:
         """The settings by name, without the key."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "api_key"}
+
+
+def roots(urls: str | Sequence[str]) -> tuple[str, ...]:
+    """Roots of one server or of several.
+
+    Args:
+        urls: Their URLs.
+
+    Returns:
+        The URLs without a slash at the end, each but once.
+
+    Raises:
+        InputError: If one can't be used.
+    """
+    return tuple(dict.fromkeys(map(_root, [urls] if isinstance(urls, str) else urls)))
 
 
 def _root(url: object) -> str:
@@ -107,11 +105,3 @@ def _root(url: object) -> str:
     if root.endswith("/v1"):
         raise InputError(f"{url!r} ends with /v1: pass the server's root, without it")
     return root
-
-
-def _check_key(name: str, value: object) -> None:
-    if not is_sendable(value):
-        raise InputError(
-            f"{name} must be a string of printable ASCII characters without spaces and line ends: strip it where it "
-            "is read"
-        )

@@ -429,6 +429,7 @@ def test_a_node_with_our_own_key_is_refused(make: Make):
         ({"metadata_mode": "some"}, "some"),
         ({"batch_size": -1}, "batch_size"),
         ({"index": 1}, "index must be a ColBERTIndex, not int"),
+        ({"index": SummaryIndex([])}, "for an index of LlamaIndex there is from_defaults"),
         ({"nodes": "text"}, "nodes must be a list, not str"),
         ({"nodes": [NodeWithScore(node=TextNode(text="a"))]}, r"nodes\[0\] must be a node, not NodeWithScore"),
         ({"nodes": [TextNode(text="a"), "b"]}, r"nodes\[1\] must be a node, not str"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import interpreted
 from colbert_integrations.encoder import gpu_attention
-from colbert_integrations.encoder.attention import Run, Runs
+from colbert_integrations.encoder.runs import Run, Runs
 
 DEVICE = interpreted.DEVICE
 DTYPES = [torch.float16, torch.bfloat16] + [torch.float32] * (DEVICE.type == "cpu")

@@ -21,9 +21,9 @@ from torch import nn
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
 
 from colbert_integrations.encoder import layers, packed
-from colbert_integrations.encoder.attention import Run, Runs
 from colbert_integrations.encoder.graphs import ShortForward
 from colbert_integrations.encoder.packed import PackedForward
+from colbert_integrations.encoder.runs import Run, Runs
 from colbert_integrations.encoder.tokens import TokenSequence
 
 CPU = torch.device("cpu")

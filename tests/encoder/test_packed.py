@@ -18,11 +18,12 @@ from transformers import AutoModel, BertConfig, BertModel, ModernBertConfig, Mod
 import checkpoints
 from colbert_integrations import ColBERT
 from colbert_integrations import kernel as compiled
-from colbert_integrations.encoder.attention import Run, Runs, attention
+from colbert_integrations.encoder.attention import attention
 from colbert_integrations.encoder.forward import TorchForward
 from colbert_integrations.encoder.layers import Layers
 from colbert_integrations.encoder.linear import Int8Linear, Linear, PrepackedLinear, linear_maker
 from colbert_integrations.encoder.packed import PackedForward, can_pack
+from colbert_integrations.encoder.runs import Run, Runs
 from colbert_integrations.encoder.tokens import TokenSequence
 from colbert_integrations.errors import InputError
 

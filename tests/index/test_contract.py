@@ -274,6 +274,11 @@ ONE = TokenEmbeddings.from_list([torch.ones(1, DIM)])
         ((["a"], TokenEmbeddings.from_list([torch.ones(0, DIM)])), InputError, "'a' has no vectors"),
         ((["a"], TokenEmbeddings.from_list([torch.full((1, DIM), math.nan)])), NonFiniteError, "not all finite"),
         ((["a"], TokenEmbeddings.from_list([torch.full((1, DIM), math.inf)])), NonFiniteError, "not all finite"),
+        (
+            (["a"], TokenEmbeddings.from_list([torch.full((1, DIM), 1e39, dtype=torch.float64)])),
+            NonFiniteError,
+            "not all finite",
+        ),
         ((["a"], TokenEmbeddings.from_list([torch.ones(1, DIM + 1)])), InputError, f"dim {DIM}, not {DIM + 1}"),
         ((["a"], ONE, None, [{1: 2}]), InputError, "keys must be strings"),
         ((["a"], ONE, None, [{"x": [{2: 3}]}]), InputError, "keys must be strings"),
