@@ -31,6 +31,7 @@ class CorpusReport:
         documents: How many were given.
         encoded: How many were encoded and stored.
         unchanged: How many were there already with the same text, from before or earlier in this corpus.
+        replaced: How many were not stored, since a later one in the same window has their id and another text.
         failed: How many could not be stored.
         failures: Why, for the first 1,000 of those: by id, or by ``number n`` where there is none.
         seconds: How long it took.
@@ -39,6 +40,7 @@ class CorpusReport:
     documents: int
     encoded: int
     unchanged: int
+    replaced: int
     failed: int
     failures: Mapping[str, Exception]
     seconds: float
@@ -46,8 +48,9 @@ class CorpusReport:
     def __str__(self) -> str:
         rate = self.documents / self.seconds if self.seconds else 0.0
         said = f"{self.documents:,} documents: {self.encoded:,} encoded, {self.unchanged:,} there already"
+        replaced = f", {self.replaced:,} replaced by later ones of the same id" if self.replaced else ""
         failed = f", {self.failed:,} failed" if self.failed else ""
-        return f"{said}{failed}; {self.seconds:.1f} s, {rate:,.0f} a second"
+        return f"{said}{replaced}{failed}; {self.seconds:.1f} s, {rate:,.0f} a second"
 
 
 def index_corpus(
@@ -135,13 +138,14 @@ class _Tally:
 
     def __init__(self, on_failure: Callable[[str, Exception], None] | None) -> None:
         self._on_failure, self._start = on_failure, time.perf_counter()
-        self._documents, self._encoded, self._failed = 0, 0, 0
+        self._documents, self._encoded, self._replaced, self._failed = 0, 0, 0, 0
         self._failures = dict[str, Exception]()
 
     def add(self, loaded: Loaded) -> None:
         """Count a window."""
         self._documents += loaded.size
         self._encoded += loaded.encoded
+        self._replaced += loaded.replaced
         self._failed += loaded.size - len(loaded.ids)
         self._failures |= islice(loaded.failures.items(), _FAILURES - len(self._failures))
         if self._on_failure is not None:
@@ -150,6 +154,8 @@ class _Tally:
 
     def report(self) -> CorpusReport:
         """All that was counted, and the time since the start."""
-        unchanged = self._documents - self._encoded - self._failed
+        unchanged = self._documents - self._encoded - self._replaced - self._failed
         seconds = time.perf_counter() - self._start
-        return CorpusReport(self._documents, self._encoded, unchanged, self._failed, self._failures, seconds)
+        return CorpusReport(
+            self._documents, self._encoded, unchanged, self._replaced, self._failed, self._failures, seconds
+        )

@@ -36,13 +36,15 @@ class Loaded:
     Attributes:
         size: How many there were.
         ids: Of those that are stored now, in the order given.
-        encoded: How many of them were encoded; the others were there with the same text.
+        encoded: How many of them were encoded; the others were there with the same text, or replaced.
+        replaced: How many gave way to a later one in the window, of the same id and with another text.
         failures: Why others are not stored, by id, or by ``number n`` where there is none.
     """
 
     size: int
     ids: list[str]
     encoded: int
+    replaced: int
     failures: dict[str, Exception]
 
 
@@ -198,7 +200,9 @@ class Loader:
         checked = window.checked
         ids = [document.id for document in checked.documents if document.id not in refused]
         encoded = sum(document.id not in refused for piece in window.pieces for document in piece.documents)
-        return Loaded(checked.size, ids, encoded, checked.failures | refused)
+        last = {document.id: document.text for document in checked.documents if document.id not in refused}
+        replaced = sum(last.get(document.id, document.text) != document.text for document in checked.documents)
+        return Loaded(checked.size, ids, encoded, replaced, checked.failures | refused)
 
     def _upsert(self, piece: _Piece) -> dict[str, Exception]:
         documents, encoded = piece

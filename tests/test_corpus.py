@@ -53,6 +53,17 @@ def test_it_stores_what_an_index_would(tiny: ColBERT) -> None:
     assert str(report).startswith("4 documents: 4 encoded, 0 there already; ")
 
 
+def test_documents_that_give_way_to_others_of_their_id_are_counted(tiny: ColBERT) -> None:
+    store = MemoryStore()
+    texts = ["paris", "lions", "paris", "paris", "a fox"]
+    given = [{"id": name, "text": text} for name, text in zip("aabbc", texts, strict=True)]
+    report = index_corpus(given, tiny, store)
+    # Of a the first gave way to another text; of b both are the same.
+    assert (report.documents, report.encoded, report.unchanged, report.replaced, report.failed) == (5, 3, 1, 1, 0)
+    assert "3 encoded, 1 there already, 1 replaced by later ones of the same id;" in str(report)
+    assert [document.text for document in store.get(["a", "b"])] == ["lions", "paris"]
+
+
 def test_a_text_alone_is_a_document(tiny: ColBERT) -> None:
     store = MemoryStore()
     assert index_corpus(iter([*TEXTS, TEXTS[0]]), tiny, store).unchanged == 1
@@ -71,7 +82,7 @@ def test_a_second_run_encodes_what_is_new(tiny: ColBERT, encoded: list[str]) -> 
     encoded.clear()
     report = index_corpus([*numbered(7), {"id": "0001", "text": "another wing"}], tiny, store)
     assert sorted(encoded) == ["another wing", "wing number 5", "wing number 6"]
-    assert (report.encoded, report.unchanged, len(store)) == (3, 5, 7)
+    assert (report.encoded, report.unchanged, report.replaced, len(store)) == (3, 4, 1, 7)
 
 
 def test_documents_that_can_not_be_stored_are_told_and_take_no_other_with_them(

@@ -117,6 +117,8 @@ def _show(
         output.line(str(report))
         output.line(f"{args.store} holds {stored:,} documents")
         return
-    counts = {name: getattr(report, name) for name in ("documents", "encoded", "unchanged", "failed", "seconds")}
+    counts = {
+        name: getattr(report, name) for name in ("documents", "encoded", "unchanged", "replaced", "failed", "seconds")
+    }
     about = {"store": args.store, "model": index.model.settings.model}
     output.data({**about, **counts, "failures": failures.first, "stored": stored})

@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import InputError
-from ..explain.wording import visible
 from .parser import PROGRAM
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ def forget_stdout() -> None:
 
 
 def _to_stderr(message: str) -> None:
+    from ..explain.wording import visible  # loads regex, which help does not need
+
     # Where nobody can hear it the work goes on, or ends with the code that it would have.
     if sys.stderr is not None:
         with suppress(OSError):

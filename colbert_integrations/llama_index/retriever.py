@@ -157,6 +157,7 @@ class ColBERTRetriever(BaseRetriever):
     ) -> None:
         super().__init__(callback_manager=callback_manager, object_map=object_map, objects=objects, verbose=verbose)
         self.object_map = dict(self.object_map)  # ours: it grows with the nodes
+        self._leading: dict[str, str] = {}  # of nodes that have added to it, the key by node id
         settings = {
             "model": model,
             "device": device,
@@ -278,7 +279,7 @@ class ColBERTRetriever(BaseRetriever):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Handlers of callbacks hold locks and connections, as stores do. What nodes lead to grows with the index.
-        shared = (self.index, self._store, self._opening, self.callback_manager, self.object_map)
+        shared = [self.index, self._store, self._opening, self.callback_manager, self.object_map, self._leading]
         memo.update({id(part): part for part in shared})
         twin = memo[id(self)] = type(self).__new__(type(self))
         vars(twin).update(copy.deepcopy(vars(self), memo))
@@ -315,9 +316,19 @@ class ColBERTRetriever(BaseRetriever):
         metadatas = [stored_metadata(node) for node in _nodes(nodes)]
         texts = [node_text(node, self._metadata_mode) for node in nodes]
         index = self._checked_index()
-        objects = {node.index_id: node.obj for node in nodes if isinstance(node, IndexNode) and node.obj is not None}
-        self.object_map.update({key: found for key, found in objects.items() if not isinstance(found, BaseNode)})
-        return index, (texts, [node.node_id for node in nodes], metadatas)
+        ids = [node.node_id for node in nodes]
+        self._forget_objects(ids)
+        for node in nodes:
+            if isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode):
+                self.object_map[node.index_id] = node.obj
+                self._leading[node.node_id] = node.index_id
+        return index, (texts, ids, metadatas)
+
+    def _forget_objects(self, node_ids: Sequence[str]) -> None:
+        """Drop what these nodes lead to, unless another one leads there."""
+        keys = {self._leading.pop(name) for name in node_ids if name in self._leading}
+        for key in keys - set(self._leading.values()):
+            self.object_map.pop(key, None)
 
     def delete_nodes(self, node_ids: Sequence[str]) -> None:
         """Remove nodes.
@@ -332,6 +343,7 @@ class ColBERTRetriever(BaseRetriever):
         wanted = _ids(node_ids, "node_ids")
         if wanted and not self._is_new():
             self.index.delete(wanted)
+            self._forget_objects(wanted)
 
     def delete_ref_doc(self, ref_doc_id: str) -> None:
         """Remove all nodes of a document.
@@ -346,7 +358,7 @@ class ColBERTRetriever(BaseRetriever):
         if not isinstance(ref_doc_id, str):  # a mapping would be a condition, which others may meet
             raise InputError(f"ref_doc_id must be a string, not {type(ref_doc_id).__name__}")
         if not self._is_new():
-            self.index.delete(self.index.store.ids({REF_DOC_ID: ref_doc_id}))
+            self.delete_nodes(self.index.store.ids({REF_DOC_ID: ref_doc_id}))
 
     async def aadd_nodes(self, nodes: Sequence[BaseNode]) -> list[str]:
         """Do what ``add_nodes`` does without blocking the event loop; see there."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core import SummaryIndex
+from llama_index.core import MockEmbedding, SummaryIndex, VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import (
@@ -501,6 +501,49 @@ def test_exactly_one_source_is_needed(stanford: dict[str, Any]):
 def test_an_index_that_keeps_no_nodes_is_refused(stanford: dict[str, Any]):
     with pytest.raises(InputError, match="no nodes in its docstore"):
         ColBERTRetriever.from_defaults(index=SummaryIndex([]), **stanford)
+
+
+def test_takes_the_nodes_of_an_index_and_not_all_of_its_docstore(stanford: dict[str, Any]):
+    nodes = texts_as_nodes()
+    nodes[0].relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id="gone")
+    by_vector = VectorStoreIndex(nodes, embed_model=MockEmbedding(embed_dim=2))
+    by_vector.docstore.add_documents([TextNode(text="a parent, for auto-merging", id_="parent")])
+    by_vector.delete_ref_doc("gone")  # whose node stays in the docstore
+    in_order = SummaryIndex(texts_as_nodes())
+    in_order.docstore.add_documents([TextNode(text="a parent", id_="parent")])
+    for index, wanted in ((by_vector, nodes[1:]), (in_order, nodes)):
+        retriever = ColBERTRetriever.from_defaults(index=index, **stanford)
+        assert retriever.index.store.ids() == sorted(node.node_id for node in wanted)
+
+
+def test_an_index_whose_vector_store_has_the_nodes_is_refused(stanford: dict[str, Any]):
+    index = VectorStoreIndex(texts_as_nodes(), embed_model=MockEmbedding(embed_dim=2))
+    index.vector_store.stores_text = True
+    with pytest.raises(InputError, match="its vector store may have them"):
+        ColBERTRetriever.from_defaults(index=index, **stanford)
+
+
+def test_objects_of_nodes_that_are_gone_are_not_followed(shared_model: ColBERT):
+    inner = ColBERTRetriever([TextNode(text="lions", id_="inner")], model=shared_model)
+    retriever = ColBERTRetriever(model=shared_model)
+    for number, forget in enumerate((lambda: retriever.delete_nodes(["0"]), lambda: retriever.delete_ref_doc("of"))):
+        relationships: Any = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="of")}
+        pointer = IndexNode(text="lions", id_=str(number), index_id="x", obj=inner, relationships=relationships)
+        retriever.add_nodes([pointer])
+        assert [found.node.node_id for found in retriever.retrieve("lions")] == ["inner"]
+        forget()
+        retriever.add_nodes([IndexNode(text="lions", id_="plain", index_id="x")])
+        assert [found.node.node_id for found in retriever.retrieve("lions")] == ["plain"]
+    assert "x" not in retriever.object_map
+
+
+@pytest.mark.parametrize("impossible", [{"$ne": "nothing"}, None, 5])
+def test_a_document_to_delete_is_named_by_a_string(make: Make, impossible: Any):
+    retriever = make()
+    count = len(retriever.index)
+    with pytest.raises(InputError, match="ref_doc_id must be a string"):
+        retriever.delete_ref_doc(impossible)
+    assert len(retriever.index) == count
 
 
 def test_is_a_retriever_by_the_frameworks_own_test():

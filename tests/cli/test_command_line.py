@@ -180,6 +180,30 @@ def test_a_closed_stdout_is_an_error_before_any_work(
     assert capsys.readouterr().err == "colbert-integrations: can't write to stdout: it is closed\n"
 
 
+class _Full(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+
+@pytest.mark.parametrize("stderr", [None, _Full()], ids=["closed", "full"])
+def test_an_error_that_nobody_can_hear_is_an_error(
+    stderr: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert main(["rerank", "plane", "missing.txt"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_name_does_not_command_the_terminal(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[31mred\nnext.txt").write_bytes(b"\xff")
+    (tmp_path / "good.txt").write_text("the plane")
+    done = run("rerank", "plane", *sorted(tmp_path.iterdir()))
+    assert done.code == 1
+    assert "a\ufffd[31mred next.txt: is not UTF-8" in done.err
+    assert "\x1b" not in done.err
+    assert done.err.count("\n") == 1
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_full_stdout_is_an_error(model: ColBERT, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the plane")

@@ -98,6 +98,7 @@ def test_a_heat_map_is_a_picture(run: Run, tmp_path: Path) -> None:
         (["two.jsonl"], "two.jsonl has 2 documents, and one is explained: pass it by --text"),
         (["--text", TEXT, "--html", "no/a.html"], "can't write no/a.html: No such file or directory"),
         (["--text", TEXT, "--plot", "no/a.png"], "can't write no/a.png: No such file or directory"),
+        (["--text", TEXT, "--plot", "a"], "can't write a: give it a suffix such as .png, .svg or .pdf"),
         (["--text", TEXT, "--plot", "a.xyz"], "can't write a.xyz: Format 'xyz' is not supported"),
     ],
 )

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,19 @@ def vectors(store: MemoryStore) -> dict[str, torch.Tensor]:
 # ------------------------------------------------------------------------------------------------------------ sources
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_read_once_also_on_a_terminal(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.jsonl")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # where documents are counted for a bar
+    writer = threading.Thread(target=Path("pipe.jsonl").write_text, args=('{"id": "a", "text": "the plane"}\n',))
+    writer.start()
+    done = run("index", "pipe.jsonl", "--store", "kept")
+    writer.join()
+    assert done.code == 0
+    assert stored("kept") == {"a": ("the plane", {})}
+
+
 def test_a_folder_is_stored_as_the_library_stores_its_texts(run: Run, model: ColBERT, notes: Path) -> None:
     done = run("index", "notes", "--store", "kept", "--json")
     texts = {name: Path(name).read_text(encoding="utf-8") for name in IDS}
@@ -59,6 +73,7 @@ def test_a_folder_is_stored_as_the_library_stores_its_texts(run: Run, model: Col
         "documents": 5,
         "encoded": 5,
         "unchanged": 0,
+        "replaced": 0,
         "failed": 0,
         "failures": [],
         "stored": 5,
