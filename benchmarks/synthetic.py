@@ -141,7 +141,7 @@ def _chunk(
         [str(number) for number in numbers],
         TokenEmbeddings(vectors, torch.nn.functional.pad(lengths.cumsum(0), (1, 0)))[:count],
         [f"passage {number}" for number in numbers],
-        [{"year": 1950 + number % 70, "topic": topic} for number, topic in zip(numbers, topics, strict=True)],
+        [{"year": 1950 + number % 70, "topic": topic} for number, topic in zip(numbers, topics[:count], strict=True)],
     )
 
 

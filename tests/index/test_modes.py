@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
-from colbert_integrations.errors import InputError, NonFiniteError
+from colbert_integrations.errors import NonFiniteError
 from stores import dyadic, found, units
 
 QUERIES = dyadic(99, 3, 1, 5)
@@ -57,11 +57,3 @@ def test_a_vector_too_long_for_a_float16_scale_is_refused(bits: Any) -> None:
     with pytest.raises(NonFiniteError, match=f"too long for {bits} bits"):
         store.upsert(["a"], TokenEmbeddings.from_list([torch.full((2, 8), 1e6)]))
     assert not len(store)
-
-
-def test_metadata_nested_too_deep_is_refused() -> None:
-    deep: dict[str, Any] = {}
-    for _ in range(3000):
-        deep = {"in": deep}
-    with pytest.raises(InputError, match="'a' is not JSON"):
-        MemoryStore().upsert(["a"], units(1, 2), metadatas=[deep])
