@@ -233,6 +233,23 @@ def stanford(
     (folder / "artifact.metadata").write_text(json.dumps(metadata(**changed)))
 
 
+def stanford_deberta(folder: Path) -> None:
+    """Layout S on DeBERTa-v2, where expansion tokens that nobody sees attend to nothing themselves."""
+    positions = {"relative_attention": True, "position_buckets": 8, "position_biased_input": False}
+    attention = {"pos_att_type": ["p2c", "c2p"], "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+    others(folder, "deberta-v2", type_vocab_size=0, **positions, **attention)
+
+
+def others(folder: Path, model_type: str, **settings: Any) -> None:
+    """Layout S on any backbone of transformers with word pieces."""
+    vocabulary = wordpiece(folder)
+    config, tensors = _backbone(
+        model_type, vocab_size=vocabulary, max_position_embeddings=512, **{**_SMALL, **settings}
+    )
+    _write(folder, {**config, "architectures": ["HF_ColBERT"]}, {**tensors, "linear.weight": head_weight()})
+    (folder / "artifact.metadata").write_text(json.dumps(metadata()))
+
+
 def stanford_xlmr(
     folder: Path, *, markers: tuple[str, ...] = ("[QueryMarker]", "[DocumentMarker]"), texts: Sequence[str] = ()
 ) -> None:
@@ -463,6 +480,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "stanford": stanford,
     "stanford_attend": lambda folder: stanford(folder, attend_to_mask_tokens=True),
     "stanford_nopunct": lambda folder: stanford(folder, mask_punctuation=False),
+    "stanford_deberta": stanford_deberta,
     "stanford_xlmr": stanford_xlmr,
     "stanford_xlmr_nomarker": lambda folder: stanford_xlmr(folder, markers=()),
     "xmod": xmod,

@@ -62,7 +62,29 @@ class TorchForward:
 
     @torch.no_grad()
     def __call__(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-        """Pad a batch, run it, and drop the padding again."""
+        """Run a batch; what would change beside others in a group of its own."""
+        groups = self._groups(sequences)
+        if len(groups) == 1:
+            return self._padded([sequences[place] for place in groups[0]])
+        vectors: dict[int, torch.Tensor] = {}
+        for group in groups:
+            packed = self._padded([sequences[place] for place in group])
+            vectors.update(zip(group, torch.split(packed, [len(sequences[place].ids) for place in group]), strict=True))
+        return torch.cat([vectors[place] for place in sorted(vectors)])
+
+    def _groups(self, sequences: Sequence[TokenSequence]) -> list[list[int]]:
+        """Places of the sequences that may be padded to one width; those without tokens need no run."""
+        groups: dict[int | None, list[int]] = {}
+        for place, sequence in enumerate(sequences):
+            length = len(sequence.ids)
+            # Expansion tokens that nobody sees attend to nothing in transformers' DeBERTa either: each gets the mean
+            # over all columns, padding included. In training queries are never padded beyond their expansion.
+            if length:
+                groups.setdefault(length if sequence.attended < length else None, []).append(place)
+        return list(groups.values())
+
+    def _padded(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+        """Pad sequences, run them, and drop the padding again."""
         width = max(len(sequence.ids) for sequence in sequences)
         ids = [sequence.ids + [self._pad_id] * (width - len(sequence.ids)) for sequence in sequences]
         mask = [[1] * sequence.attended + [0] * (width - sequence.attended) for sequence in sequences]

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 import checkpoints
 from colbert_integrations import ColBERT, TruncationWarning, maxsim
+from colbert_integrations.encoder import TokenSequence
 from colbert_integrations.errors import InputError
 
 Build = Callable[[str], Path]
@@ -52,6 +53,24 @@ def test_a_text_has_the_same_vectors_alone_and_in_any_batch(name: str, loaded) -
     together = model.encode_document(texts)
     for index, text in enumerate(texts):
         torch.testing.assert_close(together[index], model.encode_document(text)[0], rtol=0, atol=FP32)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_query_has_the_same_vectors_alone_and_beside_documents(name: str, loaded) -> None:
+    model = loaded(name)
+    query, documents = "how does a plane fly", ["the fox", *checkpoints.SENTENCES, ""]
+    together = model._ready().encode(documents, "document", query=query)
+    apart = [model.encode_query(query), *map(model.encode_document, documents)]
+    for index, alone in enumerate(apart):
+        torch.testing.assert_close(together[index], alone[0], rtol=0, atol=FP32)
+
+
+@pytest.mark.parametrize("shapes", [[(8, 5), (12, 12), (0, 0), (12, 5), (8, 6), (9, 9)], [(0, 0), (8, 5)]])
+def test_expansion_that_nobody_sees_does_not_see_what_is_beside_it(shapes: list[tuple[int, int]], loaded) -> None:
+    forward = loaded("stanford_deberta")._ready()._forward
+    sequences = [TokenSequence(list(range(15, 15 + length)), seen, [], []) for length, seen in shapes]
+    alone = torch.cat([forward([sequence]) for sequence in sequences if sequence.ids])
+    torch.testing.assert_close(forward(sequences), alone, rtol=0, atol=FP32)
 
 
 @pytest.mark.filterwarnings("ignore::colbert_integrations.errors.TruncationWarning")
