@@ -13,6 +13,7 @@ from torch import nn
 from ..autocast import no_autocast
 from ..checkpoint import Checkpoint, ColBERTSpec, DenseSpec
 from ..errors import UnsupportedCheckpointError
+from .backbone import embedding_rows
 from .tokens import TokenSequence
 
 __all__ = ["Forward", "TorchForward", "build_projection", "count_parameters"]
@@ -61,8 +62,9 @@ class TorchForward:
         # of one.
         self._needs_two = self.backbone.config.model_type == "lfm2"
         # Only the backbone's own padding id is padding: PyLate saves the tokenizer's as the mask token, and RoBERTa
-        # counts positions by comparing ids with this one.
-        self._pad_id = getattr(self.backbone.config, "pad_token_id", None) or 0
+        # counts positions by comparing ids with this one. Old exports of Llama say -1, which no model has a row for.
+        pad, rows = getattr(self.backbone.config, "pad_token_id", None), embedding_rows(backbone)
+        self._pad_id = pad if isinstance(pad, int) and pad >= 0 and (rows is None or pad < rows) else 0
 
     @torch.no_grad()
     def probe(self, sequence: TokenSequence, length: int) -> None:

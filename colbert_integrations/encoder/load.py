@@ -9,7 +9,7 @@ import torch
 
 from ..checkpoint import Checkpoint, ColBERTSpec
 from ..errors import CheckpointError, InputError, MissingWeightsError, RemoteCodeError
-from .backbone import LoadOptions, load_backbone, position_limit
+from .backbone import LoadOptions, embedding_rows, load_backbone, position_limit
 from .encoder import EncodeOptions, Encoder
 from .forward import Forward, TorchForward, build_projection
 from .packed import PackedForward, can_pack
@@ -169,9 +169,8 @@ def _check_vocabulary(tokenizer: Any, spec: ColBERTSpec) -> None:
 
 def _check_rows(spec: ColBERTSpec, backbone: Any) -> None:
     """Refuse ids for which the model has no embedding, as where tokens were added and the model was not resized."""
-    try:
-        rows = backbone.get_input_embeddings().num_embeddings
-    except (AttributeError, NotImplementedError):  # code of a checkpoint's own need not say
+    rows = embedding_rows(backbone)
+    if rows is None:
         return
     ids = {
         "query marker": spec.query_marker_id,

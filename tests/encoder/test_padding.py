@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,17 @@ def test_texts_of_one_length_still_share_a_pass(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(forward, "_hidden", lambda ids, mask: widths.append(tuple(ids.shape)) or hidden(ids, mask))
     model.encode_document(["the fox", "the dog", "paris", "a cat", "berlin"])
     assert sorted(widths) == [(2, 4), (3, 5)]
+
+
+@pytest.mark.parametrize("padding", [-1, 10**6, None, 3])
+def test_a_padding_id_without_a_row_is_not_used(padding: int | None, tmp_path: Path) -> None:
+    # GPT-2's embeddings don't know of padding, so that transformers takes any id.
+    checkpoints.others(tmp_path, "gpt2", n_embd=checkpoints.HIDDEN, n_layer=2, n_head=4, n_positions=512)
+    alone = ColBERT(tmp_path, device="cpu").encode_document("the fox")[0]
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pad_token_id": padding}))
+    together = ColBERT(tmp_path, device="cpu").encode_document(["the fox", *checkpoints.SENTENCES])[0]
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
 def test_finding_out_changes_nothing(tmp_path: Path) -> None:
