@@ -139,6 +139,7 @@ class Tokenizer:
         return str(self._tokenizer.convert_ids_to_tokens(token_id))
 
     def _slow_ids(self, text: str) -> list[int]:
+        text.encode()  # raises what a fast tokenizer does; one in Python takes half a surrogate pair for a character
         # Tokenizers in Python keep caches; nothing says that they may be shared.
         with self._lock:
             return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
