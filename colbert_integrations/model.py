@@ -103,7 +103,7 @@ class ColBERT:
         query_marker: Token after the first one of a query. None: as the checkpoint says; ``""``: none.
         document_marker: The same for documents.
         query_prompt: Text before every query. None: as the checkpoint says.
-        document_prompt: Text before every document. None: as the checkpoint says.
+        document_prompt: Text before every document and window. None: as the checkpoint says.
         query_expansion: Whether queries are filled up with mask tokens. None: as the checkpoint says.
         attend_to_expansion_tokens: Whether the other tokens attend to the expansion tokens. None: as the checkpoint
             says.

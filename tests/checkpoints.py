@@ -126,6 +126,16 @@ def unigram(folder: Path, markers: tuple[str, ...] = (), *, texts: Sequence[str]
     return tokenizer.get_vocab_size()
 
 
+def python_bpe(folder: Path) -> int:
+    """PhoBERT's kind, which is Python and has no fast twin. Returns the size of the vocabulary."""
+    pieces = dict.fromkeys([*WORDS, *(letter + end for letter in string.printable[:94] for end in ("", "@@"))])
+    (folder / "vocab.txt").write_text("".join(f"{piece} 1\n" for piece in pieces))
+    (folder / "bpe.codes").write_text("t h 2\nth e</w> 1\n")
+    tokenizer = transformers.PhobertTokenizer(str(folder / "vocab.txt"), str(folder / "bpe.codes"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PhobertTokenizer"}))
+    return len(tokenizer)
+
+
 # ------------------------------------------------------------------------------------------------------- backbones
 
 
@@ -233,6 +243,23 @@ def stanford(
     (folder / "artifact.metadata").write_text(json.dumps(metadata(**changed)))
 
 
+def stanford_deberta(folder: Path) -> None:
+    """Layout S on DeBERTa-v2, where expansion tokens that nobody sees attend to nothing themselves."""
+    positions = {"relative_attention": True, "position_buckets": 8, "position_biased_input": False}
+    attention = {"pos_att_type": ["p2c", "c2p"], "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+    others(folder, "deberta-v2", type_vocab_size=0, **positions, **attention)
+
+
+def others(folder: Path, model_type: str, **settings: Any) -> None:
+    """Layout S on any backbone of transformers with word pieces."""
+    vocabulary = wordpiece(folder)
+    config, tensors = _backbone(
+        model_type, vocab_size=vocabulary, max_position_embeddings=512, **{**_SMALL, **settings}
+    )
+    _write(folder, {**config, "architectures": ["HF_ColBERT"]}, {**tensors, "linear.weight": head_weight()})
+    (folder / "artifact.metadata").write_text(json.dumps(metadata()))
+
+
 def stanford_xlmr(
     folder: Path, *, markers: tuple[str, ...] = ("[QueryMarker]", "[DocumentMarker]"), texts: Sequence[str] = ()
 ) -> None:
@@ -245,6 +272,17 @@ def stanford_xlmr(
     )
     names = dict(zip(("query_token_id", "doc_token_id"), markers, strict=False))
     (folder / "artifact.metadata").write_text(json.dumps(metadata(**names)))
+
+
+def stanford_python(folder: Path) -> None:
+    """Layout S with a tokenizer in Python, whose markers are unknown tokens."""
+    config, tensors = _roberta("roberta", python_bpe(folder))
+    _write(
+        folder,
+        {**config, "architectures": ["HF_ColBERT"]},
+        {**_prefixed(tensors, "roberta"), "linear.weight": head_weight()},
+    )
+    (folder / "artifact.metadata").write_text(json.dumps(metadata()))
 
 
 def xmod(folder: Path) -> None:
@@ -463,8 +501,10 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "stanford": stanford,
     "stanford_attend": lambda folder: stanford(folder, attend_to_mask_tokens=True),
     "stanford_nopunct": lambda folder: stanford(folder, mask_punctuation=False),
+    "stanford_deberta": stanford_deberta,
     "stanford_xlmr": stanford_xlmr,
     "stanford_xlmr_nomarker": lambda folder: stanford_xlmr(folder, markers=()),
+    "stanford_python": stanford_python,
     "xmod": xmod,
     "jina": jina,
     "pylate": pylate,

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 import checkpoints
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, errors, maxsim
 from colbert_integrations.checkpoint import hub
+from colbert_integrations.encoder import TorchForward
 from colbert_integrations.index import persistence
 from colbert_integrations.langchain import ColBERTReranker, ColBERTRetriever, ColBERTVectorStore
 from colbert_integrations.llama_index import ColBERTRerank
@@ -216,6 +217,15 @@ def a_bundled_file(bench):
     bench.load("bundled/all-MiniLM-L6-v2")
 
 
+@raises(errors.CheckpointError)
+def a_class_that_fails(bench):
+    def fail(*_):
+        raise RuntimeError("mat1 and mat2 must have the same dtype, but got Float and BFloat16")
+
+    bench.monkeypatch.setattr(TorchForward, "_hidden", fail)
+    bench.load(bench.built("stanford_xlmr"))
+
+
 # ---------------------------------------------------------------------------------------------------------------- input
 
 
@@ -232,6 +242,11 @@ def half_precision(bench):
 @raises(errors.InputError)
 def int8(bench):
     bench.load(bench.built("stanford_xlmr"), dtype="int8")
+
+
+@raises(errors.InputError)
+def a_long_prompt(bench):
+    bench.load(bench.built(), document_prompt="the fox " * 40)
 
 
 @raises(errors.InputError)

@@ -20,7 +20,7 @@ from ..errors import (
     UnsupportedCheckpointError,
 )
 
-__all__ = ["LoadOptions", "choose_device", "choose_dtype", "load_backbone", "position_limit"]
+__all__ = ["LoadOptions", "choose_device", "choose_dtype", "embedding_rows", "load_backbone", "position_limit"]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -150,6 +150,21 @@ def position_limit(model: Backbone) -> int | None:
     if table is None:
         return None
     return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
+def embedding_rows(model: Backbone) -> int | None:
+    """Number of token ids for which a model has an embedding; None where it does not say.
+
+    Args:
+        model: A transformers backbone.
+
+    Returns:
+        The rows of its table.
+    """
+    try:
+        return int(model.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError):  # code of a checkpoint's own need not say
+        return None
 
 
 def _position_table(model: Backbone) -> nn.Embedding | None:

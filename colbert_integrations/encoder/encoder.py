@@ -87,6 +87,7 @@ class Encoder:
         self.spec = tokenizer.spec
         self._forward = forward
         self._options = options
+        self._windows = options.long_documents == "window"
         self._overlap = self._choose_overlap()
         tokenizer.capacity("query")
         run = _BatchRunner(forward, self.spec)
@@ -104,16 +105,27 @@ class Encoder:
         return getattr(self._forward, "num_parameters", None)
 
     def _choose_overlap(self) -> int:
-        capacity = self.tokenizer.capacity("document")
-        overlap = self._options.window_overlap
-        if capacity is None or overlap is None:
-            return min(_DEFAULT_OVERLAP, (capacity or 2 * _DEFAULT_OVERLAP) // 2)
-        if not 0 <= overlap < capacity:
+        size, overlap = self._window_size(), self._options.window_overlap
+        if size is None or overlap is None:
+            return min(_DEFAULT_OVERLAP, (size or 2 * _DEFAULT_OVERLAP) // 2)
+        if not 0 <= overlap < size:
             raise InputError(
-                f"window_overlap must be from 0 to {capacity - 1}, the tokens of text in a window less one, "
-                f"not {overlap}"
+                f"window_overlap must be from 0 to {size - 1}, the tokens of text in a window less one, not {overlap}"
             )
         return overlap
+
+    def _window_size(self) -> int | None:
+        """Tokens of text that every window has room for; None where nothing limits it."""
+        capacity = self.tokenizer.capacity("document")
+        if capacity is None or not self._windows:
+            return capacity
+        length, prompt = self.spec.document_length, self.tokenizer.prompt_length()
+        if length is not None and prompt >= capacity:
+            raise InputError(
+                f"document_length={length} leaves no room for text beside a prompt of {prompt} tokens: it must be at "
+                f"least {length - capacity + prompt + 1}"
+            )
+        return capacity - prompt
 
     def encode(
         self,
@@ -174,16 +186,16 @@ class Encoder:
             At least one sequence, in order.
         """
         capacity = self.tokenizer.capacity(side)
-        if capacity is None:
-            return [self.tokenizer.sequence(tokens.ids, side)]
-        starts = [0]
-        if side == "document" and self._options.long_documents == "window":
-            starts = window_starts(len(tokens.ids), capacity, self._overlap)
-        return [self.tokenizer.sequence(tokens.ids[start : start + capacity], side, start) for start in starts]
+        if capacity is None or len(tokens.ids) <= capacity or side == "query" or not self._windows:
+            return [self.tokenizer.sequence(tokens.ids[:capacity], side)]
+        prompt = self.tokenizer.prompt_length(tokens.ids)
+        size = capacity - prompt
+        starts = window_starts(len(tokens.ids) - prompt, size, self._overlap)
+        return [self.tokenizer.window(tokens.ids, prompt + start, size) for start in starts]
 
     def _count_cut(self, tokens: list[TextTokens], side: Side) -> int:
         capacity = self.tokenizer.capacity(side)
-        windows = side == "document" and self._options.long_documents == "window"
+        windows = side == "document" and self._windows
         return 0 if windows or capacity is None else sum(len(text.ids) > capacity for text in tokens)
 
     def _tell_of(self, total: int, cut: int, side: Side) -> None:

@@ -9,16 +9,16 @@ import torch
 
 from ..checkpoint import Checkpoint, ColBERTSpec
 from ..errors import CheckpointError, InputError, MissingWeightsError, RemoteCodeError
-from .backbone import LoadOptions, load_backbone, position_limit
+from .backbone import LoadOptions, embedding_rows, load_backbone, position_limit
 from .encoder import EncodeOptions, Encoder
 from .forward import Forward, TorchForward, build_projection
 from .packed import PackedForward, can_pack
 from .remote import LazyForward, RemoteForward
-from .tokens import Tokenizer
+from .tokens import Tokenizer, TokenSequence
 
 __all__ = ["apply_rules", "load_encoder", "read_tokenizer"]
 
-# What servers are compared by.
+# What servers are compared by, and batches.
 _PROBE = "One vector for each token of this text."
 # transformers writes this where a tokenizer knows no limit.
 _NO_LIMIT = 10**9
@@ -47,32 +47,33 @@ def load_encoder(
     spec = checkpoint.spec
     _check_attention(spec, load.attn_implementation)
     tokenizer = read_tokenizer(checkpoint, load)
-    limit, backbone = None, None
-    if forward is None:
-        backbone = load_backbone(checkpoint, load)
-        limit = position_limit(backbone)
-        forward = _choose_forward(checkpoint, backbone, load)
-    rules = apply_rules(checkpoint, tokenizer, limit)
-    if backbone is not None:
-        _check_rows(rules.spec, backbone)
     if isinstance(forward, RemoteForward):
-        return _connect(checkpoint, load, encode, forward, rules)
-    return Encoder(rules, forward, encode)
+        return _connect(checkpoint, load, encode, forward, apply_rules(checkpoint, tokenizer))
+    if forward is not None:
+        return Encoder(apply_rules(checkpoint, tokenizer), forward, encode)
+    backbone = load_backbone(checkpoint, load)
+    rules = apply_rules(checkpoint, tokenizer, position_limit(backbone))
+    _check_rows(rules.spec, backbone)
+    return Encoder(rules, _choose_forward(checkpoint, backbone, load, rules), encode)
 
 
 def _connect(
     checkpoint: Checkpoint, load: LoadOptions, encode: EncodeOptions, forward: RemoteForward, tokenizer: Tokenizer
 ) -> Encoder:
     def load_weights() -> Forward:
-        return _choose_forward(checkpoint, load_backbone(checkpoint, load), load)
+        return _choose_forward(checkpoint, load_backbone(checkpoint, load), load, tokenizer)
 
-    content = tokenizer.tokens([_PROBE], "document")[0].ids[: tokenizer.capacity("document")]
-    probe = tokenizer.sequence(content, "document")
+    probe = _probe(tokenizer)
     local = LazyForward(load_weights, probe, load.device)
     return Encoder(tokenizer, local, encode, forward.connect(tokenizer.spec, probe, local.probed))
 
 
-def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions) -> Forward:
+def _probe(tokenizer: Tokenizer) -> TokenSequence:
+    content = tokenizer.tokens([_PROBE], "document")[0].ids[: tokenizer.capacity("document")]
+    return tokenizer.sequence(content, "document")
+
+
+def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, tokenizer: Tokenizer) -> Forward:
     projection = build_projection(checkpoint)
     if can_pack(backbone, load.attn_implementation):
         return PackedForward(backbone, projection.to(load.device), load.dtype)
@@ -82,7 +83,17 @@ def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions) ->
             f"{checkpoint.spec.architecture} with attn_implementation={load.attn_implementation!r}: use 'bfloat16' or "
             "'float32'"
         )
-    return TorchForward(backbone, projection.to(load.device, load.dtype), load.device)
+    forward = TorchForward(backbone, projection.to(load.device, load.dtype), load.device)
+    probe = _probe(tokenizer)
+    try:
+        forward.probe(probe, (len(probe.ids) + 1) // 2)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of transformers or a checkpoint's own code: none of theirs is left out for good
+        raise CheckpointError(
+            f"{checkpoint.spec.name}: {type(backbone).__name__} can't be run in {load.dtype} on {load.device}: {error}"
+        ) from error
+    return forward
 
 
 def _open_length(tokenizer: Any, checkpoint: Checkpoint) -> int | None:
@@ -160,9 +171,8 @@ def _check_vocabulary(tokenizer: Any, spec: ColBERTSpec) -> None:
 
 def _check_rows(spec: ColBERTSpec, backbone: Any) -> None:
     """Refuse ids for which the model has no embedding, as where tokens were added and the model was not resized."""
-    try:
-        rows = backbone.get_input_embeddings().num_embeddings
-    except (AttributeError, NotImplementedError):  # code of a checkpoint's own need not say
+    rows = embedding_rows(backbone)
+    if rows is None:
         return
     ids = {
         "query marker": spec.query_marker_id,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Any, Literal
 
 from ..checkpoint import ColBERTSpec
@@ -82,6 +82,8 @@ class Tokenizer:
         # query it is the mask token.
         self._padding: int | None = tokenizer.pad_token_id if spec.layout == "stanford" else None
         self._skipped = frozenset(self.spec.skiplist_ids) | ({self._padding} - {None})
+        self._added = frozenset(tokenizer.get_added_vocab().values())
+        self._prompt_ids = self.tokens([""], "document")[0].ids if spec.document_prompt else []
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -137,6 +139,7 @@ class Tokenizer:
         return str(self._tokenizer.convert_ids_to_tokens(token_id))
 
     def _slow_ids(self, text: str) -> list[int]:
+        text.encode()  # raises what a fast tokenizer does; one in Python takes half a surrogate pair for a character
         # Tokenizers in Python keep caches; nothing says that they may be shared.
         with self._lock:
             return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -255,6 +258,42 @@ class Tokenizer:
             origins += [None] * missing
             attended = len(ids) if self.spec.attend_to_expansion_tokens else attended
         return TokenSequence(ids, attended, kept, origins)
+
+    def prompt_length(self, ids: Sequence[int] | None = None) -> int:
+        """Count the tokens of the prompt at the head of a document.
+
+        Args:
+            ids: Tokens of the document. None: count the most that any document has.
+
+        Returns:
+            The number. A token that holds the end of the prompt and the beginning of the text counts as text: whatever
+            follows the prompt elsewhere in the text, it is not that.
+        """
+        if ids is None:
+            return len(self._prompt_ids)
+        alike = takewhile(lambda pair: pair[0] == pair[1], zip(self._prompt_ids, ids))
+        return sum(1 for _ in alike)
+
+    def window(self, ids: Sequence[int], start: int, size: int) -> TokenSequence:
+        """Dress part of a document as a document, with the prompt at its head.
+
+        Args:
+            ids: Tokens of the whole document, those of its prompt first.
+            start: Position of the first token of the part, behind the prompt.
+            size: Tokens of the part; with those of the prompt no more than ``capacity("document")``.
+
+        Returns:
+            The sequence. The prompt's words give vectors in the first window only, markers in all of them: in the
+            native layout of sentence-transformers the marker is part of the prompt.
+        """
+        prompt = self.prompt_length(ids)
+        skip = start - prompt
+        sequence = self.sequence([*ids[:prompt], *ids[start : start + size]], "document", skip)
+        if not prompt or not skip:
+            return sequence
+        origins = [o if o is None or o >= start else o - skip for o in sequence.origins]
+        spoken = [o is None or o >= start or id_ in self._added for o, id_ in zip(origins, sequence.ids, strict=True)]
+        return replace(sequence, kept=[p for p in sequence.kept if spoken[p]], origins=origins)
 
     def _side_marker(self, side: Side) -> int | None:
         return self.spec.query_marker_id if side == "query" else self.spec.document_marker_id

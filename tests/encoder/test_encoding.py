@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 import checkpoints
 from colbert_integrations import ColBERT, TruncationWarning, maxsim
+from colbert_integrations.encoder import TokenSequence
 from colbert_integrations.errors import InputError
 
 Build = Callable[[str], Path]
@@ -52,6 +53,24 @@ def test_a_text_has_the_same_vectors_alone_and_in_any_batch(name: str, loaded) -
     together = model.encode_document(texts)
     for index, text in enumerate(texts):
         torch.testing.assert_close(together[index], model.encode_document(text)[0], rtol=0, atol=FP32)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_query_has_the_same_vectors_alone_and_beside_documents(name: str, loaded) -> None:
+    model = loaded(name)
+    query, documents = "a plane", ["the fox", *checkpoints.SENTENCES, ""]
+    together = model._ready().encode(documents, "document", query=query)
+    apart = [model.encode_query(query), *map(model.encode_document, documents)]
+    for index, alone in enumerate(apart):
+        torch.testing.assert_close(together[index], alone[0], rtol=0, atol=FP32)
+
+
+@pytest.mark.parametrize("shapes", [[(8, 5), (12, 12), (0, 0), (12, 5), (8, 6), (9, 9)], [(0, 0), (8, 5)]])
+def test_expansion_that_nobody_sees_does_not_see_what_is_beside_it(shapes: list[tuple[int, int]], loaded) -> None:
+    forward = loaded("stanford_deberta")._ready()._forward
+    sequences = [TokenSequence(list(range(15, 15 + length)), seen, [], []) for length, seen in shapes]
+    alone = torch.cat([forward([sequence]) for sequence in sequences if sequence.ids])
+    torch.testing.assert_close(forward(sequences), alone, rtol=0, atol=FP32)
 
 
 @pytest.mark.filterwarnings("ignore::colbert_integrations.errors.TruncationWarning")
@@ -115,6 +134,83 @@ def test_a_long_document_is_the_union_of_its_windows(tiny: ColBERT) -> None:
     expected = torch.cat(list(tiny.encode_document(pieces)))
     whole = tiny.encode_document([" ".join(words)])
     torch.testing.assert_close(whole[0], expected, rtol=0, atol=FP32)
+
+
+LONG = " ".join(["the wind lifts both wings (and water runs) in the river"] * 12)
+
+
+@pytest.mark.parametrize("text", ["the fox", LONG], ids=["short", "long"])
+@pytest.mark.parametrize("overlap", [None, 0, 5])
+def test_a_marker_in_the_prompt_is_the_marker_of_each_window(overlap: int | None, text: str, checkpoint: Build) -> None:
+    # The same weights in two layouts: PyLate's marker is inserted, that of sentence-transformers is the prompt.
+    native, pylate = (load(checkpoint(name), window_overlap=overlap) for name in ("native", "pylate_noexp"))
+    assert_same(native.encode_document(text), pylate.encode_document(text))
+    query = "how does a plane fly"
+    ours, theirs = native.explain(query, text), pylate.explain(query, text)
+    assert ours.score == pytest.approx(native.rank(query, [text])[0].score, abs=1e-4)
+    assert ours.similarities is not None
+    assert theirs.similarities is not None
+    assert ours.similarities.document_tokens == theirs.similarities.document_tokens
+
+
+def test_each_window_begins_with_the_prompt_which_counts_once(loaded) -> None:
+    # Words of one token each, after "text:" of five, whose colon is skipped. 40 tokens less [CLS], marker and [SEP]
+    # leave 37, less the prompt 32, which overlap by half: starts 0, 16, 32 and the last at 70 - 32.
+    words = ["wind", "the", "runs", "in", "water", "and", "wings"] * 10
+    model = loaded("pylate_prompts")
+    assert len(ids_of(model, " ".join(words[:32]), "document")) == 40
+    pieces = [" ".join(words[start : start + 32]) for start in (0, 16, 32, 38)]
+    first, *later = model.encode_document(pieces)
+    expected = torch.cat([first, *(torch.cat([vectors[:2], vectors[6:]]) for vectors in later)])
+    torch.testing.assert_close(model.encode_document(" ".join(words))[0], expected, rtol=0, atol=FP32)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(["pylate", "pylate_prompts", "native", "stanford", "stanford_xlmr", "bge", "plain"]),
+    prompt=st.sampled_from([None, "", "text: ", "the qui", " ", "[D] text: ", "Über (x)\n"]),
+    texts=words,
+    length=st.integers(16, 40),
+)
+def test_windows_hold_each_token_once_and_the_prompt_each(
+    name: str, prompt: str | None, texts: str, length: int, checkpoint: Build
+) -> None:
+    model = load(checkpoint(name), document_prompt=prompt, document_length=length)
+    encoder = model._ready()
+    tokens = encoder.tokenizer.tokens(["ck " + texts], "document")[0]
+    sequences = encoder.sequences(tokens, "document")
+    head = encoder.tokenizer.prompt_length(tokens.ids)
+    for sequence in sequences:
+        held = [(origin, id_) for origin, id_ in zip(sequence.origins, sequence.ids, strict=True) if origin is not None]
+        assert [tokens.ids[origin] for origin, _ in held] == [id_ for _, id_ in held]
+        assert [origin for origin, _ in held[:head]] == list(range(head))
+        assert len(sequence.ids) <= length
+    origins = {origin for sequence in sequences for origin in sequence.origins} - {None}
+    assert origins == set(range(len(tokens.ids)))
+    added = set(encoder.tokenizer._tokenizer.get_added_vocab().values())
+    for sequence in sequences[1:]:
+        kept = [p for p in sequence.kept if sequence.origins[p] is not None and sequence.origins[p] < head]
+        assert all(sequence.ids[position] in added for position in kept)
+
+
+def test_a_prompt_that_merges_with_the_text_leads_as_far_as_it_is_its_own(checkpoint: Build) -> None:
+    model = load(checkpoint("pylate"), document_prompt="in the qui")
+    encoder = model._ready()
+    tokens = encoder.tokenizer.tokens(["ck fox " * 40], "document")[0]
+    spelt = [[encoder.tokenizer.text_of(id_) for id_ in s.ids[2:4]] for s in encoder.sequences(tokens, "document")]
+    assert encoder.tokenizer.text_of(tokens.ids[2]) == "Ġquick"
+    assert len(spelt) > 2
+    assert all(found == ["in", "Ġthe"] for found in spelt)
+
+
+def test_a_prompt_without_room_for_text_is_refused_where_there_are_windows(checkpoint: Build) -> None:
+    prompts = {"document_prompt": "fox dog " * 20}
+    with pytest.raises(
+        InputError, match="document_length=40 leaves no room for text beside a prompt of 40 tokens.* 44"
+    ):
+        load(checkpoint("stanford"), **prompts)
+    assert load(checkpoint("stanford"), **prompts, document_length=44).encode_document("a cat").lengths == [44 + 4]
+    load(checkpoint("stanford"), **prompts, long_documents="truncate")
 
 
 def test_windows_never_score_less_than_the_beginning(tiny: ColBERT) -> None:
@@ -249,10 +345,11 @@ def test_truncation_and_padding_in_the_tokenizers_file_do_not_matter(tmp_path: P
     assert_same(load(path).encode_document(checkpoints.SENTENCES), tiny.encode_document(checkpoints.SENTENCES))
 
 
+@pytest.mark.parametrize("name", ["stanford", "stanford_python"])
 @pytest.mark.parametrize("text", ["\ud800", "a \udfff b"])
-def test_half_a_surrogate_pair_is_refused_and_named(text: str, tiny: ColBERT) -> None:
+def test_half_a_surrogate_pair_is_refused_and_named(text: str, name: str, loaded) -> None:
     with pytest.raises(InputError, match="text 1 is not valid Unicode"):
-        tiny.encode_document(["fine", text])
+        loaded(name).encode_document(["fine", text])
 
 
 # ----------------------------------------------------------------------------------------------- threads and memory
