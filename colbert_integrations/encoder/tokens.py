@@ -271,7 +271,7 @@ class Tokenizer:
         """
         if ids is None:
             return len(self._prompt_ids)
-        alike = takewhile(lambda pair: pair[0] == pair[1], zip(self._prompt_ids, ids))
+        alike = takewhile(lambda pair: pair[0] == pair[1], zip(self._prompt_ids, ids, strict=False))
         return sum(1 for _ in alike)
 
     def window(self, ids: Sequence[int], start: int, size: int) -> TokenSequence:
