@@ -43,7 +43,8 @@ class EncodeOptions:
     """How texts are encoded; nothing here changes what a vector is, windows aside.
 
     Attributes:
-        long_documents: ``"window"``: overlapping windows over the whole text; ``"truncate"``: its beginning.
+        long_documents: ``"window"``: overlapping windows over the whole text; ``"truncate"``: its beginning, or its
+            end where the checkpoint's tokenizer is so.
         window_overlap: Tokens that neighbouring windows share. None: 64, or half a window if that is less.
         batch_tokens: Maximum number of tokens in a batch; padding counts, where the forward pass pads.
         batch_size: Maximum number of texts or windows in a batch. None: only the tokens count.
@@ -177,7 +178,7 @@ class Encoder:
         capacity = self.tokenizer.capacity(side)
         if capacity is None:
             return [self.tokenizer.sequence(tokens.ids, side)]
-        starts = [0]
+        starts = [self.tokenizer.start_of_cut(len(tokens.ids), capacity)]
         if side == "document" and self._options.long_documents == "window":
             starts = window_starts(len(tokens.ids), capacity, self._overlap)
         return [self.tokenizer.sequence(tokens.ids[start : start + capacity], side, start) for start in starts]

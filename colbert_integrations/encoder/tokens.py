@@ -68,6 +68,7 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self._lock = threading.Lock()
+        self._cuts_beginning = getattr(tokenizer, "truncation_side", "right") == "left"
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
@@ -164,6 +165,8 @@ class Tokenizer:
         )
         if not self.prefix_ids and (spec.query_marker or spec.document_marker):
             notes.append("the tokenizer puts nothing before a text, so markers follow its first token, as in PyLate")
+        if self._cuts_beginning:
+            notes.append("a text that is too long loses its beginning, as the tokenizer's truncation_side says")
         return replace(resolved, notes=tuple(notes))
 
     def _marker_id(self, marker: str, spec: ColBERTSpec, notes: list[str]) -> int | None:
@@ -224,6 +227,18 @@ class Tokenizer:
                 f"must be at least {overhead + 1}"
             )
         return length - overhead
+
+    def start_of_cut(self, count: int, capacity: int) -> int:
+        """Where a text begins to be read that is cut to one sequence.
+
+        Args:
+            count: Number of its tokens.
+            capacity: How many of them are read.
+
+        Returns:
+            Position of the first one that is; 0 unless the checkpoint's tokenizer cuts the beginning.
+        """
+        return max(0, count - capacity) if self._cuts_beginning else 0
 
     def sequence(self, content: Sequence[int], side: Side, start: int = 0) -> TokenSequence:
         """Dress tokens of text as the model was trained to see them.
