@@ -47,14 +47,12 @@ def load_encoder(
     spec = checkpoint.spec
     _check_attention(spec, load.attn_implementation)
     tokenizer = read_tokenizer(checkpoint, load)
-    limit, backbone = None, None
-    if forward is None:
-        backbone = load_backbone(checkpoint, load)
-        limit = position_limit(backbone)
-        forward = _choose_forward(checkpoint, backbone, load)
-    rules = apply_rules(checkpoint, tokenizer, limit)
+    backbone = load_backbone(checkpoint, load) if forward is None else None
+    rules = apply_rules(checkpoint, tokenizer, None if backbone is None else position_limit(backbone))
     if backbone is not None:
         _check_rows(rules.spec, backbone)
+    if forward is None:
+        forward = _choose_forward(checkpoint, backbone, load, rules)
     if isinstance(forward, RemoteForward):
         return _connect(checkpoint, load, encode, forward, rules)
     return Encoder(rules, forward, encode)
@@ -64,7 +62,7 @@ def _connect(
     checkpoint: Checkpoint, load: LoadOptions, encode: EncodeOptions, forward: RemoteForward, tokenizer: Tokenizer
 ) -> Encoder:
     def load_weights() -> Forward:
-        return _choose_forward(checkpoint, load_backbone(checkpoint, load), load)
+        return _choose_forward(checkpoint, load_backbone(checkpoint, load), load, tokenizer)
 
     content = tokenizer.tokens([_PROBE], "document")[0].ids[: tokenizer.capacity("document")]
     probe = tokenizer.sequence(content, "document")
@@ -72,15 +70,16 @@ def _connect(
     return Encoder(tokenizer, local, encode, forward.connect(tokenizer.spec, probe, local.probed))
 
 
-def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions) -> Forward:
+def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, rules: Tokenizer) -> Forward:
     projection = build_projection(checkpoint)
-    if can_pack(backbone, load.attn_implementation):
+    if can_pack(backbone, load.attn_implementation) and not rules.hides_beginnings:
         return PackedForward(backbone, projection.to(load.device), load.dtype)
     if load.dtype == torch.int8:
+        expansion = ", expansion before a query" * rules.hides_beginnings
         raise InputError(
             f"dtype='int8' is for BERT and ModernBERT on a CPU, and {checkpoint.spec.name} is "
-            f"{checkpoint.spec.architecture} with attn_implementation={load.attn_implementation!r}: use 'bfloat16' or "
-            "'float32'"
+            f"{checkpoint.spec.architecture} with attn_implementation={load.attn_implementation!r}{expansion}: use "
+            "'bfloat16' or 'float32'"
         )
     return TorchForward(backbone, projection.to(load.device, load.dtype), load.device)
 

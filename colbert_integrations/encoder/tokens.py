@@ -27,16 +27,18 @@ class TokenSequence:
 
     Attributes:
         ids: Token ids, with special tokens, marker and expansion.
-        attended: How many leading tokens the others may attend to; the rest is expansion that nobody sees.
+        attended: How many tokens the others may attend to; the rest is expansion that nobody sees.
         kept: Positions in ``ids`` whose vectors count.
         origins: For each position in ``ids``, which token of the text it holds; None for special tokens, the marker
             and expansion.
+        unseen_first: How many tokens that nobody sees stand before those that are attended to; the others follow them.
     """
 
     ids: list[int]
     attended: int
     kept: list[int]
     origins: list[int | None]
+    unseen_first: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class Tokenizer:
         self._backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self._lock = threading.Lock()
         self._cuts_beginning = getattr(tokenizer, "truncation_side", "right") == "left"
+        # sentence-transformers swaps padding for expansion, so it stands where the tokenizer pads; with "min" it fills
+        # up afterwards, at the end. PyLate's markers would be lost among padding in front: nothing was trained so.
+        left = getattr(tokenizer, "padding_side", "right") == "left" and spec.layout == "sentence-transformers"
+        self._fills_beginning = left and spec.query_expansion == "fixed"
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
@@ -167,6 +173,8 @@ class Tokenizer:
             notes.append("the tokenizer puts nothing before a text, so markers follow its first token, as in PyLate")
         if self._cuts_beginning:
             notes.append("a text that is too long loses its beginning, as the tokenizer's truncation_side says")
+        if self._fills_beginning:
+            notes.append("expansion stands before a query, as the tokenizer's padding_side says")
         return replace(resolved, notes=tuple(notes))
 
     def _marker_id(self, marker: str, spec: ColBERTSpec, notes: list[str]) -> int | None:
@@ -260,16 +268,30 @@ class Tokenizer:
         if marker is not None:
             ids.insert(1, marker)  # by id and after the first token, never as text in front of it
             origins.insert(1, None)
-        kept = self._kept(ids, origins, side)
-        attended = len(ids)
-        missing = self.spec.expansion_length - len(ids)
-        if side == "query" and self.spec.expansion_token_id is not None and missing > 0:
-            if "query" not in self.spec.skiplist_tasks or self.spec.expansion_token_id not in self._skipped:
-                kept += range(len(ids), len(ids) + missing)
-            ids += [self.spec.expansion_token_id] * missing
-            origins += [None] * missing
-            attended = len(ids) if self.spec.attend_to_expansion_tokens else attended
-        return TokenSequence(ids, attended, kept, origins)
+        sequence = TokenSequence(ids, len(ids), self._kept(ids, origins, side), origins)
+        return self._expanded(sequence) if side == "query" else sequence
+
+    def _expanded(self, query: TokenSequence) -> TokenSequence:
+        """A query filled up with expansion tokens, as far as it has room for them."""
+        token, missing = self.spec.expansion_token_id, self.spec.expansion_length - len(query.ids)
+        if token is None or missing <= 0:
+            return query
+        lead, tail = (missing, 0) if self._fills_beginning else (0, missing)
+        fill = range(lead) or range(len(query.ids), len(query.ids) + tail)
+        skips = "query" in self.spec.skiplist_tasks and token in self._skipped
+        attends = self.spec.attend_to_expansion_tokens
+        return TokenSequence(
+            [*[token] * lead, *query.ids, *[token] * tail],
+            query.attended + missing * attends,
+            sorted([*(position + lead for position in query.kept), *(() if skips else fill)]),
+            [*[None] * lead, *query.origins, *[None] * tail],
+            0 if attends else lead,
+        )
+
+    @property
+    def hides_beginnings(self) -> bool:
+        """Whether queries begin with expansion tokens that nobody sees."""
+        return self._fills_beginning and not self.spec.attend_to_expansion_tokens
 
     def _side_marker(self, side: Side) -> int | None:
         return self.spec.query_marker_id if side == "query" else self.spec.document_marker_id

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 import checkpoints
 from colbert_integrations import ColBERT, TruncationWarning
+from colbert_integrations.errors import InputError
 
 LONG = "The fox, the dog and the cat run into the city where the wind lifts the wings of a plane over the river. "
 
@@ -78,3 +80,45 @@ def test_windows_and_short_texts_are_the_same_from_either_side(tmp_path: Path, c
     for text in ("a fox", LONG * 2):
         ours, theirs = (ColBERT(folder, device="cpu").encode_document(text) for folder in (path, checkpoint("pylate")))
         assert ours.values.equal(theirs.values)
+
+
+# ---------------------------------------------------------------------------------------------------------- padding
+
+
+def test_fixed_expansion_stands_where_the_tokenizer_pads(tmp_path: Path, checkpoint: Callable) -> None:
+    model, right = load(build("native_fixed", tmp_path, padding_side="left")), load(checkpoint("native_fixed"))
+    mask = model.spec.expansion_token_id
+    ids, usual = ids_of(model, "a fox", "query"), ids_of(right, "a fox", "query")
+    real = [token for token in usual if token != mask]
+    assert 3 < len(real) < 16
+    assert ids == [mask] * (16 - len(real)) + real
+    # Documents, and queries that fill their length, have no expansion.
+    assert ids_of(model, LONG, "query") == ids_of(right, LONG, "query")
+    ours, theirs = (each.encode_document("a fox").values for each in (model, right))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert any("padding_side" in note for note in model.spec.notes)
+
+
+def test_expansion_in_front_is_explained_by_the_right_tokens(tmp_path: Path) -> None:
+    model = load(build("native_fixed", tmp_path, padding_side="left"))
+    explanation = model.explain("a fox", "the quick fox")
+    told = [match.query_token for match in explanation.matches]
+    assert len(told) == 16
+    assert {token.text for token in told if token.span is None} == {"[MASK]", "[CLS]", "[Q] ", "[SEP]"}
+    assert told[0].text == "[MASK]"
+    assert "".join("a fox"[slice(*token.span)] for token in told if token.span is not None) == "afox"
+    assert explanation.score == pytest.approx(model.rank("a fox", ["the quick fox"])[0].score, abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "strategy"), [("native_min", "min"), ("pylate", "fixed")])
+def test_other_expansion_stays_at_the_end(name: str, strategy: str, tmp_path: Path, checkpoint: Callable) -> None:
+    # "min": sentence-transformers fills up after padding. PyLate would put its marker between the padding.
+    model = load(build(name, tmp_path, padding_side="left"))
+    assert model.spec.query_expansion == strategy
+    assert ids_of(model, "a fox", "query") == ids_of(load(checkpoint(name)), "a fox", "query")
+
+
+def test_unseen_expansion_in_front_is_not_run_in_int8(tmp_path: Path) -> None:
+    path = build("native_fixed", tmp_path, padding_side="left")
+    with pytest.raises(InputError, match="expansion before a query"):
+        load(path, dtype="int8").encode_query("a")
