@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import CheckpointError
+from .chain import check_chain
 from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, ST_CONFIG, Files, Module
 from .spec import PoolingSpec
 
@@ -173,12 +174,14 @@ def _read_pylate(files: Files, values: Values) -> None:
 
 
 def _read_native(files: Files, values: Values) -> None:
+    check_chain(files)
     transformer = files.folder.mapping(str(PurePosixPath(files.backbone, "sentence_bert_config.json")))
     source = "sentence_bert_config.json"
     limit = [(transformer, "max_seq_length", source)]
     values.pick("query_length", [(transformer, "query_length", source), *limit], None)
     values.pick("document_length", [(transformer, "document_length", source), *limit], None)
     _read_native_expansion(transformer.get("query_expansion"), values, f"{source}: query_expansion")
+    _check_counted(files, values)
     mask = files.folder.mapping(_first(files.modules_of("MultiVectorMask"), "config.json"))
     if mask.get("keep_only_token_ids"):
         raise CheckpointError(f"{files.name} keeps only the vectors of given token ids, which is made for page images")
@@ -207,12 +210,19 @@ def _read_native_expansion(expansion: Mapping[str, Any] | None, values: Values, 
         values.set("query_length", length, source)
 
 
+def _check_counted(files: Files, values: Values) -> None:
+    unseen = values.attributes.get("query_expansion") and not values.attributes["attend_to_expansion_tokens"]
+    if unseen and not files.modules_of("MultiVectorMask"):
+        raise CheckpointError(
+            f"{files.name} expands queries and has no MultiVectorMask in {MODULES}, which is what counts the "
+            "expansion: save it again with that module, or without query_expansion"
+        )
+
+
 def _read_native_pooling(files: Files, values: Values) -> None:
-    modules = files.modules_of("TokenPooling")
+    modules = files.modules_of("HierarchicalTokenPooling")
     if not modules:
         return
-    if len(modules) > 1 or modules[0].kind != "HierarchicalTokenPooling":
-        raise CheckpointError(f"{files.name} pools tokens by {[module.kind for module in modules]}, which is unknown")
     config = files.folder.mapping(_first(modules, "config.json"))
     pooling = PoolingSpec(
         pool_factor=config.get("pool_factor", 1.0),

@@ -14,7 +14,13 @@ from safetensors.torch import load_file, save_file
 import checkpoints
 from colbert_integrations import ColBERT
 from colbert_integrations.checkpoint import ColBERTSpec, SpecOverrides, read_checkpoint
-from colbert_integrations.errors import CheckpointError, CheckpointNotFoundError, InputError, MissingWeightsError
+from colbert_integrations.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    InputError,
+    MissingWeightsError,
+    UnsupportedCheckpointError,
+)
 
 PUNCTUATION = tuple(string.punctuation)
 Build = Callable[[str], Path]
@@ -337,3 +343,87 @@ def test_a_plain_encoder_can_be_projected_keeping_angles(checkpoint: Build) -> N
 def test_projection_dim_is_for_plain_encoders(checkpoint: Build) -> None:
     with pytest.raises(InputError, match="head of its own"):
         ColBERT(checkpoint("stanford"), device="cpu", projection_dim=8)
+
+
+# ----------------------------------------------------------------------------------- modules of sentence-transformers
+
+
+_BASE, _MULTI = "sentence_transformers.base.modules", "sentence_transformers.multi_vector_encoder.modules"
+_CHAIN = {
+    "Transformer": ("", f"{_BASE}.transformer.Transformer"),
+    "Dense": ("1_Dense", f"{_BASE}.dense.Dense"),
+    "Mask": ("2_MultiVectorMask", f"{_MULTI}.multi_vector_mask.MultiVectorMask"),
+    "Normalize": ("3_Normalize", f"{_BASE}.normalize.Normalize"),
+    "Pool": ("4_HierarchicalTokenPooling", f"{_MULTI}.token_pooling.HierarchicalTokenPooling"),
+}
+
+
+def chained(folder: Path, names: str, *more: tuple[str, str], **options) -> Path:
+    """A native checkpoint with the named modules in their order, and more after them."""
+    folder.mkdir(exist_ok=True)
+    checkpoints.native(folder, pooling={"pool_factor": 2}, **options)
+    checkpoints.modules(folder, *(_CHAIN[name] for name in names.split()), *more)
+    return folder
+
+
+@pytest.mark.parametrize("names", ["Transformer Mask Dense Normalize", "Transformer Dense Normalize Mask Pool"])
+def test_where_the_mask_stands_changes_nothing(names: str, tmp_path: Path, checkpoint: Build) -> None:
+    # sentence-transformers 6.2 gives the same vectors for these: the mask only says which tokens count.
+    model = ColBERT(chained(tmp_path, names), device="cpu")
+    ours, usual = (each.encode_query("the fox").values for each in (model, ColBERT(checkpoint("native"), device="cpu")))
+    assert torch.equal(ours, usual)
+    assert (model.spec.pooling is not None) == names.endswith("Pool")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "Transformer Normalize Dense Mask",
+        "Transformer Dense Mask Pool Normalize",
+        "Transformer Dense Normalize Pool Mask",
+        "Transformer Dense Mask Normalize Pool Pool",
+        "Transformer Dense Mask Mask Normalize",
+        "Dense Transformer Mask Normalize",
+        "Dense Mask Normalize",
+    ],
+)
+def test_another_order_of_modules_is_refused(names: str, tmp_path: Path) -> None:
+    first, second, *_ = names.split()
+    with pytest.raises(UnsupportedCheckpointError, match=f"runs {first}, .*{second}.* an order that is not computed"):
+        spec_of(chained(tmp_path, names))
+
+
+@pytest.mark.parametrize(
+    "kind", ["sentence_transformers.sentence_transformer.modules.cnn.CNN", "own.Dense", f"{_BASE}.dense.OwnDense"]
+)
+def test_a_module_of_another_kind_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedCheckpointError, match=rf"has a module '{kind}'.*only Transformer, Dense"):
+        spec_of(chained(tmp_path, "Transformer Dense Mask Normalize", ("1_Dense", kind)))
+
+
+@pytest.mark.parametrize(
+    ("module", "changed", "message"),
+    [
+        ("3_Normalize", {"module_input_name": ...}, "Normalize whose module_input_name is 'sentence_embedding'"),
+        ("3_Normalize", {"module_output_name": "unit"}, "Normalize whose module_output_name is 'unit'"),
+        ("1_Dense", {"module_input_name": "sentence_embedding"}, "Dense whose module_input_name is 'sentence_emb"),
+    ],
+)
+def test_a_module_that_works_on_something_else_is_refused(module, changed, message, tmp_path: Path) -> None:
+    path = checkpoints.build("native", tmp_path)
+    edit(path / module / "config.json", **changed)
+    with pytest.raises(UnsupportedCheckpointError, match=message):
+        spec_of(path)
+
+
+def test_a_dense_that_names_no_key_works_on_tokens(tmp_path: Path) -> None:
+    path = checkpoints.build("native", tmp_path)
+    edit(path / "1_Dense" / "config.json", module_input_name=..., module_output_name=...)
+    assert spec_of(path).dim == checkpoints.DIM
+
+
+def test_expansion_that_nothing_counts_is_refused(tmp_path: Path) -> None:
+    expansion = {"strategy": "fixed", "attend": False, "length": 16}
+    with pytest.raises(CheckpointError, match="expands queries and has no MultiVectorMask"):
+        spec_of(chained(tmp_path, "Transformer Dense Normalize", expansion=expansion))
+    assert spec_of(chained(tmp_path / "seen", "Transformer Dense Normalize")).skiplist_words == ()
