@@ -78,6 +78,11 @@ class Tokenizer:
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
+        # PyLate lower-cases a text before it is tokenised; sentence-transformers does so within the tokenizer, where an
+        # added token such as a marker in a prompt still matches.
+        self._lowers_texts = spec.lowercase and spec.layout != "sentence-transformers"
+        if spec.lowercase and not self._lowers_texts:
+            _lower_within(tokenizer)
         if spec.layout == "pylate":
             # PyLate adds its markers to the tokenizer, so a marker spelt out in a text is the marker.
             known = tokenizer.get_vocab()
@@ -116,7 +121,7 @@ class Tokenizer:
             encoded = self._backend.encode_batch(prepared, add_special_tokens=False)
         except (TypeError, UnicodeError) as error:
             raise InputError(_not_unicode(texts)) from error
-        shifts = [_Shift(text, self._prompt(side), self.spec) for text in texts]
+        shifts = [_Shift(text, self._prompt(side), self.spec.strip, self._lowers_texts) for text in texts]
         return [
             TextTokens(encoding.ids, [shift(span) for span in encoding.offsets])
             for encoding, shift in zip(encoded, shifts, strict=True)
@@ -130,11 +135,11 @@ class Tokenizer:
             side: Whose prompt goes before it.
 
         Returns:
-            The text with its prompt, stripped and lower-cased where the checkpoint is so.
+            The text with its prompt, stripped and lower-cased where the checkpoint's library does that to the text.
         """
         prepared = self._prompt(side) + text
         prepared = prepared.strip() if self.spec.strip else prepared
-        return prepared.lower() if self.spec.lowercase else prepared
+        return prepared.lower() if self._lowers_texts else prepared
 
     def _prompt(self, side: Side) -> str:
         return self.spec.query_prompt if side == "query" else self.spec.document_prompt
@@ -311,13 +316,13 @@ class Tokenizer:
 class _Shift:
     """From characters of the prepared text back to characters of the text as it was given."""
 
-    def __init__(self, text: str, prompt: str, spec: ColBERTSpec) -> None:
+    def __init__(self, text: str, prompt: str, strips: bool, lowers: bool) -> None:
         whole = prompt + text
-        stripped = len(whole) - len(whole.lstrip()) if spec.strip else 0
+        stripped = len(whole) - len(whole.lstrip()) if strips else 0
         self._offset = stripped - len(prompt)
         self._length = len(text)
         # Lower-casing can lengthen a character ("İ"), so positions after it move.
-        widths = [len(character.lower()) for character in whole] if spec.lowercase else []
+        widths = [len(character.lower()) for character in whole] if lowers else []
         self._origin = _origins(widths[stripped:]) if any(width != 1 for width in widths) else None
 
     def __call__(self, span: Span) -> Span | None:
@@ -326,6 +331,22 @@ class _Shift:
             start, stop = self._origin[start], self._origin[stop - 1] + 1 if stop > start else self._origin[start]
         start, stop = max(0, start + self._offset), min(self._length, stop + self._offset)
         return (start, stop) if stop > start else None
+
+
+def _lower_within(tokenizer: Any) -> None:
+    """Make a tokenizer lower-case what it is given, the way sentence-transformers does."""
+    if not tokenizer.is_fast:
+        try:
+            tokenizer.do_lower_case = True
+        except AttributeError:  # some have it as a property, of a tokenizer inside
+            tokenizer.basic_tokenizer.do_lower_case = True
+        return
+    from tokenizers import normalizers
+
+    own = tokenizer.backend_tokenizer.normalizer
+    parts = list(own) if isinstance(own, normalizers.Sequence) else [own] * (own is not None)
+    if not any(isinstance(part, normalizers.Lowercase) for part in parts):
+        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
 
 def _origins(widths: list[int]) -> list[int]:

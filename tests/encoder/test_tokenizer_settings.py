@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
 import checkpoints
@@ -122,3 +123,34 @@ def test_unseen_expansion_in_front_is_not_run_in_int8(tmp_path: Path) -> None:
     path = build("native_fixed", tmp_path, padding_side="left")
     with pytest.raises(InputError, match="expansion before a query"):
         load(path, dtype="int8").encode_query("a")
+
+
+# ---------------------------------------------------------------------------------------------------- lower-casing
+
+
+def test_lower_casing_leaves_a_marker_in_a_prompt_whole(tmp_path: Path, checkpoint: Callable) -> None:
+    model, usual = (
+        load(build("native", tmp_path, "sentence_bert_config.json", do_lower_case=True)),
+        load(checkpoint("native")),
+    )
+    for side in ("query", "document"):
+        assert ids_of(model, "A FOX", side) == ids_of(model, "a fox", side) == ids_of(usual, "a fox", side)
+    assert usual._ready().tokenizer.text_of(ids_of(model, "A FOX", "query")[1]) == "[Q] "
+
+
+def test_places_in_a_lower_cased_text_are_those_of_the_text_as_given(tmp_path: Path) -> None:
+    model = load(build("native", tmp_path, "sentence_bert_config.json", do_lower_case=True))
+    text = "İİ THE Fox"  # lower-cased, the first two are longer
+    found = model._ready().tokenizer.tokens([text], "document", with_spans=True)[0]
+    cut = [text[slice(*span)] for span in found.spans if span is not None]
+    assert "".join(cut).endswith(" THE Fox")
+    assert max(stop for _, stop in filter(None, found.spans)) == len(text)
+
+
+def test_a_tokenizer_that_lower_cases_anyway_is_left_alone(tmp_path: Path) -> None:
+    path = build("native", tmp_path, "sentence_bert_config.json", do_lower_case=True)
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.save(str(path / "tokenizer.json"))
+    backend = load(path)._ready().tokenizer._backend
+    assert [type(part).__name__ for part in backend.normalizer] == ["NFC", "Lowercase"]
