@@ -180,7 +180,7 @@ def _read_native(files: Files, values: Values) -> None:
     limit = [(transformer, "max_seq_length", source)]
     values.pick("query_length", [(transformer, "query_length", source), *limit], None)
     values.pick("document_length", [(transformer, "document_length", source), *limit], None)
-    _read_native_expansion(transformer.get("query_expansion"), values, f"{source}: query_expansion")
+    _read_native_expansion(transformer, values, f"{source}: query_expansion")
     _check_counted(files, values)
     mask = files.folder.mapping(_first(files.modules_of("MultiVectorMask"), "config.json"))
     if mask.get("keep_only_token_ids"):
@@ -195,7 +195,8 @@ def _read_native(files: Files, values: Values) -> None:
     _read_native_pooling(files, values)
 
 
-def _read_native_expansion(expansion: Mapping[str, Any] | None, values: Values, source: str) -> None:
+def _read_native_expansion(transformer: Mapping[str, Any], values: Values, source: str) -> None:
+    expansion = transformer.get("query_expansion")
     if not expansion:
         return
     if expansion.get("strategy") not in ("fixed", "min"):
@@ -205,7 +206,8 @@ def _read_native_expansion(expansion: Mapping[str, Any] | None, values: Values, 
     values.set("expansion_length", length, source)
     values.set("expansion_token", expansion.get("token"), source)
     values.set("attend_to_expansion_tokens", bool(expansion.get("attend", False)), source)
-    longest = values.attributes["query_length"]
+    # Not max_seq_length: sentence-transformers cuts a query there, and then fills it up.
+    longest = transformer.get("query_length")
     if expansion["strategy"] == "fixed" or (longest is not None and longest < length):
         values.set("query_length", length, source)
 

@@ -85,10 +85,10 @@ def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, ru
 
 
 def _open_length(tokenizer: Any, checkpoint: Checkpoint) -> int | None:
-    """The length of a side that the checkpoint does not limit: the tokenizer's, else that of the configuration."""
-    limit = getattr(tokenizer, "model_max_length", _NO_LIMIT)
-    configured = checkpoint.config.get("max_position_embeddings")
-    return limit if limit < _NO_LIMIT else configured if isinstance(configured, int) else None
+    """The length of a side that the checkpoint does not limit: the tokenizer's, or the configuration's if less."""
+    said = (getattr(tokenizer, "model_max_length", None), checkpoint.config.get("max_position_embeddings"))
+    limits = [limit for limit in said if isinstance(limit, int) and 0 < limit < _NO_LIMIT]  # XLNet says -1
+    return min(limits, default=None)
 
 
 def apply_rules(checkpoint: Checkpoint, tokenizer: Any, positions: int | None = None) -> Tokenizer:

@@ -13,6 +13,8 @@ from transformers import AutoTokenizer
 
 import checkpoints
 from colbert_integrations import ColBERT, TruncationWarning
+from colbert_integrations.checkpoint import SpecOverrides, read_checkpoint
+from colbert_integrations.encoder import apply_rules
 from colbert_integrations.errors import InputError
 
 LONG = "The fox, the dog and the cat run into the city where the wind lifts the wings of a plane over the river. "
@@ -21,9 +23,13 @@ LONG = "The fox, the dog and the cat run into the city where the wind lifts the 
 def build(name: str, folder: Path, file: str = "tokenizer_config.json", **changed) -> Path:
     """A checkpoint with keys of a JSON file changed."""
     path = checkpoints.build(name, folder)
-    settings = json.loads((path / file).read_text()) | changed
-    (path / file).write_text(json.dumps(settings))
+    edit(path / file, **changed)
     return path
+
+
+def edit(path: Path, **changed) -> None:
+    """Change keys of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
 def load(path: Path, **options) -> ColBERT:
@@ -154,3 +160,38 @@ def test_a_tokenizer_that_lower_cases_anyway_is_left_alone(tmp_path: Path) -> No
     tokenizer.save(str(path / "tokenizer.json"))
     backend = load(path)._ready().tokenizer._backend
     assert [type(part).__name__ for part in backend.normalizer] == ["NFC", "Lowercase"]
+
+
+# ---------------------------------------------------------------------------------------------------- open lengths
+
+
+@pytest.mark.parametrize(("positions", "length"), [(24, 24), (900, 512), (-1, 512)])
+def test_an_open_length_is_the_tokenizers_or_the_configurations_if_that_is_less(
+    positions: int, length: int, tmp_path: Path
+) -> None:
+    checkpoints.native(tmp_path, query_length=None, document_length=None)
+    edit(tmp_path / "config.json", max_position_embeddings=positions)
+    checkpoint = read_checkpoint("tiny", tmp_path, SpecOverrides())
+    spec = apply_rules(checkpoint, AutoTokenizer.from_pretrained(str(tmp_path))).spec
+    assert (spec.query_length, spec.document_length) == (length, length)
+
+
+def test_an_open_length_cuts(tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, query_length=None, document_length=None)
+    edit(tmp_path / "config.json", max_position_embeddings=24)
+    assert len(ids_of(load(tmp_path), LONG, "document")) == 24
+    edit(tmp_path / "sentence_bert_config.json", max_seq_length=20)
+    assert len(ids_of(load(tmp_path), LONG, "document")) == 20
+
+
+def test_a_query_is_cut_at_max_seq_length_and_filled_up_beyond_it(tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, query_length=None, expansion={"strategy": "min", "attend": True, "length": 8})
+    edit(tmp_path / "sentence_bert_config.json", max_seq_length=6)
+    model = load(tmp_path)
+    cut = cut_ids(tmp_path, "[Q] " + LONG, 6)
+    assert ids_of(model, LONG, "query") == [*cut, model.spec.expansion_token_id, model.spec.expansion_token_id]
+
+
+def test_a_query_length_below_that_of_expansion_is_raised(tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, query_length=6, expansion={"strategy": "min", "attend": True, "length": 8})
+    assert load(tmp_path).spec.query_length == 8
