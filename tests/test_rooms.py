@@ -63,7 +63,7 @@ ROOMS = {
         ".observing",
         ".triton_check",
     }
-    | {"numpy", "torch", "tqdm", "transformers", "triton"},
+    | {"numpy", "tokenizers", "torch", "tqdm", "transformers", "triton"},
     "kernel": {"colbert_integrations_kernel", "torch"},
     "scoring": {".autocast", ".cuda_graphs", ".embeddings", ".errors", ".kernel", ".triton_check", "torch", "triton"},
     "triton_check": {"torch"},
