@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import CheckpointError
+from .arguments import check_arguments
 from .chain import check_chain
 from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, ST_CONFIG, Files, Module
 from .spec import PoolingSpec
@@ -146,6 +147,7 @@ def _read_stanford(files: Files, values: Values) -> None:
 
 
 def _read_pylate(files: Files, values: Values) -> None:
+    check_arguments(files)
     st, meta = files.st_config, files.metadata
 
     def both(st_key: str, meta_key: str) -> list[tuple[Mapping[str, Any], str, str]]:
@@ -175,6 +177,7 @@ def _read_pylate(files: Files, values: Values) -> None:
 
 def _read_native(files: Files, values: Values) -> None:
     check_chain(files)
+    check_arguments(files)
     transformer = files.folder.mapping(str(PurePosixPath(files.backbone, "sentence_bert_config.json")))
     source = "sentence_bert_config.json"
     limit = [(transformer, "max_seq_length", source)]

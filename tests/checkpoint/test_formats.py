@@ -427,3 +427,52 @@ def test_expansion_that_nothing_counts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expands queries and has no MultiVectorMask"):
         spec_of(chained(tmp_path, "Transformer Dense Normalize", expansion=expansion))
     assert spec_of(chained(tmp_path / "seen", "Transformer Dense Normalize")).skiplist_words == ()
+
+
+# ------------------------------------------------------------------------------------------------- loading arguments
+
+_TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+
+
+@pytest.mark.parametrize("layout", ["native", "pylate"])
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"config_kwargs": {"local_attention": 4}}, r"config_kwargs\.local_attention=4"),
+        ({"config_args": {"dtype": "float16", "num_hidden_layers": 1}}, r"config_args\.num_hidden_layers=1"),
+        ({"processor_kwargs": {"model_max_length": 9}}, r"processor_kwargs\.model_max_length=9"),
+        ({"tokenizer_args": {"add_prefix_space": True}}, r"tokenizer_args\.add_prefix_space=True"),
+        ({"model_kwargs": {"rope_theta": 1.0}}, r"model_kwargs\.rope_theta=1\.0"),
+        ({"model_args": {"add_cross_attention": True}}, r"model_args\.add_cross_attention=True"),
+        ({"processing_kwargs": {"text": {"max_length": 9}}}, r"processing_kwargs\.text\.max_length=9"),
+        (
+            {"processing_kwargs": {"common": {"padding_side": "left"}}},
+            r"processing_kwargs\.common\.padding_side='left'",
+        ),
+        ({"transformer_task": "fill-mask"}, "transformer_task='fill-mask'"),
+        ({"module_output_name": "sentence_embedding"}, "module_output_name='sentence_embedding'"),
+        ({"tokenizer_name_or_path": "bert-base-uncased"}, "tokenizer_name_or_path='bert-base-uncased'"),
+        ({"modality_config": {**_TEXT, "message": {**_TEXT["text"], "format": "flat"}}}, "modality_config=.*'message'"),
+        ({"modality_config": {"text": {"method": "forward", "method_output_name": "logits"}}}, "modality_config="),
+    ],
+)
+def test_loading_arguments_that_change_a_vector_are_refused(layout, changed, named, tmp_path: Path) -> None:
+    path = checkpoints.build(layout, tmp_path)
+    edit(path / "sentence_bert_config.json", **changed)
+    with pytest.raises(UnsupportedCheckpointError, match=rf"loaded with {named}.*sentence_bert_config\.json"):
+        spec_of(path)
+
+
+def test_loading_arguments_that_change_no_vector_pass(tmp_path: Path) -> None:
+    path = checkpoints.build("native", tmp_path)
+    before = spec_of(path)
+    arguments = {"attn_implementation": "sdpa", "dtype": "bfloat16", "revision": None, "trust_remote_code": True}
+    said = {
+        "model_kwargs": arguments,
+        "config_kwargs": {},
+        "processor_kwargs": None,
+        "processing_kwargs": {"image": {"x": 1}},
+    }
+    said |= {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings", "unpad_inputs": False}
+    edit(path / "sentence_bert_config.json", **said, modality_config=_TEXT)  # the last four as the library writes them
+    assert spec_of(path) == before
