@@ -189,7 +189,7 @@ def _read_native(files: Files, values: Values) -> None:
     if mask.get("keep_only_token_ids"):
         raise CheckpointError(f"{files.name} keeps only the vectors of given token ids, which is made for page images")
     values.set("skiplist_words", tuple(mask.get("skiplist_words") or ()), "MultiVectorMask")
-    values.set("skiplist_tasks", tuple(mask.get("skiplist_tasks") or ("document",)), "MultiVectorMask")
+    values.set("skiplist_tasks", _tasks(mask.get("skiplist_tasks")), "MultiVectorMask")
     _read_prompts(files, values)
     # The markers are part of the prompts here, as text that the tokenizer knows as one token.
     values.set("normalize", bool(files.modules_of("Normalize")), MODULES)
@@ -215,6 +215,13 @@ def _read_native_expansion(transformer: Mapping[str, Any], values: Values, sourc
         values.set("query_length", length, source)
 
 
+def _tasks(said: str | list[str] | None) -> tuple[str, ...]:
+    """The sides that something holds for: one by its name, or a list, of which an empty one means none."""
+    if said is None:
+        return ("document",)
+    return (said,) if isinstance(said, str) else tuple(said)
+
+
 def _check_counted(files: Files, values: Values) -> None:
     unseen = values.attributes.get("query_expansion") and not values.attributes["attend_to_expansion_tokens"]
     if unseen and not files.modules_of("MultiVectorMask"):
@@ -229,11 +236,14 @@ def _read_native_pooling(files: Files, values: Values) -> None:
     if not modules:
         return
     config = files.folder.mapping(_first(modules, "config.json"))
+    tasks = _tasks(config.get("tasks"))
+    if not tasks:
+        return
     pooling = PoolingSpec(
         pool_factor=config.get("pool_factor", 1.0),
         num_protected_tokens=config.get("num_protected_tokens", 1),
         normalize=config.get("normalize_embeddings", False),
-        tasks=tuple(config.get("tasks") or ("document",)),
+        tasks=tasks,
     )
     values.set("pooling", pooling, modules[0].path)
 

@@ -429,6 +429,25 @@ def test_expansion_that_nothing_counts_is_refused(tmp_path: Path) -> None:
     assert spec_of(chained(tmp_path / "seen", "Transformer Dense Normalize")).skiplist_words == ()
 
 
+@pytest.mark.parametrize(
+    ("said", "tasks"),
+    [(None, ("document",)), ([], ()), ("query", ("query",)), (["query", "document"], ("query", "document"))],
+)
+def test_tasks_may_be_absent_none_one_or_several(said, tasks: tuple[str, ...], tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, pooling={"pool_factor": 2, "tasks": said})
+    edit(tmp_path / "2_MultiVectorMask" / "config.json", skiplist_tasks=said)
+    spec = spec_of(tmp_path)
+    assert spec.skiplist_tasks == tasks
+    assert (spec.pooling.tasks if spec.pooling else ()) == tasks
+
+
+def test_a_skiplist_and_pooling_for_no_side_change_nothing(tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, pooling={"pool_factor": 2, "tasks": []})
+    edit(tmp_path / "2_MultiVectorMask" / "config.json", skiplist_tasks=[])
+    # [CLS], "[D] ", a, comma, b, [SEP]
+    assert ColBERT(tmp_path, device="cpu").encode_document("a,b").lengths == [6]
+
+
 # ------------------------------------------------------------------------------------------------- loading arguments
 
 _TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
