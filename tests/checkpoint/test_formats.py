@@ -448,6 +448,23 @@ def test_a_skiplist_and_pooling_for_no_side_change_nothing(tmp_path: Path) -> No
     assert ColBERT(tmp_path, device="cpu").encode_document("a,b").lengths == [6]
 
 
+def test_a_native_checkpoint_without_a_dense_needs_consent(tmp_path: Path) -> None:
+    path = chained(tmp_path, "Transformer Mask Normalize")
+    with pytest.raises(MissingWeightsError, match="allow_unprojected=True"):
+        ColBERT(path, device="cpu")
+    model = ColBERT(path, device="cpu", allow_unprojected=True)
+    assert (model.spec.layout, model.spec.projection, model.dim) == ("sentence-transformers", (), checkpoints.HIDDEN)
+    # By its own rules: markers, and vectors of special tokens too. A head that is the identity changes nothing.
+    whole = checkpoints.build("native", tmp_path)
+    edit(whole / "1_Dense" / "config.json", out_features=checkpoints.HIDDEN)
+    save_file({"linear.weight": torch.eye(checkpoints.HIDDEN)}, whole / "1_Dense" / "model.safetensors")
+    for ours, theirs in zip(
+        model.encode_query(["a", "the fox"]), ColBERT(whole, device="cpu").encode_query(["a", "the fox"]), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert ColBERT(path, device="cpu", allow_unprojected=True, projection_dim=8).dim == 8
+
+
 # ------------------------------------------------------------------------------------------------- loading arguments
 
 _TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
