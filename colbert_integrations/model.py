@@ -93,7 +93,8 @@ class ColBERT:
         query_length: Maximum number of tokens in a query, markers included. None: as the checkpoint says.
         document_length: Maximum number of tokens in a document or window. None: as the checkpoint says.
         long_documents: ``"window"``: overlapping windows, scored by the union of their vectors, which is MaxSim over
-            the whole document; ``"truncate"``: the beginning only, with a warning.
+            the whole document; ``"truncate"``: the beginning only (or the end, where the checkpoint's tokenizer cuts
+            the beginning), with a warning.
         forward: Runs the forward pass elsewhere, on token ids made here: a ``colbert_integrations.vllm.VLLMForward``,
             or any ``Forward``. Vectors come to ``device`` and are scored there. None: in this process.
         window_overlap: Tokens that neighbouring windows share. None: 64, or half a window if that is less.

@@ -65,7 +65,7 @@ ROOMS = {
         ".progress",
         ".triton_check",
     }
-    | {"numpy", "torch", "transformers", "triton"},
+    | {"numpy", "tokenizers", "torch", "transformers", "triton"},
     "kernel": {"colbert_integrations_kernel", "torch"},
     "scoring": {".autocast", ".cuda_graphs", ".embeddings", ".errors", ".kernel", ".triton_check", "torch", "triton"},
     "triton_check": {"torch"},

@@ -2,7 +2,8 @@
 
 ``hub.py`` finds the folder, ``read.py`` reads the checkpoint in it: ``folder.py`` reads single files, ``files.py``
 those that formats look at, ``head.py`` the layers of the projection. ``formats.py`` is the table of on-disk formats,
-``refusals.py`` the table of what is refused and why, ``spec.py`` the result, ``digest.py`` the identity of the weights.
+``chain.py`` checks the modules of the native one, ``arguments.py`` with what a library is to load them; ``refusals.py``
+is the table of what else is refused and why, ``spec.py`` the result, ``digest.py`` the identity of the weights.
 """
 
 from __future__ import annotations

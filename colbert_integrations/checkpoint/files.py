@@ -23,10 +23,15 @@ ROOT_HEADS = ("linear.weight", "colbert_linear.weight")
 
 @dataclass(frozen=True)
 class Module:
-    """One entry of ``modules.json``: the last part of its type, and its folder."""
+    """One entry of ``modules.json``: its type as a dotted path, and its folder."""
 
-    kind: str
+    type: str
     path: str
+
+    @property
+    def kind(self) -> str:
+        """The last part of its type."""
+        return self.type.rsplit(".", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,7 @@ def read_files(name: str, folder: Folder) -> Files:
     root_config = folder.mapping("config.json")
     refuse_unsupported(name, folder, root_config)
     modules = tuple(
-        Module(str(entry.get("type", "")).rsplit(".", 1)[-1], str(entry.get("path", "")))
-        for entry in folder.json(MODULES) or []
+        Module(str(entry.get("type", "")), str(entry.get("path", ""))) for entry in folder.json(MODULES) or []
     )
     backbone = next((module.path for module in modules if module.kind.endswith("Transformer")), "")
     config = folder.mapping(str(PurePosixPath(backbone, "config.json")))

@@ -14,6 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import CheckpointError
+from .arguments import check_arguments
+from .chain import check_chain
 from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, ST_CONFIG, Files, Module
 from .spec import PoolingSpec
 
@@ -145,6 +147,7 @@ def _read_stanford(files: Files, values: Values) -> None:
 
 
 def _read_pylate(files: Files, values: Values) -> None:
+    check_arguments(files)
     st, meta = files.st_config, files.metadata
 
     def both(st_key: str, meta_key: str) -> list[tuple[Mapping[str, Any], str, str]]:
@@ -173,17 +176,20 @@ def _read_pylate(files: Files, values: Values) -> None:
 
 
 def _read_native(files: Files, values: Values) -> None:
+    check_chain(files)
+    check_arguments(files)
     transformer = files.folder.mapping(str(PurePosixPath(files.backbone, "sentence_bert_config.json")))
     source = "sentence_bert_config.json"
     limit = [(transformer, "max_seq_length", source)]
     values.pick("query_length", [(transformer, "query_length", source), *limit], None)
     values.pick("document_length", [(transformer, "document_length", source), *limit], None)
-    _read_native_expansion(transformer.get("query_expansion"), values, f"{source}: query_expansion")
+    _read_native_expansion(transformer, values, f"{source}: query_expansion")
+    _check_counted(files, values)
     mask = files.folder.mapping(_first(files.modules_of("MultiVectorMask"), "config.json"))
     if mask.get("keep_only_token_ids"):
         raise CheckpointError(f"{files.name} keeps only the vectors of given token ids, which is made for page images")
     values.set("skiplist_words", tuple(mask.get("skiplist_words") or ()), "MultiVectorMask")
-    values.set("skiplist_tasks", tuple(mask.get("skiplist_tasks") or ("document",)), "MultiVectorMask")
+    values.set("skiplist_tasks", _tasks(mask.get("skiplist_tasks")), "MultiVectorMask")
     _read_prompts(files, values)
     # The markers are part of the prompts here, as text that the tokenizer knows as one token.
     values.set("normalize", bool(files.modules_of("Normalize")), MODULES)
@@ -192,7 +198,8 @@ def _read_native(files: Files, values: Values) -> None:
     _read_native_pooling(files, values)
 
 
-def _read_native_expansion(expansion: Mapping[str, Any] | None, values: Values, source: str) -> None:
+def _read_native_expansion(transformer: Mapping[str, Any], values: Values, source: str) -> None:
+    expansion = transformer.get("query_expansion")
     if not expansion:
         return
     if expansion.get("strategy") not in ("fixed", "min"):
@@ -202,23 +209,41 @@ def _read_native_expansion(expansion: Mapping[str, Any] | None, values: Values, 
     values.set("expansion_length", length, source)
     values.set("expansion_token", expansion.get("token"), source)
     values.set("attend_to_expansion_tokens", bool(expansion.get("attend", False)), source)
-    longest = values.attributes["query_length"]
+    # Not max_seq_length: sentence-transformers cuts a query there, and then fills it up.
+    longest = transformer.get("query_length")
     if expansion["strategy"] == "fixed" or (longest is not None and longest < length):
         values.set("query_length", length, source)
 
 
+def _tasks(said: str | list[str] | None) -> tuple[str, ...]:
+    """The sides that something holds for: one by its name, or a list, of which an empty one means none."""
+    if said is None:
+        return ("document",)
+    return (said,) if isinstance(said, str) else tuple(said)
+
+
+def _check_counted(files: Files, values: Values) -> None:
+    unseen = values.attributes.get("query_expansion") and not values.attributes["attend_to_expansion_tokens"]
+    if unseen and not files.modules_of("MultiVectorMask"):
+        raise CheckpointError(
+            f"{files.name} expands queries and has no MultiVectorMask in {MODULES}, which is what counts the "
+            "expansion: save it again with that module, or without query_expansion"
+        )
+
+
 def _read_native_pooling(files: Files, values: Values) -> None:
-    modules = files.modules_of("TokenPooling")
+    modules = files.modules_of("HierarchicalTokenPooling")
     if not modules:
         return
-    if len(modules) > 1 or modules[0].kind != "HierarchicalTokenPooling":
-        raise CheckpointError(f"{files.name} pools tokens by {[module.kind for module in modules]}, which is unknown")
     config = files.folder.mapping(_first(modules, "config.json"))
+    tasks = _tasks(config.get("tasks"))
+    if not tasks:
+        return
     pooling = PoolingSpec(
         pool_factor=config.get("pool_factor", 1.0),
         num_protected_tokens=config.get("num_protected_tokens", 1),
         normalize=config.get("normalize_embeddings", False),
-        tasks=tuple(config.get("tasks") or ("document",)),
+        tasks=tasks,
     )
     values.set("pooling", pooling, modules[0].path)
 

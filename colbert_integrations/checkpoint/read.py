@@ -66,7 +66,7 @@ def read_checkpoint(
 
 
 def _head(files: Files, layout: str, allow_unprojected: bool, projection_dim: int | None) -> Head:
-    if layout != "plain":
+    if not _is_unprojected(files, layout):
         if projection_dim is not None:
             raise InputError(f"projection_dim is for plain encoders; {files.name} has a head of its own")
         return read_head(files, layout)
@@ -77,6 +77,14 @@ def _head(files: Files, layout: str, allow_unprojected: bool, projection_dim: in
             "allow_unprojected=True to score by the encoder's own token vectors"
         )
     return Head() if projection_dim is None else orthonormal_head(files, projection_dim)
+
+
+def _is_unprojected(files: Files, layout: str) -> bool:
+    """Whether a checkpoint scores by the backbone's own vectors; sentence-transformers needs no Dense either."""
+    if layout != "sentence-transformers":
+        return layout == "plain"
+    stored = files.folder.weight_names(files.backbone)
+    return not files.modules_of("Dense") and not any(head in stored for head in ROOT_HEADS)
 
 
 def _architecture(files: Files) -> str:

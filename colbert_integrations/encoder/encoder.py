@@ -42,7 +42,8 @@ class EncodeOptions:
     """How texts are encoded; nothing here changes what a vector is, windows aside.
 
     Attributes:
-        long_documents: ``"window"``: overlapping windows over the whole text; ``"truncate"``: its beginning.
+        long_documents: ``"window"``: overlapping windows over the whole text; ``"truncate"``: its beginning, or its
+            end where the checkpoint's tokenizer is so.
         window_overlap: Tokens that neighbouring windows share. None: 64, or half a window if that is less.
         batch_tokens: Maximum number of tokens in a batch; padding counts, where the forward pass pads.
         batch_size: Maximum number of texts or windows in a batch. None: only the tokens count.
@@ -186,8 +187,11 @@ class Encoder:
             At least one sequence, in order.
         """
         capacity = self.tokenizer.capacity(side)
-        if capacity is None or len(tokens.ids) <= capacity or side == "query" or not self._windows:
-            return [self.tokenizer.sequence(tokens.ids[:capacity], side)]
+        if capacity is None or len(tokens.ids) <= capacity:
+            return [self.tokenizer.sequence(tokens.ids, side)]
+        if side == "query" or not self._windows:
+            start = self.tokenizer.start_of_cut(len(tokens.ids), capacity)
+            return [self.tokenizer.sequence(tokens.ids[start : start + capacity], side, start)]
         prompt = self.tokenizer.prompt_length(tokens.ids)
         size = capacity - prompt
         starts = window_starts(len(tokens.ids) - prompt, size, self._overlap)

@@ -31,7 +31,8 @@ class Forward(Protocol):
         """Run a batch.
 
         Args:
-            sequences: At least one sequence; ``attended`` says how many of its tokens may be attended to.
+            sequences: At least one sequence; ``attended`` says how many of its tokens may be attended to, and
+                ``unseen_first`` how many that may not come first.
 
         Returns:
             The projected vector of every token of every sequence, one after another, without padding and not
@@ -117,7 +118,8 @@ class TorchForward:
         """Pad sequences, run them, and drop the padding again."""
         width = max(len(sequence.ids) for sequence in sequences)
         ids = [sequence.ids + [self._pad_id] * (width - len(sequence.ids)) for sequence in sequences]
-        mask = [[1] * sequence.attended + [0] * (width - sequence.attended) for sequence in sequences]
+        seen = [(s.unseen_first, s.attended) for s in sequences]
+        mask = [[0] * lead + [1] * attended + [0] * (width - lead - attended) for lead, attended in seen]
         if self._needs_two and len(ids) == 1 and not all(mask[0]):
             ids, mask = ids * 2, mask * 2
         real = [row * width + column for row, s in enumerate(sequences) for column in range(len(s.ids))]

@@ -73,18 +73,19 @@ def _probe(tokenizer: Tokenizer) -> TokenSequence:
     return tokenizer.sequence(content, "document")
 
 
-def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, tokenizer: Tokenizer) -> Forward:
+def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, rules: Tokenizer) -> Forward:
     projection = build_projection(checkpoint)
-    if can_pack(backbone, load.attn_implementation):
+    if can_pack(backbone, load.attn_implementation) and not rules.hides_beginnings:
         return PackedForward(backbone, projection.to(load.device), load.dtype)
     if load.dtype == torch.int8:
+        expansion = ", expansion before a query" * rules.hides_beginnings
         raise InputError(
             f"dtype='int8' is for BERT and ModernBERT on a CPU, and {checkpoint.spec.name} is "
-            f"{checkpoint.spec.architecture} with attn_implementation={load.attn_implementation!r}: use 'bfloat16' or "
-            "'float32'"
+            f"{checkpoint.spec.architecture} with attn_implementation={load.attn_implementation!r}{expansion}: use "
+            "'bfloat16' or 'float32'"
         )
     forward = TorchForward(backbone, projection.to(load.device, load.dtype), load.device)
-    probe = _probe(tokenizer)
+    probe = _probe(rules)
     try:
         forward.probe(probe, (len(probe.ids) + 1) // 2)
     except torch.OutOfMemoryError:
@@ -97,12 +98,10 @@ def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, to
 
 
 def _open_length(tokenizer: Any, checkpoint: Checkpoint) -> int | None:
-    """The length of a side that the checkpoint does not limit: the tokenizer's, else that of the configuration."""
-    limit = getattr(tokenizer, "model_max_length", _NO_LIMIT)
-    if limit < _NO_LIMIT:
-        return int(limit)
-    configured = checkpoint.config.get("max_position_embeddings")
-    return configured if isinstance(configured, int) else None
+    """The length of a side that the checkpoint does not limit: the tokenizer's, or the configuration's if less."""
+    said = (getattr(tokenizer, "model_max_length", None), checkpoint.config.get("max_position_embeddings"))
+    limits = [limit for limit in said if isinstance(limit, int) and 0 < limit < _NO_LIMIT]  # XLNet says -1
+    return min(limits, default=None)
 
 
 def apply_rules(checkpoint: Checkpoint, tokenizer: Any, positions: int | None = None) -> Tokenizer:

@@ -27,16 +27,18 @@ class TokenSequence:
 
     Attributes:
         ids: Token ids, with special tokens, marker and expansion.
-        attended: How many leading tokens the others may attend to; the rest is expansion that nobody sees.
+        attended: How many tokens the others may attend to; the rest is expansion that nobody sees.
         kept: Positions in ``ids`` whose vectors count.
         origins: For each position in ``ids``, which token of the text it holds; None for special tokens, the marker
             and expansion.
+        unseen_first: How many tokens that nobody sees stand before those that are attended to; the others follow them.
     """
 
     ids: list[int]
     attended: int
     kept: list[int]
     origins: list[int | None]
+    unseen_first: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,19 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self._lock = threading.Lock()
+        self._cuts_beginning = getattr(tokenizer, "truncation_side", "right") == "left"
+        # sentence-transformers swaps padding for expansion, so it stands where the tokenizer pads; with "min" it fills
+        # up afterwards, at the end. PyLate's markers would be lost among padding in front: nothing was trained so.
+        left = getattr(tokenizer, "padding_side", "right") == "left" and spec.layout == "sentence-transformers"
+        self._fills_beginning = left and spec.query_expansion == "fixed"
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
+        # PyLate lower-cases a text before it is tokenised; sentence-transformers does so within the tokenizer, where an
+        # added token such as a marker in a prompt still matches.
+        self._lowers_texts = spec.lowercase and spec.layout != "sentence-transformers"
+        if spec.lowercase and not self._lowers_texts:
+            _lower_within(tokenizer)
         if spec.layout == "pylate":
             # PyLate adds its markers to the tokenizer, so a marker spelt out in a text is the marker.
             known = tokenizer.get_vocab()
@@ -111,7 +123,7 @@ class Tokenizer:
             encoded = self._backend.encode_batch(prepared, add_special_tokens=False)
         except (TypeError, UnicodeError) as error:
             raise InputError(_not_unicode(texts)) from error
-        shifts = [_Shift(text, self._prompt(side), self.spec) for text in texts]
+        shifts = [_Shift(text, self._prompt(side), self.spec.strip, self._lowers_texts) for text in texts]
         return [
             TextTokens(encoding.ids, [shift(span) for span in encoding.offsets])
             for encoding, shift in zip(encoded, shifts, strict=True)
@@ -125,11 +137,11 @@ class Tokenizer:
             side: Whose prompt goes before it.
 
         Returns:
-            The text with its prompt, stripped and lower-cased where the checkpoint is so.
+            The text with its prompt, stripped and lower-cased where the checkpoint's library does that to the text.
         """
         prepared = self._prompt(side) + text
         prepared = prepared.strip() if self.spec.strip else prepared
-        return prepared.lower() if self.spec.lowercase else prepared
+        return prepared.lower() if self._lowers_texts else prepared
 
     def _prompt(self, side: Side) -> str:
         return self.spec.query_prompt if side == "query" else self.spec.document_prompt
@@ -167,6 +179,10 @@ class Tokenizer:
         )
         if not self.prefix_ids and (spec.query_marker or spec.document_marker):
             notes.append("the tokenizer puts nothing before a text, so markers follow its first token, as in PyLate")
+        if self._cuts_beginning:
+            notes.append("a text that is too long loses its beginning, as the tokenizer's truncation_side says")
+        if self._fills_beginning:
+            notes.append("expansion stands before a query, as the tokenizer's padding_side says")
         return replace(resolved, notes=tuple(notes))
 
     def _marker_id(self, marker: str, spec: ColBERTSpec, notes: list[str]) -> int | None:
@@ -228,6 +244,18 @@ class Tokenizer:
             )
         return length - overhead
 
+    def start_of_cut(self, count: int, capacity: int) -> int:
+        """Where a text begins to be read that is cut to one sequence.
+
+        Args:
+            count: Number of its tokens.
+            capacity: How many of them are read.
+
+        Returns:
+            Position of the first one that is; 0 unless the checkpoint's tokenizer cuts the beginning.
+        """
+        return max(0, count - capacity) if self._cuts_beginning else 0
+
     def sequence(self, content: Sequence[int], side: Side, start: int = 0) -> TokenSequence:
         """Dress tokens of text as the model was trained to see them.
 
@@ -248,16 +276,30 @@ class Tokenizer:
         if marker is not None:
             ids.insert(1, marker)  # by id and after the first token, never as text in front of it
             origins.insert(1, None)
-        kept = self._kept(ids, origins, side)
-        attended = len(ids)
-        missing = self.spec.expansion_length - len(ids)
-        if side == "query" and self.spec.expansion_token_id is not None and missing > 0:
-            if "query" not in self.spec.skiplist_tasks or self.spec.expansion_token_id not in self._skipped:
-                kept += range(len(ids), len(ids) + missing)
-            ids += [self.spec.expansion_token_id] * missing
-            origins += [None] * missing
-            attended = len(ids) if self.spec.attend_to_expansion_tokens else attended
-        return TokenSequence(ids, attended, kept, origins)
+        sequence = TokenSequence(ids, len(ids), self._kept(ids, origins, side), origins)
+        return self._expanded(sequence) if side == "query" else sequence
+
+    def _expanded(self, query: TokenSequence) -> TokenSequence:
+        """A query filled up with expansion tokens, as far as it has room for them."""
+        token, missing = self.spec.expansion_token_id, self.spec.expansion_length - len(query.ids)
+        if token is None or missing <= 0:
+            return query
+        lead, tail = (missing, 0) if self._fills_beginning else (0, missing)
+        fill = range(lead) or range(len(query.ids), len(query.ids) + tail)
+        skips = "query" in self.spec.skiplist_tasks and token in self._skipped
+        attends = self.spec.attend_to_expansion_tokens
+        return TokenSequence(
+            [*[token] * lead, *query.ids, *[token] * tail],
+            query.attended + missing * attends,
+            sorted([*(position + lead for position in query.kept), *(() if skips else fill)]),
+            [*[None] * lead, *query.origins, *[None] * tail],
+            0 if attends else lead,
+        )
+
+    @property
+    def hides_beginnings(self) -> bool:
+        """Whether queries begin with expansion tokens that nobody sees."""
+        return self._fills_beginning and not self.spec.attend_to_expansion_tokens
 
     def prompt_length(self, ids: Sequence[int] | None = None) -> int:
         """Count the tokens of the prompt at the head of a document.
@@ -313,13 +355,13 @@ class Tokenizer:
 class _Shift:
     """From characters of the prepared text back to characters of the text as it was given."""
 
-    def __init__(self, text: str, prompt: str, spec: ColBERTSpec) -> None:
+    def __init__(self, text: str, prompt: str, strips: bool, lowers: bool) -> None:
         whole = prompt + text
-        stripped = len(whole) - len(whole.lstrip()) if spec.strip else 0
+        stripped = len(whole) - len(whole.lstrip()) if strips else 0
         self._offset = stripped - len(prompt)
         self._length = len(text)
         # Lower-casing can lengthen a character ("İ"), so positions after it move.
-        widths = [len(character.lower()) for character in whole] if spec.lowercase else []
+        widths = [len(character.lower()) for character in whole] if lowers else []
         self._origin = _origins(widths[stripped:]) if any(width != 1 for width in widths) else None
 
     def __call__(self, span: Span) -> Span | None:
@@ -328,6 +370,22 @@ class _Shift:
             start, stop = self._origin[start], self._origin[stop - 1] + 1 if stop > start else self._origin[start]
         start, stop = max(0, start + self._offset), min(self._length, stop + self._offset)
         return (start, stop) if stop > start else None
+
+
+def _lower_within(tokenizer: Any) -> None:
+    """Make a tokenizer lower-case what it is given, the way sentence-transformers does."""
+    if not tokenizer.is_fast:
+        try:
+            tokenizer.do_lower_case = True
+        except AttributeError:  # some have it as a property, of a tokenizer inside
+            tokenizer.basic_tokenizer.do_lower_case = True
+        return
+    from tokenizers import normalizers
+
+    own: Any = tokenizer.backend_tokenizer.normalizer
+    parts = list(own) if isinstance(own, normalizers.Sequence) else [own] * (own is not None)
+    if not any(isinstance(part, normalizers.Lowercase) for part in parts):
+        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
 
 def _origins(widths: list[int]) -> list[int]:

@@ -105,8 +105,8 @@ class Explanation:
         matches: One for each query vector, in order; none for a document without vectors.
         pooled: Whether the model itself scores by merged vectors. Here tokens are compared one by one all the
             same, so the score differs from the model's.
-        query_cut: Index of the first character that was not read, the query being too long. None: it was read whole, or
-            the tokenizer can't tell.
+        query_cut: Index of the first character that was not read, the query being too long. None: it was read whole or
+            but for its beginning, or the tokenizer can't tell.
         document_cut: The same for the document.
         similarities: All similarities, for the heat map. None: they were left out.
 

@@ -14,7 +14,13 @@ from safetensors.torch import load_file, save_file
 import checkpoints
 from colbert_integrations import ColBERT
 from colbert_integrations.checkpoint import ColBERTSpec, SpecOverrides, read_checkpoint
-from colbert_integrations.errors import CheckpointError, CheckpointNotFoundError, InputError, MissingWeightsError
+from colbert_integrations.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    InputError,
+    MissingWeightsError,
+    UnsupportedCheckpointError,
+)
 
 PUNCTUATION = tuple(string.punctuation)
 Build = Callable[[str], Path]
@@ -337,3 +343,172 @@ def test_a_plain_encoder_can_be_projected_keeping_angles(checkpoint: Build) -> N
 def test_projection_dim_is_for_plain_encoders(checkpoint: Build) -> None:
     with pytest.raises(InputError, match="head of its own"):
         ColBERT(checkpoint("stanford"), device="cpu", projection_dim=8)
+
+
+# ----------------------------------------------------------------------------------- modules of sentence-transformers
+
+
+_BASE, _MULTI = "sentence_transformers.base.modules", "sentence_transformers.multi_vector_encoder.modules"
+_CHAIN = {
+    "Transformer": ("", f"{_BASE}.transformer.Transformer"),
+    "Dense": ("1_Dense", f"{_BASE}.dense.Dense"),
+    "Mask": ("2_MultiVectorMask", f"{_MULTI}.multi_vector_mask.MultiVectorMask"),
+    "Normalize": ("3_Normalize", f"{_BASE}.normalize.Normalize"),
+    "Pool": ("4_HierarchicalTokenPooling", f"{_MULTI}.token_pooling.HierarchicalTokenPooling"),
+}
+
+
+def chained(folder: Path, names: str, *more: tuple[str, str], **options) -> Path:
+    """A native checkpoint with the named modules in their order, and more after them."""
+    folder.mkdir(exist_ok=True)
+    checkpoints.native(folder, pooling={"pool_factor": 2}, **options)
+    checkpoints.modules(folder, *(_CHAIN[name] for name in names.split()), *more)
+    return folder
+
+
+@pytest.mark.parametrize("names", ["Transformer Mask Dense Normalize", "Transformer Dense Normalize Mask Pool"])
+def test_where_the_mask_stands_changes_nothing(names: str, tmp_path: Path, checkpoint: Build) -> None:
+    # sentence-transformers 6.2 gives the same vectors for these: the mask only says which tokens count.
+    model = ColBERT(chained(tmp_path, names), device="cpu")
+    ours, usual = (each.encode_query("the fox").values for each in (model, ColBERT(checkpoint("native"), device="cpu")))
+    assert torch.equal(ours, usual)
+    assert (model.spec.pooling is not None) == names.endswith("Pool")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "Transformer Normalize Dense Mask",
+        "Transformer Dense Mask Pool Normalize",
+        "Transformer Dense Normalize Pool Mask",
+        "Transformer Dense Mask Normalize Pool Pool",
+        "Transformer Dense Mask Mask Normalize",
+        "Dense Transformer Mask Normalize",
+        "Dense Mask Normalize",
+    ],
+)
+def test_another_order_of_modules_is_refused(names: str, tmp_path: Path) -> None:
+    first, second, *_ = names.split()
+    with pytest.raises(UnsupportedCheckpointError, match=f"runs {first}, .*{second}.* an order that is not computed"):
+        spec_of(chained(tmp_path, names))
+
+
+@pytest.mark.parametrize(
+    "kind", ["sentence_transformers.sentence_transformer.modules.cnn.CNN", "own.Dense", f"{_BASE}.dense.OwnDense"]
+)
+def test_a_module_of_another_kind_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedCheckpointError, match=rf"has a module '{kind}'.*only Transformer, Dense"):
+        spec_of(chained(tmp_path, "Transformer Dense Mask Normalize", ("1_Dense", kind)))
+
+
+@pytest.mark.parametrize(
+    ("module", "changed", "message"),
+    [
+        ("3_Normalize", {"module_input_name": ...}, "Normalize whose module_input_name is 'sentence_embedding'"),
+        ("3_Normalize", {"module_output_name": "unit"}, "Normalize whose module_output_name is 'unit'"),
+        ("1_Dense", {"module_input_name": "sentence_embedding"}, "Dense whose module_input_name is 'sentence_emb"),
+    ],
+)
+def test_a_module_that_works_on_something_else_is_refused(module, changed, message, tmp_path: Path) -> None:
+    path = checkpoints.build("native", tmp_path)
+    edit(path / module / "config.json", **changed)
+    with pytest.raises(UnsupportedCheckpointError, match=message):
+        spec_of(path)
+
+
+def test_a_dense_that_names_no_key_works_on_tokens(tmp_path: Path) -> None:
+    path = checkpoints.build("native", tmp_path)
+    edit(path / "1_Dense" / "config.json", module_input_name=..., module_output_name=...)
+    assert spec_of(path).dim == checkpoints.DIM
+
+
+def test_expansion_that_nothing_counts_is_refused(tmp_path: Path) -> None:
+    expansion = {"strategy": "fixed", "attend": False, "length": 16}
+    with pytest.raises(CheckpointError, match="expands queries and has no MultiVectorMask"):
+        spec_of(chained(tmp_path, "Transformer Dense Normalize", expansion=expansion))
+    assert spec_of(chained(tmp_path / "seen", "Transformer Dense Normalize")).skiplist_words == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "tasks"),
+    [(None, ("document",)), ([], ()), ("query", ("query",)), (["query", "document"], ("query", "document"))],
+)
+def test_tasks_may_be_absent_none_one_or_several(said, tasks: tuple[str, ...], tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, pooling={"pool_factor": 2, "tasks": said})
+    edit(tmp_path / "2_MultiVectorMask" / "config.json", skiplist_tasks=said)
+    spec = spec_of(tmp_path)
+    assert spec.skiplist_tasks == tasks
+    assert (spec.pooling.tasks if spec.pooling else ()) == tasks
+
+
+def test_a_skiplist_and_pooling_for_no_side_change_nothing(tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, pooling={"pool_factor": 2, "tasks": []})
+    edit(tmp_path / "2_MultiVectorMask" / "config.json", skiplist_tasks=[])
+    # [CLS], "[D] ", a, comma, b, [SEP]
+    assert ColBERT(tmp_path, device="cpu").encode_document("a,b").lengths == [6]
+
+
+def test_a_native_checkpoint_without_a_dense_needs_consent(tmp_path: Path) -> None:
+    path = chained(tmp_path, "Transformer Mask Normalize")
+    with pytest.raises(MissingWeightsError, match="allow_unprojected=True"):
+        ColBERT(path, device="cpu")
+    model = ColBERT(path, device="cpu", allow_unprojected=True)
+    assert (model.spec.layout, model.spec.projection, model.dim) == ("sentence-transformers", (), checkpoints.HIDDEN)
+    # By its own rules: markers, and vectors of special tokens too. A head that is the identity changes nothing.
+    whole = checkpoints.build("native", tmp_path)
+    edit(whole / "1_Dense" / "config.json", out_features=checkpoints.HIDDEN)
+    save_file({"linear.weight": torch.eye(checkpoints.HIDDEN)}, whole / "1_Dense" / "model.safetensors")
+    for ours, theirs in zip(
+        model.encode_query(["a", "the fox"]), ColBERT(whole, device="cpu").encode_query(["a", "the fox"]), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert ColBERT(path, device="cpu", allow_unprojected=True, projection_dim=8).dim == 8
+
+
+# ------------------------------------------------------------------------------------------------- loading arguments
+
+_TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+
+
+@pytest.mark.parametrize("layout", ["native", "pylate"])
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"config_kwargs": {"local_attention": 4}}, r"config_kwargs\.local_attention=4"),
+        ({"config_args": {"dtype": "float16", "num_hidden_layers": 1}}, r"config_args\.num_hidden_layers=1"),
+        ({"processor_kwargs": {"model_max_length": 9}}, r"processor_kwargs\.model_max_length=9"),
+        ({"tokenizer_args": {"add_prefix_space": True}}, r"tokenizer_args\.add_prefix_space=True"),
+        ({"model_kwargs": {"rope_theta": 1.0}}, r"model_kwargs\.rope_theta=1\.0"),
+        ({"model_args": {"add_cross_attention": True}}, r"model_args\.add_cross_attention=True"),
+        ({"processing_kwargs": {"text": {"max_length": 9}}}, r"processing_kwargs\.text\.max_length=9"),
+        (
+            {"processing_kwargs": {"common": {"padding_side": "left"}}},
+            r"processing_kwargs\.common\.padding_side='left'",
+        ),
+        ({"transformer_task": "fill-mask"}, "transformer_task='fill-mask'"),
+        ({"module_output_name": "sentence_embedding"}, "module_output_name='sentence_embedding'"),
+        ({"tokenizer_name_or_path": "bert-base-uncased"}, "tokenizer_name_or_path='bert-base-uncased'"),
+        ({"modality_config": {**_TEXT, "message": {**_TEXT["text"], "format": "flat"}}}, "modality_config=.*'message'"),
+        ({"modality_config": {"text": {"method": "forward", "method_output_name": "logits"}}}, "modality_config="),
+    ],
+)
+def test_loading_arguments_that_change_a_vector_are_refused(layout, changed, named, tmp_path: Path) -> None:
+    path = checkpoints.build(layout, tmp_path)
+    edit(path / "sentence_bert_config.json", **changed)
+    with pytest.raises(UnsupportedCheckpointError, match=rf"loaded with {named}.*sentence_bert_config\.json"):
+        spec_of(path)
+
+
+def test_loading_arguments_that_change_no_vector_pass(tmp_path: Path) -> None:
+    path = checkpoints.build("native", tmp_path)
+    before = spec_of(path)
+    arguments = {"attn_implementation": "sdpa", "dtype": "bfloat16", "revision": None, "trust_remote_code": True}
+    said = {
+        "model_kwargs": arguments,
+        "config_kwargs": {},
+        "processor_kwargs": None,
+        "processing_kwargs": {"image": {"x": 1}},
+    }
+    said |= {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings", "unpad_inputs": False}
+    edit(path / "sentence_bert_config.json", **said, modality_config=_TEXT)  # the last four as the library writes them
+    assert spec_of(path) == before
