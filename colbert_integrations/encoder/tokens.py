@@ -383,7 +383,8 @@ def _lower_within(tokenizer: Any) -> None:
     from tokenizers import normalizers
 
     own: Any = tokenizer.backend_tokenizer.normalizer
-    parts = list(own) if isinstance(own, normalizers.Sequence) else [own] * (own is not None)
+    several = isinstance(own, normalizers.Sequence)
+    parts = list(own) if several else [own] * (own is not None)
     if not any(isinstance(part, normalizers.Lowercase) for part in parts):
         tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
