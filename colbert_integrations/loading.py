@@ -190,11 +190,7 @@ class Loader:
         return TokenEmbeddings.from_list([encoded[place[text]] for text in texts])
 
     def _write(self, window: _Window) -> Loaded:
-        if window.moved:
-            ids, texts = [document.id for document in window.moved], [document.text for document in window.moved]
-            # Where somebody else replaced a text meanwhile, what they wrote stands, as if it had come after this.
-            self._store.set_metadata(ids, [document.metadata for document in window.moved], texts)
-        refused = dict(window.failures)
+        refused = window.failures | self._move(window.moved)
         for piece in window.pieces:
             refused |= self._upsert(piece)
         checked = window.checked
@@ -203,6 +199,22 @@ class Loader:
         last = {document.id: document.text for document in checked.documents if document.id not in refused}
         replaced = sum(last.get(document.id, document.text) != document.text for document in checked.documents)
         return Loaded(checked.size, ids, encoded, replaced, checked.failures | refused)
+
+    def _move(self, documents: list[_Document]) -> dict[str, Exception]:
+        """Replace metadata where texts stay; those of which it can't be stored, and why."""
+        if not documents:
+            return {}
+        ids, metadatas = [document.id for document in documents], [document.metadata for document in documents]
+        try:
+            # Where somebody else replaced a text meanwhile, what they wrote stands, as if it had come after this.
+            self._store.set_metadata(ids, metadatas, [document.text for document in documents])
+        except InputError as error:
+            if len(documents) == 1:
+                return {documents[0].id: error}
+        else:
+            return {}
+        middle = len(documents) // 2
+        return self._move(documents[:middle]) | self._move(documents[middle:])
 
     def _upsert(self, piece: _Piece) -> dict[str, Exception]:
         documents, encoded = piece
@@ -254,6 +266,8 @@ def _document(row: Row, number: int) -> _Document:
         raise InputError(f"a text must be a string, not {type(row.text).__name__}")
     if row.id is not None and (not isinstance(row.id, str) or not row.id):
         raise InputError(f"an id must be a string that is not empty, not {row.id!r}")
+    if row.id is not None and any("\ud800" <= letter <= "\udfff" for letter in row.id):  # no server can be asked for it
+        raise InputError(f"the id {row.id!r} has half of a surrogate pair")
     checked = json_copy(row.metadata, row.id if isinstance(row.id, str) else f"number {number}")
     return _Document(_content_id(row.text, checked) if row.id is None else row.id, row.text, checked)
 

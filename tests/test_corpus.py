@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, corpus, index_corpus, loading
 from colbert_integrations.errors import FingerprintError, InputError, StoreError
+from colbert_integrations.qdrant import QdrantStore
 
 TEXTS = ["wing lift", "boundary layer flow", "heat transfer", "shock wave"]
 
@@ -96,6 +97,17 @@ def test_documents_that_can_not_be_stored_are_told_and_take_no_other_with_them(
     assert (report.documents, report.encoded, report.failed) == (9, 4, 5)
     assert "5 failed" in str(report)
     assert "Unicode" in str(told["u"])
+
+
+def test_what_a_server_can_not_take_takes_no_other_with_it(tiny: ColBERT) -> None:
+    with QdrantStore(":memory:") as store:
+        index_corpus([{"id": "b", "text": "lions"}], tiny, store)
+        bad = [{"id": "bad\ud800", "text": "a dog"}, {"id": "b", "text": "lions", "k": "\ud83d"}]
+        report = index_corpus([{"id": "a", "text": "paris"}, *bad, {"id": "c", "text": "the fox"}], tiny, store)
+        assert store.ids() == ["a", "b", "c"]
+        assert (report.documents, report.encoded, report.failed) == (4, 2, 2)
+        assert report.failures.keys() == {"bad\ud800", "b"}
+        assert store.get(["b"])[0].metadata == {}
 
 
 def test_a_report_holds_a_bounded_number_of_failures(tiny: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:

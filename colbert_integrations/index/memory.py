@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -42,6 +43,8 @@ __all__ = ["MemoryStore"]
 _FEWEST_ROWS, _MOST_ROWS = 2**14, 2**18
 # A segment is written anew without its deleted documents once they take up this part of it.
 _COMPACT_ABOVE = 0.25
+# So many small segments that were loaded are written into one.
+_MOST_SMALL = 8
 # On a GPU, the part of its free memory that is left to the model and the scoring.
 _DEVICE_SHARE = 0.8
 
@@ -101,7 +104,8 @@ class MemoryStore(Store):
         self._fingerprint: Fingerprint | None = None
         self._state: State | None = State()  # None: closed
         self._places: dict[str, tuple[Segment, int]] = {}
-        self._lock = threading.Lock()  # held for moments, by readers too: to take or to replace a whole state
+        self._pending: tuple[State, Mapping[str, tuple[Segment, int]], Sequence[str]] | None = None
+        self._lock = threading.RLock()  # held for moments, by readers too: to take or to replace a whole state
         self._writing = threading.RLock()  # one writer at a time
         self.search_default = self._check_search(search)
         self.candidates_default = check_count("candidates", candidates)
@@ -135,8 +139,7 @@ class MemoryStore(Store):
 
     def bind(self, fingerprint: Fingerprint) -> None:
         """Record which model the vectors come from; see ``Store.bind``."""
-        with self._writing:
-            self._now()
+        with self._alone():
             check_same(self._fingerprint, fingerprint, "this store")
             self._fingerprint = fingerprint
 
@@ -158,7 +161,7 @@ class MemoryStore(Store):
         with no_autocast(self.device):
             columns = layout.encode(embeddings.to(self.device))
         batch = last_of_each(Batch(names, bodies, notes, embeddings.lengths, columns))
-        with self._writing:
+        with self._alone():
             if self._layout is None:
                 self._layout = layout
             elif self._layout.dim != layout.dim:  # another thread's first vectors were quicker
@@ -170,7 +173,7 @@ class MemoryStore(Store):
     ) -> None:
         """Replace the metadata of documents; see ``Store.set_metadata``."""
         notes, expected = checked_notes(ids, metadatas, texts)
-        with self._writing:
+        with self._alone():
             found = self._by_segment(self._still(expected) if expected else list(notes))
             # Written anew, from their own codes: a search that is under way keeps the old.
             batches = [copy_of(segment, positions) for segment, positions in found.items()]
@@ -180,7 +183,7 @@ class MemoryStore(Store):
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove documents; see ``Store.delete``."""
-        with self._writing:
+        with self._alone():
             gone = self._by_segment(check_ids(ids))
             names = [segment.ids[position] for segment, positions in gone.items() for position in positions]
             moves = dict[str, tuple[Segment, int]]()
@@ -203,17 +206,31 @@ class MemoryStore(Store):
         """Make a state the one that readers see."""
         with self._lock:
             self._now()  # it may have been closed meanwhile
+            self._pending = state, moves, gone
+            self._settle()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other writers out."""
+        with self._writing:
+            self._now()
+            yield
+
+    def _settle(self) -> None:
+        """End a commit, also one that an interrupt cut short, so each step may be done twice; within the lock."""
+        if self._pending is not None:
+            state, moves, gone = self._pending
             for name in gone:
-                del self._places[name]
+                self._places.pop(name, None)
             self._places.update(moves)
-            self._state = state
+            self._state, self._pending = state, None
 
     def _appended(self, state: State, batch: Batch, moves: dict[str, tuple[Segment, int]]) -> State:
         views, count = list(state.views), len(batch.ids)
         while batch.ids:
             if not views or views[-1].free < batch.lengths[0]:
                 views.append(
-                    View(self._new_segment(state, batch.lengths[0]), torch.ones(0, dtype=torch.bool, device="cpu"))
+                    View(self._new_segment(views, batch.lengths[0]), torch.ones(0, dtype=torch.bool, device="cpu"))
                 )
             segment, position = views[-1].segment, len(views[-1])
             fitting, batch = batch.split(segment.free)
@@ -222,9 +239,9 @@ class MemoryStore(Store):
             moves.update((name, (segment, position + n)) for n, name in enumerate(fitting.ids))
         return State(tuple(views), state.count + count)
 
-    def _new_segment(self, state: State, rows: int) -> Segment:
+    def _new_segment(self, views: list[View], rows: int) -> Segment:
         assert self._layout is not None
-        rows = max(rows, min(_MOST_ROWS, max(_FEWEST_ROWS, sum(view.rows for view in state.views))))
+        rows = max(rows, min(_MOST_ROWS, max(_FEWEST_ROWS, sum(view.rows for view in views))))
         return Segment(self._layout, self._room(rows, self._layout))
 
     def _room(self, rows: int, layout: Layout) -> dict[str, torch.Tensor]:
@@ -240,6 +257,9 @@ class MemoryStore(Store):
     def _compacted(self, state: State, moves: dict[str, tuple[Segment, int]]) -> State:
         """Give back the room of deleted documents where they take up much of a segment."""
         sparse = [view for view in state.views if view.deleted_rows > _COMPACT_ABOVE * view.rows]
+        # Each load seals what it finds, so an index that is loaded, added to and saved again and again becomes crumbs.
+        small = [view for view in state.views if view.segment.sealed and view.rows < _FEWEST_ROWS]
+        sparse += [view for view in small if view not in sparse] if len(small) >= _MOST_SMALL else []
         kept = State(tuple(view for view in state.views if view not in sparse), state.count)
         for view in sparse:
             alive = view.alive.nonzero()[:, 0].tolist()
@@ -396,11 +416,14 @@ class MemoryStore(Store):
     def close(self) -> None:
         """Free the memory; further calls are errors."""
         with self._lock:
-            self._state = None
+            self._state, self._pending = None, None
             self._places = {}
         super().close()
 
     def _now(self) -> State:
+        if self._pending is not None:  # of a write that was interrupted
+            with self._lock:
+                self._settle()
         if self._state is None:
             raise StoreError("the store is closed")
         return self._state

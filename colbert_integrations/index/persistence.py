@@ -142,6 +142,7 @@ def _lines(view: View) -> bytes:
 
 def _write_file(path: Path, content: bytes, new: list[Path]) -> dict[str, Any]:
     new.append(path)
+    path.unlink(missing_ok=True)  # a new file: somebody may have mapped the old one
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -205,7 +206,7 @@ def read_index(folder: Path, *, verify: bool) -> Saved:
         manifest = _manifest(folder)
         try:
             return _read(folder, manifest, verify)
-        except (DamagedIndexError, FileNotFoundError) as error:
+        except (DamagedIndexError, FileNotFoundError, RuntimeError) as error:
             # Somebody may have saved since, and removed what the older manifest names.
             if _manifest(folder) == manifest:
                 raise DamagedIndexError(str(error)) from error
@@ -249,6 +250,8 @@ def _read_segment(path: Path, layout: Layout, name: str) -> Segment:
         raise DamagedIndexError(f"{path} can't be read: {error}") from error
     lengths = columns.pop("lengths").tolist()
     segment = Segment(layout, columns, name)
+    if min(lengths, default=1) < 1 or sum(lengths) != segment.capacity:
+        raise DamagedIndexError(f"{path} can't be read: its lengths are not those of its vectors")
     for length in lengths:
         segment.bounds.append(segment.bounds[-1] + length)
     segment.sealed = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ from .pooled import merge_tokens
 
 __all__ = ["Batch", "Block", "Segment", "View", "gather"]
 
-# For the pooled candidate stage: 1 in how many vectors is left, and of how many documents at once.
+# For the pooled candidate stage: 1 in how many vectors is left, of how many documents at once, and of how many tokens,
+# a multiple of the factor, since work and memory grow with the square of the longest.
 _POOL_FACTOR = 4
 _POOL_DOCUMENTS = 256
+_POOL_TOKENS = 512
 # Most rows that are copied together; blocks without a copy may be larger.
 _GATHERED_ROWS = 2**15
 
@@ -94,6 +97,7 @@ class Segment:
         self.metadatas: list[dict[str, Any]] = []
         self.bounds = [0]  # where documents begin, in rows; the last entry is the number of rows in use
         self.sealed = False
+        self._process = os.getpid()
         self._lengths = torch.empty(0, dtype=torch.int64, device="cpu")
         self._pooled: Segment | None = None
         self._pool_lock = threading.Lock()
@@ -110,8 +114,11 @@ class Segment:
 
     @property
     def free(self) -> int:
-        """Rows that still fit; none if it is sealed."""
-        return 0 if self.sealed else self.capacity - self.bounds[-1]
+        """Rows that still fit; none if it is sealed, or of the process that this one was forked off.
+
+        Both would fill its end, with other documents under the same name.
+        """
+        return 0 if self.sealed or self._process != os.getpid() else self.capacity - self.bounds[-1]
 
     def append(self, batch: Batch) -> None:
         """Add documents that fit; one writer at a time.
@@ -119,7 +126,10 @@ class Segment:
         Args:
             batch: The documents.
         """
-        first, document = self.bounds[-1], len(self.ids)
+        document = len(self.ids)
+        # What an interrupted call left behind the documents that there are.
+        del self.texts[document:], self.metadatas[document:], self.bounds[document + 1 :]
+        first = self.bounds[-1]
         for name, tensor in batch.columns.items():
             start = document if name in PER_DOCUMENT else first
             self.columns[name][start : start + len(tensor)].copy_(tensor)
@@ -166,9 +176,8 @@ class Segment:
         start = len(pooled.ids)
         for stop in range(start + _POOL_DOCUMENTS, documents + _POOL_DOCUMENTS, _POOL_DOCUMENTS):
             block = self.block(start, min(stop, documents))
-            values = self.layout.decode(block.columns, block.lengths)
-            offsets = torch.nn.functional.pad(block.lengths.cumsum(0), (1, 0))
-            merged = merge_tokens(TokenEmbeddings(values.float(), offsets), _POOL_FACTOR)
+            values = self.layout.decode(block.columns, block.lengths).float()
+            merged = _merged(values, block.lengths)
             count = len(merged)
             pooled.append(
                 Batch([""] * count, [None] * count, [{}] * count, merged.lengths, pooled.layout.encode(merged))
@@ -278,3 +287,15 @@ def gather(segment: Segment, positions: list[int]) -> Block:
     device = next(iter(columns.values())).device
     lengths = torch.tensor([rows.stop - rows.start for rows in spans], device=device)
     return Block(torch.tensor(positions, device=device), columns, lengths)
+
+
+def _merged(values: torch.Tensor, lengths: torch.Tensor) -> TokenEmbeddings:
+    """Vectors of documents, 1 in ``_POOL_FACTOR`` of them left; of long ones piece by piece."""
+    counts = [min(_POOL_TOKENS, n - at) for n in lengths.tolist() for at in range(0, n, _POOL_TOKENS)]
+    pieces = torch.tensor(counts, dtype=torch.int64, device=lengths.device)
+    merged = merge_tokens(TokenEmbeddings(values, _offsets(pieces)), _POOL_FACTOR)
+    return TokenEmbeddings(merged.values, _offsets(-(-lengths // _POOL_FACTOR)))
+
+
+def _offsets(lengths: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))

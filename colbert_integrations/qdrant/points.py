@@ -19,11 +19,20 @@ from .filters import EXACT, METADATA
 from .numbers import searchable
 from .wire import Wire
 
-__all__ = ["Prepared", "batched", "document_of", "metadata_payload", "payload_of", "point_id", "size_of"]
+__all__ = [
+    "AROUND_BYTES",
+    "Prepared",
+    "batched",
+    "document_of",
+    "metadata_payload",
+    "payload_of",
+    "point_id",
+    "size_of",
+]
 
 _NAMESPACE = uuid.UUID("0a1b5c2e-6f0d-4c57-9d5e-8b0d6a3c1f47")
 # The id of a point, its names and braces in a request.
-_AROUND_BYTES = 200
+AROUND_BYTES = 200
 
 
 def point_id(name: str) -> str:
@@ -117,7 +126,7 @@ class Prepared:
 
     def request_bytes(self, wire: Wire) -> int:
         """Bytes that it takes in a request, at most."""
-        return self.size + sum(map(wire.size_of, self.vectors.values())) + _AROUND_BYTES
+        return self.size + sum(map(wire.size_of, self.vectors.values())) + AROUND_BYTES
 
     def point(self, wire: Wire) -> models.PointStruct:
         """Make the point that holds it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -37,7 +38,7 @@ from .connection import Connection, Steps, ask
 from .filters import EXACT, METADATA, Wanted, among, wanted
 from .first_stage import first_stage_of
 from .pages import PAGE, Page
-from .points import Prepared, batched, document_of, metadata_payload, payload_of, point_id, size_of
+from .points import AROUND_BYTES, Prepared, batched, document_of, metadata_payload, payload_of, point_id, size_of
 from .search import Query, Searching
 from .wire import Wire
 
@@ -286,13 +287,12 @@ class QdrantStore(Store):
     def _set_metadata(
         self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None
     ) -> Steps[None]:
-        checked, expected = checked_notes(ids, metadatas, texts)
-        notes = {name: metadata_payload(note) for name, note in checked.items()}
+        notes, expected = checked_notes(ids, metadatas, texts)
+        operations = [_set_payload(name, note, expected.get(name)) for name, note in notes.items()]
         if (yield from self._opened()) is None:
             return
-        for some in batches(notes.items(), lambda note: size_of(note[1]), self._batch_bytes):
-            operations = [_set_payload(name, payload, expected.get(name)) for name, payload in some]
-            yield from ask("batch_update_points", update_operations=operations, wait=True)
+        for some in batches(operations, itemgetter(1), self._batch_bytes):
+            yield from ask("batch_update_points", update_operations=[operation for operation, _ in some], wait=True)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove documents; see ``Store.delete``."""
@@ -581,13 +581,15 @@ class QdrantStore(Store):
         return f"QdrantStore({self._connection.place!r}, {self._connection.collection!r}, {self._form.dtype}{closed})"
 
 
-def _set_payload(name: str, payload: dict[str, Any], text: str | None) -> models.UpdateOperation:
+def _set_payload(name: str, metadata: Metadata, text: str | None) -> tuple[models.UpdateOperation, int]:
+    """What replaces the metadata of a document that has a text, None: any; and about how many bytes that takes."""
     # By a filter, since a list of points that has an unknown one is an error.
-    must = [among([point_id(name)])]
+    must, payload = [among([point_id(name)])], metadata_payload(metadata)
     if text is not None:
         must.append(models.FieldCondition(key="text", match=models.MatchValue(value=text)))
     setting = models.SetPayload(payload=payload, filter=models.Filter(must=must))
-    return models.SetPayloadOperation(set_payload=setting)
+    size = size_of({**payload, "id": name, "text": text}) + AROUND_BYTES
+    return models.SetPayloadOperation(set_payload=setting), size
 
 
 def _scopes(names: Sequence[str] | None) -> list[list[models.Condition]]:

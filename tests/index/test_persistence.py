@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import DamagedIndexError, StoreError
 from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.index import memory, persistence
-from stores import dyadic, fill, found, units
+from stores import brute_force, dyadic, fill, found, units
 
 QUERIES = dyadic(99, 3, 1, 5)
 PRINT = Fingerprint("abc", "model", 8, {"model": "model", "projection_dim": 8})
@@ -368,6 +369,84 @@ def test_files_that_a_save_removes_while_they_are_read_are_read_anew(
 
     monkeypatch.setattr(persistence, reader, save_first)
     assert found(MemoryStore.load(tmp_path), QUERIES, 9) == found(store, QUERIES, 9)
+
+
+def test_files_that_go_between_two_openings_of_a_library_are_read_anew(
+    store: MemoryStore, documents: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(tmp_path)
+    real, saved = persistence.load_file, list[bool]()
+
+    def gone(*arguments: Any) -> Any:
+        if saved:
+            return real(*arguments)
+        saved.append(True)
+        fill(store, {name: matrix + 1 for name, matrix in documents.items()})
+        store.save(tmp_path)
+        raise RuntimeError("unable to open file")  # as safetensors has it
+
+    monkeypatch.setattr(persistence, "load_file", gone)
+    assert found(MemoryStore.load(tmp_path), QUERIES, 9) == found(store, QUERIES, 9)
+
+
+def test_files_that_are_mapped_are_never_written_into(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(tmp_path)
+    loaded = MemoryStore.load(tmp_path)
+    expected = found(loaded, QUERIES, 9)
+    (tmp_path / "manifest.json").unlink()  # so that nothing is known to be there
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(persistence.os, "fsync", full)
+        with pytest.raises(StoreError, match="full"):
+            loaded.save(tmp_path)
+    assert found(loaded, QUERIES, 9) == expected  # by the files that it has mapped, or the process would end
+
+
+def test_lengths_that_are_not_those_of_the_vectors_are_damage(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    path = next(path for path in sorted(tmp_path.glob("*.safetensors")) if "pooled" not in path.name)
+    columns = load_file(path)
+    columns["lengths"][0] += 2**20
+    save_file(columns, path)
+    with pytest.raises(DamagedIndexError, match=path.name):
+        MemoryStore.load(tmp_path, verify=False)
+
+
+def test_an_index_that_is_loaded_added_to_and_saved_again_and_again_does_not_crumble(tmp_path: Path) -> None:
+    for number in range(40):
+        store = MemoryStore.load(tmp_path) if number else MemoryStore()
+        fill(store, {f"d{number}": dyadic(number, 3)[0]})
+        store.save(tmp_path)
+    again = MemoryStore.load(tmp_path)
+    assert sorted(again.ids()) == sorted(f"d{number}" for number in range(40))
+    assert len(again._now().views) <= memory._MOST_SMALL
+    assert found(again, QUERIES, 40) == brute_force({f"d{n}": dyadic(n, 3)[0] for n in range(40)}, QUERIES, 40)
+
+
+def test_a_fork_does_not_fill_the_segments_of_its_parent(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, {"base": dyadic(3, 1)[0]})
+    before = len(store._now().views)
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a child
+    fill(store, {"child": dyadic(4, 1)[0]})
+    assert len(store._now().views) == before + 1
+
+
+def test_a_large_upsert_makes_as_few_segments_as_many_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_FEWEST_ROWS", 8)
+    monkeypatch.setattr(memory, "_MOST_ROWS", 64)
+    documents = {f"d{number:03}": dyadic(number, 2)[0] for number in range(200)}
+    at_once, one_by_one = MemoryStore(), MemoryStore()
+    fill(at_once, documents)
+    for name, matrix in documents.items():
+        fill(one_by_one, {name: matrix})
+    assert len(at_once._now().views) <= len(one_by_one._now().views) + 1
 
 
 @pytest.mark.parametrize("content", [b'{"name": "a web app", "icons": []}', b"[]", b'{"format": 1}'])

@@ -668,6 +668,16 @@ def test_a_body_that_is_too_large_says_what_helps(server: QdrantServer, document
         assert store.count() == 7
 
 
+def test_metadata_goes_in_requests_of_a_bounded_size_with_the_texts_that_go_along(server: QdrantServer) -> None:
+    texts = [f"{number} " + "é" * 300 for number in range(40)]
+    ids, vectors = [str(number) for number in range(40)], TokenEmbeddings.from_list([torch.ones(1, DIM)] * 40)
+    with QdrantStore(server.url, batch_bytes=4000) as store:
+        store.upsert(ids, vectors, texts)
+        server.most_bytes = 5000
+        store.set_metadata(ids, [{"n": 1}] * 40, texts)
+        assert store.ids({"n": 1}) == sorted(ids)
+
+
 def test_a_key_opens_a_server_that_wants_one(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
     server.api_key = "secret"
     with QdrantStore(server.url) as store, pytest.raises(StoreServerError, match="api_key=") as caught:

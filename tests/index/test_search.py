@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import InputError
-from colbert_integrations.index import memory
+from colbert_integrations.index import memory, segment
 from colbert_integrations.index.pooled import merge_tokens
 from colbert_integrations.index.quantization import PackedBits, decode_int8, encode_int8
 from colbert_integrations.scoring import stacked
 from colbert_integrations.scoring.reference import reference_maxsim
-from stores import units
+from stores import fill, units
 
 FP32, FP16 = torch.finfo(torch.float32).eps, torch.finfo(torch.float16).eps
 
@@ -199,6 +199,25 @@ def test_pooled_search_finds_a_document_among_many_and_scores_it_exactly() -> No
         query = documents[wanted : wanted + 1]  # the document itself: 20 by its own vectors
         hit = store.search(query, 1, search="pooled", candidates=20)[0][0]
         assert (hit.id, hit.score) == (f"d{wanted:04}", pytest.approx(20, abs=bound("float32", 20, 32), rel=0))
+
+
+def test_a_long_document_is_merged_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = list[int]()
+
+    def merged(embeddings: TokenEmbeddings, factor: int) -> TokenEmbeddings:
+        longest.append(max(embeddings.lengths))
+        return merge_tokens(embeddings, factor)
+
+    monkeypatch.setattr(segment, "merge_tokens", merged)
+    sizes = (1, 511, 512, 513, 3001, 7)
+    documents = units(5, *sizes)
+    store = MemoryStore("float32")
+    fill(store, {f"d{number}": matrix for number, matrix in enumerate(documents)})
+    query = TokenEmbeddings.from_list([documents[4][-4:]])  # the end of the longest
+    assert store.search(query, 1, search="pooled", candidates=5)[0][0].id == "d4"
+    assert longest == [512]
+    [view] = store._now().views
+    assert view.segment.pooled(len(sizes)).bounds[-1] == sum(-(-size // 4) for size in sizes)
 
 
 def test_pooled_vectors_keep_up_with_what_comes_and_goes() -> None:
