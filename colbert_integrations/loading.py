@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from .embeddings import TokenEmbeddings
@@ -190,9 +191,9 @@ class Loader:
         return TokenEmbeddings.from_list([encoded[place[text]] for text in texts])
 
     def _write(self, window: _Window) -> Loaded:
-        refused = window.failures | self._move(window.moved)
+        refused = window.failures | _refused(window.moved, partial(self._move, window.moved))
         for piece in window.pieces:
-            refused |= self._upsert(piece)
+            refused |= _refused(piece.documents, partial(self._upsert, piece))
         checked = window.checked
         ids = [document.id for document in checked.documents if document.id not in refused]
         encoded = sum(document.id not in refused for piece in window.pieces for document in piece.documents)
@@ -200,40 +201,45 @@ class Loader:
         replaced = sum(last.get(document.id, document.text) != document.text for document in checked.documents)
         return Loaded(checked.size, ids, encoded, replaced, checked.failures | refused)
 
-    def _move(self, documents: list[_Document]) -> dict[str, Exception]:
-        """Replace metadata where texts stay; those of which it can't be stored, and why."""
-        if not documents:
-            return {}
-        ids, metadatas = [document.id for document in documents], [document.metadata for document in documents]
-        try:
-            # Where somebody else replaced a text meanwhile, what they wrote stands, as if it had come after this.
-            self._store.set_metadata(ids, metadatas, [document.text for document in documents])
-        except InputError as error:
-            if len(documents) == 1:
-                return {documents[0].id: error}
-        else:
-            return {}
-        middle = len(documents) // 2
-        return self._move(documents[:middle]) | self._move(documents[middle:])
+    def _move(self, moved: list[_Document], part: slice) -> None:
+        some = moved[part]
+        # Where somebody else replaced a text meanwhile, what they wrote stands, as if it had come after this.
+        self._store.set_metadata(*_columns(some), [document.text for document in some])
 
-    def _upsert(self, piece: _Piece) -> dict[str, Exception]:
-        documents, encoded = piece
+    def _upsert(self, piece: _Piece, part: slice) -> None:
+        ids, metadatas = _columns(piece.documents[part])
+        texts = [document.text for document in piece.documents[part]]
+        self._store.upsert(ids, piece.encoded[part], texts, metadatas)
+
+
+def _columns(documents: list[_Document]) -> tuple[list[str], list[Mapping[str, Any]]]:
+    return [document.id for document in documents], [document.metadata for document in documents]
+
+
+def _refused(documents: list[_Document], store: Callable[[slice], None]) -> dict[str, Exception]:
+    """Store documents together, halved until one that can't be stored is alone, so that it takes no other with it.
+
+    Args:
+        documents: The documents.
+        store: Stores a part of them.
+
+    Returns:
+        Which could not be stored, by id, and why.
+    """
+
+    def halve(first: int, last: int) -> dict[str, Exception]:
         try:
-            self._store.upsert(
-                [document.id for document in documents],
-                encoded,
-                [document.text for document in documents],
-                [document.metadata for document in documents],
-            )
+            if first < last:
+                store(slice(first, last))
         except InputError as error:
-            if len(documents) == 1:
-                return {documents[0].id: error}
+            if last - first == 1:
+                return {documents[first].id: error}
         else:
             return {}
-        # The same for one that can't be stored, without encoding again.
-        middle = len(documents) // 2
-        first, second = _Piece(documents[:middle], encoded[:middle]), _Piece(documents[middle:], encoded[middle:])
-        return self._upsert(first) | self._upsert(second)
+        middle = (first + last) // 2
+        return halve(first, middle) | halve(middle, last)
+
+    return halve(0, len(documents))
 
 
 def _windows(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
