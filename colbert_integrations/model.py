@@ -581,7 +581,7 @@ class ColBERT:
             projection_dim=settings.projection_dim,
         )
         load = LoadOptions(
-            device=device,
+            device=torch.empty(0, device=device).device,  # with its index: the current device is that of a thread
             dtype=dtype,
             trust_remote_code=settings.trust_remote_code,
             attn_implementation=settings.attn_implementation,
