@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from time import perf_counter
@@ -130,7 +130,8 @@ def observed() -> Iterator[Observation]:
     try:
         yield observation
     finally:
-        _CURRENT.reset(before)
+        with suppress(ValueError):  # a coroutine that is destroyed ends in another context
+            _CURRENT.reset(before)
 
 
 def record(**figures: float) -> None:

@@ -176,10 +176,14 @@ def test_impossible_arguments_are_refused_before_any_work(query, documents, opti
         tiny.rank(query, documents, **options)
 
 
-@pytest.mark.parametrize("vectors", [torch.ones(3, 5), torch.ones(16), np.ones((3, 16)), [[1.0] * 16]], ids=type)
+@pytest.mark.parametrize("vectors", [torch.ones(3, 5), torch.ones(16), np.ones((3, 16)), [[1.0] * 16], None], ids=type)
 def test_known_vectors_of_another_form_are_refused_and_the_text_is_named(vectors: Any, tiny: ColBERT) -> None:
     with pytest.raises(InputError, match=r"known must hold tensors \(num_tokens, 16\), not .* for 'b'"):
         tiny.rank("a", ["a", "b"], known={"b": vectors})
+    with pytest.raises(InputError, match="known must map texts to their vectors, not be a list"):
+        tiny.rank("a", ["a", "b"], known=["a"])
+    with pytest.raises(InputError, match="documents must be strings, not NoneType"):
+        tiny.encode_document(None)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
