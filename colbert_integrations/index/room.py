@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 
 import torch
 
@@ -29,7 +30,10 @@ class Room:
         if limit is None and device.type == "cuda":
             limit = int(_SHARE * torch.cuda.mem_get_info(device)[0])
         self._device, self._left = device, limit
-        self._lock = threading.Lock()  # segments are given back by whichever thread was the last to need them
+        # What segments gave back: put down by whichever thread was the last to need one, in the middle of anything,
+        # also of _take; so it must not wait for a lock.
+        self._returned = deque[int]()
+        self._lock = threading.Lock()
 
     def segment(self, layout: Layout, rows: int, name: str | None = None) -> Segment:
         """Make an empty segment, whose memory counts until nobody holds the segment any more.
@@ -50,18 +54,16 @@ class Room:
         try:
             segment = Segment(layout, layout.empty(rows, self._device), name)
         except BaseException:
-            self._give_back(needed)
+            self._returned.append(needed)
             raise
-        weakref.finalize(segment, self._give_back, needed).atexit = False
+        weakref.finalize(segment, self._returned.append, needed).atexit = False
         return segment
 
     def _take(self, count: int) -> bool:
         with self._lock:
-            if self._left is None or count > self._left:
-                return False
-            self._left -= count
-            return True
-
-    def _give_back(self, count: int) -> None:
-        with self._lock:
-            self._left = count if self._left is None else self._left + count
+            left = self._left or 0
+            while self._returned:
+                left += self._returned.popleft()
+            taken = count <= left
+            self._left = left - count if taken else left
+            return taken

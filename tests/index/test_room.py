@@ -63,21 +63,20 @@ def test_memory_that_is_not_there_costs_no_budget(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_index_that_is_written_again_and_again_stays_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    store, made = MemoryStore(device_bytes=6 * 2**20), list[Segment]()
-    segment = Room.segment
+    store, fitted, take = MemoryStore(device_bytes=6 * 2**20), list[bool](), Room._take
 
-    def noted(*arguments: Any) -> Segment:
-        left = store._room._left
-        made.append(segment(*arguments))
-        assert store._room._left != left, "it went to the host"
-        return made.pop()
+    def noted(room: Room, count: int) -> bool:
+        fitted.append(take(room, count))
+        return fitted[-1]
 
-    monkeypatch.setattr(Room, "segment", noted)
+    monkeypatch.setattr(Room, "_take", noted)
     documents = units(0, *[40] * 100, dim=64)
     for _ in range(40):
         store.upsert([f"d{number}" for number in range(100)], documents)
         gc.collect()
     assert store.count() == 100
+    assert len(fitted) > 10
+    assert all(fitted)
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
