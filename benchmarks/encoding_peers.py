@@ -120,7 +120,7 @@ def compare(
             for peer in peers:
                 peer.stop()
         judgements = judge(peers, folder)
-    base = statistics.median(seconds.get(BASE, {}).get("documents") or [math.nan])
+    base = statistics.median(seconds.get(base_on(case.device), {}).get("documents") or [math.nan])
     return [_row(case, peer, seconds[peer.name], base, judgements[peer.name]) for peer in peers]
 
 
@@ -294,7 +294,7 @@ def add_pythons(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sentence-transformers", default="", help="a Python that has sentence-transformers 6")
     parser.add_argument("--pylate", default="", help="a Python that has PyLate")
     parser.add_argument("--checkpoints", type=Path, help="a folder of checkpoints by name, not to be made on the spot")
-    parser.add_argument("--only", nargs="+", help="engines to run, by name; ours in float32 is always among them")
+    parser.add_argument("--only", nargs="+", help="engines to run, by name; ours by default is always among them")
 
 
 def pythons(options: argparse.Namespace, ours: Sequence[str], others: dict[str, str]) -> dict[str, str]:
@@ -312,7 +312,13 @@ def pythons(options: argparse.Namespace, ours: Sequence[str], others: dict[str, 
         ours = [name for name in ours if not name.endswith(our_kernel.COMPILED) and "int8" not in name]
         others = others | {f"{name} bfloat16": others[name] for name in HALVES if name in others}
     given = dict.fromkeys(ours, sys.executable) | others
-    return {name: python for name, python in given.items() if not options.only or name in [BASE, *options.only]}
+    wanted = [base_on(options.device), *(options.only or given)]
+    return {name: python for name, python in given.items() if name in wanted}
+
+
+def base_on(device: str) -> str:
+    """Which of ours the times of others are divided by: the default there."""
+    return BASE if device == "cpu" else "ours bfloat16"
 
 
 def run(options: argparse.Namespace) -> None:

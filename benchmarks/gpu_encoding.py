@@ -15,14 +15,14 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import records
 import torch
-from gpu_maxsim import Runner, take_turns
+from gpu_maxsim import Runner, take_turns, told
 from torch import nn
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
 
@@ -31,6 +31,8 @@ from colbert_integrations.encoder.packed import PackedForward, can_pack
 
 RESULTS = records.HERE / "results" / "gpu_encoding.csv"
 BATCH_TOKENS, LONGEST, MEDIAN_TOKENS, VOCABULARY = 32_768, 300, 166, 30_000
+COLUMNS = ["case", "tokens", "median ms", "p10 ms", "p90 ms", "wall ms", "tokens per second"]
+COLUMNS += ["TFLOP/s", "share of matmul", "TFLOP/s with attention", "share with attention", "least cosine", "problem"]
 SHOWN = [
     "case",
     "median ms",
@@ -135,16 +137,24 @@ def measure(
     if can_pack(half, None):
         engines["packed"] = PackedForward(half, nn.Identity(), torch.bfloat16)
     runners = [Runner(name, [lambda forward=forward: forward(sequences)]) for name, forward in engines.items()]
-    cosines = {}
-    for runner in runners:
-        vectors = nn.functional.normalize(runner.calls[0]().double(), dim=1)  # type: ignore[attr-defined]
-        cosines[runner.name] = float((vectors * right).sum(1).min())
+    cosines = {runner.name: _least_cosine(runner, right) for runner in runners}
     take_turns(runners, rounds, device)
     work = operations(half, sequences), attention_operations(half, sequences)
-    rows = [_row(case, runner, cosines[runner.name], work, sequences, rate) for runner in runners]
+    rows = [_row(case, runner, cosines[runner.name], work, sequences, rate) for runner in runners if runner.inside]
+    problems = {runner.name: runner.problem for runner in runners if not runner.inside}
     if "packed" not in engines:
-        rows.append({**dict.fromkeys(rows[0], ""), "case": f"packed: {case}", "problem": "torch can't do it here"})
-    return rows
+        problems["packed"] = "torch can't do it here"
+    empty = dict.fromkeys(COLUMNS, "")
+    return rows + [{**empty, "case": f"{name}: {case}", "problem": why} for name, why in problems.items()]
+
+
+def _least_cosine(runner: Runner, right: torch.Tensor) -> float:
+    try:
+        vectors = nn.functional.normalize(runner.calls[0]().double(), dim=1)  # type: ignore[attr-defined]
+        return float((vectors * right).sum(1).min())
+    except Exception as problem:  # of Triton or CUDA: the others go on
+        runner.problem = told(problem)
+        return 0.0
 
 
 def _row(
@@ -157,24 +167,14 @@ def _row(
 ) -> records.Row:
     """A row; ``work`` is the operations of linear layers and of attention."""
     middle, low, high = (float(place) for place in np.quantile(runner.inside, [0.5, 0.1, 0.9]))
-    return {
-        "case": f"{runner.name}: {case}",
-        "tokens": sum(len(sequence.ids) for sequence in sequences),
-        "median ms": round(1e3 * middle, 3),
-        "p10 ms": round(1e3 * low, 3),
-        "p90 ms": round(1e3 * high, 3),
-        "wall ms": round(1e3 * statistics.median(runner.wall), 3),
-        "tokens per second": round(sum(len(sequence.ids) for sequence in sequences) / middle),
-        "TFLOP/s": round(work[0] / middle / 1e12, 2),
-        "share of matmul": round(work[0] / middle / rate, 3),
-        "TFLOP/s with attention": round(sum(work) / middle / 1e12, 2),
-        "share with attention": round(sum(work) / middle / rate, 3),
-        "least cosine": f"{cosine:.5f}",
-        "problem": "",
-    }
+    tokens = sum(len(sequence.ids) for sequence in sequences)
+    times = [round(1e3 * seconds, 3) for seconds in (middle, low, high, statistics.median(runner.wall))]
+    rates = [(round(done / middle / 1e12, 2), round(done / middle / rate, 3)) for done in (work[0], sum(work))]
+    figures = [tokens, *times, round(tokens / middle), *rates[0], *rates[1], f"{cosine:.5f}", ""]
+    return dict(zip(COLUMNS, [f"{runner.name}: {case}", *figures], strict=True))
 
 
-def run(models: Sequence[str], tokens: int, rounds: int, device: str, **changed: Any) -> list[records.Row]:
+def run(models: Sequence[str], tokens: int, rounds: int, device: str, **changed: Any) -> Iterator[list[records.Row]]:
     """Measure everything.
 
     Args:
@@ -184,16 +184,16 @@ def run(models: Sequence[str], tokens: int, rounds: int, device: str, **changed:
         device: Where to.
         **changed: Of the models' configurations.
 
-    Returns:
-        A row for each engine and case.
+    Yields:
+        A row for each engine, case by case.
     """
-    rate, rows = matmul_rate(device, size=8192 if device == "cuda" else 256), list[records.Row]()
+    rate = matmul_rate(device, size=8192 if device == "cuda" else 256)
     for name in models:
         torch.manual_seed(0)
         model = MODELS[name](**changed).eval().requires_grad_(False)
-        rows += measure(model, f"{name}, full batch", documents(tokens), device, rate, rounds)
-        rows += measure(model, f"{name}, one query", query(), device, rate, rounds)
-    return [{**row, "matmul TFLOP/s": round(rate / 1e12, 2)} for row in rows]
+        for kind, sequences in (("full batch", documents(tokens)), ("one query", query())):
+            rows = measure(model, f"{name}, {kind}", sequences, device, rate, rounds)
+            yield [{**row, "matmul TFLOP/s": round(rate / 1e12, 2)} for row in rows]
 
 
 def profile(models: Sequence[str], tokens: int) -> None:
@@ -226,9 +226,9 @@ def main() -> None:
         return
     if not options.print:
         about = records.circumstances("torch", "transformers")
-        rows = run(options.models, options.tokens, options.rounds, "cuda")
         first = {"date": about["date"], "commit": about["commit"]}
-        records.append(options.results, [{**first, **row, **about} for row in rows])
+        for rows in run(options.models, options.tokens, options.rounds, "cuda"):
+            records.append(options.results, [{**first, **row, **about} for row in rows])
     print(records.markdown(records.newest(options.results, "case"), SHOWN))
 
 

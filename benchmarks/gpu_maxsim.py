@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -207,8 +207,13 @@ class Runner:
             self.error = error(found, asked, parts[0])
             for call in self.calls[1:]:
                 call()
-        except (ImportError, RuntimeError, ValueError, AssertionError) as problem:
-            self.problem = f"{type(problem).__name__}: {problem}"[:300]
+        except Exception as problem:  # of whatever a peer, Triton or CUDA has: the others go on
+            self.problem = told(problem)
+
+
+def told(problem: Exception) -> str:
+    """What a row says of a failure."""
+    return f"{type(problem).__name__}: {problem}"[:300]
 
 
 def _wait(tensor: torch.Tensor) -> None:
@@ -307,7 +312,11 @@ def measure(
     runners = [Runner(name) for name, _ in engines]
     for runner, (_, build) in zip(runners, engines, strict=True):
         runner.start(build, asked, parts)
-    take_turns(runners, rounds, asked.device.type)
+    try:
+        take_turns(runners, rounds, asked.device.type)
+    except Exception as problem:  # the other cases go on
+        for runner in runners:
+            runner.problem = runner.problem or told(problem)
     return [_row(runner, asked, parts[0], copy) for runner in runners]
 
 
@@ -338,7 +347,7 @@ def _numbers(runner: Runner, asked: torch.Tensor, corpus: Corpus, copy: float) -
     return dict(zip(_NUMBERS, [*(round(1e6 * seconds, 2) for seconds in micro), *shares], strict=False))
 
 
-def run(documents: int, rounds: int, device: str) -> list[records.Row]:
+def run(documents: int, rounds: int, device: str) -> Iterator[list[records.Row]]:
     """Measure everything, one corpus in memory at a time.
 
     Args:
@@ -346,11 +355,10 @@ def run(documents: int, rounds: int, device: str) -> list[records.Row]:
         rounds: How many calls of the large cases count; the small ones get ten times as many.
         device: Where to.
 
-    Returns:
-        A row for each engine and case.
+    Yields:
+        A row for each engine, case by case: what is done is not lost if a later one takes too long.
     """
     copy = copy_bandwidth(min(8 * 2**30, documents * TOKENS * DIM), device)
-    rows = []
     for dtype in (FLOAT16, INT8):
         corpus = Corpus.make(documents, dtype, device)
         for able, count, size, turns in (
@@ -362,9 +370,9 @@ def run(documents: int, rounds: int, device: str) -> list[records.Row]:
         ):
             engines = [(name, build) for name, build, stored in able if stored == dtype]
             parts = corpus.parts(min(size, documents))
-            rows += measure(engines, queries(count, device), parts, copy, rounds * turns)
+            rows = measure(engines, queries(count, device), parts, copy, rounds * turns)
+            yield [{**row, "copy GB/s": round(copy / 1e9, 1)} for row in rows]
         del corpus, parts
-    return [{**row, "copy GB/s": round(copy / 1e9, 1)} for row in rows]
 
 
 def main() -> None:
@@ -379,9 +387,9 @@ def main() -> None:
         if not torch.cuda.is_available():
             parser.error("there is no CUDA device here")
         about = records.circumstances("torch")
-        rows = run(options.documents, options.rounds, "cuda")
         first = {"date": about["date"], "commit": about["commit"]}
-        records.append(options.results, [{**first, **row, **about} for row in rows])
+        for rows in run(options.documents, options.rounds, "cuda"):
+            records.append(options.results, [{**first, **row, **about} for row in rows])
     print(records.markdown(records.newest(options.results, "case"), SHOWN))
 
 

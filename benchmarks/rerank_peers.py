@@ -129,7 +129,7 @@ def compare(
 def _row(peer: running.Peer, replies: dict[str, list[running.Reply]], what: records.Row, case: str) -> records.Row:
     own = [] if peer.problem else replies[peer.name]
     seconds = [reply["seconds"] for reply in own]
-    base = [reply["seconds"] for reply in replies.get(BASE, [])]
+    base = [reply["seconds"] for reply in replies.get(encoding_peers.base_on(what["on"]), [])]
     same = [
         top_shared(mine["scores"], right["scores"]) for mine, right in zip(own, replies.get(JUDGE, []), strict=False)
     ]

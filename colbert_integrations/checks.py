@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 
 from .errors import InputError
 
-__all__ = ["check_pool_factor", "check_whole_number"]
+__all__ = ["check_pool_factor", "check_timeout", "check_whole_number"]
 
 
 def check_whole_number(name: str, value: object, least: int = 1, otherwise: str = "") -> None:
     """Refuse anything but an ``int`` from ``least``; True and False are none."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(f"{name} must be a whole number from {least}{otherwise}, not {value!r}")
+
+
+def check_timeout(value: object) -> None:
+    """Refuse anything but a positive, finite number of seconds."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise InputError(f"timeout must be a positive number of seconds, not {value!r}")
 
 
 def check_pool_factor(value: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 
@@ -60,19 +60,21 @@ class CudaRecorder:
         Raises:
             Exception: Of torch, CUDA or ``work``, twice in a row.
         """
-        pool = torch.cuda.graph_pool_handle() if alone else self._shared
         try:
-            return self._record(work, pool)
+            return self._record(work, alone)
         except Exception:  # mostly, another thread waited for the device; and a success clears what torch has left set
-            return self._record(work, pool)
+            return self._record(work, alone)
 
-    def _record(self, work: Callable[[], Out], pool: Any) -> tuple[Callable[[], object], Out]:
+    def _record(self, work: Callable[[], Out], alone: bool) -> tuple[Callable[[], object], Out]:
         graph, stream, callers = torch.cuda.CUDAGraph(), self._stream, torch.cuda.current_stream(self._device)
         # A context around torch's own, which leaves the thread on the stream where recording fails.
         with _RECORDING, torch.cuda.stream(stream):
+            pool = torch.cuda.graph_pool_handle() if alone else self._shared
             stream.wait_stream(callers)
-            work()  # compiles and allocates what a recording must not
-            stream.synchronize()
+            with self._turn:  # it multiplies in the memory of this stream, as recordings do that are launched meanwhile
+                stream.wait_event(self._done)
+                work()  # compiles and allocates what a recording must not
+                stream.synchronize()
             try:
                 # Other threads may use the device meanwhile.
                 with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
@@ -81,6 +83,9 @@ class CudaRecorder:
                 # torch would take it for ever that a recording goes on, and free nothing.
                 with suppress(Exception):
                     torch._C._cuda_endAllocateToPool(self._device.index, pool)
+                # Nothing ends it for pinned memory (torch 2.11 and 2.12): this pool can't be begun again.
+                if not alone:
+                    self._shared = torch.cuda.graph_pool_handle()
                 raise
         return graph.replay, out
 

@@ -17,6 +17,8 @@ _log = logging.getLogger(__name__)
 
 _INT, _LONG, _ADDRESS = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
+_INTERFACE = 2  # that of kernel.h
+
 STORAGES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 """``enum storage`` of ``kernel.h``: the forms in which vectors can be."""
 
@@ -88,7 +90,7 @@ class Kernel:
         self.library.maxsim_pack(self.rank, arithmetic, values.data_ptr(), *values.shape, packed.data_ptr())
         return packed
 
-    def run(self, name: Literal["maxsim_score", "attention", "linear"], job: ctypes.Structure) -> None:
+    def run(self, name: Literal["maxsim_score", "attention", "linear", "norm"], job: ctypes.Structure) -> None:
         """Do a job with as many threads as torch takes, out of the same pool: both are OpenMP's.
 
         Args:
@@ -107,14 +109,23 @@ def load() -> Kernel | None:
     """Load the kernel.
 
     Returns:
-        The kernel; None if it is not installed, or if the system can't load it, which is logged.
+        The kernel; None if it is not installed, or if the system can't load it or it is of another version than this
+        package, which is logged.
     """
     if importlib.util.find_spec("colbert_integrations_kernel") is None:
         return None
     from colbert_integrations_kernel import LIBRARY
 
     try:
-        return Kernel(ctypes.CDLL(str(LIBRARY)))  # its calls give up the interpreter lock while they run
+        library = ctypes.CDLL(str(LIBRARY))  # its calls give up the interpreter lock while they run
+        found = library.kernel_interface() if hasattr(library, "kernel_interface") else 1
     except OSError as error:  # such as no libgomp, where it was built elsewhere
         _log.warning("the compiled kernel can't be loaded, so torch does its work: %s", error)
         return None
+    if found != _INTERFACE:  # a job of another shape would be read wrongly
+        _log.warning(
+            "the compiled kernel is of another version, so torch does its work: "
+            "pip install -U 'colbert-integrations[kernel]'"
+        )
+        return None
+    return Kernel(library)

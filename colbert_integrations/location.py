@@ -44,14 +44,14 @@ def open_store(location: str) -> Store:
     except ValueError:
         # Neither is said again, location or error: they may hold a secret.
         raise InputError(f"a location is an address such as {_EXAMPLE}, and this one can't be read") from None
+    if parts.scheme and any(mark in location for mark in "@?#"):
+        # Not said again, also where the scheme is wrong: it may be a secret.
+        raise InputError(
+            f"a location has no user, query or fragment, as {_EXAMPLE} has none: an API key goes into QDRANT_API_KEY"
+        )
     if parts.scheme not in _SCHEMES:
         raise InputError(
             f"a store is at a location such as {_EXAMPLE}, not {location!r}; a folder is opened by ColBERTIndex.load"
-        )
-    if parts.username is not None or parts.query or parts.fragment:
-        # Not said again: it may be a secret.
-        raise InputError(
-            f"a location has no user, query or fragment, as {_EXAMPLE} has none: an API key goes into QDRANT_API_KEY"
         )
     prefix, _, collection = parts.path.rpartition("/")
     if not parts.hostname or not collection:

@@ -529,7 +529,8 @@ class ColBERT:
     async def run_async(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function in one of this model's own worker threads, with the caller's context variables.
 
-        Where the caller is cancelled, encoding that the function waits for is dropped.
+        Where the caller is cancelled, encoding that the function waits for is dropped. There are 32 threads: functions
+        that wait for other async calls of this model should not take all of them.
 
         Args:
             function: What to run.
@@ -581,7 +582,7 @@ class ColBERT:
             projection_dim=settings.projection_dim,
         )
         load = LoadOptions(
-            device=device,
+            device=torch.empty(0, device=device).device,  # with its index: the current device is that of a thread
             dtype=dtype,
             trust_remote_code=settings.trust_remote_code,
             attn_implementation=settings.attn_implementation,
@@ -647,10 +648,12 @@ def _joined(
 
 
 def _check_known(known: Mapping[str, torch.Tensor], texts: Iterable[str], dim: int) -> None:
+    if not isinstance(known, Mapping):
+        raise InputError(f"known must map texts to their vectors, not be a {type(known).__name__}")
     for text in texts:
-        matrix = known.get(text)
-        if matrix is None:
+        if text not in known:
             continue
+        matrix = known[text]
         if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2 or matrix.shape[1] != dim:
             shape = tuple(getattr(matrix, "shape", ()))
             raise InputError(
@@ -679,9 +682,24 @@ def _restore(settings: dict[str, Any], forward: Forward | RemoteForward | None) 
 def _texts(texts: str | Iterable[str], name: str) -> list[str]:
     """The texts as a list, each of them checked, before any work is done."""
     if isinstance(texts, str):
+        _check_unicode(texts, name)
         return [texts]
+    if not isinstance(texts, Iterable):
+        raise InputError(f"{name} must be strings, not {type(texts).__name__}")
     checked = list(texts)
     for index, text in enumerate(checked):
         if not isinstance(text, str):
             raise InputError(f"{name}[{index}] must be a string, not {type(text).__name__}")
+        _check_unicode(text, f"{name}[{index}]")
     return checked
+
+
+def _check_unicode(text: str, name: str) -> None:
+    if text.isascii():  # which Python knows without looking
+        return
+    try:
+        text.encode()
+    except UnicodeError as error:
+        raise InputError(
+            f"{name} is not valid Unicode: {error}. Decode it with errors='replace' where it is read"
+        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from time import perf_counter
@@ -25,8 +25,8 @@ class CallStats:
     Attributes:
         load_s: Seconds until the weights were there, whoever loaded them; 0 if they were. Importing torch is not in it.
         tokenize_s: Seconds for making token sequences of texts.
-        encode_s: Seconds from handing sequences over until all their vectors came: waiting for a turn, and running
-            batches that hold others' sequences too. A GPU may still be at work then: that falls to ``score_s``.
+        encode_s: Seconds from handing sequences over until all their vectors were there, on a GPU too: waiting for a
+            turn, and running batches that hold others' sequences too.
         score_s: Seconds for MaxSim in ``rank``, for the store's search, filters included, in ``search``.
         queries_encoded: Queries that went through the model.
         documents_encoded: Documents that went through the model.
@@ -130,7 +130,8 @@ def observed() -> Iterator[Observation]:
     try:
         yield observation
     finally:
-        _CURRENT.reset(before)
+        with suppress(ValueError):  # a coroutine that is destroyed ends in another context
+            _CURRENT.reset(before)
 
 
 def record(**figures: float) -> None:

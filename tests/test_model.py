@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 import checkpoints
 from colbert_integrations import ColBERT, RankedDocument, TruncationWarning
+from colbert_integrations.encoder import choose_dtype
 from colbert_integrations.errors import CheckpointNotFoundError, InputError, MissingExtraError, NonFiniteError
 from colbert_integrations.scoring.reference import reference_maxsim
 
@@ -175,10 +176,14 @@ def test_impossible_arguments_are_refused_before_any_work(query, documents, opti
         tiny.rank(query, documents, **options)
 
 
-@pytest.mark.parametrize("vectors", [torch.ones(3, 5), torch.ones(16), np.ones((3, 16)), [[1.0] * 16]], ids=type)
+@pytest.mark.parametrize("vectors", [torch.ones(3, 5), torch.ones(16), np.ones((3, 16)), [[1.0] * 16], None], ids=type)
 def test_known_vectors_of_another_form_are_refused_and_the_text_is_named(vectors: Any, tiny: ColBERT) -> None:
     with pytest.raises(InputError, match=r"known must hold tensors \(num_tokens, 16\), not .* for 'b'"):
         tiny.rank("a", ["a", "b"], known={"b": vectors})
+    with pytest.raises(InputError, match="known must map texts to their vectors, not be a list"):
+        tiny.rank("a", ["a", "b"], known=["a"])
+    with pytest.raises(InputError, match="documents must be strings, not NoneType"):
+        tiny.encode_document(None)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -558,3 +563,18 @@ def test_encoding_and_ranking_at_once_equal_one_after_another(tiny: ColBERT) -> 
             torch.testing.assert_close(future.result(PATIENCE_S).values, values, rtol=0, atol=1e-5)
         for future, expected in zip(ranked, scores, strict=True):
             assert by_index(future.result(PATIENCE_S)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_bfloat16_is_the_default_of_cards_that_have_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
+) -> None:
+    asked = list[torch.device]()
+
+    def answer(device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        return capability
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", answer)
+    assert choose_dtype(None, torch.device("cuda", 1)) == expected
+    assert asked == [torch.device("cuda", 1)]

@@ -278,7 +278,7 @@ def test_a_gpu_runs_others_in_bfloat16_too_and_nothing_that_is_for_cpus():
     assert found == dict.fromkeys(["ours float32", "ours bfloat16"], sys.executable) | others | halves
     assert found.keys() <= text_worker.ENGINES.keys()
     options.only = ["PyLate"]
-    assert list(encoding_peers.pythons(options, encoding_peers.OURS, others)) == ["ours float32", "PyLate"]
+    assert list(encoding_peers.pythons(options, encoding_peers.OURS, others)) == ["ours bfloat16", "PyLate"]
 
 
 def test_requests_hold_what_bm25_finds(minilm):
@@ -376,7 +376,8 @@ def test_a_kernel_that_counts_in_32_bits_gets_no_more_than_that(monkeypatch):
 @pytest.mark.parametrize("name", ["minilm", "modernbert"])
 def test_gpu_encoding_rows_say_what_was_measured(name):
     small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96}
-    rows = gpu_encoding.run([name], tokens=400, rounds=2, device="cpu", **small)
+    cases = gpu_encoding.run([name], tokens=400, rounds=2, device="cpu", **small)
+    rows = [row for case in cases for row in case]
     full, packed, *_ = rows
     assert [row["case"] for row in rows] == [
         f"{engine}: {name}, {batch}" for batch in ("full batch", "one query") for engine in ("padded", "packed")
@@ -389,6 +390,27 @@ def test_gpu_encoding_rows_say_what_was_measured(name):
     weights = 64 * 64 * 4 + 64 * 96 * (2 if name == "minilm" else 3)
     assert full["TFLOP/s"] == pytest.approx(2 * weights * full["tokens"] / full["median ms"] / 1e9, rel=0.2, abs=0.01)
     assert full["TFLOP/s with attention"] >= full["TFLOP/s"]
+
+
+def test_what_is_measured_on_a_gpu_goes_on_after_an_engine_failed(monkeypatch):
+    class OutOfResources(Exception):
+        """As Triton's, of no builtin kind."""
+
+    def fails(forward, sequences):
+        raise OutOfResources("shared memory")
+
+    monkeypatch.setattr(gpu_encoding.PackedForward, "__call__", fails)
+    small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96}
+    case = next(gpu_encoding.run(["minilm"], tokens=400, rounds=2, device="cpu", **small))
+    assert [(row["case"][:6], row["median ms"] == "", row["problem"]) for row in case] == [
+        ("padded", False, ""),
+        ("packed", True, "OutOfResources: shared memory"),
+    ]
+    assert len({tuple(row) for row in case}) == 1
+    monkeypatch.setattr(gpu_maxsim, "take_turns", fails)
+    corpus, asked = gpu_maxsim.Corpus.make(3, torch.float16, "cpu"), gpu_maxsim.queries(1, "cpu")
+    (row,) = gpu_maxsim.measure([("ours", scorer())], asked, [corpus], 1e9, 1)
+    assert row["problem"].startswith("TypeError")
 
 
 @pytest.mark.parametrize(("length", "window"), [(1, 0), (7, 0), (9, 3), (9, 8), (9, 20), (300, 64), (5, None)])

@@ -311,7 +311,7 @@ def no_string(bench):
 
 @raises(errors.InputError)
 def half_a_surrogate_pair(bench):
-    bench.model.encode_document("a cat \ud83d")
+    bench.model.encode_document(["a dog", "a cat \ud83d"])
 
 
 @raises(errors.InputError)

@@ -102,7 +102,9 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     if dtype is None:
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # Not is_bf16_supported, which counts cards that only imitate it.
+        has_bfloat16 = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if has_bfloat16 else torch.float16
     chosen = _DTYPES.get(str(dtype).removeprefix("torch."))
     if chosen is None:
         raise InputError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")

@@ -224,13 +224,15 @@ class Encoder:
             left[done_with[position]] -= 1
             bar.update(left[done_with[position]] == 0)
 
+        counts = [sum(len(sequence.kept) for sequence in windows) for windows in sequences]
+        offsets = torch.tensor([0, *counts], dtype=torch.int64, device="cpu").cumsum(0)
         with timed("encode_s"):
             batches = self._merge(flat, deliver)
+            values = torch.cat([matrix for matrix in vectors if matrix is not None] or [self._no_vectors])
+            joined = TokenEmbeddings(values, offsets)  # waits for a GPU, where offsets go too
         windows = sum(len(windows) for windows in sequences if len(windows) > 1)
         record(tokens_encoded=sum(len(sequence.ids) for sequence in flat), batches=batches, windows=windows)
-        counts = [sum(len(sequence.kept) for sequence in windows) for windows in sequences]
-        values = torch.cat([matrix for matrix in vectors if matrix is not None] or [self._no_vectors])
-        return TokenEmbeddings(values, torch.tensor([0, *counts], dtype=torch.int64, device="cpu").cumsum(0))
+        return joined
 
 
 class _BatchRunner:

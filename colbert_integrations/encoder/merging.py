@@ -7,7 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from heapq import heapify, heappop, heapreplace
 from itertools import count
@@ -58,6 +58,7 @@ class Cancellation:
 
 
 # A context variable, since between an async caller and the merger lie functions of others, in another thread.
+_AFTER_A_FORK = threading.Lock()
 _CANCELLATION: ContextVar[Cancellation | None] = ContextVar("_CANCELLATION", default=None)
 
 
@@ -76,7 +77,8 @@ def cancellable() -> Iterator[None]:
         cancellation.cancel()
         raise
     finally:
-        _CANCELLATION.reset(before)
+        with suppress(ValueError):  # a coroutine that is destroyed ends in another context
+            _CANCELLATION.reset(before)
 
 
 def current_cancellation() -> Cancellation:
@@ -88,7 +90,7 @@ class _Request:
     """The sequences of one call, and what has become of them. Guarded by the merger's lock."""
 
     def __init__(
-        self, number: int, sequences: Sequence[TokenSequence], batch_tokens: int, lock: threading.Lock
+        self, number: int, sequences: Sequence[TokenSequence], batch_tokens: int, lock: threading.RLock
     ) -> None:
         self.number = number  # in order of arrival
         self.sequences = sequences
@@ -206,8 +208,8 @@ class Merger:
 
     def _begin(self) -> None:
         """Nobody is here yet."""
-        self._process = os.getpid()
-        self._lock = threading.Lock()
+        # Not a plain lock: Ctrl-C can keep a condition from taking that again, and then another thread's is released.
+        self._lock = threading.RLock()
         self._numbers = count()
         self._line: deque[_Request] = deque()  # held up at the door
         self._waiting: dict[int, _Request] = {}  # with sequences that wait for a batch, by number
@@ -216,6 +218,7 @@ class Merger:
         self._clock = 0.0  # tokens that a request would have got, had it been served beside the others all the time
         # How many requests the last batch had to do with, when it ended and what it took.
         self._company, self._ended, self._took = 1, 0.0, 0.0
+        self._process = os.getpid()  # last: who reads this process here finds all of the above
 
     def __call__(self, sequences: Sequence[TokenSequence], deliver: Deliver) -> int:
         """Encode sequences, together with those of others.
@@ -233,7 +236,9 @@ class Merger:
         if not sequences:
             return 0
         if self._process != os.getpid():  # forked: whoever was here stayed with the parent
-            self._begin()
+            with _AFTER_A_FORK:
+                if self._process != os.getpid():
+                    self._begin()
         request = _Request(next(self._numbers), sequences, self._batch_tokens, self._lock)
         request.cancellation.wakers.add(request.wake)
         try:

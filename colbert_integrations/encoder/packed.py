@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from .. import kernel as compiled
 from ..cuda_graphs import CudaRecorder
 from . import gpu_attention
+from .compiled_layers import CompiledLayers
 from .forward import count_parameters
 from .fused import FusedLayers
 from .graphs import ShortForward
@@ -23,7 +25,7 @@ from .runs import Run, Runs
 from .tokens import TokenSequence
 from .transfer import current, send
 
-__all__ = ["PackedForward", "can_pack"]
+__all__ = ["PackedForward", "can_pack", "choose_layers"]
 
 _MODELS: dict[str, type[PackedModel]] = {"bert": PackedBert, "modernbert": PackedModernBert}
 
@@ -45,6 +47,22 @@ def can_pack(backbone: Any, attn_implementation: str | None) -> bool:
         return False
     head_dim = backbone.config.hidden_size // backbone.config.num_attention_heads
     return backbone.device.type == "cpu" or gpu_attention.is_available(backbone.device, backbone.dtype, head_dim)
+
+
+def choose_layers(device: torch.device, dtype: torch.dtype) -> Layers:
+    """Choose what a model is made of: the fastest layers that are there.
+
+    Args:
+        device: Where it is.
+        dtype: Of its linear layers, on a CPU.
+
+    Returns:
+        Triton's on a GPU; on a CPU those of the compiled kernel where it is installed, else torch's.
+    """
+    if device.type == "cuda":
+        return FusedLayers()
+    kernel, linear = compiled.load(), linear_maker(dtype)
+    return Layers(linear) if kernel is None else CompiledLayers(kernel, linear)
 
 
 class PackedForward:
@@ -69,8 +87,7 @@ class PackedForward:
     def __init__(self, backbone: Any, projection: nn.Module, dtype: torch.dtype) -> None:
         self.device: torch.device = backbone.device
         self.num_parameters = count_parameters(backbone, projection)
-        layers = FusedLayers() if self.device.type == "cuda" else Layers(linear_maker(dtype))
-        self._model = _MODELS[backbone.config.model_type](backbone, layers)
+        self._model = _MODELS[backbone.config.model_type](backbone, choose_layers(self.device, dtype))
         self._projection = projection
         self._short: ShortForward | None = None
         if self.device.type == "cuda":

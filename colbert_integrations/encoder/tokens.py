@@ -386,7 +386,10 @@ def _lower_within(tokenizer: Any) -> None:
     several = isinstance(own, normalizers.Sequence)
     parts = list(own) if several else [own] * (own is not None)
     if not any(isinstance(part, normalizers.Lowercase) for part in parts):
-        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
+        backend = tokenizer.backend_tokenizer
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
+        # So that markers are looked for as the normalizer leaves them (tokenizers before 0.23).
+        backend.add_tokens(list(backend.get_added_tokens_decoder().values()))
 
 
 def _origins(widths: list[int]) -> list[int]:

@@ -265,7 +265,7 @@ class Explanation:
                 )
                 for match in said["matches"]
             )
-            return cls(
+            made = cls(
                 query,
                 document,
                 -inf if said["score"] is None else said["score"],
@@ -275,6 +275,8 @@ class Explanation:
                 said["document_cut"],
                 _similarities_of(said.get("similarities"), document),
             )
+            _check_types(made)
+            return made
         except KeyError as error:
             raise InputError(f"not the output of Explanation.as_dict(): {error} is missing") from error
         except (TypeError, ValueError, AttributeError) as error:
@@ -340,6 +342,24 @@ def _token_of(said: Mapping[str, Any], text: str) -> Token:
     if token.span is not None and not 0 <= token.span[0] < token.span[1] <= len(text):
         raise ValueError(f"the token {token} lies outside of its text, which has {len(text)} characters")
     return token
+
+
+def _check_types(said: Explanation) -> None:
+    """Refuse what would be shown as it is, such as markup in the place of a number."""
+    numbers = [said.score, *(match.similarity for match in said.matches)]
+    places = [place for match in said.matches for place in (match.query_index, match.document_index)]
+    cuts = [cut for cut in (said.query_cut, said.document_cut) if cut is not None]
+    for values, kind in (
+        ([said.query, said.document], str),
+        (numbers, (int, float)),
+        ([*places, *cuts], int),
+        ([said.pooled], bool),
+    ):
+        for value in values:
+            if not isinstance(value, kind):
+                raise TypeError(f"{value!r} is in the place of another type")
+    if any(place < 0 for place in [*places, *cuts]):
+        raise ValueError("a place is negative")
 
 
 def _similarities_of(said: Mapping[str, Sequence[Any]] | None, document: str) -> TokenSimilarities | None:

@@ -25,6 +25,8 @@ PER_DOCUMENT = frozenset({"steps"})
 
 # Rows of codes that are unpacked at once, on a CPU or a GPU.
 _UNPACKED_ROWS = 2**15
+# One for each document; there may be as many as rows.
+_STEP_BYTES = 4
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -62,6 +64,10 @@ class Layout:
     def bytes_per_token(self) -> int:
         """What a token costs in memory and on disk, in bytes."""
         return sum(tensor.shape[1] * tensor.element_size() for tensor in self._per_token(1, "meta").values())
+
+    def bytes_of(self, rows: int) -> int:
+        """What ``empty`` takes for so many rows, in bytes."""
+        return rows * (self.bytes_per_token + (_STEP_BYTES if self.nbits == 8 else 0))
 
     def empty(self, rows: int, device: torch.device | str, *, pin: bool = False) -> dict[str, torch.Tensor]:
         """Make room for tokens.

@@ -19,6 +19,7 @@ from ..fingerprint import Fingerprint
 from .checks import (
     candidate_count,
     check_count,
+    check_device,
     check_form,
     check_ids,
     check_k,
@@ -31,6 +32,7 @@ from .checks import (
 from .filters import is_yes, matches, parse_filter
 from .layout import Layout
 from .persistence import Saved, read_index, write_index
+from .room import Room
 from .scan import Finder
 from .segment import Batch, Segment, View
 from .state import State, all_documents, copy_of, document_at, filtered, hits_of, last_of_each, only, without
@@ -45,8 +47,6 @@ _FEWEST_ROWS, _MOST_ROWS = 2**14, 2**18
 _COMPACT_ABOVE = 0.25
 # So many small segments that were loaded are written into one.
 _MOST_SMALL = 8
-# On a GPU, the part of its free memory that is left to the model and the scoring.
-_DEVICE_SHARE = 0.8
 
 
 class MemoryStore(Store):
@@ -69,7 +69,8 @@ class MemoryStore(Store):
             ``max(500, 5 * k)`` for ``"pooled"``.
         device: Where vectors are kept and searched. None: the CPU.
         device_bytes: Maximum memory in bytes to take on that device; what comes later stays in the host's pinned memory
-            and travels at each search. None: 80% of what is free there when the store is made; on a CPU no limit.
+            and travels at each search; merged vectors of ``"pooled"`` come on top. None: 70% of what is free there when
+            the store is made; on a CPU no limit.
 
     Raises:
         InputError: If an argument is invalid.
@@ -98,8 +99,8 @@ class MemoryStore(Store):
         super().__init__()
         check_form(dtype, nbits, keep_originals)
         self._dtype, self._nbits, self._keep_originals = dtype, nbits, keep_originals
-        self.device = torch.device(device or "cpu")
-        self._device_bytes = _budget(self.device) if device_bytes is None else device_bytes
+        self.device = check_device(device or "cpu")
+        self._room = Room(self.device, device_bytes)
         self._layout: Layout | None = None
         self._fingerprint: Fingerprint | None = None
         self._state: State | None = State()  # None: closed
@@ -242,17 +243,7 @@ class MemoryStore(Store):
     def _new_segment(self, views: list[View], rows: int) -> Segment:
         assert self._layout is not None
         rows = max(rows, min(_MOST_ROWS, max(_FEWEST_ROWS, sum(view.rows for view in views))))
-        return Segment(self._layout, self._room(rows, self._layout))
-
-    def _room(self, rows: int, layout: Layout) -> dict[str, torch.Tensor]:
-        """Memory on the device while the budget lasts, then on the host, pinned."""
-        if self.device.type == "cpu":
-            return layout.empty(rows, self.device)
-        needed = rows * layout.bytes_per_token
-        if self._device_bytes is None or needed <= self._device_bytes:
-            self._device_bytes = None if self._device_bytes is None else self._device_bytes - needed
-            return layout.empty(rows, self.device)
-        return layout.empty(rows, "cpu", pin=True)
+        return self._room.segment(self._layout, rows)
 
     def _compacted(self, state: State, moves: dict[str, tuple[Segment, int]]) -> State:
         """Give back the room of deleted documents where they take up much of a segment."""
@@ -404,10 +395,9 @@ class MemoryStore(Store):
     def _brought_here(self, view: View) -> View:
         """A view of a segment that was mapped, with its vectors on this store's device."""
         mapped = view.segment
-        columns = self._room(mapped.capacity, mapped.layout)
+        moved = self._room.segment(mapped.layout, mapped.capacity, mapped.name)
         for name, tensor in mapped.columns.items():
-            columns[name][: len(tensor)].copy_(tensor)
-        moved = Segment(mapped.layout, columns, mapped.name)
+            moved.columns[name][: len(tensor)].copy_(tensor)
         moved.register(mapped.ids, mapped.texts, mapped.metadatas, [b - a for a, b in pairwise(mapped.bounds)])
         return View(moved, view.alive, view.deleted_rows)
 
@@ -448,9 +438,3 @@ class MemoryStore(Store):
         if self._state is None:
             return f"MemoryStore({form}, closed)"
         return f"MemoryStore({form}, documents={self.count()}, tokens={self.num_tokens}, device={str(self.device)!r})"
-
-
-def _budget(device: torch.device) -> int | None:
-    if device.type != "cuda":
-        return None
-    return int(_DEVICE_SHARE * torch.cuda.mem_get_info(device)[0])

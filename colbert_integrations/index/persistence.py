@@ -245,7 +245,8 @@ def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout) -> View:
 
 def _read_segment(path: Path, layout: Layout, name: str) -> Segment:
     try:
-        columns = load_file(path)  # maps the file: pages are read when they are searched
+        with torch.device("cpu"):  # safetensors before 0.5 goes by the default device
+            columns = load_file(path)  # maps the file: pages are read when they are searched
     except SafetensorError as error:
         raise DamagedIndexError(f"{path} can't be read: {error}") from error
     lengths = columns.pop("lengths").tolist()

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -155,12 +156,11 @@ class Segment:
             A segment with at least so many documents, in the same places, in int8.
         """
         with self._pool_lock:
-            if self._pooled is None:
-                small = Layout(self.layout.dim, nbits=8)
-                # Each document may end with a group that is not full.
-                self._pooled = Segment(small, small.empty(self.capacity, self.device))
-            self._extend_pooled(self._pooled, documents)
-            return self._pooled
+            pooled = self._pooled
+            if pooled is None or len(pooled.ids) < documents:
+                pooled = self._pooled = self._with_room(pooled, documents)
+                self._extend_pooled(pooled, documents)
+            return pooled
 
     def pooled_if_made(self, documents: int) -> Segment | None:
         """The pooled twin, if it was made for at least so many documents."""
@@ -171,6 +171,24 @@ class Segment:
     def adopt_pooled(self, pooled: Segment) -> None:
         """Take pooled vectors that were saved."""
         self._pooled = pooled
+
+    def _with_room(self, pooled: Segment | None, documents: int) -> Segment:
+        """The pooled twin, or a larger one with what it holds; who reads it may go on to."""
+        done, used = (0, 0) if pooled is None else (len(pooled.ids), pooled.bounds[-1])
+        # Each document may end with a group that is not full.
+        added = pairwise(self.bounds[done : documents + 1])
+        needed = used + sum(-(-(stop - start) // _POOL_FACTOR) for start, stop in added)
+        if pooled is not None and needed <= pooled.capacity:
+            return pooled
+        rows = min(self.capacity, max(needed, 2 * used))
+        small = Layout(self.layout.dim, nbits=8)
+        wider = Segment(small, small.empty(rows, self.device))
+        if pooled is not None:
+            for name, tensor in part(pooled.columns, slice(done), slice(used)).items():
+                wider.columns[name][: len(tensor)].copy_(tensor)
+            lengths = [stop - start for start, stop in pairwise(pooled.bounds[: done + 1])]
+            wider.register(pooled.ids[:done], pooled.texts[:done], pooled.metadatas[:done], lengths)
+        return wider
 
     def _extend_pooled(self, pooled: Segment, documents: int) -> None:
         start = len(pooled.ids)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 
 from ..embeddings import TokenEmbeddings
+from ..errors import StoreError
 from ..fingerprint import Fingerprint
 from ..worker import Worker
 
@@ -262,7 +263,8 @@ class Store(ABC):
             self.bind(source.fingerprint)
         moved, batch, tokens = 0, list[StoredDocument](), 0
         for document in source.iter_documents():
-            assert document.embeddings is not None
+            if document.embeddings is None:
+                raise StoreError(f"{document.id!r} has no vectors in the store that is copied")
             batch.append(document)
             tokens += len(document.embeddings)
             if tokens >= batch_tokens:

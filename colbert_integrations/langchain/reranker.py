@@ -167,8 +167,9 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
                     documents, await self._arank(query, self._texts(documents, query), _ids(documents), self.top_n)
                 )
 
-        # The runnable is a run of its own in traces, so none is opened inside.
-        return RunnableLambda(rank, arank, name=type(self).__name__)
+        # The runnable is a run of its own in traces, so none is opened inside. Its events show what is added later only
+        # if there is metadata from the start.
+        return RunnableLambda(rank, arank, name=type(self).__name__).with_config(metadata=self._metadata())
 
     # ------------------------------------------------------------------------------------------------ conversion
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from qdrant_client import QdrantClient
 
+from ..checks import check_timeout
 from ..errors import InputError, StoreError
 from ..sendable import check_sendable
 
@@ -25,7 +26,7 @@ def client_of(
     Args:
         location: URL of a server, ``":memory:"``, a folder, or a client.
         api_key: Of the server.
-        timeout: Seconds that an answer may take. None: 60.
+        timeout: Seconds to wait for a server that says nothing. None: 60.
         prefer_grpc: Whether requests go by gRPC.
 
     Returns:
@@ -41,7 +42,12 @@ def client_of(
         _check_key(location.init_options.get("api_key"))
         return location, False
     _check_key(api_key)
+    if timeout is not None:
+        check_timeout(timeout)
     text = os.fspath(location)
+    if "://" in text and any(mark in text for mark in "?#"):
+        # Not said again: it may be a secret.
+        raise InputError("the URL of a server has no query or fragment (no '?' or '#'): pass a key as api_key=")
     if _HOST_AND_PORT.fullmatch(text):
         raise InputError(f"location must be a URL, ':memory:', a folder or a client: write 'http://{text}'")
     try:

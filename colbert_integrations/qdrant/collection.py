@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
@@ -191,11 +191,22 @@ def _read(info: models.CollectionInfo, form: Form, name: str) -> Collection:
             raise StoreError(f"{name} has {form.vector!r} with {what} {has!r}, not {needs!r}: {way_out}")
     if FIRST_STAGE in wanted:
         _check_first_stage(vectors, wanted[FIRST_STAGE].size, name)
-    said = ((info.config.metadata or {}).get(_OURS) or {}).get("fingerprint")
     has_codes = (tokens.quantization_config or info.config.quantization_config) is not None
-    fingerprint = None if said is None else Fingerprint(**said)
+    fingerprint = _fingerprint(info.config.metadata, name)
     has_first_stage = isinstance(vectors, dict) and FIRST_STAGE in vectors
     return Collection(tokens.size, fingerprint, has_codes, has_first_stage)
+
+
+def _fingerprint(metadata: Mapping[str, Any] | None, name: str) -> Fingerprint | None:
+    """The model that a collection was bound to, if it was."""
+    try:
+        said = ((metadata or {}).get(_OURS) or {}).get("fingerprint")
+        # Of a later version's, what this one knows.
+        return None if said is None else Fingerprint(**{item.name: said[item.name] for item in fields(Fingerprint)})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{name} has metadata that this version can't read ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _check_first_stage(vectors: Any, size: int, name: str) -> None:

@@ -69,7 +69,7 @@ def failure_of(error: Exception, asked: str) -> Failure | None:
         What went wrong; None if this is no exception of the client's, but a mistake of ours.
     """
     if isinstance(error, UnexpectedResponse):
-        return _refused(asked, error.status_code, _said(error.content))
+        return _refused(asked, error.status_code, _said(error.content), _seconds(error.headers.get("retry-after")))
     if isinstance(error, ResourceExhaustedResponse):
         return _refused(asked, 429, error.message, error.retry_after_s)
     if isinstance(error, QdrantException):
@@ -81,6 +81,8 @@ def failure_of(error: Exception, asked: str) -> Failure | None:
         # Whether by the sync or the async client, an answer has a code; RpcError itself does not say so.
         code, details = (getattr(error, name, str)() for name in ("code", "details"))
         return _refused(asked, _STATUS_OF_CODE.get(code), str(details or error)[:_SHOWN])
+    if isinstance(error, (json.JSONDecodeError, AssertionError)):  # the client asserts what an answer holds
+        return Failure(StoreServerError(f"{asked} got an answer that is not Qdrant's: is it a proxy's page? ({error})"))
     # The client's local mode, which does what a server does without saying a status.
     if isinstance(error, (ValueError, KeyError, RuntimeError, OSError, sqlite3.Error)):
         return Failure(StoreServerError(f"{asked} failed: {error}"))
@@ -99,6 +101,14 @@ def _not_answered(asked: str, source: Exception) -> Failure:
     again = isinstance(source, httpx.TransportError)
     said = f"{type(source).__name__}: {source}"[:_SHOWN]
     return Failure(StoreServerError(f"{asked}: no answer ({said}); {helps}" if again else f"{asked}: {said}"), again)
+
+
+def _seconds(said: str | None) -> float:
+    """What a Retry-After says; a date, which the header may hold as well, counts as none."""
+    try:
+        return max(0.0, float(said or 0))
+    except ValueError:
+        return 0.0
 
 
 def _said(content: bytes) -> str:

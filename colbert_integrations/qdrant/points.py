@@ -167,5 +167,10 @@ def document_of(payload: Mapping[str, Any] | None, embeddings: torch.Tensor | No
             "the collection has points that this package did not store: they have no 'id' in their payload"
         )
     exact = payload.get(EXACT)
-    metadata = clone(payload.get(METADATA, {})) if exact is None else json.loads(exact)
+    try:
+        metadata = clone(payload.get(METADATA, {})) if exact is None else json.loads(exact)
+    except (TypeError, ValueError) as error:
+        raise StoreError(
+            f"the metadata of {payload['id']!r} can't be read: somebody else wrote it ({error})"
+        ) from error
     return StoredDocument(payload["id"], payload.get("text"), metadata, embeddings)

@@ -68,7 +68,7 @@ class QdrantStore(Store):
         collection: Name of the collection; made by the first ``upsert`` or ``bind`` if it is not there.
         async_client: For async calls. None: one of the same settings is made for each event loop, if there is a server.
         api_key: Of the server.
-        timeout: Seconds that an answer may take. None: 60.
+        timeout: Seconds to wait for a server that says nothing; an answer that trickles in may take longer. None: 60.
         prefer_grpc: Whether requests go by gRPC, to port 6334: loading is quicker, requests are smaller.
         dtype: How vectors are kept: ``"float16"``, or ``"float32"`` for twice the memory and every last digit.
         on_disk: Whether vectors are read from disk as they are searched, instead of being kept in memory.
@@ -182,6 +182,7 @@ class QdrantStore(Store):
 
     def _bind(self, fingerprint: Fingerprint) -> Steps[None]:
         where = f"the collection {self._connection.collection!r}"
+        self._collection = None  # look again: it may have been made anew since, for another model
         found = yield from self._opened(unnamed=True)
         if found is None:
             found = yield from self._made(fingerprint.dim, fingerprint)

@@ -116,10 +116,9 @@ class StackedQueries:
         if self._onednn is not None and codes.shape[1] > 1:  # _int_mm gives garbage for a dim of 1 (torch 2.13)
             best = self._onednn.best_int8(codes, lengths, query_codes)
         else:
-            # Below 2**24 for any dim up to 1,040, so float32 holds the products exactly; so does half precision on a
-            # GPU the codes, whose product sums up in float32. cuBLAS takes only some shapes as int8.
-            exact = torch.float16 if codes.is_cuda else torch.float32
-            best = _best((codes.to(exact) @ query_codes.to(exact).T).float(), lengths)
+            # Below 2**24 for any dim up to 1,040, so float32 holds the products exactly; float16 ends at 65,504. cuBLAS
+            # takes only some shapes as int8.
+            best = _best(codes.float() @ query_codes.float().T, lengths)
         return self._sums(best * (steps[:, None] * token_steps), lengths)  # best is (documents, query_tokens)
 
     # ---------------------------------------------------------------------------------------------- the kernels

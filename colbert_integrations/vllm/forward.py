@@ -13,7 +13,7 @@ from ..checkpoint import ColBERTSpec
 from ..encoder import Connection, TokenSequence
 from ..errors import InputError, RemoteMismatchError, RemoteRefusedError
 from .link import Link
-from .probe import check_models, check_spec, check_vectors
+from .probe import UNIT, check_models, check_spec, check_vectors
 from .servers import Server, Servers
 from .settings import ServerSettings, roots
 from .wire import Failure, pooling_request, read_rows
@@ -160,7 +160,11 @@ class _Connection:
 
     async def _run(self, servers: Servers, sequences: Sequence[TokenSequence], server: Server) -> torch.Tensor:
         await self._check(servers, server)
-        return await self._rows(servers, sequences, server)
+        vectors = await self._rows(servers, sequences, server)
+        # What is not a number is left to who knows whose it is.
+        if self._spec.normalize and bool(((vectors.norm(dim=-1) - 1).abs() >= UNIT).any()):
+            raise Failure(f"{server.url} gave vectors that are not of unit length, which it did not before")
+        return vectors
 
     async def _rows(self, servers: Servers, sequences: Sequence[TokenSequence], server: Server) -> torch.Tensor:
         ids = [sequence.ids for sequence in sequences]

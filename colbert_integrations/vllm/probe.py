@@ -10,10 +10,10 @@ from torch.nn.functional import cosine_similarity
 from ..checkpoint import ColBERTSpec
 from ..errors import InputError, RemoteMismatchError
 
-__all__ = ["check_models", "check_spec", "check_vectors"]
+__all__ = ["UNIT", "check_models", "check_spec", "check_vectors"]
 
 # Half precision on the way gives 0.9995..1.0005.
-_UNIT = 1e-2
+UNIT = 1e-2
 # Half precision on either side stays above 0.99; other weights are far below.
 _LEAST_COSINE = 0.98
 
@@ -54,6 +54,7 @@ def check_models(url: str, answer: Any, model: str | None, spec: ColBERTSpec) ->
     if model is not None and model not in served:
         raise RemoteMismatchError(f"{url} serves {names}, not {model!r}: pass one of these as model=", url)
     most = served[model] if model is not None else next(iter(served.values()), None)
+    most = most if isinstance(most, int) else None  # a proxy need not say it
     for side, length in (("document", spec.document_length), ("query", spec.query_length)):
         if most is not None and length is not None and length > most:
             raise RemoteMismatchError(
@@ -76,7 +77,7 @@ def check_vectors(url: str, vectors: torch.Tensor, spec: ColBERTSpec, expected: 
         RemoteMismatchError: If they are not of unit length where they should be, or not those of the checkpoint.
     """
     norms = vectors.norm(dim=-1)
-    if spec.normalize and not torch.all((norms - 1).abs() < _UNIT):
+    if spec.normalize and not torch.all((norms - 1).abs() < UNIT):
         raise RemoteMismatchError(
             f"{url} gives vectors of length {norms.min():.3g} to {norms.max():.3g}, not of unit length: start it "
             "without a pooler configuration of its own",

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
-from ..errors import RemoteUnavailableError
+from ..errors import InputError, RemoteMismatchError, RemoteUnavailableError
 from .settings import ServerSettings
 from .wire import TOO_MANY_REQUESTS, Failure, read_answer
 
@@ -83,11 +83,14 @@ class Servers:
         self._settings = settings
         self._servers = [Server(url) for url in settings.urls]
         self._slots = asyncio.Semaphore(settings.most_requests)
-        self._client = httpx.AsyncClient(
-            headers=settings.headers,
-            timeout=httpx.Timeout(settings.timeout, connect=min(_CONNECT_S, settings.timeout)),
-            limits=httpx.Limits(keepalive_expiry=_IDLE_S),
-        )
+        try:
+            self._client = httpx.AsyncClient(
+                headers=settings.headers,
+                timeout=httpx.Timeout(settings.timeout, connect=min(_CONNECT_S, settings.timeout)),
+                limits=httpx.Limits(keepalive_expiry=_IDLE_S),
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # it reads HTTP_PROXY, ALL_PROXY and their like
+            raise InputError(f"the proxy settings of the environment can't be used: {error}") from error
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -104,6 +107,7 @@ class Servers:
 
         Raises:
             RemoteUnavailableError: If no server did it, retries included.
+            RemoteMismatchError: If no answer was a vLLM server's.
         """
         async with self._slots:
             most, failures = len(self._servers) + self._settings.retries, list[Failure]()
@@ -117,6 +121,8 @@ class Servers:
                 except Failure as failure:
                     failures.append(failure)
         said = ", then ".join(dict.fromkeys(map(str, failures)))  # a server may answer once more before it is gone
+        if all(failure.foreign for failure in failures):
+            raise RemoteMismatchError(said, server.url, failures[-1].status)
         tried = f"attempt {most} of {most}; servers: {', '.join(self._settings.urls)}"
         raise RemoteUnavailableError(f"{server.url}: {said} ({tried})", server.url, failures[-1].status)
 
@@ -153,7 +159,6 @@ class Servers:
         Raises:
             Failure: If there was no answer in time, or one that another server or a later time may better.
             RemoteRefusedError: If it refused the request.
-            RemoteMismatchError: If the answer is not JSON.
         """
         if body is not None and self._settings.model is not None:
             body = {**body, "model": self._settings.model}

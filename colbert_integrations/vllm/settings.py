@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -10,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from ..checks import check_whole_number
+from ..checks import check_timeout, check_whole_number
 from ..errors import InputError
 from ..sendable import check_sendable
 
@@ -45,8 +44,7 @@ class ServerSettings:
         if self.concurrency is not None:
             check_whole_number("concurrency", self.concurrency)
         check_whole_number("retries", self.retries, least=0)
-        if not isinstance(self.timeout, (int, float)) or not 0 < self.timeout < math.inf:
-            raise InputError(f"timeout must be a positive number of seconds, not {self.timeout!r}")
+        check_timeout(self.timeout)
 
     @property
     def most_requests(self) -> int:

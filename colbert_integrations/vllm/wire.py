@@ -31,11 +31,13 @@ class Failure(Exception):
         message: What went wrong.
         status: The HTTP status. None: there was no answer.
         wait_s: How long the server asks to be left alone.
+        foreign: Whether the answer was no vLLM server's, as from a proxy whose server is being restarted.
     """
 
-    def __init__(self, message: str, status: int | None = None, wait_s: float = 0.0) -> None:
+    def __init__(self, message: str, status: int | None = None, wait_s: float = 0.0, *, foreign: bool = False) -> None:
         self.status = status
         self.wait_s = wait_s
+        self.foreign = foreign
         super().__init__(message)
 
 
@@ -78,9 +80,8 @@ def read_answer(url: str, path: str, response: httpx.Response) -> Any:
         The parsed JSON.
 
     Raises:
-        Failure: If the server failed or has too much to do.
+        Failure: If the server failed or has too much to do, or the answer is not JSON.
         RemoteRefusedError: If it refused the request.
-        RemoteMismatchError: If the answer is not JSON.
     """
     status = response.status_code
     if status >= _FAILED or status == TOO_MANY_REQUESTS:
@@ -89,18 +90,18 @@ def read_answer(url: str, path: str, response: httpx.Response) -> Any:
         raise RemoteRefusedError(f"{url}{path}: {status} {_reason(response)}{_advice(status, path)}", url, status)
     try:
         return response.json()
-    except ValueError as error:
+    except (ValueError, RecursionError):
         shown = response.text[:_SHOWN]
-        raise RemoteMismatchError(
-            f"{url}{path} did not answer with JSON: is it a vLLM server? {shown!r}", url, status
-        ) from error
+        raise Failure(
+            f"{url}{path} did not answer with JSON: is it a vLLM server? {shown!r}", status, foreign=True
+        ) from None
 
 
 def _reason(response: httpx.Response) -> str:
     """What an error says: vLLM's object, the string of its key check, the detail of its web framework, or the text."""
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return response.text[:_SHOWN] or response.reason_phrase
     if not isinstance(body, dict):
         return str(body)[:_SHOWN]

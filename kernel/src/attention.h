@@ -21,14 +21,14 @@ TARGET static inline FLOATS NAME(exponential)(FLOATS x)
     return (FLOATS)(bits & ~(INTS)(x <= -87.0f));
 }
 
-/* Turn a row of scores into weights that sum to 1: keys below first or from stop on get none. No key, no weights. */
-TARGET static inline void NAME(softmax)(float *scores, int64_t first, int64_t stop, int64_t padded_first,
-                                        int64_t padded_stop)
+/* Turn a row of scores into weights, from which the softmax is one factor away: it is returned. Keys below first or from
+ * stop on get none. */
+TARGET static inline float NAME(softmax)(float *scores, int64_t first, int64_t stop, int64_t padded_first,
+                                         int64_t padded_stop)
 {
     if (first >= stop) {
-        for (int64_t k = padded_first; k < padded_stop; k++)
-            scores[k] = 0;
-        return;
+        memset(scores + padded_first, 0, sizeof(float) * (padded_stop - padded_first));
+        return 0;
     }
     for (int64_t k = padded_first; k < first; k++)
         scores[k] = -INFINITY;
@@ -49,9 +49,7 @@ TARGET static inline void NAME(softmax)(float *scores, int64_t first, int64_t st
     float sum = 0;
     for (int lane = 0; lane < LANES; lane++)
         sum += sums[lane];
-    float share = 1.0f / sum;
-    for (int64_t k = padded_first; k < padded_stop; k += LANES)
-        FLOATS_AT(scores + k) *= share;
+    return 1.0f / sum;
 }
 
 /* Room that a thread needs, all float32. */
@@ -77,6 +75,23 @@ TARGET static inline void NAME(load_row)(const struct attention *job, const void
         to[k] = row[k] * scale;
 }
 
+/* The same of queries and keys, turned by the place of the token. */
+TARGET static inline void NAME(load_turned)(const struct attention *job, const void *from, int64_t token, int64_t head,
+                                            float scale, float *to)
+{
+    int64_t half = job->head_dim / 2;
+    NAME(load_row)(job, from, token, head, scale, to);
+    if (!job->cosines)
+        return;
+    const float *cosines = job->cosines + token * half, *sines = job->sines + token * half;
+    float *restrict left = to, *restrict right = to + half;
+    for (int64_t k = 0; k < half; k++) {
+        float a = left[k], b = right[k];
+        left[k] = a * cosines[k] - b * sines[k];
+        right[k] = b * cosines[k] + a * sines[k];
+    }
+}
+
 /* Lay out keys and values of a piece. */
 TARGET static void NAME(lay_out)(const struct attention *job, struct NAME(attention_room) *room, const struct piece *piece)
 {
@@ -86,7 +101,7 @@ TARGET static void NAME(lay_out)(const struct attention *job, struct NAME(attent
         float *key = room->keys + token / TOKENS * TOKENS * dim + token % TOKENS;
         memset(room->row, 0, sizeof(float) * groups * TOKENS);
         if (token < attended)
-            NAME(load_row)(job, job->keys, piece->begin + token, piece->head, 1.0f, room->row);
+            NAME(load_turned)(job, job->keys, piece->begin + token, piece->head, 1.0f, room->row);
         for (int64_t k = 0; k < dim; k++)
             key[k * TOKENS] = room->row[k];
         if (token < attended)
@@ -101,8 +116,7 @@ TARGET static inline void NAME(store_row)(const struct attention *job, int64_t t
 {
     int64_t place = token * job->heads * job->head_dim + at;
     if (job->storage == BFLOAT16)
-        for (int64_t k = 0; k < count; k++)
-            ((uint16_t *)job->out)[place + k] = as_bfloat16(from[k]);
+        NAME(floats_as_bfloats)(from, count, (uint16_t *)job->out + place);
     else
         memcpy((float *)job->out + place, from, sizeof(float) * count);
 }
@@ -114,10 +128,12 @@ TARGET static void NAME(attend)(const struct attention *job, struct NAME(attenti
     int64_t dim = job->head_dim, padded = piece->padded;
     struct range seen = keys_seen(job, piece, first, count);
     int64_t from = seen.first / TOKENS * TOKENS, to = (seen.stop + TOKENS - 1) / TOKENS * TOKENS; /* whole panels */
+    to = to < from ? from : to; /* none of them sees a key */
     FLOATS sums[ROWS][WIDTH];
+    float shares[ROWS];
     for (int64_t r = 0; r < ROWS; r++)
-        NAME(load_row)(job, job->queries, piece->begin + first + (r < count ? r : count - 1), piece->head, job->scale,
-                       room->queries + r * dim);
+        NAME(load_turned)(job, job->queries, piece->begin + first + (r < count ? r : count - 1), piece->head, job->scale,
+                          room->queries + r * dim);
     for (int64_t key = from; key < to; key += TOKENS) {
         NAME(multiply)(room->queries, dim, dim, room->keys + key * dim, NULL, 0, sums);
         for (int r = 0; r < ROWS; r++)
@@ -126,14 +142,17 @@ TARGET static void NAME(attend)(const struct attention *job, struct NAME(attenti
     }
     for (int64_t r = 0; r < ROWS; r++) {
         seen = keys_seen(job, piece, first + (r < count ? r : count - 1), 1);
-        NAME(softmax)(room->scores + r * padded, seen.first, seen.stop, from, to);
+        shares[r] = NAME(softmax)(room->scores + r * padded, seen.first, seen.stop, from, to);
     }
     for (int64_t column = 0; column < dim; column += TOKENS) {
         const float *values = room->values + (column / TOKENS * padded + from) * TOKENS;
         NAME(multiply)(room->scores + from, padded, to - from, values, NULL, 0, sums);
         int64_t some = dim - column < TOKENS ? dim - column : TOKENS;
-        for (int64_t r = 0; r < count; r++)
+        for (int64_t r = 0; r < count; r++) {
+            for (int w = 0; w < WIDTH; w++)
+                sums[r][w] *= shares[r];
             NAME(store_row)(job, piece->begin + first + r, piece->head * dim + column, some, (const float *)sums[r]);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 /* The kernels for each instruction set, and the choice among them.
  *
- * maxsim.h, attention.h and linear.h hold the loops; they are compiled here once for each instruction set, and the CPU
+ * maxsim.h, attention.h, norm.h and linear.h hold the loops; they are compiled here once for each instruction set, and the CPU
  * is asked which ones it runs. Threads come from OpenMP, whose runtime (and so whose pool) is the one that torch has loaded.
  */
 #include "kernel.h"
@@ -174,6 +174,7 @@ wide_halves_as_floats(const uint16_t *row, int64_t dim, float scale, float *to)
 #include "vectors.h"
 #include "maxsim.h"
 #include "attention.h"
+#include "norm.h"
 #include "linear.h"
 #include "undefine.h"
 
@@ -193,6 +194,7 @@ wide_halves_as_floats(const uint16_t *row, int64_t dim, float scale, float *to)
 #include "vectors.h"
 #include "maxsim.h"
 #include "attention.h"
+#include "norm.h"
 #include "linear.h"
 #include "undefine.h"
 
@@ -210,6 +212,7 @@ TARGET static inline void halves_as_floats_avx2(const uint16_t *row, int64_t dim
 #include "vectors.h"
 #include "maxsim.h"
 #include "attention.h"
+#include "norm.h"
 #include "linear.h"
 #include "undefine.h"
 
@@ -254,6 +257,7 @@ static inline void halves_as_floats_portable(const uint16_t *row, int64_t dim, f
 #include "vectors.h"
 #include "maxsim.h"
 #include "attention.h"
+#include "norm.h"
 #include "linear.h"
 #include "undefine.h"
 
@@ -265,6 +269,7 @@ struct instruction_set {
     int multiplies_bfloat16, multiplies_int8;
     int (*score)(const struct job *, int32_t);
     int (*attention)(const struct attention *, int32_t);
+    int (*norm)(const struct norm *, int32_t);
     int (*linear)(const struct linear *, int32_t); /* NULL if it doesn't multiply in int8 */
 };
 
@@ -288,18 +293,18 @@ static int may_use_tiles(void)
 /* The instruction sets that this CPU runs, best first; NULL behind the last. */
 static const struct instruction_set *instruction_set(int32_t rank)
 {
-    static const struct instruction_set portable = {"portable", 8, 0, 0, score_portable, attention_portable, NULL};
+    static const struct instruction_set portable = {"portable", 8, 0, 0, score_portable, attention_portable, norm_portable, NULL};
     const struct instruction_set *runs[5];
     int32_t count = 0;
 #if defined(__x86_64__)
-    static const struct instruction_set avx512_dot = {"avx512_dot", 32, 1, 1, score_avx512_dot, attention_avx512_dot, linear_avx512_dot};
-    static const struct instruction_set avx512 = {"avx512", 32, 0, 0, score_avx512, attention_avx512, NULL};
-    static const struct instruction_set avx2 = {"avx2", 16, 0, 0, score_avx2, attention_avx2, NULL};
+    static const struct instruction_set avx512_dot = {"avx512_dot", 32, 1, 1, score_avx512_dot, attention_avx512_dot, norm_avx512_dot, linear_avx512_dot};
+    static const struct instruction_set avx512 = {"avx512", 32, 0, 0, score_avx512, attention_avx512, norm_avx512, NULL};
+    static const struct instruction_set avx2 = {"avx2", 16, 0, 0, score_avx2, attention_avx2, norm_avx2, NULL};
     int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     int dot = wide && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 #if HAS_TILES
-    static const struct instruction_set amx = {"amx", 32, 1, 1, score_amx, attention_amx, linear_avx512_dot};
+    static const struct instruction_set amx = {"amx", 32, 1, 1, score_amx, attention_amx, norm_avx512_dot, linear_avx512_dot};
     if (dot && may_use_tiles())
         runs[count++] = &amx;
 #endif
@@ -316,6 +321,11 @@ static const struct instruction_set *instruction_set(int32_t rank)
 }
 
 /* ------------------------------------------------------------------------------------------------------- doors */
+
+int32_t kernel_interface(void)
+{
+    return INTERFACE;
+}
 
 const char *maxsim_instruction_set(int32_t rank)
 {
@@ -365,6 +375,11 @@ int maxsim_score(int32_t rank, const struct job *job, int32_t threads)
 int linear(int32_t rank, const struct linear *job, int32_t threads)
 {
     return instruction_set(rank)->linear(job, threads);
+}
+
+int norm(int32_t rank, const struct norm *job, int32_t threads)
+{
+    return instruction_set(rank)->norm(job, threads);
 }
 
 int attention(int32_t rank, const struct attention *job, int32_t threads)

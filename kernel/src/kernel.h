@@ -38,6 +38,8 @@ struct attention {
     const void *queries, *keys, *values; /* heads side by side in each row */
     const int64_t *bounds;        /* (sequences + 1,): where sequences begin, from 0 */
     const int64_t *attended;      /* (sequences,): how many leading tokens of each may be seen */
+    const float *cosines, *sines; /* (tokens, head_dim / 2): by which coordinates k and k + head_dim / 2 of queries and keys
+                                   * turn before; NULL: they don't */
     void *out;                    /* (tokens, heads * head_dim) */
 };
 
@@ -52,7 +54,25 @@ struct linear {
     float *out;          /* (rows, outputs) */
 };
 
+/* One call of norm: out = weight (x - mean) / sqrt(variance + eps) + bias for each row x = left + right. */
+struct norm {
+    int32_t storage;     /* of left: FLOAT32 or BFLOAT16 */
+    int64_t rows, width;
+    float eps;
+    const void *left;    /* (rows, width) */
+    const float *right;  /* the same, or NULL */
+    const float *weight; /* (width,) */
+    const float *bias;   /* (width,), or NULL */
+    float *total;        /* (rows, width): x, or NULL */
+    float *normed;       /* (rows, width): out, or NULL; one of these two is needed, to add in */
+    void *rounded;       /* (rows, width): out in bfloat16, or NULL */
+};
+
 /* The instruction sets that this CPU runs are numbered by rank, 0 the best. */
+
+/* Counts up whenever a job or a function changes. */
+#define INTERFACE 2
+int32_t kernel_interface(void);
 
 /* The name of one, or NULL where there is none of that rank. */
 const char *maxsim_instruction_set(int32_t rank);
@@ -74,5 +94,8 @@ int attention(int32_t rank, const struct attention *job, int32_t threads);
 
 /* A linear layer where maxsim_supports int8: 0, or 1 if there is not enough memory. */
 int linear(int32_t rank, const struct linear *job, int32_t threads);
+
+/* Normalise: 0. */
+int norm(int32_t rank, const struct norm *job, int32_t threads);
 
 #endif

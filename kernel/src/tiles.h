@@ -30,6 +30,11 @@ TILE_TARGET static void shape_tiles(int64_t step)
     _tile_loadconfig(&shape);
 }
 
+TILE_TARGET static inline __m512 bfloats_at(const uint16_t *row)
+{
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)row)), 16);
+}
+
 TILE_TARGET static inline void clear_tile(void)
 {
     _tile_zero(0);

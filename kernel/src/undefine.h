@@ -18,3 +18,4 @@
 #undef CHUNK
 #undef ASK_FOR
 #undef TILE_START
+#undef PART

@@ -56,6 +56,12 @@ TARGET static inline void NAME(bfloats_as_floats)(const uint16_t *row, int64_t c
     }
 }
 
+TARGET static inline void NAME(floats_as_bfloats)(const float *restrict row, int64_t count, uint16_t *restrict to)
+{
+    for (int64_t k = 0; k < count; k++)
+        to[k] = as_bfloat16(row[k]);
+}
+
 /* In assembly, since GCC 12 copies the sums around each of these two instructions when it knows them by name: half the
  * speed. */
 #if HAS_BFLOAT16

@@ -368,7 +368,6 @@ class AsyncCollector(AsyncBaseTracer):
 async def test_an_async_tracer_gets_the_figures(stanford: dict[str, Any], documents: list[Document], wanted: Metadata):
     collector, reranker = AsyncCollector(), ColBERTReranker(**stanford)
     await reranker.acompress_documents(documents, QUERY, [collector])
-    # This run begins without metadata.
     await invoke(reranker.as_runnable(), {"query": QUERY, "documents": documents}, "async", collector)
     assert [figures(metadata) for metadata in collector.seen] == [wanted] * 2
 
@@ -377,6 +376,17 @@ async def test_the_stream_of_events_carries_the_figures(retriever: ContextualCom
     events = [event async for event in retriever.astream_events(QUERY, version="v2")]
     [end] = [event for event in events if event["name"] == NAME and event["event"] == "on_chain_end"]
     assert figures(end["metadata"]) == wanted
+
+
+async def test_so_does_that_of_the_runnable_in_a_chain(
+    stanford: dict[str, Any], documents: list[Document], wanted: Metadata
+):
+    start = RunnableLambda(lambda query: {"query": query, "documents": documents})
+    chain = start | ColBERTReranker(**stanford).as_runnable()
+    for _ in range(2):
+        events = [event async for event in chain.astream_events(QUERY, version="v2")]
+        [end] = [event for event in events if event["name"] == NAME and event["event"] == "on_chain_end"]
+        assert figures(end["metadata"]) == wanted
 
 
 class Session(requests.Session):

@@ -348,8 +348,17 @@ def test_truncation_and_padding_in_the_tokenizers_file_do_not_matter(tmp_path: P
 @pytest.mark.parametrize("name", ["stanford", "stanford_python"])
 @pytest.mark.parametrize("text", ["\ud800", "a \udfff b"])
 def test_half_a_surrogate_pair_is_refused_and_named(text: str, name: str, loaded) -> None:
+    model = loaded(name)
+    with pytest.raises(InputError, match=r"documents.1. is not valid Unicode"):
+        model.encode_document(["fine", text])
+    with pytest.raises(InputError, match=r"documents.4. is not valid Unicode"):
+        model.rank("q", ["a", "a", "a", "b", text])
+    with pytest.raises(InputError, match="query.0. is not valid Unicode"):
+        model.rank(text, ["a"])
+    with pytest.raises(InputError, match="documents is not valid Unicode"):
+        model.encode_document(text)
     with pytest.raises(InputError, match="text 1 is not valid Unicode"):
-        loaded(name).encode_document(["fine", text])
+        model._ready().encode(["fine", text], "document")
 
 
 # ----------------------------------------------------------------------------------------------- threads and memory

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
 
+from colbert_integrations import kernel as compiled
 from colbert_integrations.encoder import layers, packed
 from colbert_integrations.encoder.graphs import ShortForward
 from colbert_integrations.encoder.packed import PackedForward
@@ -180,6 +181,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     layers_attention = layers.attention
     monkeypatch.setattr(layers, "attention", attention)
+    monkeypatch.setattr(compiled, "load", lambda: None)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import checkpoints
-from colbert_integrations import ColBERT
+from colbert_integrations import ColBERT, observed
 from colbert_integrations.encoder import merging
 from colbert_integrations.encoder.batching import batches_by_tokens
 from colbert_integrations.encoder.merging import Merger, cancellable
@@ -550,6 +550,61 @@ def test_a_lost_wake_up_holds_nobody_for_long(pool: ThreadPoolExecutor, monkeypa
 def test_a_forked_child_waits_for_nobody_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     merger = Merger(Recorder(), 100)
     merger._leader = merging._Request(0, texts(1, 3), 100, merger._lock)  # a thread that stays behind
-    merger._lock.acquire()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(merger._lock.acquire).result()
     monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a child
     assert encode(merger, texts(1, 3)) == expected(texts(1, 3))
+
+
+def test_threads_of_a_forked_child_begin_together(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    merger, begin, begun = Merger(Recorder(), 100), Merger._begin, list[Merger]()
+
+    def slowly(self: Merger) -> None:
+        begun.append(self)
+        time.sleep(0.05)
+        begin(self)
+
+    monkeypatch.setattr(Merger, "_begin", slowly)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    rows = [texts(1, 3, name=name) for name in range(6)]
+    found = [pool.submit(encode, merger, some) for some in rows]
+    assert [one.result(PATIENCE_S) for one in found] == [expected(some) for some in rows]
+    assert begun == [merger]
+
+
+def test_ctrl_c_releases_nobody_elses_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "_LOST_S", 0.02)
+    merger = Merger(Recorder(), 100)
+    request = merging._Request(0, texts(1, 3), 100, merger._lock)
+
+    def hold() -> None:
+        with merger._lock:  # free while the main thread waits
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGINT)  # now it wants the lock again
+            time.sleep(0.2)
+
+    def wait(other: ThreadPoolExecutor) -> None:
+        with merger._lock:
+            held.append(other.submit(hold))
+            request.pause()
+
+    held = list[Future[None]]()
+    with ThreadPoolExecutor(1) as other:
+        with pytest.raises(KeyboardInterrupt):
+            wait(other)
+        held[0].result(PATIENCE_S)
+    assert encode(merger, texts(1, 3)) == expected(texts(1, 3))
+
+
+def test_a_coroutine_that_is_destroyed_elsewhere_ends_without_a_word() -> None:
+    class Never:
+        def __await__(self) -> Iterator[None]:
+            yield
+
+    async def waits() -> None:
+        with cancellable(), observed():
+            await Never()
+
+    coroutine = waits()
+    contextvars.copy_context().run(coroutine.send, None)
+    coroutine.close()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import FNetModel
 
 import checkpoints
 from colbert_integrations import ColBERT
@@ -46,6 +48,8 @@ def general(model: ColBERT) -> TorchForward:
 
 @pytest.mark.parametrize("model_type", [*MIXING, *KEEPING])
 def test_what_stands_beside_a_text_does_not_show_in_its_vectors(model_type: str, tmp_path: Path) -> None:
+    if model_type == "fnet" and "attention_mask" not in signature(FNetModel.forward).parameters:
+        pytest.skip("needs transformers>=5: before, its FNet takes no mask")
     model = load(tmp_path, model_type)
     alone = [model.encode_document(text)[0] for text in TEXTS]
     query = model.encode_query("how does a plane fly")[0]

@@ -349,6 +349,11 @@ def test_a_score_of_minus_infinity_is_null_in_json(checkpoint: Callable[[str], P
         (lambda said: said["matches"][0].update(query_token=3), r"not the output of Explanation.as_dict\(\)"),
         (lambda said: said["matches"][2]["query_token"].update(stop=99), "outside of its text"),
         (lambda said: said["matches"][2]["query_token"].update(start=-3), "outside of its text"),
+        (lambda said: said["matches"][0].update(query_index='"><script>'), "in the place of another type"),
+        (lambda said: said["matches"][0].update(document_index=-1), "negative"),
+        (lambda said: said.update(score="x"), "in the place of another type"),
+        (lambda said: said.update(query_cut="a"), "in the place of another type"),
+        (lambda said: said.update(pooled="no"), "in the place of another type"),
     ],
 )
 def test_other_data_is_refused(tiny: ColBERT, change: Callable, said: str) -> None:

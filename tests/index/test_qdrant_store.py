@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
@@ -75,6 +76,9 @@ def documents() -> dict[str, torch.Tensor]:
         ({"retries": -1}, "retries must be"),
         ({"retries": True}, "retries must be"),
         ({"vector_name": "first_stage"}, "vector_name must be"),
+        ({"location": "http://localhost:1", "timeout": 0}, "timeout must be a positive number of seconds"),
+        ({"location": "http://localhost:1", "timeout": float("inf")}, "timeout must be a positive number"),
+        ({"location": "http://localhost:1", "timeout": "5"}, "timeout must be a positive number"),
         ({"payload_indexes": {"year": "integer"}}, "one of string, number, boolean, not 'integer'"),
         ({"payload_indexes": {'a"b': "string"}}, "can't have a payload index"),
     ],
@@ -105,6 +109,15 @@ def test_a_url_that_cannot_be_read_is_an_error_without_its_password(url: str) ->
     with pytest.raises(StoreError, match="h:99999' can't be opened") as caught:
         QdrantStore(url)
     assert "hush" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h:6333?api_key=hush", "http://h/#hush", "http://h:abc?hush", "http://h/x?t=hush@g"]
+)
+def test_a_url_with_what_may_be_a_secret_is_refused_without_it(url: str) -> None:
+    with pytest.raises(InputError, match="no query or fragment") as caught:
+        QdrantStore(url)
+    assert "hush" not in str(caught.value)
 
 
 def test_so_is_that_of_a_client() -> None:
@@ -268,6 +281,17 @@ def test_points_of_somebody_else_are_an_error(server: QdrantServer) -> None:
                 call()
 
 
+def test_metadata_that_somebody_spoilt_is_our_error(server: QdrantServer) -> None:
+    with QdrantStore(server.url) as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        (point,), _ = store.client.scroll("colbert", with_vectors=True)
+        spoilt = models.PointStruct(id=point.id, vector=point.vector, payload={**point.payload, "exact": "{bad"})
+        store.client.upsert("colbert", [spoilt])
+        for call in (lambda: store.search(QUERIES), lambda: list(store.iter_documents())):
+            with pytest.raises(StoreError, match="the metadata of 'a' can't be read"):
+                call()
+
+
 @needs_numpy_2
 def test_payload_indexes_are_made_once(server: QdrantServer) -> None:
     indexes: Any = {"year": "number", "author.first name": "string", "draft": "boolean"}
@@ -305,6 +329,36 @@ def test_the_fingerprint_is_kept_with_the_collection(server: QdrantServer, docum
         with pytest.raises(FingerprintError, match=r"the collection 'colbert' holds vectors of one .* not fit .* two"):
             other.bind(THERE)
         assert (store.count(), len(store.ids()), len(list(store.iter_documents()))) == (7, 7, 7)
+
+
+def test_a_collection_that_was_made_anew_for_another_model_is_found_out(server: QdrantServer) -> None:
+    with QdrantStore(server.url) as store, QdrantStore(server.url) as other:
+        store.bind(HERE)
+        other.client.delete_collection("colbert")
+        other.bind(THERE)
+        with pytest.raises(FingerprintError, match="holds vectors of two .* not fit .* one"):
+            store.bind(HERE)
+
+
+def test_a_fingerprint_of_a_later_version_is_read(server: QdrantServer) -> None:
+    with QdrantStore(server.url) as store:
+        store.bind(HERE)
+        said = {"colbert_integrations": {"fingerprint": {**HERE.as_json(), "of_later": 1}}}
+        store.client.update_collection("colbert", metadata=said)
+        with QdrantStore(server.url) as reader:
+            assert reader.fingerprint == HERE
+
+
+@pytest.mark.parametrize("said", ["hello", {"fingerprint": "abc"}, {"fingerprint": {"model": "one"}}])
+def test_metadata_of_a_collection_that_nobody_can_read_is_our_error(server: QdrantServer, said: object) -> None:
+    with QdrantStore(server.url) as store:
+        store.bind(HERE)
+        store.client.update_collection("colbert", metadata={"colbert_integrations": said})
+        with (
+            QdrantStore(server.url) as reader,
+            pytest.raises(StoreError, match="metadata that this version can't read"),
+        ):
+            reader.count()
 
 
 def test_another_name_of_the_same_model_is_not_written(server: QdrantServer) -> None:
@@ -606,11 +660,11 @@ def test_pauses_grow_and_differ(server: QdrantServer, pauses: list[float]) -> No
     assert pauses[:9] != pauses[9:]
 
 
-@pytest.mark.parametrize(("wanted", "waited"), [("7", 7), ("9999", 60)])
+@pytest.mark.parametrize(("status", "wanted", "waited"), [(429, "7", 7), (429, "9999", 60), (503, "7.5", 7.5)])
 def test_a_server_that_says_how_long_to_wait_is_listened_to(
-    server: QdrantServer, pauses: list[float], wanted: str, waited: float
+    server: QdrantServer, pauses: list[float], status: int, wanted: str, waited: float
 ) -> None:
-    server.faults.append(Fault(429, times=1, headers=(("Retry-After", wanted),)))
+    server.faults.append(Fault(status, times=1, headers=(("Retry-After", wanted),)))
     with QdrantStore(server.url) as store:
         assert store.count() == 0
     assert pauses == [waited]
@@ -701,6 +755,21 @@ def test_an_answer_that_nobody_can_read_is_not_asked_for_again(
         with pytest.raises(StoreServerError, match="ValidationError"):
             store.count()
         assert pauses == []
+
+
+@pytest.mark.parametrize(
+    "answer", [b"<html>maintenance</html>", b'{"result": {"count"', b"", b"{}", b'{"result": null}']
+)
+def test_an_answer_that_is_not_qdrants_is_our_error(
+    server: QdrantServer, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    with QdrantStore(server.url) as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        request = httpx.Request("GET", server.url)
+        said = httpx.Response(200, content=answer, headers={"content-type": "application/json"}, request=request)
+        monkeypatch.setattr(httpx.Client, "send", lambda *_, **__: said)
+        with pytest.raises(StoreServerError, match="not Qdrant's: is it a proxy's page|ValidationError"):
+            store.count()
 
 
 def test_a_collection_that_was_deleted_is_an_error(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:

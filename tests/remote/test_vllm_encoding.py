@@ -74,7 +74,9 @@ def test_documents_are_cut_here_where_that_is_asked_for(remote, local) -> None:
 def test_rankings_equal_those_made_here(layout: str, remote, local) -> None:
     found, wanted = (model.rank(QUERIES[0], DOCUMENTS) for model in (remote(layout), local(layout)))
     assert [entry.index for entry in found] == [entry.index for entry in wanted]
-    assert [entry.score for entry in found] == pytest.approx([entry.score for entry in wanted], abs=1e-4)
+    # Sums of vectors that are not of unit length reach hundreds, of which float32 keeps seven digits.
+    scores = [entry.score for entry in wanted]
+    assert [entry.score for entry in found] == pytest.approx(scores, rel=2**-20, abs=1e-4)
 
 
 def test_two_thousand_documents_in_one_request_keep_their_order(served, remote, local) -> None:

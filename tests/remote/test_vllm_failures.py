@@ -12,6 +12,7 @@ import torch
 import checkpoints
 from colbert_integrations import ColBERT
 from colbert_integrations.errors import (
+    InputError,
     RemoteError,
     RemoteMismatchError,
     RemoteRefusedError,
@@ -20,7 +21,7 @@ from colbert_integrations.errors import (
 from colbert_integrations.vllm import VLLMForward
 from colbert_integrations.vllm.servers import Server
 from colbert_integrations.vllm.wire import Failure
-from vllm_double import Double, Fault, refuse
+from vllm_double import NAME, Double, Fault, refuse
 
 # As a server answers whose engine has died.
 DEAD = {"error": {"message": "EngineDeadError", "type": "InternalServerError", "param": None, "code": 500}}
@@ -157,7 +158,6 @@ def test_errors_survive_a_pickle() -> None:
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
-        ("/pooling", "<html>hello</html>", "did not answer with JSON: is it a vLLM server?"),
         ("/pooling", {"data": []}, "gave an answer that is not vLLM's"),
         ("/pooling", {"data": [{"index": 0, "data": [1.0]}]}, "gave an answer that is not vLLM's"),
         ("/pooling", {"data": [{"index": 0, "data": "no base64"}]}, "gave an answer that is not vLLM's"),
@@ -173,6 +173,42 @@ def test_answers_that_are_not_vllms(path: str, body: object, message: str, doubl
     with pytest.raises(RemoteMismatchError, match=message) as caught:
         model().encode_document(TEXTS)
     assert caught.value.url == double.url
+
+
+@pytest.mark.parametrize("page", ["<html>hello</html>", '{"data":[{"ind', "[" * 100_000], ids=["html", "cut", "deep"])
+@pytest.mark.parametrize("path", ["/pooling", "/v1/models"])
+def test_a_page_of_a_proxy_is_asked_again(path: str, page: str, double: Double, model: Model, local) -> None:
+    double.faults += [Fault(200, page, path=path)] * 2
+    assert encodes(model(), local)
+    double.faults += [Fault(200, page, path="/pooling")] * 2
+    with pytest.raises(RemoteMismatchError, match="/pooling did not answer with JSON: is it a vLLM server?") as caught:
+        model(retries=1).encode_document(TEXTS)
+    assert (caught.value.url, caught.value.status) == (double.url, 200)
+
+
+def test_vectors_that_are_not_of_unit_length_any_more_are_asked_for_again(double: Double, model: Model, local) -> None:
+    asks, calls = model(), iter(range(99))
+    assert encodes(asks, local)
+    double.alter = lambda vectors: vectors * (0.0 if next(calls) == 0 else 1.0)
+    assert encodes(asks, local)
+    assert next(calls) > 1
+    double.alter = lambda vectors: vectors * 0
+    with pytest.raises((RemoteUnavailableError, RemoteMismatchError), match="unit length"):
+        model(retries=0).encode_document(TEXTS)
+
+
+def test_a_limit_that_is_no_number_is_none(double: Double, model: Model, local) -> None:
+    double.faults.append(Fault(200, {"data": [{"id": NAME, "max_model_len": "512"}]}, path="/v1/models"))
+    assert encodes(model(), local)
+
+
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "HTTP_PROXY"])
+def test_proxy_settings_that_cannot_be_used_are_our_error(
+    variable: str, double: Double, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "foo://somewhere:1")
+    with pytest.raises(InputError, match="the proxy settings of the environment can't be used"):
+        model().encode_document(TEXTS)
 
 
 @pytest.mark.parametrize(

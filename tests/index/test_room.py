@@ -1,0 +1,113 @@
+"""Where segments get their memory: a budget that comes back, and merged vectors that take no more than they need.
+
+The device is played by "meta", which holds nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from colbert_integrations.embeddings import TokenEmbeddings
+from colbert_integrations.errors import InputError
+from colbert_integrations.index import MemoryStore
+from colbert_integrations.index.layout import Layout
+from colbert_integrations.index.room import Room
+from colbert_integrations.index.segment import Batch, Segment
+from stores import units
+
+DEVICE = torch.device("meta")
+HALVES = Layout(8)  # 16 bytes a token
+
+
+def place(segment: Segment) -> str:
+    return segment.device.type
+
+
+def test_a_budget_comes_back_when_the_last_reader_is_gone() -> None:
+    room = Room(DEVICE, 3000)
+    first, second = room.segment(HALVES, 100), room.segment(HALVES, 100)
+    assert (place(first), place(second)) == ("meta", "cpu")
+    reader = first
+    del first
+    gc.collect()
+    assert place(room.segment(HALVES, 100)) == "cpu"
+    del reader
+    gc.collect()
+    assert place(room.segment(HALVES, 100)) == "meta"
+
+
+def test_a_budget_counts_all_that_is_taken() -> None:
+    steps = Layout(8, nbits=8)
+    taken = sum(tensor.numel() * tensor.element_size() for tensor in steps.empty(100, "cpu").values())
+    assert steps.bytes_of(100) == taken
+    assert place(Room(DEVICE, taken).segment(steps, 100)) == "meta"
+    assert place(Room(DEVICE, taken - 1).segment(steps, 100)) == "cpu"
+
+
+def test_memory_that_is_not_there_costs_no_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    room, empty = Room(DEVICE, 2000), Layout.empty
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Layout, "empty", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        room.segment(HALVES, 100)
+    monkeypatch.setattr(Layout, "empty", empty)
+    assert place(room.segment(HALVES, 100)) == "meta"
+
+
+def test_an_index_that_is_written_again_and_again_stays_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, fitted, take = MemoryStore(device_bytes=6 * 2**20), list[bool](), Room._take
+
+    def noted(room: Room, count: int) -> bool:
+        fitted.append(take(room, count))
+        return fitted[-1]
+
+    monkeypatch.setattr(Room, "_take", noted)
+    documents = units(0, *[40] * 100, dim=64)
+    for _ in range(40):
+        store.upsert([f"d{number}" for number in range(100)], documents)
+        gc.collect()
+    assert store.count() == 100
+    assert len(fitted) > 10
+    assert all(fitted)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="device='nonsense' can't be used on this machine"):
+        MemoryStore(device="nonsense")
+
+
+def grown(segment: Segment, documents: TokenEmbeddings) -> None:
+    layout, lengths = segment.layout, documents.lengths
+    count = len(documents)
+    segment.append(Batch([""] * count, [None] * count, [{}] * count, lengths, layout.encode(documents)))
+
+
+def test_merged_vectors_grow_with_the_documents_and_are_those_made_at_once() -> None:
+    parts = [units(seed, *lengths, dim=16) for seed, lengths in enumerate([[1, 9, 40], [33], [7] * 30, [600, 2]])]
+    layout = Layout(16)
+    stepwise, at_once = (Segment(layout, layout.empty(2**14, "cpu")) for _ in range(2))
+    earlier = None
+    for part in parts:
+        grown(stepwise, part)
+        grown(at_once, part)
+        pooled = stepwise.pooled(len(stepwise.ids))
+        used = pooled.bounds[-1]
+        assert pooled.capacity <= 2 * used
+        assert used == sum(-(-(stop - start) // 4) for start, stop in pairwise(stepwise.bounds))
+        if earlier is not None:
+            columns, rows, count = earlier
+            assert torch.equal(pooled.columns["codes"][:rows], columns["codes"][:rows])
+            assert torch.equal(pooled.columns["steps"][:count], columns["steps"][:count])
+        earlier = pooled.columns, used, len(pooled.ids)
+    whole = at_once.pooled(len(at_once.ids))
+    assert whole.bounds == pooled.bounds
+    assert torch.equal(whole.columns["codes"][:used], pooled.columns["codes"][:used])
+    assert stepwise.pooled(2) is pooled
