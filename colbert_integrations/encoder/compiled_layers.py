@@ -37,11 +37,7 @@ class CompiledLayers(Layers):
     def attend(
         self, mixed: torch.Tensor, runs: Runs, window: int | None = None, turns: Turns | None = None
     ) -> torch.Tensor:
-        """Let tokens attend to each other; see ``Layers``.
-
-        Raises:
-            MemoryError: If a thread of the kernel can't get room for the keys of one head.
-        """
+        """Let tokens attend to each other; see ``Layers``."""
         tokens, _, heads, head_dim = mixed.shape
         mixed = mixed.contiguous()
         query, key, value = mixed.unbind(1)  # each (tokens, heads, head_dim)
