@@ -608,3 +608,4 @@ def test_a_coroutine_that_is_destroyed_elsewhere_ends_without_a_word() -> None:
     coroutine = waits()
     contextvars.copy_context().run(coroutine.send, None)
     coroutine.close()
+    assert coroutine.cr_frame is None  # it has ended
