@@ -182,7 +182,8 @@ class QdrantStore(Store):
 
     def _bind(self, fingerprint: Fingerprint) -> Steps[None]:
         where = f"the collection {self._connection.collection!r}"
-        self._collection = None  # look again: it may have been made anew since, for another model
+        # Look again: it may have been made anew since, for another model.
+        before, self._collection = self._collection, None
         found = yield from self._opened(unnamed=True)
         if found is None:
             found = yield from self._made(fingerprint.dim, fingerprint)
@@ -192,7 +193,7 @@ class QdrantStore(Store):
                     f"{where} holds vectors of dim {found.dim}, which are not those of {fingerprint}"
                 )
             found = yield from bound(self._connection, self._form, fingerprint)
-        check_same(found.fingerprint, fingerprint, where)
+        check_same(_by_its_name_here(found.fingerprint, before), fingerprint, where)
         # Under this name here; there it stays as it is, since a key that may only read opens an index too.
         self._collection = replace(found, fingerprint=fingerprint)
 
@@ -599,3 +600,9 @@ def _scopes(names: Sequence[str] | None) -> list[list[models.Condition]]:
         return [[]]
     points = [point_id(name) for name in dict.fromkeys(names)]
     return [[among(points[start : start + _NAMED])] for start in range(0, len(points), _NAMED)]
+
+
+def _by_its_name_here(found: Fingerprint | None, before: Collection | None) -> Fingerprint | None:
+    """The model of a collection, by the name under which it was bound here, if it is still that one."""
+    here = None if before is None else before.fingerprint
+    return here if here is not None and found is not None and here.digest == found.digest else found
