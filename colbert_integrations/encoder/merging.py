@@ -57,8 +57,9 @@ class Cancellation:
             wake()
 
 
-# A context variable, since between an async caller and the merger lie functions of others, in another thread.
+# Held while a merger forgets who stayed with the parent of a fork.
 _AFTER_A_FORK = threading.Lock()
+# A context variable, since between an async caller and the merger lie functions of others, in another thread.
 _CANCELLATION: ContextVar[Cancellation | None] = ContextVar("_CANCELLATION", default=None)
 
 

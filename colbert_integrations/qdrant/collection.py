@@ -201,9 +201,11 @@ def _fingerprint(metadata: Mapping[str, Any] | None, name: str) -> Fingerprint |
     """The model that a collection was bound to, if it was."""
     try:
         said = ((metadata or {}).get(_OURS) or {}).get("fingerprint")
-        # Of a later version's, what this one knows.
-        return None if said is None else Fingerprint(**{item.name: said[item.name] for item in fields(Fingerprint)})
-    except (AttributeError, KeyError, TypeError) as error:
+        if said is None:
+            return None
+        # Of a later version's, what this one knows; of an earlier one's, what that said.
+        return Fingerprint(**{item.name: said[item.name] for item in fields(Fingerprint) if item.name in said})
+    except (AttributeError, TypeError) as error:
         raise StoreError(
             f"{name} has metadata that this version can't read ({type(error).__name__}: {error})"
         ) from error
