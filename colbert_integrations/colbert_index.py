@@ -20,11 +20,14 @@ from .observing import logged, timed
 from .progress import progress_bar
 from .ranking import RankedDocument, check_normalizable, normalized_score
 from .settings import DEFAULT_MODEL
+from .worker import Worker
 
 __all__ = ["ColBERTIndex"]
 
 # Texts that are in memory at once while adding: enough to find neighbours of like length to encode together.
 _WINDOW = 512
+# Async calls that add at once. In threads of their own: those of the model would be held up by a slow store.
+_ADDING_THREADS = 8
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +70,7 @@ class ColBERTIndex:
         self.model = model if isinstance(model, ColBERT) else ColBERT.shared(model)
         self.store: Store = _opened(store)
         self.pool_factor = pool_factor
+        self._worker = Worker(_ADDING_THREADS)
         if self.store.fingerprint is not None:
             self.store.bind(self.model.fingerprint)
 
@@ -395,6 +399,7 @@ class ColBERTIndex:
 
     def close(self) -> None:
         """Close the store; the model, which others may share, stays."""
+        self._worker.close()
         self.store.close()
 
     # -------------------------------------------------------------------------------------------------- async twins
@@ -408,9 +413,9 @@ class ColBERTIndex:
         show_progress: bool | None = None,
     ) -> list[str]:
         """Do what ``add`` does without blocking the event loop; see there for the arguments."""
-        # Window by window, so that searches of the same model have their turn in between.
+        # Window by window, so that other calls of this kind have their turn in between.
         steps, done = self._steps(texts, ids, metadatas, show_progress), list[str]()
-        while (added := await self.model.run_async(next, steps, None)) is not None:
+        while (added := await self._worker.run(next, steps, None)) is not None:
             done += added
         return done
 

@@ -34,7 +34,6 @@ from .encoder import (
     choose_dtype,
     load_encoder,
 )
-from .encoder.merging import cancellable
 from .errors import InputError, NonFiniteError
 from .explain import Explanation
 from .explain.explainer import explain_pairs
@@ -529,8 +528,8 @@ class ColBERT:
     async def run_async(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function in one of this model's own worker threads, with the caller's context variables.
 
-        Where the caller is cancelled, encoding that the function waits for is dropped. There are 32 threads: functions
-        that wait for other async calls of this model should not take all of them.
+        Where the caller is cancelled, what the function waits for is dropped: encoding, requests to a store. There are
+        32 threads: functions that wait for other async calls of this model should not take all of them.
 
         Args:
             function: What to run.
@@ -540,8 +539,7 @@ class ColBERT:
         Returns:
             What it returns.
         """
-        with cancellable():
-            return await self._worker.run(function, *args, **kwargs)
+        return await self._worker.run(function, *args, **kwargs)
 
     def _ready(self) -> Encoder:
         encoder = self._encoder

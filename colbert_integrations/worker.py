@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from .cancellation import cancellable
+
 __all__ = ["Worker"]
 
 P = ParamSpec("P")
@@ -32,7 +34,7 @@ class Worker:
         self._lock = threading.Lock()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function with the caller's context variables.
+        """Run a function with the caller's context variables; where the caller is cancelled, the function can learn it.
 
         Args:
             function: What to run.
@@ -42,14 +44,15 @@ class Worker:
         Returns:
             What it returns.
         """
-        context = contextvars.copy_context()
-        with self._lock:
-            # Threads don't survive a fork, and the executor would wait for them.
-            if self._executor is None or self._process != os.getpid():
-                self._process = os.getpid()
-                self._executor = ThreadPoolExecutor(max_workers=self._threads, thread_name_prefix="colbert")
-            future = self._executor.submit(context.run, lambda: _result(function, *args, **kwargs))
-        return await asyncio.wrap_future(future)
+        with cancellable():
+            context = contextvars.copy_context()
+            with self._lock:
+                # Threads don't survive a fork, and the executor would wait for them.
+                if self._executor is None or self._process != os.getpid():
+                    self._process = os.getpid()
+                    self._executor = ThreadPoolExecutor(max_workers=self._threads, thread_name_prefix="colbert")
+                future = self._executor.submit(context.run, lambda: _result(function, *args, **kwargs))
+            return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """Let the threads end when their work is done; the next call makes new ones."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from colbert_integrations.encoder import Encoder
 from colbert_integrations.errors import AddError, FingerprintError, InputError, StoreError
 from colbert_integrations.index import StoredDocument
 
+PATIENCE_S = 30
 TEXTS = ["wing lift", "boundary layer flow", "heat transfer", "shock wave", "wing lift"]
 
 
@@ -76,6 +79,23 @@ async def test_async_twins_do_the_same(index: ColBERTIndex) -> None:
     assert [document.text for document in await index.aget(ids[:1])] == TEXTS[:1]
     await index.adelete(ids)
     assert len(index) == 0
+
+
+async def test_adding_to_a_slow_store_holds_up_no_search_of_the_same_model(index: ColBERTIndex, tiny: ColBERT) -> None:
+    leave = threading.Event()
+
+    class Slow(MemoryStore):
+        def upsert(self, *args: Any, **options: Any) -> None:
+            assert leave.wait(PATIENCE_S)
+            super().upsert(*args, **options)
+
+    slow = ColBERTIndex(tiny, Slow())
+    adding = [asyncio.create_task(slow.aadd([f"wing {number}"])) for number in range(40)]
+    index.add(TEXTS)
+    assert len(await asyncio.wait_for(index.asearch("wing", 3), PATIENCE_S / 2)) == 3
+    leave.set()
+    await asyncio.gather(*adding)
+    assert len(slow) == 40
 
 
 # ---------------------------------------------------------------------------------------------------------------- add

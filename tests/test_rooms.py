@@ -20,6 +20,7 @@ PACKAGE = Path(colbert_integrations.__file__).parent
 CORE = {
     ".autocast",
     ".cache",
+    ".cancellation",
     ".checkpoint",
     ".checks",
     ".cuda_graphs",
@@ -46,7 +47,8 @@ ROOMS = {
     "settings": {".checks", ".errors"},
     "fingerprint": set[str](),
     "observing": set[str](),
-    "worker": set[str](),
+    "cancellation": set[str](),
+    "worker": {".cancellation"},
     "autocast": {"torch"},
     "cache": {"torch"},
     "embeddings": {".errors", "torch"},
@@ -56,6 +58,7 @@ ROOMS = {
     "cuda_graphs": {"torch"},
     "encoder": {
         ".autocast",
+        ".cancellation",
         ".checkpoint",
         ".cuda_graphs",
         ".embeddings",
@@ -73,14 +76,14 @@ ROOMS = {
     "explain": {".autocast", ".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
     "model": {*CORE, "torch"},
     # It sees embeddings, never texts to encode.
-    "index": {".autocast", ".checks", ".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
+    "index": {".autocast", ".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
     | {"filelock", "numpy", "safetensors", "torch"},
-    "qdrant": {".checks", ".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
+    "qdrant": {".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},
     "loading": {".embeddings", ".errors", ".index", ".model"},
     "colbert_index": {".checks", ".embeddings", ".errors", ".index", ".loading", ".location", ".model", ".observing"}
-    | {".progress", ".ranking", ".settings"},
+    | {".progress", ".ranking", ".settings", ".worker"},
     "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},
     "adapter": {".colbert_index", ".errors", ".model", ".settings", "pydantic", "typing_extensions"},
     "langchain": {".adapter", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}

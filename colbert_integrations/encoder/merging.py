@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heapreplace
 from itertools import count
 from time import monotonic
 
 import torch
 
+from ..cancellation import current_cancellation
 from .batching import batches_by_tokens
 from .tokens import TokenSequence
 
-__all__ = ["Deliver", "Merger", "cancellable", "current_cancellation"]
+__all__ = ["Deliver", "Merger"]
 
 Run = Callable[[list[TokenSequence]], list[torch.Tensor]]
 Deliver = Callable[[int, torch.Tensor], None]
@@ -36,55 +34,8 @@ _WHOLE_BATCHES = 16
 _LOST_S = 1.0
 # Tokens that may wait for a batch, about 100 bytes each as Python lists: 400 MB. Who would add to more waits first.
 _MOST_WAITING = 1 << 22
-
-
-class Cancellation:
-    """Says that nobody waits any more for what a thread computes.
-
-    Attributes:
-        cancelled: Whether that is so.
-        wakers: What to call then.
-    """
-
-    def __init__(self) -> None:
-        self.cancelled = False
-        self.wakers: set[Callable[[], None]] = set()
-
-    def cancel(self) -> None:
-        """Take it that nobody waits, from any thread."""
-        self.cancelled = True  # first: who adds a waker after the loop below looks here before it sleeps
-        for wake in tuple(self.wakers):
-            wake()
-
-
 # Held while a merger forgets who stayed with the parent of a fork.
 _AFTER_A_FORK = threading.Lock()
-# A context variable, since between an async caller and the merger lie functions of others, in another thread.
-_CANCELLATION: ContextVar[Cancellation | None] = ContextVar("_CANCELLATION", default=None)
-
-
-@contextmanager
-def cancellable() -> Iterator[None]:
-    """While the body runs, work started in a copy of its context is dropped as soon as the body is cancelled.
-
-    Yields:
-        Nothing.
-    """
-    cancellation = Cancellation()
-    before = _CANCELLATION.set(cancellation)
-    try:
-        yield
-    except BaseException:
-        cancellation.cancel()
-        raise
-    finally:
-        with suppress(ValueError):  # a coroutine that is destroyed ends in another context
-            _CANCELLATION.reset(before)
-
-
-def current_cancellation() -> Cancellation:
-    """That of the caller for whom this thread works; one that nobody calls where there is none."""
-    return _CANCELLATION.get() or Cancellation()
 
 
 class _Request:
@@ -146,8 +97,7 @@ class _Request:
 
     def pause(self) -> None:
         """Wait to be woken, or for a while; raise if nobody waits for the result."""
-        if self.cancellation.cancelled:
-            raise asyncio.CancelledError
+        self.cancellation.check()
         self.woken.wait(_LOST_S)
 
     def wake(self) -> None:
@@ -306,8 +256,7 @@ class Merger:
                 request.pause()
             if request.settled:
                 return False
-            if request.cancellation.cancelled:
-                raise asyncio.CancelledError
+            request.cancellation.check()
             self._leader = request
             return True
 

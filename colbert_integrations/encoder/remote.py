@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -12,10 +11,11 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from ..cancellation import current_cancellation
 from ..checkpoint import ColBERTSpec
 from .batching import batches_by_tokens
 from .forward import Forward
-from .merging import Deliver, current_cancellation
+from .merging import Deliver
 from .tokens import TokenSequence
 
 __all__ = ["Connection", "LazyForward", "RemoteForward", "Spreader"]
@@ -217,8 +217,7 @@ class _UnderWay:
     def __iter__(self) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Batches and their vectors, as they come."""
         while self._batches:
-            if self._cancellation.cancelled:
-                raise asyncio.CancelledError
+            self._cancellation.check()
             future = self._done.get()
             if future is not None:
                 yield self._batches.pop(future), future.result()

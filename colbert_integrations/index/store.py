@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
+from ..cancellation import current_cancellation
 from ..embeddings import TokenEmbeddings
 from ..errors import StoreError
 from ..fingerprint import Fingerprint
@@ -262,7 +263,9 @@ class Store(ABC):
         if source.fingerprint is not None:
             self.bind(source.fingerprint)
         moved, batch, tokens = 0, list[StoredDocument](), 0
+        cancellation = current_cancellation()
         for document in source.iter_documents():
+            cancellation.check()
             if document.embeddings is None:
                 raise StoreError(f"{document.id!r} has no vectors in the store that is copied")
             batch.append(document)

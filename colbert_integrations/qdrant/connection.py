@@ -14,12 +14,12 @@ from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from os import getpid
-from time import sleep
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
+from ..cancellation import current_cancellation
 from ..errors import StoreServerError
 from .failures import failure_of
 
@@ -138,6 +138,7 @@ class Connection:
 
         Raises:
             StoreServerError: If a request fails for good, and the steps can't go on without it.
+            CancelledError: If the async caller for whom this runs was cancelled; the steps end where they are.
         """
         answer, failure = None, None
         try:
@@ -179,15 +180,16 @@ class Connection:
             await made.close()
 
     def _answer(self, request: Request) -> Any:
-        here = self._opened()
+        here, cancellation = self._opened(), current_cancellation()
         for pause in self._pauses():
+            cancellation.check()
             try:
                 # Local mode is not made for threads.
                 with here.lock if self.local else nullcontext():
                     call = getattr(here.client, request.method)
                     return call(collection_name=self.collection, **request.arguments)
             except Exception as error:
-                sleep(self._wait(error, request, pause))
+                cancellation.sleep(self._wait(error, request, pause))
         raise AssertionError("the last try raises")
 
     async def _aanswer(self, request: Request) -> Any:

@@ -486,12 +486,6 @@ class QdrantStore(Store):
     # -------------------------------------------------------------------------------------------------- async twins
     # Those that only wait for a server do it without a thread; those that work on vectors leave the event loop free.
 
-    async def aset_metadata(
-        self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None = None
-    ) -> None:
-        """Do what ``set_metadata`` does without blocking the event loop; see there for the arguments."""
-        await self._arun(self._set_metadata(ids, metadatas, texts))
-
     async def adelete(self, ids: Sequence[str]) -> None:
         """Do what ``delete`` does without blocking the event loop; see there for the arguments."""
         await self._arun(self._delete(ids))

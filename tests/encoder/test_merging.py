@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 import checkpoints
 from colbert_integrations import ColBERT, observed
+from colbert_integrations.cancellation import cancellable
 from colbert_integrations.encoder import merging
 from colbert_integrations.encoder.batching import batches_by_tokens
-from colbert_integrations.encoder.merging import Merger, cancellable
+from colbert_integrations.encoder.merging import Merger
 from colbert_integrations.encoder.tokens import TokenSequence
 from colbert_integrations.errors import InputError
 

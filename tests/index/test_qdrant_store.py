@@ -6,6 +6,7 @@ import asyncio
 import gc
 import pickle
 import socket
+import threading
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import torch
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from colbert_integrations import ColBERT, ColBERTIndex, TokenEmbeddings
+from colbert_integrations.cancellation import Cancellation
 from colbert_integrations.errors import FingerprintError, InputError, StoreError, StoreServerError
 from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.qdrant import QdrantStore, connection
@@ -25,6 +27,7 @@ from qdrant_server import Fault, QdrantServer, shared_server
 from qdrant_server.bodies import problem
 from stores import DIM, brute_force, by_grpc, dyadic, fill, found, needs_numpy_2, units
 
+PATIENCE_S = 30
 QUERIES = dyadic(99, 3, 1, 5)
 HERE, THERE = Fingerprint("abc", "one", DIM, {"model": "one"}), Fingerprint("def", "two", DIM)
 
@@ -45,7 +48,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def asleep(seconds: float) -> None:
         waited.append(seconds)
 
-    monkeypatch.setattr(connection, "sleep", waited.append)
+    monkeypatch.setattr(Cancellation, "sleep", lambda _, seconds: waited.append(seconds))
     monkeypatch.setattr(connection, "asleep", asleep)
     return waited
 
@@ -648,6 +651,53 @@ def test_a_server_that_fails_twice_and_then_works_is_not_noticed(
         store.bind(HERE)
         assert store.ids() == sorted(documents)
         assert len(pauses) == 12
+
+
+async def test_a_cancelled_upsert_sends_no_further_request(
+    server: QdrantServer, documents: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with QdrantStore(server.url, batch_bytes=500) as store:
+        fill(store, {"first": torch.ones(1, DIM)})
+        before, entered, leave = len(server.sizes("PUT")), threading.Event(), threading.Event()
+        real = store.client.upsert
+
+        def held(**request: Any) -> Any:
+            entered.set()
+            assert leave.wait(PATIENCE_S)
+            return real(**request)
+
+        monkeypatch.setattr(store.client, "upsert", held)
+        call = asyncio.create_task(store.aupsert(list(documents), TokenEmbeddings.from_list(list(documents.values()))))
+        assert await asyncio.to_thread(entered.wait, PATIENCE_S)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        leave.set()
+        await ended(store)
+        assert len(server.sizes("PUT")) == before + 1
+
+
+async def test_a_cancelled_call_does_not_try_again(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_FIRST_PAUSE", 2 * PATIENCE_S)
+    with QdrantStore(server.url, retries=1) as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        server.asked.clear()
+        server.faults.append(Fault(503))
+        call = asyncio.create_task(store.aset_metadata(["a"], [{"n": 1}]))
+        while not server.asked:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await ended(store)
+        assert len(server.asked) == 1
+
+
+async def ended(store: QdrantStore) -> None:
+    """Wait until nothing runs for async calls."""
+    executor = store._worker._executor
+    assert executor is not None
+    await asyncio.wait_for(asyncio.to_thread(executor.shutdown), PATIENCE_S)
 
 
 def test_pauses_grow_and_differ(server: QdrantServer, pauses: list[float]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
-from colbert_integrations.index import memory
+from colbert_integrations.index import StoredDocument, memory
 from stores import brute_force, dyadic, found
 
 DIM = 8
@@ -25,6 +26,31 @@ ONE = TokenEmbeddings.from_list([torch.ones(1, DIM)])
 def _small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_FEWEST_ROWS", 16)
     monkeypatch.setattr(memory, "_MOST_ROWS", 64)
+
+
+async def test_a_cancelled_copy_stops() -> None:
+    entered, leave, ended = threading.Event(), threading.Event(), threading.Event()
+
+    class Held(MemoryStore):
+        def iter_documents(self) -> Iterator[StoredDocument]:
+            try:
+                for document in super().iter_documents():
+                    yield document
+                    entered.set()
+                    leave.wait()
+            finally:
+                ended.set()
+
+    source, copied = Held(), MemoryStore()
+    source.upsert(["a", "b", "c"], TokenEmbeddings.from_list([torch.ones(1, DIM)] * 3))
+    call = asyncio.create_task(copied.acopy_from(source, batch_tokens=1))
+    await asyncio.to_thread(entered.wait)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    leave.set()
+    await asyncio.to_thread(ended.wait)
+    assert copied.count() == 1
 
 
 def test_a_reader_never_sees_half_an_upsert() -> None:
