@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,37 @@ def test_equals_the_padded_pass(backbone: Any, lengths: list[tuple[int, bool]], 
     plain._model = type(plain._model)(backbone, Layers(Linear))
     for forward in (packed, plain):
         torch.testing.assert_close(forward(sequences).double(), exact, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size"), [(1, 8), (8, 8), (9, 16), (250, 256), (257, 272), (1025, 1088), (1985, 2048), (2048, 2048)]
+)
+def test_a_batch_is_filled_up_to_a_size(backbone: Any, tokens: int, size: int) -> None:
+    assert sizes_run(backbone, [tokens]) == [size]
+
+
+def test_few_sizes_occur_and_filling_up_to_them_adds_little(backbone: Any) -> None:
+    tokens = range(1, 2049, 3)
+    sizes = sizes_run(backbone, tokens)
+    assert len(set(sizes)) <= 80
+    assert all(number <= size <= max(number + 7, number * 17 / 16) for number, size in zip(tokens, sizes, strict=True))
+    assert sum(sizes) < 1.03 * sum(tokens)
+
+
+def sizes_run(backbone: Any, tokens: Iterable[int]) -> list[int]:
+    """How many rows a model's layers see of batches of so many tokens."""
+    forward, seen = PackedForward(backbone, nn.Identity(), torch.float32), list[int]()
+
+    def model(ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
+        assert len(ids) == len(positions) == runs.bounds[-1]
+        seen.append(len(ids))
+        return torch.zeros(len(ids), 1)
+
+    forward._model = model
+    for number in tokens:
+        batch = [sequence(length, length, 0) for length in (number // 3, number - number // 3) if length]
+        assert forward(batch).shape == (number, 1)
+    return seen
 
 
 def attend(mixed: torch.Tensor, runs: Runs, window: int | None = None, turns: Turns | None = None) -> torch.Tensor:
