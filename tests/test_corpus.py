@@ -208,6 +208,7 @@ def test_a_store_that_fails_ends_the_run_and_the_next_one_goes_on(
     [
         (("wing",), "documents must be a list or a generator of documents, not one str"),
         (({"text": "wing"},), "not one dict"),
+        ((None,), "not one NoneType"),
         ((["wing"], {"pool_factor": 0}), "pool_factor must be at least 1"),
         ((["wing"], {"window": 0}), "window must be a whole number from 1, not 0"),
     ],
