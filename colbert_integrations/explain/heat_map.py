@@ -47,7 +47,7 @@ def draw(explanation: Explanation, ax: Axes | None) -> Axes:
     except ImportError as error:
         raise MissingExtraError("A heat map", "explain") from error
     if not explanation.matches:
-        raise InputError("the document has no vectors, so there is no heat map to draw")
+        raise InputError("query or document has no vectors, so there is no heat map to draw")
     tokens, values, best = _columns(explanation)
     columns = _names(explanation.document, tokens)
     lines = _names(explanation.query, [match.query_token for match in explanation.matches])

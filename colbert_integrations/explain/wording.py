@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from math import fsum
+from math import fsum, inf
 from typing import TYPE_CHECKING
 
 from .characters import word_around
@@ -116,8 +116,10 @@ def summary(explanation: Explanation) -> list[str]:
         Sentences: first the score, then notes, if there are any.
     """
     count = len(explanation.matches)
-    if not count:
+    if explanation.score == -inf:
         return ["The document has no vectors, so that nothing matches and it scores below every other."]
+    if not count:
+        return ["The query has no vectors, so that nothing matches and every document scores 0."]
     said = [
         f"Score {explanation.score:.2f}: {_count(count, 'query token')}, {explanation.score / count:.2f} on average."
     ]
