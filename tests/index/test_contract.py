@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from colbert_integrations import Hit, TokenEmbeddings
+from colbert_integrations import Hit, MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import (
     FilterError,
     FingerprintError,
@@ -347,6 +347,17 @@ def test_documents_move_between_stores_unchanged(store: Store, documents: dict[s
         assert other.search(QUERIES, 20) == store.search(QUERIES, 20)
         assert other.fingerprint == HERE
         assert other.get(["d3"])[0].metadata == {"n": 3}
+
+
+def test_a_bar_shows_how_many_have_moved(
+    store: Store, documents: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(store, documents)
+    with MemoryStore() as other:
+        other.copy_from(store, batch_tokens=6)
+        assert capsys.readouterr().err == ""
+        other.copy_from(store, batch_tokens=6, show_progress=True)
+        assert "7/7" in capsys.readouterr().err
 
 
 def test_documents_of_another_model_do_not_move_in(kind: str, store: Store, documents: dict[str, torch.Tensor]) -> None:
