@@ -221,6 +221,11 @@ def test_bad_arguments_are_refused_before_any_work(tiny: ColBERT, arguments: Any
     assert store.fingerprint is None
 
 
+def test_a_corpus_goes_somewhere(tiny: ColBERT) -> None:
+    with pytest.raises(InputError, match="not None: what is encoded would be lost"):
+        index_corpus(TEXTS, tiny, None)  # type: ignore[arg-type]
+
+
 def test_vectors_of_another_model_are_not_mixed(tiny: ColBERT, checkpoint: Callable[[str], Any]) -> None:
     store = MemoryStore()
     index_corpus(TEXTS, tiny, store)

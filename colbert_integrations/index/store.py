@@ -11,7 +11,7 @@ import torch
 
 from ..cancellation import current_cancellation
 from ..embeddings import TokenEmbeddings
-from ..errors import StoreError
+from ..errors import InputError, StoreError
 from ..fingerprint import Fingerprint
 from ..progress import progress_bar
 from ..worker import Worker
@@ -259,9 +259,11 @@ class Store(ABC):
 
         Raises:
             FingerprintError: If this store holds another model's vectors.
-            InputError: If a document can't be stored here.
+            InputError: If the source is no store, or a document can't be stored here.
             StoreError: If a store is closed, or its server fails or refuses.
         """
+        if not isinstance(source, Store):
+            raise InputError(f"source must be a store, not {type(source).__name__}; that of an index is its .store")
         if source.fingerprint is not None:
             self.bind(source.fingerprint)
         moved, cancellation = 0, current_cancellation()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
+from types import NoneType
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -133,6 +134,10 @@ class QdrantStore(Store):
         if not isinstance(collection, str) or not collection:
             raise InputError(f"collection must be a name, not {collection!r}")
         check_whole_number("retries", retries, least=0)
+        if not isinstance(payload_indexes, (Mapping, NoneType)):
+            raise InputError(f"payload_indexes must map keys to their kinds, not be a {type(payload_indexes).__name__}")
+        if not isinstance(async_client, (AsyncQdrantClient, NoneType)):
+            raise InputError(f"async_client must be an AsyncQdrantClient, not {type(async_client).__name__}")
         self._first = first_stage_of(first_stage)
         self._form = Form(
             vector_name,
