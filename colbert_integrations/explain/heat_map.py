@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, MissingExtraError
-from .wording import label
+from .wording import label, short
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,6 +118,5 @@ def _names(text: str, tokens: list[Token]) -> list[str]:
 
     fonts = [get_font(findfont(FontProperties(family=[name]))) for name in FontProperties().get_family()]
     known = {code for font in fonts for code in font.get_charmap()}
-    named = [label(text, token) for token in tokens]
-    short = [name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…" for name in named]
-    return ["".join(letter if ord(letter) in known else _BOX for letter in name) for name in short]
+    named = [short(label(text, token), _MOST_LETTERS) for token in tokens]
+    return ["".join(letter if ord(letter) in known else _BOX for letter in name) for name in named]
