@@ -118,7 +118,7 @@ class ColBERTIndex:
         show_progress: bool | None,
     ) -> Iterator[list[str]]:
         """Add window by window; the ids of each."""
-        total = _common_length(texts, ids, metadatas)
+        total = _common_length(texts, *(column for column in (ids, metadatas) if column is not None))
         done, failures = list[str](), dict[str, Exception]()
         loader = Loader(self.model, self.store, self.pool_factor)
         with progress_bar(total, show_progress, "Indexing") as bar:
@@ -143,7 +143,9 @@ class ColBERTIndex:
         self.store.delete(ids)
 
     def _bind(self) -> None:
-        if self.store.fingerprint is None:
+        """Refuse vectors of another model, which may have come since this was made; bind what is bound to none."""
+        # Where nothing is there yet, a search must not make it: a name may be misspelt, a key may only read.
+        if self.store.fingerprint != self.model.fingerprint and self.store.dim is not None:
             self.store.bind(self.model.fingerprint)
 
     # ------------------------------------------------------------------------------------------------------- reading
@@ -357,7 +359,7 @@ class ColBERTIndex:
         """
         if not isinstance(self.store, MemoryStore):
             raise StoreError(f"a {type(self.store).__name__} keeps its documents itself: there is nothing to save")
-        self._bind()
+        self.store.bind(self.model.fingerprint)
         self.store.save(folder)
 
     @classmethod
@@ -463,8 +465,8 @@ def _opened(given: Store | str | None) -> Store:
 def _common_length(*columns: object) -> int | None:
     """The length that all columns have which have one, checked before any work is done."""
     for column in columns:
-        if isinstance(column, (str, bytes)):
-            raise InputError("texts, ids and metadatas must be lists or generators, not one string")
+        if isinstance(column, (str, bytes)) or not isinstance(column, Iterable):
+            raise InputError(f"texts, ids and metadatas must be lists or generators, not one {type(column).__name__}")
     lengths = {len(column) for column in columns if isinstance(column, Sized)}
     if len(lengths) > 1:
         raise InputError(f"texts, ids and metadatas must have one length, not {sorted(lengths)}")

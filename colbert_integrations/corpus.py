@@ -104,9 +104,11 @@ def index_corpus(
         >>> index_corpus(lines, "bundled/all-MiniLM-L6-v2", store, show_progress=False).unchanged
         2
     """
-    if isinstance(documents, (str, bytes, Mapping)):
+    if isinstance(documents, (str, bytes, Mapping)) or not isinstance(documents, Iterable):
         raise InputError(f"documents must be a list or a generator of documents, not one {type(documents).__name__}")
     check_whole_number("window", window)
+    if store is None:
+        raise InputError("store must be a store or its location, not None: what is encoded would be lost")
     index = ColBERTIndex(model, store, pool_factor=pool_factor)
     if total is None and isinstance(documents, Sized):
         total = len(documents)

@@ -173,6 +173,8 @@ class ColBERT:
         cache_bytes: int | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "forward", "__class__")}
+        if not (forward is None or callable(forward) or isinstance(forward, RemoteForward)):
+            raise InputError(f"forward must be a function of sequences or a VLLMForward, not {type(forward).__name__}")
         self._start(Settings.of(given), forward)
         self._ready()
 

@@ -90,6 +90,7 @@ class Settings:
         if unknown:
             raise InputError(f"unknown argument {', '.join(unknown)}")
         values = {name: value for name, value in given.items() if value is not None}
+        values.setdefault("model", None)  # which is refused
         if values.get("token") == "":  # as an environment gives one that is not set
             del values["token"]
         for name in ("model", "cache_dir"):

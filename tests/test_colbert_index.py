@@ -192,9 +192,12 @@ def test_an_error_says_how_many_of_the_documents_are_stored(added: list[str], sa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("one text",), "not one string"),
+        (("one text",), "lists or generators, not one str"),
+        ((None, ["1"]), "not one NoneType"),
+        ((3,), "not one int"),
         ((["a", "b"], ["1"]), r"one length, not \[1, 2\]"),
-        ((["a"], "i"), "not one string"),
+        ((["a"], "i"), "not one str"),
+        ((["a"], None, 3), "not one int"),
         ((["a"], None, [{}, {}]), "one length"),
     ],
 )
@@ -322,6 +325,23 @@ def test_another_model_is_refused_and_both_are_named(
         ColBERTIndex.load(tmp_path, other)
     assert index.model.fingerprint.digest in str(caught.value)
     assert other.fingerprint.digest in str(caught.value)
+
+
+def test_vectors_that_another_model_brought_meanwhile_are_refused(
+    index: ColBERTIndex, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    other = ColBERT(checkpoint("stanford"), device="cpu", document_marker="")  # of the same dimension
+    ColBERTIndex(other, index.store).add(TEXTS[:1], ids=["a"])
+    calls: list[Callable[[], object]] = [
+        lambda: index.search("wing"),
+        lambda: index.rank("wing", TEXTS[:1], ["a"]),
+        lambda: index.add(["shock wave"]),
+        lambda: index.save(tmp_path / "saved"),
+    ]
+    for call in calls:
+        with pytest.raises(FingerprintError, match=other.fingerprint.digest):
+            call()
+    assert (len(index), (tmp_path / "saved").exists()) == (1, False)
 
 
 def test_the_fingerprint_is_of_weights_and_spec_not_of_names(

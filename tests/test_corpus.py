@@ -208,6 +208,7 @@ def test_a_store_that_fails_ends_the_run_and_the_next_one_goes_on(
     [
         (("wing",), "documents must be a list or a generator of documents, not one str"),
         (({"text": "wing"},), "not one dict"),
+        ((None,), "not one NoneType"),
         ((["wing"], {"pool_factor": 0}), "pool_factor must be at least 1"),
         ((["wing"], {"window": 0}), "window must be a whole number from 1, not 0"),
     ],
@@ -218,6 +219,11 @@ def test_bad_arguments_are_refused_before_any_work(tiny: ColBERT, arguments: Any
     with pytest.raises(InputError, match=said):
         index_corpus(documents, tiny, store, **(options[0] if options else {}))
     assert store.fingerprint is None
+
+
+def test_a_corpus_goes_somewhere(tiny: ColBERT) -> None:
+    with pytest.raises(InputError, match="not None: what is encoded would be lost"):
+        index_corpus(TEXTS, tiny, None)  # type: ignore[arg-type]
 
 
 def test_vectors_of_another_model_are_not_mixed(tiny: ColBERT, checkpoint: Callable[[str], Any]) -> None:

@@ -241,6 +241,16 @@ def test_impossible_settings_are_refused(options: dict, message: str, checkpoint
         ColBERT(checkpoint("stanford"), **{"device": "cpu", **options})
 
 
+def test_a_forward_pass_that_is_none_is_refused(tiny: ColBERT) -> None:
+    with pytest.raises(InputError, match="forward must be a function of sequences or a VLLMForward, not str"):
+        ColBERT(tiny.settings.model, forward="http://gpu-1:8000")
+
+
+def test_a_name_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match="model must be the name or path of a checkpoint, not None"):
+        ColBERT(None)
+
+
 def test_an_empty_name_is_refused() -> None:
     with pytest.raises(InputError, match="name or path"):
         ColBERT("")

@@ -76,8 +76,8 @@ ROOMS = {
     "explain": {".autocast", ".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
     "model": {*CORE, "torch"},
     # It sees embeddings, never texts to encode.
-    "index": {".autocast", ".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".scoring", ".worker"}
-    | {"filelock", "numpy", "safetensors", "torch"},
+    "index": {".autocast", ".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".progress"}
+    | {".scoring", ".worker", "filelock", "numpy", "safetensors", "torch"},
     "qdrant": {".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..explain import Explanation, Passage
 from ..explain.terminal import coloured_passage
-from ..explain.wording import visible
+from ..explain.wording import short, visible
 from .output import Output
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ __all__ = ["show_result"]
 
 _INDENT = 5
 _MOST_WORDS = 6
-_PASSAGE_LENGTH = 300
+_PASSAGE_LENGTH, _WORD_LENGTH = 300, 60
 
 
 def show_result(
@@ -50,7 +50,7 @@ def show_result(
         coloured = output.console is not None
         output.paragraph(_in_one(explanation, passage) if coloured else visible(passage.text), _INDENT)
     elif text is not None:
-        output.paragraph(_beginning(visible(text), _PASSAGE_LENGTH), _INDENT)
+        output.paragraph(short(visible(text), _PASSAGE_LENGTH), _INDENT)
     if metadata:
         output.line(" " * _INDENT, (visible(json.dumps(metadata, ensure_ascii=False)), "dim"))
     if words and explanation is not None and (met := _words(explanation)):
@@ -69,8 +69,8 @@ def _words(explanation: Explanation) -> str:
     """The pairs of words that matched best, each once."""
     pairs = {(asked, met): share for asked, met, share in reversed(explanation.words())}
     best = sorted(pairs.items(), key=lambda pair: -pair[1])[:_MOST_WORDS]
-    return ", ".join(f"{visible(asked)} → {visible(met)} {share:.2f}" for (asked, met), share in best)
+    return ", ".join(f"{_word(asked)} → {_word(met)} {share:.2f}" for (asked, met), share in best)
 
 
-def _beginning(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
+def _word(word: str) -> str:
+    return short(visible(word), _WORD_LENGTH)

@@ -42,7 +42,8 @@ def explain_pairs(
         tell_of_cuts: Whether texts that are too long are counted and warned of; not where that was done before.
 
     Returns:
-        An explanation of each pair, in order; no match where the document has no vectors, and a score of ``-inf``.
+        An explanation of each pair, in order; no match where a text has no vectors: a score of 0 if that is the query,
+        of ``-inf`` if it is the document.
     """
     queries = _encoded(encoder, [query for query, _ in pairs], "query", tell_of_cuts)
     documents = _encoded(encoder, [document for _, document in pairs], "document", tell_of_cuts)
@@ -57,7 +58,7 @@ def _explanation(pair: tuple[str, str], query: _Encoded, document: _Encoded, poo
     matches = tuple(
         TokenMatch(query.tokens[s], document.tokens[t], float(similarities[s, t]), s, t) for s, t in enumerate(best)
     )
-    score = sum(match.similarity for match in matches) if matches else -inf
+    score = sum((match.similarity for match in matches), 0.0) if document.tokens else -inf
     every = TokenSimilarities(tuple(document.tokens), similarities)
     return Explanation(*pair, score, matches, pooled, query.cut, document.cut, every)
 

@@ -102,7 +102,7 @@ class Explanation:
         query: The query.
         document: The document, as it was scored.
         score: The raw MaxSim score, the sum of all similarities.
-        matches: One for each query vector, in order; none for a document without vectors.
+        matches: One for each query vector, in order; none where query or document has no vectors.
         pooled: Whether the model itself scores by merged vectors. Here tokens are compared one by one all the
             same, so the score differs from the model's.
         query_cut: Index of the first character that was not read, the query being too long. None: it was read whole or
@@ -209,7 +209,7 @@ class Explanation:
         said: dict[str, Any] = {
             "query": self.query,
             "document": self.document,
-            "score": self.score if self.matches else None,
+            "score": None if self.score == -inf else self.score,
             "matches": [
                 {
                     "query_token": _token_dict(match.query_token),
@@ -318,7 +318,7 @@ class Explanation:
 
         Raises:
             MissingExtraError: If matplotlib is not installed.
-            InputError: If there is nothing to draw, since the document has no vectors.
+            InputError: If there is nothing to draw, since query or document has no vectors.
         """
         from .heat_map import draw
 

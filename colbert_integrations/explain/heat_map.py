@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, MissingExtraError
-from .wording import label
+from .wording import label, short
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,7 @@ def draw(explanation: Explanation, ax: Axes | None) -> Axes:
     except ImportError as error:
         raise MissingExtraError("A heat map", "explain") from error
     if not explanation.matches:
-        raise InputError("the document has no vectors, so there is no heat map to draw")
+        raise InputError("query or document has no vectors, so there is no heat map to draw")
     tokens, values, best = _columns(explanation)
     columns = _names(explanation.document, tokens)
     lines = _names(explanation.query, [match.query_token for match in explanation.matches])
@@ -118,6 +118,5 @@ def _names(text: str, tokens: list[Token]) -> list[str]:
 
     fonts = [get_font(findfont(FontProperties(family=[name]))) for name in FontProperties().get_family()]
     known = {code for font in fonts for code in font.get_charmap()}
-    named = [label(text, token) for token in tokens]
-    short = [name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…" for name in named]
-    return ["".join(letter if ord(letter) in known else _BOX for letter in name) for name in short]
+    named = [short(label(text, token), _MOST_LETTERS) for token in tokens]
+    return ["".join(letter if ord(letter) in known else _BOX for letter in name) for name in named]

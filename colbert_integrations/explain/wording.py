@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from math import fsum
+from math import fsum, inf
 from typing import TYPE_CHECKING
 
 from .characters import word_around
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from .explanation import Explanation, Token, TokenMatch
     from .passage import Passage
 
-__all__ = ["Row", "harmless", "label", "place", "rows", "summary", "visible"]
+__all__ = ["Row", "harmless", "label", "place", "rows", "short", "summary", "visible"]
 
 _ELLIPSIS = "…"
+# Of a token: one that a tokenizer does not know may be as long as the picture that is written into a text.
+_MOST_LETTERS = 60
 # All that a terminal obeys, but tabs and line feeds.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -73,13 +75,27 @@ def label(text: str, token: Token) -> str:
         token: The token.
 
     Returns:
-        Its characters, with dots where the word goes on; of a token that stands for none, its spelling.
+        Its characters, the first 60, with dots where the word goes on; of a token that stands for none, its spelling.
     """
     if token.span is None:
         return visible(token.text) or "·"
     start, stop = token.span
     first, last = word_around(text, start, stop)
-    return (_ELLIPSIS * (first < start) + visible(text[start:stop]) + _ELLIPSIS * (stop < last)) or "␣"
+    shown = short(visible(text[start:stop]), _MOST_LETTERS)
+    return (_ELLIPSIS * (first < start) + shown + _ELLIPSIS * (stop < last)) or "␣"
+
+
+def short(text: str, most: int) -> str:
+    """A text, or its beginning.
+
+    Args:
+        text: The text.
+        most: Maximum number of characters.
+
+    Returns:
+        The text; with dots in the place of its end if it is longer.
+    """
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}{_ELLIPSIS}"
 
 
 def visible(text: str) -> str:
@@ -116,8 +132,10 @@ def summary(explanation: Explanation) -> list[str]:
         Sentences: first the score, then notes, if there are any.
     """
     count = len(explanation.matches)
-    if not count:
+    if explanation.score == -inf:
         return ["The document has no vectors, so that nothing matches and it scores below every other."]
+    if not count:
+        return ["The query has no vectors, so that nothing matches and every document scores 0."]
     said = [
         f"Score {explanation.score:.2f}: {_count(count, 'query token')}, {explanation.score / count:.2f} on average."
     ]

@@ -83,6 +83,7 @@ def candidate_count(mode: Search, k: int, asked: int | None) -> int:
 
 def check_queries(queries: TokenEmbeddings, dim: int) -> None:
     """Refuse queries that can't be compared with vectors of a dimension."""
+    _check_embeddings("queries", queries)
     if queries.dim != dim:
         raise ShapeError(f"queries have dim {queries.dim}, the store holds vectors of dim {dim}")
     if not torch.isfinite(queries.values).all():
@@ -130,6 +131,7 @@ def checked(
 ) -> tuple[list[str], list[str | None], list[dict[str, Any]]]:
     """Ids, texts and metadata of documents that can be stored, copied from what ``Store.upsert`` was given."""
     names = check_ids(ids)
+    _check_embeddings("embeddings", embeddings)
     bodies: list[str | None] = [None] * len(names) if texts is None else list(texts)
     notes = [None] * len(names) if metadatas is None else list(metadatas)
     for what, number in (("embeddings", len(embeddings)), ("texts", len(bodies)), ("metadatas", len(notes))):
@@ -141,6 +143,13 @@ def checked(
         if body is not None and not isinstance(body, str):
             raise InputError(f"the text of document {name!r} must be a string, not {type(body).__name__}")
     return names, bodies, [json_copy(note, name) for name, note in zip(names, notes, strict=True)]
+
+
+def _check_embeddings(name: str, value: object) -> None:
+    if not isinstance(value, TokenEmbeddings):
+        raise InputError(
+            f"{name} must be TokenEmbeddings, as TokenEmbeddings.from_list makes, not {type(value).__name__}"
+        )
 
 
 def finite_as(embeddings: TokenEmbeddings, dtype: str) -> torch.Tensor:

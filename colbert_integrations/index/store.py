@@ -11,8 +11,9 @@ import torch
 
 from ..cancellation import current_cancellation
 from ..embeddings import TokenEmbeddings
-from ..errors import StoreError
+from ..errors import InputError, StoreError
 from ..fingerprint import Fingerprint
+from ..progress import progress_bar
 from ..worker import Worker
 
 if TYPE_CHECKING:  # stores find documents, and who knows the model may explain them
@@ -75,8 +76,8 @@ class Store(ABC):
     are kept, not encoded: a store knows no model, only the ``fingerprint`` of the one whose vectors it holds.
     """
 
-    def __init__(self) -> None:
-        self._worker = Worker(threads=2)
+    def __init__(self, *, threads: int = 2) -> None:
+        self._worker = Worker(threads)
 
     # ------------------------------------------------------------------------------------------- to be implemented
 
@@ -245,45 +246,42 @@ class Store(ABC):
 
     # ------------------------------------------------------------------------------------------------ same for all
 
-    def copy_from(self, source: Store, *, batch_tokens: int = 2**17) -> int:
+    def copy_from(self, source: Store, *, batch_tokens: int = 2**17, show_progress: bool | None = None) -> int:
         """Take over all documents of another store; nothing is encoded again.
 
         Args:
             source: The other store.
             batch_tokens: About how many vectors are moved at once.
+            show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Returns:
             How many documents came.
 
         Raises:
             FingerprintError: If this store holds another model's vectors.
-            InputError: If a document can't be stored here.
+            InputError: If the source is no store, or a document can't be stored here.
             StoreError: If a store is closed, or its server fails or refuses.
         """
+        if not isinstance(source, Store):
+            raise InputError(f"source must be a store, not {type(source).__name__}; that of an index is its .store")
         if source.fingerprint is not None:
             self.bind(source.fingerprint)
-        moved, batch, tokens = 0, list[StoredDocument](), 0
-        cancellation = current_cancellation()
-        for document in source.iter_documents():
-            cancellation.check()
-            if document.embeddings is None:
-                raise StoreError(f"{document.id!r} has no vectors in the store that is copied")
-            batch.append(document)
-            tokens += len(document.embeddings)
-            if tokens >= batch_tokens:
-                moved, batch, tokens = moved + self._take(batch), [], 0
-        return moved + self._take(batch)
+        moved, cancellation = 0, current_cancellation()
+        with progress_bar(source.count(), show_progress, "Copying") as bar:
+            for batch in _batches(source.iter_documents(), batch_tokens):
+                cancellation.check()
+                self._take(batch)
+                moved += len(batch)
+                bar.update(len(batch))
+        return moved
 
-    def _take(self, batch: list[StoredDocument]) -> int:
-        matrices = [document.embeddings for document in batch if document.embeddings is not None]
-        if matrices:
-            self.upsert(
-                [document.id for document in batch],
-                TokenEmbeddings.from_list(matrices),
-                [document.text for document in batch],
-                [document.metadata for document in batch],
-            )
-        return len(batch)
+    def _take(self, batch: list[StoredDocument]) -> None:
+        self.upsert(
+            [document.id for document in batch],
+            TokenEmbeddings.from_list([_vectors_of(document) for document in batch]),
+            [document.text for document in batch],
+            [document.metadata for document in batch],
+        )
 
     def __len__(self) -> int:
         return self.count()
@@ -350,10 +348,29 @@ class Store(ABC):
         while (document := await self._worker.run(next, documents, None)) is not None:
             yield document
 
-    async def acopy_from(self, source: Store, *, batch_tokens: int = 2**17) -> int:
+    async def acopy_from(self, source: Store, *, batch_tokens: int = 2**17, show_progress: bool | None = None) -> int:
         """Do what ``copy_from`` does without blocking the event loop; see there for the arguments."""
-        return await self._worker.run(self.copy_from, source, batch_tokens=batch_tokens)
+        return await self._worker.run(self.copy_from, source, batch_tokens=batch_tokens, show_progress=show_progress)
 
     async def aclose(self) -> None:
         """Do what ``close`` does without blocking the event loop."""
         await self._worker.run(self.close)
+
+
+def _batches(documents: Iterator[StoredDocument], tokens: int) -> Iterator[list[StoredDocument]]:
+    """Documents together that have about so many vectors."""
+    batch, taken = list[StoredDocument](), 0
+    for document in documents:
+        batch.append(document)
+        taken += len(_vectors_of(document))
+        if taken >= tokens:
+            yield batch
+            batch, taken = [], 0
+    if batch:
+        yield batch
+
+
+def _vectors_of(document: StoredDocument) -> torch.Tensor:
+    if document.embeddings is None:
+        raise StoreError(f"{document.id!r} has no vectors in the store that is copied")
+    return document.embeddings

@@ -41,15 +41,10 @@ def client_of(
             raise InputError("a client has its api_key, timeout and prefer_grpc already: make it with them")
         _check_key(location.init_options.get("api_key"))
         return location, False
+    text = _text_of(location)
     _check_key(api_key)
     if timeout is not None:
         check_timeout(timeout)
-    text = os.fspath(location)
-    if "://" in text and any(mark in text for mark in "?#"):
-        # Not said again: it may be a secret.
-        raise InputError("the URL of a server has no query or fragment (no '?' or '#'): pass a key as api_key=")
-    if _HOST_AND_PORT.fullmatch(text):
-        raise InputError(f"location must be a URL, ':memory:', a folder or a client: write 'http://{text}'")
     try:
         if text == ":memory:":
             return QdrantClient(":memory:"), True
@@ -60,6 +55,21 @@ def client_of(
         if "://" in text and "@" in text:  # the client's own error would show the password
             raise StoreError(f"{text.rpartition('@')[2]!r} can't be opened: it is not the URL of a server") from None
         raise StoreError(f"{text!r} can't be opened: {error}") from error
+
+
+def _text_of(location: str | os.PathLike[str]) -> str:
+    """A location as text, if it can be one."""
+    if not isinstance(location, (str, os.PathLike)):
+        raise InputError(
+            f"location must be a URL, ':memory:', a folder or a QdrantClient, not {type(location).__name__}"
+        )
+    text = os.fspath(location)
+    if "://" in text and any(mark in text for mark in "?#"):
+        # Not said again: it may be a secret.
+        raise InputError("the URL of a server has no query or fragment (no '?' or '#'): pass a key as api_key=")
+    if _HOST_AND_PORT.fullmatch(text):
+        raise InputError(f"location must be a URL, ':memory:', a folder or a client: write 'http://{text}'")
+    return text
 
 
 def _check_key(api_key: object) -> None:

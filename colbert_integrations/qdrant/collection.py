@@ -64,7 +64,7 @@ class Form:
     payload_indexes: Mapping[str, IndexKind]
 
     def __post_init__(self) -> None:
-        if not self.vector or self.vector == FIRST_STAGE:
+        if not isinstance(self.vector, str) or self.vector in ("", FIRST_STAGE):
             raise InputError(f"vector_name must be a name other than {FIRST_STAGE!r}, not {self.vector!r}")
         check_count("shard_number", self.shard_number)
         check_count("replication_factor", self.replication_factor)
@@ -77,7 +77,7 @@ class Form:
         for key, kind in self.payload_indexes.items():
             if kind not in _KINDS:
                 raise InputError(f"the payload index of {key!r} must be one of {', '.join(_KINDS)}, not {kind!r}")
-            if field_path(key) is None:
+            if not isinstance(key, str) or field_path(key) is None:
                 raise InputError(f"{key!r} can't have a payload index: it has a quote, a backslash or an empty part")
 
     def vectors(self, dim: int) -> dict[str, models.VectorParams]:

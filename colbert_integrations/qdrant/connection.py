@@ -66,15 +66,23 @@ class _Open:
         process: Whose it is.
         client: The client.
         owned: Whether the client is closed with the connection.
+        lock: Held while local mode or ``loops`` is used; of the client, which several stores may use.
         loops: Async clients that were made for event loops.
-        lock: Held while local mode or ``loops`` is used.
     """
 
     process: int
     client: QdrantClient
     owned: bool
+    lock: threading.RLock
     loops: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncQdrantClient] = field(default_factory=WeakKeyDictionary)
-    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+# By process too: that of a fork's parent may be held by a thread which is not there.
+_LOCKS: WeakKeyDictionary[QdrantClient, dict[int, threading.RLock]] = WeakKeyDictionary()
+
+
+def _lock_of(client: QdrantClient, process: int) -> threading.RLock:
+    return _LOCKS.setdefault(client, {}).setdefault(process, threading.RLock())
 
 
 @dataclass
@@ -100,7 +108,8 @@ class Connection:
     _open: _Open = field(init=False)
 
     def __post_init__(self) -> None:
-        self._open = _Open(getpid(), self.first, self.owned)
+        process = getpid()
+        self._open = _Open(process, self.first, self.owned, _lock_of(self.first, process))
 
     @property
     def client(self) -> QdrantClient:
@@ -224,7 +233,7 @@ class Connection:
             client = self.first if self.local else QdrantClient(**_arguments(self.first))
             # In one assignment: of two threads that come here at once, each has a client that works. A folder stays
             # open, since closing it would give its lock away for its own process too.
-            here = self._open = _Open(process, client, owned=not self.local)
+            here = self._open = _Open(process, client, not self.local, _lock_of(client, process))
         return here
 
     def _async_client(self) -> AsyncQdrantClient:

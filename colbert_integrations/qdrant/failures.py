@@ -15,12 +15,15 @@ from ..errors import StoreServerError
 
 __all__ = ["Failure", "failure_of"]
 
-_AGAIN = frozenset({429, 502, 503, 504})
+# 408 is the server's own limit of time. 500 is also what a cluster answers while one of its nodes is started anew
+# (Qdrant's issue 7031).
+_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _HELP = {
     400: "the server can't read it",
     401: "the server wants an API key: pass api_key=, or set QDRANT_API_KEY where the store is named by a location",
     403: "the API key may not do this: pass one that may as api_key=",
     404: "the collection is not there any more: make a new store, and add the documents again",
+    408: "the server did not get it done in time: it is busy, or the request asks for too much at once",
     409: "something else was made under this name meanwhile",
     413: "the request is larger than the server takes: lower batch_bytes=, or raise its service.max_request_size_mb",
     422: "the server can't read it: it may be older than what this client speaks",

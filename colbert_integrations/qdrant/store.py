@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
+from types import NoneType
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -51,6 +52,8 @@ _TOO_MANY_FLOATS = 2**20
 _BATCH_BYTES = 4 * 2**20
 # Points named in one request: 40 bytes each.
 _NAMED = 10_000
+# For async calls that need one: they mostly wait for the server, and none is to wait for those before it.
+_THREADS = 16
 
 
 class QdrantStore(Store):
@@ -58,8 +61,9 @@ class QdrantStore(Store):
 
     Everything is as with the store in memory, but for what a server can't do: an ``upsert`` of many documents is
     several requests, so that others may see a part of it for a while, and one that fails in the middle says how many
-    documents are stored; upsert all again, which is safe. ``iter_documents`` shows no single moment. Any number of
-    stores, in any processes, may use one collection. Nothing is asked of the server before the first call.
+    documents are stored; upsert all again, which is safe. An async call that is cancelled sends no further request, and
+    what was sent is stored. ``iter_documents`` shows no single moment. Any number of stores, in any processes, may use
+    one collection. Nothing is asked of the server before the first call.
 
     Args:
         location: URL of a server such as ``"http://localhost:6333"``, ``":memory:"`` or a folder for Qdrant's local
@@ -125,11 +129,15 @@ class QdrantStore(Store):
         batch_bytes: int = _BATCH_BYTES,
         retries: int = 4,
     ) -> None:
-        super().__init__()
+        super().__init__(threads=_THREADS)
         check_dtype(dtype)
         if not isinstance(collection, str) or not collection:
             raise InputError(f"collection must be a name, not {collection!r}")
         check_whole_number("retries", retries, least=0)
+        if not isinstance(payload_indexes, (Mapping, NoneType)):
+            raise InputError(f"payload_indexes must map keys to their kinds, not be a {type(payload_indexes).__name__}")
+        if not isinstance(async_client, (AsyncQdrantClient, NoneType)):
+            raise InputError(f"async_client must be an AsyncQdrantClient, not {type(async_client).__name__}")
         self._first = first_stage_of(first_stage)
         self._form = Form(
             vector_name,
@@ -484,7 +492,8 @@ class QdrantStore(Store):
         return [Hit(found.id, 0.0, found.text, found.metadata) for found in (yield from self._get(names, False))]
 
     # -------------------------------------------------------------------------------------------------- async twins
-    # Those that only wait for a server do it without a thread; those that work on vectors leave the event loop free.
+    # Those that only wait for a server do it without a thread; those that work on vectors or metadata, which takes the
+    # client its time as well, leave the event loop free.
 
     async def adelete(self, ids: Sequence[str]) -> None:
         """Do what ``delete`` does without blocking the event loop; see there for the arguments."""

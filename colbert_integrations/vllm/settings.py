@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -81,6 +81,8 @@ def roots(urls: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         InputError: If one can't be used.
     """
+    if not isinstance(urls, Iterable):
+        raise InputError(f"urls must be the URL of a server or a list of them, not {type(urls).__name__}")
     return tuple(dict.fromkeys(map(_root, [urls] if isinstance(urls, str) else urls)))
 
 

@@ -107,6 +107,17 @@ def test_a_document_without_vectors_explains_nothing(checkpoint: Callable[[str],
     assert (explanation.score, explanation.matches) == (float("-inf"), ())
 
 
+def test_a_query_without_vectors_explains_nothing_either(checkpoint: Callable[[str], Path]) -> None:
+    path = checkpoint("pylate_nobos")
+    model = ColBERT(path, device="cpu", query_marker="", document_marker="", query_expansion=False)
+    explanation = model.explain("", "a cat")
+    assert (explanation.score, explanation.matches) == (model.rank("", ["a cat"])[0].score, ()) == (0.0, ())
+    assert Explanation.from_dict(json.loads(json.dumps(explanation.as_dict(), allow_nan=False))) == explanation
+    assert "The query has no vectors" in str(explanation)
+    assert "The query has no vectors" in explanation._repr_html_()
+    assert model.explain("", "").score == float("-inf")
+
+
 # ------------------------------------------------------------------------------------------------------------- shares
 
 

@@ -49,6 +49,15 @@ def test_a_piece_of_a_word_is_shown_as_one(tiny: ColBERT) -> None:
     assert "…s" in pieces
 
 
+def test_a_token_that_is_very_long_is_cut_where_it_is_named(bundled: ColBERT) -> None:
+    picture = "iVBORw0KGgo" * 2000  # to this tokenizer one unknown word
+    explanation = bundled.explain("what does it show", picture)
+    named, _, passage = str(explanation).rpartition("Best passage")
+    assert named.count("iVBORw0KGgo" * 5 + "iVBO…") == 4
+    assert "".join(passage.split()).endswith(picture)
+    assert explanation._repr_html_().count(picture) == 2  # of the best passage and of the whole document
+
+
 def test_expansion_is_one_line(tiny: ColBERT) -> None:
     explanation = tiny.explain("a fox", "a dog")
     masks = [match.similarity for match in explanation.matches if match.query_token.text == "[MASK]"]

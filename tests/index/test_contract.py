@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from colbert_integrations import Hit, TokenEmbeddings
+from colbert_integrations import Hit, MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import (
     FilterError,
     FingerprintError,
@@ -268,6 +268,7 @@ ONE = TokenEmbeddings.from_list([torch.ones(1, DIM)])
         ((["a"], ONE, ["x", "y"]), InputError, "1 ids but 2 texts"),
         ((["a"], ONE, None, [{}, {}]), InputError, "1 ids but 2 metadatas"),
         (("a", ONE), InputError, "must be a list"),
+        ((["a"], [torch.ones(1, DIM)]), InputError, "embeddings must be TokenEmbeddings, .*, not list"),
         (([1], ONE), InputError, "not 1"),
         ([[""], ONE], InputError, "not empty"),
         ((["a"], ONE, [3]), InputError, "text of document 'a'"),
@@ -322,6 +323,9 @@ def test_queries_that_do_not_fit_are_refused(store: Store) -> None:
         store.search(TokenEmbeddings.from_list([torch.ones(1, 3)]))
     with pytest.raises(InputError, match="not all finite"):
         store.search(TokenEmbeddings.from_list([torch.full((1, DIM), math.nan)]))
+    for queries in ([torch.ones(1, DIM)], torch.ones(1, DIM)):
+        with pytest.raises(InputError, match="queries must be TokenEmbeddings, .*, not (list|Tensor)"):
+            store.search(queries)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------- fingerprint, copy, close
@@ -347,6 +351,22 @@ def test_documents_move_between_stores_unchanged(store: Store, documents: dict[s
         assert other.search(QUERIES, 20) == store.search(QUERIES, 20)
         assert other.fingerprint == HERE
         assert other.get(["d3"])[0].metadata == {"n": 3}
+
+
+def test_a_bar_shows_how_many_have_moved(
+    store: Store, documents: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(store, documents)
+    with MemoryStore() as other:
+        other.copy_from(store, batch_tokens=6)
+        assert capsys.readouterr().err == ""
+        other.copy_from(store, batch_tokens=6, show_progress=True)
+        assert "7/7" in capsys.readouterr().err
+
+
+def test_only_stores_are_copied(store: Store) -> None:
+    with pytest.raises(InputError, match="source must be a store, not str; that of an index is its .store"):
+        store.copy_from("elsewhere")  # type: ignore[arg-type]
 
 
 def test_documents_of_another_model_do_not_move_in(kind: str, store: Store, documents: dict[str, torch.Tensor]) -> None:

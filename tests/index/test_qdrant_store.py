@@ -7,6 +7,7 @@ import gc
 import pickle
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,8 @@ def documents() -> dict[str, torch.Tensor]:
     ("options", "said"),
     [
         ({"location": "localhost:6333"}, "write 'http://localhost:6333'"),
+        ({"location": None}, "location must be a URL, ':memory:', a folder or a QdrantClient, not NoneType"),
+        ({"location": b"http://localhost:1"}, "not bytes"),
         ({"collection": ""}, "collection must be a name"),
         ({"dtype": "int8"}, "dtype must be"),
         ({"quantization": "int4"}, "'int8', 'binary', or a quantization of qdrant_client.models, not 'int4'"),
@@ -79,6 +82,10 @@ def documents() -> dict[str, torch.Tensor]:
         ({"retries": -1}, "retries must be"),
         ({"retries": True}, "retries must be"),
         ({"vector_name": "first_stage"}, "vector_name must be"),
+        ({"vector_name": 5}, "vector_name must be"),
+        ({"location": "http://localhost:1", "async_client": object()}, "must be an AsyncQdrantClient, not object"),
+        ({"payload_indexes": ["year"]}, "must map keys to their kinds, not be a list"),
+        ({"payload_indexes": {5: "number"}}, "5 can't have a payload index"),
         ({"location": "http://localhost:1", "timeout": 0}, "timeout must be a positive number of seconds"),
         ({"location": "http://localhost:1", "timeout": float("inf")}, "timeout must be a positive number"),
         ({"location": "http://localhost:1", "timeout": "5"}, "timeout must be a positive number"),
@@ -549,6 +556,15 @@ def test_adding_again_after_a_failure_encodes_only_what_is_missing(server: Qdran
         assert (len(encoded), store.count()) == (20 - there, 20)
 
 
+async def test_searching_makes_no_collection(server: QdrantServer, tiny: ColBERT) -> None:
+    with QdrantStore(server.url, "misspelt") as store:
+        index = ColBERTIndex(tiny, store)
+        assert index.search("a dog") == await index.asearch("a dog") == []
+        assert [entry.index for entry in index.rank("a dog", ["a fox"], ["a"])] == [0]
+        assert {asked.call for asked in server.asked} == {"GET /collections/misspelt/exists"}
+        await store.aclose()
+
+
 def test_pages_adapt_to_the_documents(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = [1 + number % 5 for number in range(100)]
     many = {f"d{number:03}": matrix for number, matrix in enumerate(dyadic(1, *lengths))}
@@ -578,11 +594,13 @@ def test_pages_adapt_to_the_documents(server: QdrantServer, monkeypatch: pytest.
         (401, 1, "pass api_key="),
         (403, 1, "may not do this"),
         (404, 1, "not there any more"),
+        (408, 4, "did not get it done in time"),
         (409, 1, "meanwhile"),
         (413, 1, "lower batch_bytes="),
         (422, 1, "older than what this client speaks"),
         (429, 4, "limits how much"),
-        (500, 1, "told to answer 500"),
+        (500, 4, "told to answer 500"),
+        (501, 1, "told to answer 501"),
         (502, 4, "told to answer 502"),
         (503, 4, "told to answer 503"),
         (504, 4, "told to answer 504"),
@@ -634,7 +652,7 @@ async def test_by_grpc_the_same_goes_wrong(pauses: list[float], status: int) -> 
                 with pytest.raises(StoreServerError, match=f"told to answer {status}") as caught:
                     store.count() if number == 1 else await store.acount()
                 assert caught.value.status == status
-                assert len(pauses) == number * (status in (429, 503))
+                assert len(pauses) == number * (status in (429, 500, 503))
         finally:
             shared_server().faults.remove(fault)
         await store.aclose()
@@ -848,6 +866,26 @@ def test_errors_are_pickled_with_their_status() -> None:
     assert (str(again), again.status) == ("said", 503)
 
 
+def test_stores_that_share_a_local_client_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = QdrantClient(":memory:")
+    count, inside, most = client.count, 0, 0
+
+    def counted(**arguments: Any) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.005)  # local mode is not made for threads
+        inside -= 1
+        return count(**arguments)
+
+    monkeypatch.setattr(client, "count", counted)
+    with QdrantStore(client) as one, QdrantStore(client) as other, ThreadPoolExecutor(4) as threads:
+        fill(one, {"a": torch.ones(1, DIM)})
+        assert set(threads.map(QdrantStore.count, [one, other] * 8)) == {1}
+    assert most == 1
+    client.close()
+
+
 # ---------------------------------------------------------------------------------------------------------------- forks
 
 
@@ -967,6 +1005,32 @@ async def test_an_async_client_that_was_given_is_used(server: QdrantServer, docu
     await store.aclose()
     assert (await given.count("colbert")).count == 7  # it stays open
     await given.close()
+
+
+async def test_a_search_does_not_wait_for_writers(
+    server: QdrantServer, documents: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, leave = server.answer, threading.Event()
+
+    def held(asked: str, headers: Any, content: bytes) -> Any:
+        assert not asked.startswith("PUT") or leave.wait(PATIENCE_S)
+        return answer(asked, headers, content)
+
+    with QdrantStore(server.url, first_stage="mean") as store:
+        fill(store, documents)
+        monkeypatch.setattr(server, "answer", held)
+        writers = [asyncio.create_task(store.aupsert([str(n)], dyadic(n, 4))) for n in range(4)]
+        await asyncio.sleep(0)  # they have their threads
+        for search in (
+            store.asearch(QUERIES, 3, lambda document: True),
+            store.asearch(QUERIES, 3, search="first_stage"),
+            store.aget(["d0"], embeddings=True),
+        ):
+            await asyncio.wait_for(search, PATIENCE_S)
+        assert not any(writer.done() for writer in writers)
+        leave.set()
+        await asyncio.gather(*writers)
+        await store.aclose()
 
 
 # ----------------------------------------------------------------------------------------------- the tests' own server

@@ -310,6 +310,7 @@ def test_a_key_of_the_environment_that_cannot_be_sent_is_refused(
     [
         ({"urls": []}, "at least one server"),
         ({"urls": [3]}, "must be strings, not int"),
+        ({"urls": None}, "the URL of a server or a list of them, not NoneType"),
         ({"urls": "gpu-1:8000"}, "'gpu-1:8000' is not the URL of a server"),
         ({"urls": "ftp://gpu-1"}, "write it as 'http://host:8000'"),
         ({"urls": "http://"}, "not the URL of a server"),
