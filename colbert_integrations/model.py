@@ -172,7 +172,8 @@ class ColBERT:
         trust_remote_code: bool = False,
         cache_bytes: int | None = None,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "forward", "__class__")}
+        # A copy: in Python 3.12 debuggers and coverage tools add to the original while it is gone through.
+        given = {name: value for name, value in dict(locals()).items() if name not in ("self", "forward", "__class__")}
         if not (forward is None or callable(forward) or isinstance(forward, RemoteForward)):
             raise InputError(f"forward must be a function of sequences or a VLLMForward, not {type(forward).__name__}")
         self._start(Settings.of(given), forward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 __all__ = ["progress_bar"]
@@ -15,7 +16,8 @@ def progress_bar(total: int | None, show: bool | None, desc: str) -> Any:
 
     Args:
         total: How many will come. None: not known.
-        show: Whether to show it. None: on a terminal or in a notebook, for work over two seconds.
+        show: Whether to show it. None: on a terminal or in a notebook, for work over two seconds. Where a
+            program has no stderr, as on Windows without a console, there is none in any case.
         desc: What is done with them.
 
     Returns:
@@ -25,4 +27,4 @@ def progress_bar(total: int | None, show: bool | None, desc: str) -> Any:
 
     # disable=None is tqdm's own "off unless on a terminal"; a notebook's bar has no terminal and shows.
     delay, off = (_BAR_AFTER_S, None) if show is None else (0.0, not show)
-    return tqdm(total=total, desc=desc, unit="text", delay=delay, disable=off)
+    return tqdm(total=total, desc=desc, unit="text", delay=delay, disable=sys.stderr is None or off)

@@ -7,13 +7,16 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
+if sys.platform == "win32":
+    sys.exit("The compiled kernel is for Linux and macOS, by GCC or clang. Elsewhere torch does its work.")
+
 
 class PlainLibrary(build_ext):
     """A library whose name holds no Python version."""
 
     def get_ext_filename(self, fullname: str) -> str:
         """The file of an extension."""
-        return fullname.replace(".", "/") + (".dll" if sys.platform == "win32" else ".so")
+        return fullname.replace(".", "/") + ".so"
 
 
 class AnyPython(bdist_wheel):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import shutil
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +30,22 @@ def test_a_library_that_the_system_cannot_load_is_left_alone(
     assert caplog.messages == [
         "the compiled kernel can't be loaded, so torch does its work: libgomp.so.1: cannot open shared object file"
     ]
+
+
+def test_a_package_without_its_library_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """As in a program that PyInstaller made, which takes modules along, but no library that ctypes opens."""
+    name = "colbert_integrations_kernel"
+    (tmp_path / name).mkdir()
+    shutil.copy(Path(__file__).parents[1] / "kernel" / name / "__init__.py", tmp_path / name)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, name, None)  # and what is there now comes back afterwards
+    del sys.modules[name]
+    with caplog.at_level(logging.WARNING):
+        assert kernel.load.__wrapped__() is None
+    assert len(caplog.messages) == 1
+    assert "can't be loaded, so torch does its work" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("library", [SimpleNamespace(), SimpleNamespace(kernel_interface=lambda: 10_000)])

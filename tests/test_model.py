@@ -9,12 +9,14 @@ import gc
 import json
 import pickle
 import random
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -262,6 +264,23 @@ def test_a_shared_model_refuses_unknown_settings(checkpoint: Callable[[str], Pat
 
 
 # -------------------------------------------------------------------------------------------------------- lifecycle
+
+
+def test_debuggers_may_look_at_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And coverage tools; in Python 3.12 looking adds to ``locals()``."""
+    monkeypatch.setattr(ColBERT, "_ready", lambda self: None)
+
+    def look(frame: FrameType, event: str, argument: object) -> object:
+        assert frame.f_locals is not None
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        model = ColBERT("a-model", device="cpu", query_length=8)
+    finally:
+        sys.settrace(before)
+    assert model.settings.changed() == {"model": "a-model", "device": "cpu", "query_length": 8}
 
 
 def test_equal_settings_share_one_model(checkpoint: Callable[[str], Path]) -> None:

@@ -37,9 +37,9 @@ def weights_digest(folder: Path) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(
-        path for pattern in (*WEIGHTS, PICKLED) for path in folder.rglob(pattern) if not _is_other(path, folder)
-    )
+    found = [path for pattern in (*WEIGHTS, PICKLED) for path in folder.rglob(pattern) if not _is_other(path, folder)]
+    # By its parts: paths themselves are compared without case on Windows, and the digest would be another there.
+    files = sorted(found, key=lambda path: path.parts)
     safe = {path.parent for path in files if path.suffix == ".safetensors"}
     return [path for path in files if path.suffix == ".safetensors" or path.parent not in safe]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from glob import glob
 from pathlib import PurePath
 from typing import Any
 
@@ -52,6 +54,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     command: argparse.ArgumentParser = commands.choices[given[0]]
     args = command.parse_args(given[1:]) if "--" in given else command.parse_intermixed_args(given[1:])
     args.command = given[0]
+    for several in ("files", "sources"):
+        if several in args:
+            setattr(args, several, _expanded(getattr(args, several)))
     if args.command == "search" and (args.query is None) == (args.queries is None):
         command.error("give one query, or several by --queries")
     if args.command == "explain" and (args.file is None) == (args.text is None):
@@ -261,6 +266,11 @@ def _refusing(said: str) -> Callable[[Callable[[str], Any]], Callable[[str], Any
         return checked
 
     return decorate
+
+
+def _expanded(names: list[str]) -> list[str]:
+    """The files that patterns stand for, which on Windows no shell has looked up; what matches nothing as it is."""
+    return [found for name in names for found in ([name] if os.path.lexists(name) else sorted(glob(name)) or [name])]
 
 
 @_refusing("must be a whole number from 1")

@@ -134,7 +134,9 @@ class TorchForward:
         return hidden
 
     def _tensor(self, values: list[int] | list[list[int]]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device="cpu").to(self.device, non_blocking=True)
+        here = torch.tensor(values, dtype=torch.int64, device="cpu")
+        # Only CUDA has read the host's memory when this returns; MPS may read it once it was given back.
+        return here.to(self.device, non_blocking=self.device.type == "cuda")
 
 
 def count_parameters(backbone: nn.Module, projection: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
@@ -127,6 +128,9 @@ def linear_maker(dtype: torch.dtype) -> MakeLinear:
 
 
 def _has_onednn(dtype: torch.dtype) -> bool:
+    # On ARM torch's compiler leaves them out too: oneDNN has no fast product there that is fused with what follows.
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
     # Private to torch, hence the checks.
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):  # type: ignore[no-untyped-call]

@@ -29,12 +29,13 @@ def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
 
     Args:
         values: Any shape.
-        device: Where to. A GPU is not waited for: the copy joins what runs there.
+        device: Where to. CUDA is not waited for: the copy joins what runs there. MPS is, which may read the host's
+            memory once it was given back.
 
     Returns:
         The same numbers; on a CPU they share the array's memory.
     """
-    return ready(values, device).to(device, non_blocking=True)
+    return ready(values, device).to(device, non_blocking=device.type == "cuda")
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:

@@ -144,6 +144,7 @@ class Layout:
             return self._bits.decode(columns["codes"])
         return decode_int8(columns["codes"], columns["steps"], lengths)
 
+    @torch.no_grad()  # a rotation that was made in inference mode could not be kept for a gradient
     def ready(self, queries: TokenEmbeddings) -> ReadyQueries:
         """Make queries ready to be scored against documents in this form.
 

@@ -14,17 +14,19 @@ the new one, and all that it names is there. No pickle anywhere.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -41,7 +43,11 @@ _FORMAT, _VERSION = "colbert_integrations index", 1
 _MANIFEST = "manifest.json"
 _OURS = re.compile(r"[0-9a-f]{32}-\d+(\.pooled)?\.(safetensors|jsonl)|manifest\.json\.new")
 _LOCK_WAIT_S = 60
+# What Windows refuses while somebody else has a file open is tried again after these pauses.
+_PAUSES_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 _BLOCK_BYTES = 2**22
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def _write(folder: Path, saved: Saved) -> None:
         }
         _write_file(folder / f"{_MANIFEST}.new", _sealed(manifest), new)
         _sync_folder(folder)  # the files must be there for good before something names them
-        os.replace(folder / f"{_MANIFEST}.new", folder / _MANIFEST)
+        _patiently(partial(os.replace, folder / f"{_MANIFEST}.new", folder / _MANIFEST))
     except BaseException:
         # An interrupt may come once the new manifest is in its place.
         named = _files_of(_manifest_or_none(folder))
@@ -161,8 +167,21 @@ def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # as folders say that other machines or a virtual one's host share
+            raise
     finally:
         os.close(handle)
+
+
+def _patiently(act: Callable[[], T]) -> T:
+    """Do what Windows refuses for a moment: a scanner looks at each new file, a reader has the manifest open."""
+    for pause in _PAUSES_S:
+        try:
+            return act()
+        except PermissionError:
+            time.sleep(pause)
+    return act()
 
 
 def _sweep(folder: Path, named: set[str]) -> None:
@@ -262,7 +281,7 @@ def _read_segment(path: Path, layout: Layout, name: str) -> Segment:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / _MANIFEST
     try:
-        content = path.read_bytes()
+        content = _patiently(path.read_bytes)
     except FileNotFoundError as error:
         raise StoreError(f"no index in {folder}: it has no {_MANIFEST}") from error
     except OSError as error:

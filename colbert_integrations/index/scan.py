@@ -94,15 +94,15 @@ def _scan_view(blocks: Iterator[Block], wanted: torch.Tensor, score: Scorer, bes
 
 
 def _on(block: Block, device: torch.device) -> Block:
-    """The block where it is scored; it travels without holding up the host, which only pinned memory can."""
+    """The block where it is scored; to CUDA it travels without holding up the host, which only pinned memory can."""
     columns = {name: _sent(tensor, device) for name, tensor in block.columns.items()}
     return Block(_sent(block.positions, device), columns, _sent(block.lengths, device))
 
 
 def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type == "cuda" and not tensor.is_cuda:
-        tensor = tensor.pin_memory()  # itself, if it is pinned
-    return tensor.to(device, non_blocking=True)
+    if device.type != "cuda":
+        return tensor.to(device)  # waits: MPS may read the host's memory after it was given back
+    return (tensor if tensor.is_cuda else tensor.pin_memory()).to(device, non_blocking=True)  # itself, if it is pinned
 
 
 def rescore(views: Sequence[View], queries: Sequence[ReadyQueries], candidates: Best, best: Best) -> None:

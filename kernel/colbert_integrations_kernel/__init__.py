@@ -5,4 +5,4 @@ from pathlib import Path
 __all__ = ["LIBRARY", "__version__"]
 
 __version__ = "0.1.0"
-LIBRARY = next(Path(__file__).parent.glob("kernel.*"))
+LIBRARY = Path(__file__).with_name("kernel.so")

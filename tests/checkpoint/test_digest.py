@@ -35,3 +35,16 @@ def test_every_weight_counts(checkpoint: Callable[[str], Path], tmp_path: Path) 
         assert weights_digest(folder) != before
         path.write_bytes(content)
     assert weights_digest(folder) == before == weights_digest(checkpoint("pylate"))
+
+
+class Caseless(type(Path())):  # type: ignore[misc]
+    """A path as Windows compares them."""
+
+    def __lt__(self, other: Path) -> bool:
+        return str(self).lower() < str(other).lower()
+
+
+def test_it_is_the_same_where_case_does_not_count(tmp_path: Path) -> None:
+    folder = checkpoints.build("pylate", tmp_path)
+    (folder / "1_Dense").rename(folder / "Z_Dense")  # before model.safetensors, unless the case does not count
+    assert weights_digest(Caseless(folder)) == weights_digest(folder)

@@ -39,6 +39,16 @@ def test_files_are_ranked_as_the_library_ranks_their_texts(run: Run, model: ColB
     }
 
 
+def test_patterns_are_looked_up_where_no_shell_has_done_so(run: Run, notes: Path) -> None:
+    files = sorted(f"notes/{name}" for name in NOTES if "/" not in name)
+    expected = run("rerank", QUERY, *files, "--json").out
+    assert run("rerank", QUERY, "notes/*.txt", "--json").out == expected
+    (notes / "bread[1].txt").write_text("bread")
+    done = run("rerank", QUERY, "notes/bread[1].txt", "notes/*.md", "--json")  # one is a file's name, one no file's
+    assert [result["source"] for result in done.data["results"]] == ["notes/bread[1].txt"]
+    assert (done.code, "notes/*.md: can't be read" in done.err) == (1, True)
+
+
 def test_options_are_those_of_rank(run: Run, model: ColBERT, notes: Path) -> None:
     texts = list(NOTES.values())
     files = [f"notes/{name}" for name in NOTES]

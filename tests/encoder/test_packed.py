@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,13 @@ def test_linear_layers_agree(dtype: torch.dtype, activation: Any) -> None:
         torch.testing.assert_close(packed.times(x, other).float(), both, rtol=2**-6, atol=2 * bound)
     bare = make(weight, None, activation)(x).float()
     torch.testing.assert_close(bare, Linear(weight.float(), None, activation)(x.float()), rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("machine", ["aarch64", "arm64", "ARM64"])
+def test_on_arm_linear_layers_are_torchs_own(dtype: torch.dtype, machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert linear_maker(dtype) is Linear
 
 
 @settings(deadline=None, max_examples=30)

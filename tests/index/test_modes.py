@@ -9,6 +9,7 @@ import torch
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import NonFiniteError
+from colbert_integrations.index import quantization
 from stores import dyadic, found, units
 
 QUERIES = dyadic(99, 3, 1, 5)
@@ -28,6 +29,16 @@ def test_a_store_begun_in_inference_mode_goes_on_outside_of_it(bits: Any) -> Non
     expected = MemoryStore(nbits=bits)
     expected.upsert(["b", "c"], dyadic(2, 3, 2))
     assert found(store, QUERIES, 9) == found(expected, QUERIES, 9)
+
+
+@pytest.mark.parametrize("bits", FORMS)
+def test_queries_that_want_a_gradient_are_searched(bits: Any) -> None:
+    quantization._rotation.cache_clear()  # so that it is made in inference mode
+    store = MemoryStore(nbits=bits)
+    with torch.inference_mode():
+        store.upsert(["a", "b"], dyadic(1, 4, 5))
+    tracked = TokenEmbeddings(QUERIES.values.clone().requires_grad_(), QUERIES.offsets)
+    assert found(store, tracked, 9) == found(store, QUERIES, 9)
 
 
 @pytest.mark.parametrize("bits", FORMS)

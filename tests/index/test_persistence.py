@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -317,6 +318,60 @@ def test_a_folder_that_may_not_be_written_is_an_error_of_ours(store: MemoryStore
             assert found(MemoryStore.load(folder), QUERIES, 9) == old
         folder.chmod(0o755)
         assert files(folder) == before
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
+def test_folders_that_know_no_sync_are_saved_to(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if code == errno.EIO:  # the disk fails
+        with pytest.raises(StoreError, match="can't save the index"):
+            store.save(tmp_path)
+        return
+    store.save(tmp_path)  # as on shares of CIFS and of virtual machines
+    assert found(MemoryStore.load(tmp_path), QUERIES, 9) == found(store, QUERIES, 9)
+
+
+@pytest.mark.parametrize("refusals", [2, 1000])
+@pytest.mark.parametrize("what", ["replace", "read"])
+def test_a_manifest_that_others_have_open_for_a_moment_is_waited_for(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, refusals: int
+) -> None:
+    """What Windows says: ``os.replace`` of a file that a reader or a scanner has open, ``open`` meanwhile."""
+    store.save(tmp_path)
+    before, old, left = files(tmp_path), found(store, QUERIES, 9), [refusals]
+    monkeypatch.setattr(persistence.time, "sleep", lambda seconds: None)
+    target, name = {"replace": (os, "replace"), "read": (Path, "read_bytes")}[what]
+    real = getattr(target, name)
+
+    def refusing(*arguments: Any) -> Any:
+        if "manifest" in str(arguments[0]) and left[0]:
+            left[0] -= 1
+            raise PermissionError(errno.EACCES, "Access is denied")
+        return real(*arguments)
+
+    def act() -> None:
+        store.save(tmp_path) if what == "replace" else MemoryStore.load(tmp_path)
+
+    fill(store, {"new": torch.ones(5, 8)})
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, refusing)
+        if refusals == 2:
+            act()
+        else:
+            with pytest.raises(StoreError, match="Access is denied"):
+                act()
+    changed = what == "replace" and refusals == 2
+    assert (files(tmp_path) != before) == changed
+    assert found(MemoryStore.load(tmp_path), QUERIES, 9) == (found(store, QUERIES, 9) if changed else old)
 
 
 def test_a_place_that_can_not_be_a_folder_is_an_error_of_ours(store: MemoryStore, tmp_path: Path) -> None:
