@@ -242,8 +242,9 @@ def test_impossible_settings_are_refused(options: dict, message: str, checkpoint
 
 
 def test_an_empty_name_is_refused() -> None:
-    with pytest.raises(InputError, match="name or path"):
-        ColBERT("")
+    for none in ("", None):
+        with pytest.raises(InputError, match="name or path"):
+            ColBERT(none)
 
 
 def test_a_shared_model_refuses_unknown_settings(checkpoint: Callable[[str], Path]) -> None:

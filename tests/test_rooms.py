@@ -23,6 +23,7 @@ CORE = {
     ".checkpoint",
     ".checks",
     ".cuda_graphs",
+    ".cuts",
     ".embeddings",
     ".encoder",
     ".errors",
@@ -49,6 +50,7 @@ ROOMS = {
     "worker": set[str](),
     "autocast": {"torch"},
     "cache": {"torch"},
+    "cuts": {".errors"},
     "embeddings": {".errors", "torch"},
     "progress": {"tqdm"},
     "sendable": {".errors"},
@@ -58,6 +60,7 @@ ROOMS = {
         ".autocast",
         ".checkpoint",
         ".cuda_graphs",
+        ".cuts",
         ".embeddings",
         ".errors",
         ".kernel",
@@ -78,7 +81,7 @@ ROOMS = {
     "qdrant": {".checks", ".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},
-    "loading": {".embeddings", ".errors", ".index", ".model"},
+    "loading": {".cuts", ".embeddings", ".errors", ".index", ".model"},
     "colbert_index": {".checks", ".embeddings", ".errors", ".index", ".loading", ".location", ".model", ".observing"}
     | {".progress", ".ranking", ".settings"},
     "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},
