@@ -19,6 +19,7 @@ __all__ = [
     "check_count",
     "check_device",
     "check_dtype",
+    "check_embeddings",
     "check_form",
     "check_ids",
     "check_k",
@@ -81,6 +82,15 @@ def candidate_count(mode: Search, k: int, asked: int | None) -> int:
     return max(k, asked or (max(20, 2 * k) if mode == "codes" else max(500, 5 * k)))
 
 
+def check_embeddings(name: str, value: object) -> None:
+    """Refuse anything but ``TokenEmbeddings``, such as a tensor or a list of them."""
+    if not isinstance(value, TokenEmbeddings):
+        raise InputError(
+            f"{name} must be TokenEmbeddings, not {type(value).__name__}: TokenEmbeddings.from_list packs one matrix "
+            "for each text"
+        )
+
+
 def check_queries(queries: TokenEmbeddings, dim: int) -> None:
     """Refuse queries that can't be compared with vectors of a dimension."""
     if queries.dim != dim:
@@ -130,6 +140,7 @@ def checked(
 ) -> tuple[list[str], list[str | None], list[dict[str, Any]]]:
     """Ids, texts and metadata of documents that can be stored, copied from what ``Store.upsert`` was given."""
     names = check_ids(ids)
+    check_embeddings("embeddings", embeddings)
     bodies: list[str | None] = [None] * len(names) if texts is None else list(texts)
     notes = [None] * len(names) if metadatas is None else list(metadatas)
     for what, number in (("embeddings", len(embeddings)), ("texts", len(bodies)), ("metadatas", len(notes))):
