@@ -75,11 +75,6 @@ def test_a_score_is_the_same_alone_and_in_a_batch_of_queries() -> None:
         assert {hit.id: hit.score for hit in hits} == pytest.approx(alone, abs=bound("float32", 32, 64), rel=0)
 
 
-# -------------------------------------------------------------------------------------------------------------- codes
-
-
-@pytest.mark.parametrize("dim", [1, 5, 48, 128])
-@pytest.mark.parametrize("nbits", [4, 2])
 @pytest.mark.parametrize(
     "options", [{}, {"nbits": 8}, {"nbits": 4}, {"search": "pooled"}, {"nbits": 8, "search": "codes"}]
 )
@@ -100,6 +95,11 @@ def test_many_queries_take_no_more_memory_than_some(options: dict[str, Any], mon
     assert max(stacks) == 9  # a query that is longer stands alone
 
 
+# -------------------------------------------------------------------------------------------------------------- codes
+
+
+@pytest.mark.parametrize("dim", [1, 5, 48, 128])
+@pytest.mark.parametrize("nbits", [4, 2])
 def test_a_vector_survives_rounding_to_few_bits(nbits: int, dim: int) -> None:
     bits = PackedBits(nbits, dim)
     vectors = units(3, 500, dim=dim).values * 3
