@@ -203,9 +203,6 @@ class RerankerFields(ModelFields):
             ranked = self.index.rank(query, texts, ids, top_n, **options)
         return [Reranked(entry.index, entry.score, explanation_dict(entry.explanation)) for entry in ranked]
 
-    async def _arank(self, query: str, texts: list[str], ids: list[str | None], top_n: int | None) -> list[Reranked]:
-        return await self._run_async(self._rank, query, texts, ids, top_n) if texts else []
-
 
 def check_index(index: object, model: object = None, store: object = None) -> ColBERTIndex:
     """The index, if it is one, and what is passed with it is its own."""

@@ -234,7 +234,7 @@ class ColBERTIndex:
             MissingExtraError: If the checkpoint merges vectors of queries and scipy is not installed.
         """
         with logged(_log, "search", self.model.about):
-            texts = [query] if isinstance(query, str) else list(query)
+            texts = _queries(query)
             encoded = self._encode_queries(texts, normalize_scores)
             with timed("score_s"):
                 found = self.store.search(
@@ -429,8 +429,11 @@ class ColBERTIndex:
         """Do what ``get`` does without blocking the event loop."""
         return await self.store.aget(ids)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ColBERTIndex:
+    def __copy__(self) -> ColBERTIndex:
         return self  # as open files are: a copy of an adapter searches the same documents
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ColBERTIndex:
+        return self
 
     def __reduce__(self) -> NoReturn:
         raise StoreError(
@@ -457,6 +460,15 @@ def _opened(given: Store | str | None) -> Store:
     if isinstance(given, Store):
         return given
     return open_store(given)
+
+
+def _queries(query: object) -> list[Any]:
+    """One query or several as a list."""
+    if isinstance(query, str):
+        return [query]
+    if isinstance(query, (bytes, Mapping)) or not isinstance(query, Iterable):
+        raise InputError(f"query must be a string or a list of strings, not {type(query).__name__}")
+    return list(query)
 
 
 # ------------------------------------------------------------------------------------------------------------ adding

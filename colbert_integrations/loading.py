@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from .cuts import CutDocuments
 from .embeddings import TokenEmbeddings
 from .errors import InputError
 from .index import Store, StoredDocument, json_copy
@@ -106,6 +107,7 @@ class Loader:
 
     def __init__(self, model: ColBERT, store: Store, pool_factor: float = 1) -> None:
         self._model, self._store, self._pool_factor = model, store, pool_factor
+        self._cuts = CutDocuments()
 
     def load(self, rows: Iterable[Row], window: int) -> Iterator[Loaded]:
         """Load documents, one window after another.
@@ -121,8 +123,9 @@ class Loader:
             FingerprintError: If the store holds vectors of another model.
             StoreError: If the store can't be used; windows before are stored.
         """
-        for checked in self._checked(rows, window):
-            yield self._write(self._prepare(checked))
+        with self._cuts.all_pieces():
+            for checked in self._checked(rows, window):
+                yield self._write(self._prepare(checked))
 
     def load_ahead(self, rows: Iterable[Row], window: int) -> Iterator[Loaded]:
         """Load documents as ``load`` does, the next window encoded while one is written by another thread.
@@ -138,7 +141,7 @@ class Loader:
             FingerprintError: If the store holds vectors of another model.
             StoreError: If the store can't be used; windows before are stored.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="colbert-load") as executor:
+        with self._cuts.all_pieces(), ThreadPoolExecutor(1, thread_name_prefix="colbert-load") as executor:
             writing, written = None, set[str]()
             for checked in self._checked(rows, window):
                 ids = {document.id for document in checked.documents}
@@ -184,7 +187,8 @@ class Loader:
 
     def _encode_texts(self, texts: list[str]) -> TokenEmbeddings:
         unique = list(dict.fromkeys(texts))
-        encoded = self._model.encode_document(unique, pool_factor=self._pool_factor, show_progress=False)
+        with self._cuts.piece():
+            encoded = self._model.encode_document(unique, pool_factor=self._pool_factor, show_progress=False)
         if len(unique) == len(texts):
             return encoded
         place = {text: position for position, text in enumerate(unique)}

@@ -89,8 +89,7 @@ class Settings:
         unknown = sorted(set(given) - {item.name for item in fields(cls)})
         if unknown:
             raise InputError(f"unknown argument {', '.join(unknown)}")
-        values = {name: value for name, value in given.items() if value is not None}
-        values.setdefault("model", None)  # which is refused
+        values = {name: value for name, value in given.items() if value is not None or name == "model"}
         if values.get("token") == "":  # as an environment gives one that is not set
             del values["token"]
         for name in ("model", "cache_dir"):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings
+from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, TruncationWarning
 from colbert_integrations import colbert_index as module
 from colbert_integrations.encoder import Encoder
 from colbert_integrations.errors import AddError, FingerprintError, InputError, StoreError
@@ -147,6 +147,32 @@ def test_a_generator_is_read_in_windows(index: ColBERTIndex, monkeypatch: pytest
     assert max(ahead) <= 3
 
 
+LONG = [f"{word} " * 90 for word in ("wing", "heat", "shock")]
+CUT = "3 of 5 documents cut at document_length=40 tokens; long_documents='window' scores them whole"
+
+
+@pytest.mark.parametrize("how", ["add", "aadd"])
+async def test_documents_that_are_cut_are_told_once_a_call(
+    tiny: ColBERT, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(module, "_WINDOW", 2)
+    index = ColBERTIndex(ColBERT(tiny.settings.model, device="cpu", long_documents="truncate"))
+    texts = [LONG[0], "wing lift", LONG[1], "heat transfer", LONG[2]]
+    with pytest.warns(TruncationWarning) as caught:
+        await index.aadd(texts) if how == "aadd" else index.add(texts)
+    assert [str(warning.message) for warning in caught] == [CUT]
+    if how == "add":
+        assert caught[0].filename == __file__
+
+
+def test_documents_that_are_cut_are_told_also_where_others_fail(tiny: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WINDOW", 3)
+    index = ColBERTIndex(ColBERT(tiny.settings.model, device="cpu", long_documents="truncate"))
+    with pytest.warns(TruncationWarning) as caught, pytest.raises(AddError):
+        index.add([LONG[0], 3, "wing lift", LONG[1], "half \ud83d", LONG[2], "heat transfer"])  # type: ignore[list-item]
+    assert [str(warning.message) for warning in caught] == [CUT]
+
+
 def test_bad_documents_are_reported_and_the_others_stored(index: ColBERTIndex) -> None:
     texts: list[Any] = ["wing", 3, "bad \ud800", "heat", "flow", "shock", "layer"]
     metadatas: list[Any] = [None, None, None, {1: 2}, None, {"ok": True}, None]
@@ -199,6 +225,8 @@ def test_an_error_says_how_many_of_the_documents_are_stored(added: list[str], sa
         ((["a"], "i"), "not one str"),
         ((["a"], None, 3), "not one int"),
         ((["a"], None, [{}, {}]), "one length"),
+        ((None, ["a"]), "must be lists or generators, not NoneType"),
+        ((TEXTS, 3), "must be lists or generators, not int"),
     ],
 )
 def test_impossible_arguments_are_refused_before_any_work(
@@ -207,6 +235,12 @@ def test_impossible_arguments_are_refused_before_any_work(
     with pytest.raises(InputError, match=said):
         index.add(*arguments)
     assert (len(index), encoded) == (0, [])
+
+
+@pytest.mark.parametrize("query", [None, 3, b"wing", {"wing": 1}])
+def test_a_query_that_is_no_text_is_refused(index: ColBERTIndex, query: Any) -> None:
+    with pytest.raises(InputError, match="query must be a string or a list of strings, not"):
+        index.search(query)
 
 
 async def test_several_queries_are_not_searched_as_one(index: ColBERTIndex) -> None:
@@ -371,6 +405,7 @@ def test_a_store_that_is_kept_elsewhere_is_not_saved(tiny: ColBERT, tmp_path: Pa
 
 def test_an_index_is_not_pickled_and_not_copied(index: ColBERTIndex) -> None:
     assert copy.deepcopy(index) is index
+    assert copy.copy(index) is index
     with pytest.raises(StoreError, match=r"save\(\) it and load\(\) it"):
         pickle.dumps(index)
 

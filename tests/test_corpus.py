@@ -11,7 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, corpus, index_corpus, loading
+from colbert_integrations import (
+    ColBERT,
+    ColBERTIndex,
+    MemoryStore,
+    TokenEmbeddings,
+    TruncationWarning,
+    corpus,
+    index_corpus,
+    loading,
+)
 from colbert_integrations.errors import FingerprintError, InputError, StoreError
 from colbert_integrations.qdrant import QdrantStore
 
@@ -114,6 +123,16 @@ def test_a_report_holds_a_bounded_number_of_failures(tiny: ColBERT, monkeypatch:
     monkeypatch.setattr(corpus, "_FAILURES", 3)
     report = index_corpus([{"text": number} for number in range(7)], tiny, MemoryStore(), window=2)
     assert (report.failed, len(report.failures)) == (7, 3)
+
+
+def test_texts_that_are_cut_are_told_once(tiny: ColBERT) -> None:
+    model = ColBERT(tiny.settings.model, device="cpu", long_documents="truncate")
+    texts = [f"{text} " * times for text in TEXTS for times in (1, 90)]
+    with pytest.warns(TruncationWarning) as caught:
+        index_corpus(texts, model, MemoryStore(), window=2)
+    said = [str(warning.message) for warning in caught]
+    assert said == ["4 of 8 documents cut at document_length=40 tokens; long_documents='window' scores them whole"]
+    assert caught[0].filename == __file__
 
 
 @settings(max_examples=15, deadline=None)

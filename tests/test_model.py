@@ -254,8 +254,9 @@ def test_a_name_that_is_none_is_refused() -> None:
 
 
 def test_an_empty_name_is_refused() -> None:
-    with pytest.raises(InputError, match="name or path"):
-        ColBERT("")
+    for none in ("", None):
+        with pytest.raises(InputError, match="name or path"):
+            ColBERT(none)
 
 
 def test_a_shared_model_refuses_unknown_settings(checkpoint: Callable[[str], Path]) -> None:

@@ -24,6 +24,7 @@ CORE = {
     ".checkpoint",
     ".checks",
     ".cuda_graphs",
+    ".cuts",
     ".embeddings",
     ".encoder",
     ".errors",
@@ -51,6 +52,7 @@ ROOMS = {
     "worker": {".cancellation"},
     "autocast": {"torch"},
     "cache": {"torch"},
+    "cuts": {".errors"},
     "embeddings": {".errors", "torch"},
     "progress": {"tqdm"},
     "sendable": {".errors"},
@@ -61,6 +63,7 @@ ROOMS = {
         ".cancellation",
         ".checkpoint",
         ".cuda_graphs",
+        ".cuts",
         ".embeddings",
         ".errors",
         ".kernel",
@@ -81,7 +84,7 @@ ROOMS = {
     "qdrant": {".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},
-    "loading": {".embeddings", ".errors", ".index", ".model"},
+    "loading": {".cuts", ".embeddings", ".errors", ".index", ".model"},
     "colbert_index": {".checks", ".embeddings", ".errors", ".index", ".loading", ".location", ".model", ".observing"}
     | {".progress", ".ranking", ".settings", ".worker"},
     "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,8 +15,9 @@ from torch.nn.functional import normalize
 
 from ..autocast import no_autocast
 from ..checkpoint import ColBERTSpec
+from ..cuts import warn_of_cuts
 from ..embeddings import TokenEmbeddings
-from ..errors import InputError, TruncationWarning
+from ..errors import InputError
 from ..observing import record, timed
 from ..progress import progress_bar
 from .batching import window_starts
@@ -205,12 +204,8 @@ class Encoder:
     def _tell_of(self, total: int, cut: int, side: Side) -> None:
         nouns = _NOUNS[side]
         record(**{f"{nouns}_encoded": total, f"{nouns}_cut": cut})
-        if not cut:
-            return
         length = self.spec.query_length if side == "query" else self.spec.document_length
-        cure = "long_documents='window' scores them whole" if side == "document" else "raise query_length to keep more"
-        message = f"{cut} of {total} {nouns} cut at {side}_length={length} tokens; {cure}"
-        warnings.warn(message, TruncationWarning, stacklevel=_callers_stacklevel())
+        warn_of_cuts(total, cut, side, length)
 
     def _encode_sequences(self, sequences: list[list[TokenSequence]], bar: Any) -> TokenEmbeddings:
         """Encode the sequences of each text and join them, ``(kept tokens, dim)`` for all texts."""
@@ -295,11 +290,3 @@ def _ahead(pieces: Iterator[_Piece]) -> Iterator[_Piece]:
         while (piece := coming.result()) is not None:
             coming = executor.submit(next, pieces, None)
             yield piece
-
-
-def _callers_stacklevel() -> int:
-    """How far up the stack the code lies that called this package: that line is what a warning should name."""
-    package, frame, level = __name__.split(".")[0], sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == package:
-        frame, level = frame.f_back, level + 1
-    return level

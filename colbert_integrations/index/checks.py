@@ -19,6 +19,7 @@ __all__ = [
     "check_count",
     "check_device",
     "check_dtype",
+    "check_embeddings",
     "check_form",
     "check_ids",
     "check_k",
@@ -81,9 +82,17 @@ def candidate_count(mode: Search, k: int, asked: int | None) -> int:
     return max(k, asked or (max(20, 2 * k) if mode == "codes" else max(500, 5 * k)))
 
 
+def check_embeddings(name: str, value: object) -> None:
+    """Refuse anything but ``TokenEmbeddings``, such as a tensor or a list of them."""
+    if not isinstance(value, TokenEmbeddings):
+        raise InputError(
+            f"{name} must be TokenEmbeddings, not {type(value).__name__}: TokenEmbeddings.from_list packs one matrix "
+            "for each text"
+        )
+
+
 def check_queries(queries: TokenEmbeddings, dim: int) -> None:
     """Refuse queries that can't be compared with vectors of a dimension."""
-    _check_embeddings("queries", queries)
     if queries.dim != dim:
         raise ShapeError(f"queries have dim {queries.dim}, the store holds vectors of dim {dim}")
     if not torch.isfinite(queries.values).all():
@@ -131,7 +140,7 @@ def checked(
 ) -> tuple[list[str], list[str | None], list[dict[str, Any]]]:
     """Ids, texts and metadata of documents that can be stored, copied from what ``Store.upsert`` was given."""
     names = check_ids(ids)
-    _check_embeddings("embeddings", embeddings)
+    check_embeddings("embeddings", embeddings)
     bodies: list[str | None] = [None] * len(names) if texts is None else list(texts)
     notes = [None] * len(names) if metadatas is None else list(metadatas)
     for what, number in (("embeddings", len(embeddings)), ("texts", len(bodies)), ("metadatas", len(notes))):
@@ -143,13 +152,6 @@ def checked(
         if body is not None and not isinstance(body, str):
             raise InputError(f"the text of document {name!r} must be a string, not {type(body).__name__}")
     return names, bodies, [json_copy(note, name) for name, note in zip(names, notes, strict=True)]
-
-
-def _check_embeddings(name: str, value: object) -> None:
-    if not isinstance(value, TokenEmbeddings):
-        raise InputError(
-            f"{name} must be TokenEmbeddings, as TokenEmbeddings.from_list makes, not {type(value).__name__}"
-        )
 
 
 def finite_as(embeddings: TokenEmbeddings, dtype: str) -> torch.Tensor:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +16,12 @@ from ..autocast import no_autocast
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, StoreError
 from ..fingerprint import Fingerprint
+from ..scoring.blocks import QUERY_TOKENS, ranges
 from .checks import (
     candidate_count,
     check_count,
     check_device,
+    check_embeddings,
     check_form,
     check_ids,
     check_k,
@@ -293,6 +295,7 @@ class MemoryStore(Store):
         texts: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """Find the documents that score highest; see ``Store.search``. No stage here reads ``texts``."""
+        check_embeddings("queries", queries)
         mode = self._check_search(search or self.search_default)
         asked = check_count("candidates", candidates) or self.candidates_default
         check_k(k)
@@ -303,11 +306,15 @@ class MemoryStore(Store):
         assert self._layout is not None
         check_queries(queries, self._layout.dim)
         number = candidate_count(mode, k, asked)
-        exact = mode == "exact" or number >= chosen
+        exact, hits = mode == "exact" or number >= chosen, list[list[Hit]]()
         with no_autocast(self.device):
-            finder = Finder(state.views, wanted, self._layout, queries.to(self.device, torch.float32))
-            best = finder.exact(k) if exact else finder.approximate(number, mode)
-        return [hits_of(state, *row, k) for row in zip(best.scores.tolist(), best.places.tolist(), strict=True)]
+            ready = queries.to(self.device, torch.float32)
+            for start, stop in ranges([0, *accumulate(queries.lengths)], QUERY_TOKENS):
+                finder = Finder(state.views, wanted, self._layout, ready[start:stop])
+                best = finder.exact(k) if exact else finder.approximate(number, mode)
+                rows = zip(best.scores.tolist(), best.places.tolist(), strict=True)
+                hits += [hits_of(state, scores, places, k) for scores, places in rows]
+        return hits
 
     def _wanted(self, filter: Filter | None, ids: Sequence[str] | None) -> tuple[State, list[torch.Tensor]]:
         """A state and, for each of its views, which documents may be found."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -23,6 +23,8 @@ from ..ranking import check_top_n
 from .tracing import figures_on
 
 __all__ = ["ColBERTReranker"]
+
+T = TypeVar("T")
 
 
 class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
@@ -72,8 +74,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         """
         self._check(documents, query)
         with self._traced(documents, query, callbacks) as output:
-            texts = self._texts(documents, query)
-            output += self._copies(documents, self._rank(query, texts, _ids(documents), self.top_n))
+            output += self._best(documents, query)
         return output
 
     async def acompress_documents(
@@ -96,8 +97,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         """
         self._check(documents, query)
         async with self._atraced(documents, query, callbacks) as output:
-            texts = self._texts(documents, query)
-            output += self._copies(documents, await self._arank(query, texts, _ids(documents), self.top_n))
+            output += await self._off_loop(self._best, documents, query)
         return output
 
     def rerank(
@@ -120,9 +120,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             CheckpointError: If the model can't be loaded; by a call that has to load it (the first one, and the next
                 after ``close``).
         """
-        return _entries(
-            self._rank(query, self._texts(documents, query, any_text=True), _ids(documents), self._limit(top_n))
-        )
+        return self._entries(documents, query, self._limit(top_n))
 
     async def arerank(
         self, documents: Sequence[str | Document | Mapping[str, Any]], query: str, *, top_n: int | None = -1
@@ -142,9 +140,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             NonFiniteError: As ``rerank``.
             CheckpointError: As ``rerank``.
         """
-        return _entries(
-            await self._arank(query, self._texts(documents, query, any_text=True), _ids(documents), self._limit(top_n))
-        )
+        return await self._off_loop(self._entries, documents, query, self._limit(top_n))
 
     def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
         """Make a runnable that fits into a chain with ``|``, which a compressor does not.
@@ -156,22 +152,35 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         def rank(inputs: dict[str, Any], run_manager: CallbackManagerForChainRun) -> list[Document]:
             documents, query = _pair(inputs)
             with figures_on(run_manager, self._metadata):
-                return self._copies(
-                    documents, self._rank(query, self._texts(documents, query), _ids(documents), self.top_n)
-                )
+                return self._best(documents, query)
 
         async def arank(inputs: dict[str, Any], run_manager: AsyncCallbackManagerForChainRun) -> list[Document]:
             documents, query = _pair(inputs)
             with figures_on(run_manager, self._metadata):
-                return self._copies(
-                    documents, await self._arank(query, self._texts(documents, query), _ids(documents), self.top_n)
-                )
+                return await self._off_loop(self._best, documents, query)
 
         # The runnable is a run of its own in traces, so none is opened inside. Its events show what is added later only
         # if there is metadata from the start.
         return RunnableLambda(rank, arank, name=type(self).__name__).with_config(metadata=self._metadata())
 
     # ------------------------------------------------------------------------------------------------ conversion
+
+    def _best(self, documents: Sequence[Document], query: str) -> list[Document]:
+        ranked = self._rank(query, self._texts(documents, query), _ids(documents), self.top_n)
+        return [_copy(documents[entry.index], self.score_key, entry) for entry in ranked]
+
+    def _entries(self, documents: Sequence[Any], query: str, top_n: int | None) -> list[dict[str, Any]]:
+        texts = self._texts(documents, query, any_text=True)
+        return [_entry(ranked) for ranked in self._rank(query, texts, _ids(documents), top_n)]
+
+    async def _off_loop(
+        self, rank: Callable[..., list[T]], documents: Sequence[Any], query: str, *options: Any
+    ) -> list[T]:
+        """Rank in the model's own threads, and make texts and copies there too: formatters take their time."""
+        check_query(query)
+        if not check_items(documents, "documents"):
+            return []  # without a model
+        return await self._run_async(rank, documents, query, *options)
 
     def _limit(self, top_n: int | None) -> int | None:
         if top_n == -1:
@@ -207,9 +216,6 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         if self.document_formatter is not None:
             return self.document_formatter(document)
         return _with_fields(document.page_content, document.metadata, self.metadata_fields)
-
-    def _copies(self, documents: Sequence[Document], ranked: list[Reranked]) -> list[Document]:
-        return [_copy(documents[entry.index], self.score_key, entry) for entry in ranked]
 
     # --------------------------------------------------------------------------------------------------- tracing
 
@@ -281,12 +287,9 @@ def _copy(document: Document, score_key: str | None, entry: Reranked) -> Documen
     return document.model_copy(update={"metadata": metadata})
 
 
-def _entries(ranked: list[Reranked]) -> list[dict[str, Any]]:
-    return [
-        {"index": entry.index, "relevance_score": entry.score}
-        | ({} if entry.explanation is None else {EXPLANATION: entry.explanation})
-        for entry in ranked
-    ]
+def _entry(ranked: Reranked) -> dict[str, Any]:
+    entry = {"index": ranked.index, "relevance_score": ranked.score}
+    return entry if ranked.explanation is None else {**entry, EXPLANATION: ranked.explanation}
 
 
 def _pair(inputs: dict[str, Any]) -> tuple[Sequence[Document], str]:

@@ -167,6 +167,10 @@ class ColBERTVectorStore(VectorStore):
         """
         self.index.save(folder)
 
+    def close(self) -> None:
+        """Free the model's weights; the documents stay, and the next call loads the weights again."""
+        self.index.model.close()
+
     # ------------------------------------------------------------------------------------------------------ documents
 
     def add_texts(  # type: ignore[override]  # unknown arguments are an error

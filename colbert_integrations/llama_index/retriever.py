@@ -257,6 +257,10 @@ class ColBERTRetriever(BaseRetriever):
         """
         self.index.save(path)
 
+    def close(self) -> None:
+        """Free the model's weights; the nodes stay, and the next call loads the weights again."""
+        self._fields.close()
+
     @property
     def index(self) -> ColBERTIndex:
         """What is searched; ``ColBERTRerank(index=...)`` takes it, so as not to encode nodes again."""

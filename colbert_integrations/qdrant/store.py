@@ -22,6 +22,7 @@ from ..index.checks import (
     candidate_count,
     check_count,
     check_dtype,
+    check_embeddings,
     check_ids,
     check_k,
     check_queries,
@@ -460,6 +461,7 @@ class QdrantStore(Store):
         candidates: int | None,
         firsts: torch.Tensor | None,
     ) -> Steps[list[list[Hit]]]:
+        check_embeddings("queries", queries)
         check_k(k)
         number = candidate_count(mode, k, check_count("candidates", candidates) or self.candidates_default)
         which, named = wanted(filter), None if ids is None else check_ids(ids)

@@ -9,7 +9,7 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -69,7 +69,7 @@ def maxsim(
 
 def _listed(documents: TokenEmbeddings | Sequence[torch.Tensor]) -> TokenEmbeddings | Sequence[torch.Tensor]:
     """The documents as they are if they are alike, else packed."""
-    if isinstance(documents, (TokenEmbeddings, torch.Tensor)):
+    if isinstance(documents, (TokenEmbeddings, torch.Tensor)) or not isinstance(documents, Iterable):
         return _packed(documents, "documents")
     matrices = list(documents)
     alike = matrices and all(isinstance(matrix, torch.Tensor) and matrix.ndim == 2 for matrix in matrices)
@@ -82,7 +82,7 @@ def _packed(side: TokenEmbeddings | Sequence[torch.Tensor], name: str) -> TokenE
         return side
     if isinstance(side, torch.Tensor) and side.ndim != 3:
         raise ShapeError(f"{name} must be a list of (num_tokens, dim) tensors, not one of shape {tuple(side.shape)}")
-    matrices = list(side)
+    matrices = list(side) if isinstance(side, Iterable) else [side]
     if not all(isinstance(matrix, torch.Tensor) for matrix in matrices):
         raise InputError(f"{name} must be TokenEmbeddings or a list of 2-D tensors, not {type(side).__name__}")
     # An empty list says nothing of its dimension, and with no rows none is needed.

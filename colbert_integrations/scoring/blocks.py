@@ -8,7 +8,10 @@ from typing import TypeAlias
 
 import torch
 
-__all__ = ["Documents", "as_int8", "ranges", "take_maxima"]
+__all__ = ["QUERY_TOKENS", "Documents", "as_int8", "ranges", "take_maxima"]
+
+QUERY_TOKENS = 4096
+"""Most tokens of queries that are scored together: similarities take memory for each of them."""
 
 Documents: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 """Vectors of documents, packed into one matrix or one matrix each."""

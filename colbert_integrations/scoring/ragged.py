@@ -8,13 +8,10 @@ from itertools import accumulate
 import torch
 
 from ..embeddings import TokenEmbeddings
-from .blocks import Documents, ranges
+from .blocks import QUERY_TOKENS, Documents, ranges
 from .stacked import StackedQueries
 
 __all__ = ["ragged_maxsim"]
-
-# Most tokens of queries that are stacked.
-_QUERY_TOKENS = 4096
 
 
 def ragged_maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings | Sequence[torch.Tensor]) -> torch.Tensor:
@@ -39,7 +36,7 @@ def ragged_maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings | Sequenc
     on_device = torch.tensor(lengths, dtype=torch.int64, device=device)
     bounds = [0, *accumulate(lengths)]
     scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=device)
-    for first, last in ranges([0, *accumulate(queries.lengths)], _QUERY_TOKENS):
+    for first, last in ranges([0, *accumulate(queries.lengths)], QUERY_TOKENS):
         stacked = StackedQueries(queries[first:last], torch.float64 if double else torch.float32)
         for start, stop in ranges(bounds, stacked.block_rows):
             block = _block(documents, bounds, start, stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -113,6 +114,27 @@ def test_a_formatter_makes_the_text_that_is_scored(stanford: dict[str, Any]):
     [plain] = ColBERTReranker(**stanford).compress_documents([Document("paris")], "paris")
     assert score(ranked) == pytest.approx(score(plain), abs=1e-6)
     assert ranked.page_content == "lions"
+
+
+async def test_async_calls_make_texts_and_copies_off_the_event_loop(stanford):
+    threads = set()
+
+    def formatted(document):
+        threads.add(threading.get_ident())
+        return document.page_content
+
+    class Value:
+        def __deepcopy__(self, memo):
+            threads.add(threading.get_ident())
+            return self
+
+    reranker = ColBERTReranker(**stanford, document_formatter=formatted)
+    documents = [Document(text, metadata={"value": Value()}) for text in TEXTS]
+    await reranker.acompress_documents(documents, QUERY)
+    await reranker.arerank(documents, QUERY)
+    await reranker.as_runnable().ainvoke({"query": QUERY, "documents": documents})
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 def test_a_formatter_that_gives_no_text_is_named(stanford: dict[str, Any]):

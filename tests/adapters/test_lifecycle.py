@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler
+from llama_index.core.schema import TextNode
 from pydantic import ValidationError
 
 import checkpoints
-from adapters.drivers import LangChain, LlamaIndex, scores_of
-from colbert_integrations import ColBERT
+from adapters.drivers import QUERY, TEXTS, LangChain, LlamaIndex, scores_of
+from colbert_integrations import ColBERT, langchain, llama_index
 
 Driver = LangChain | LlamaIndex
 
@@ -145,6 +146,24 @@ def test_close_frees_the_weights_and_the_next_call_loads_them_again(driver: Driv
     reranker.close()
     assert not reranker.colbert.loaded
     assert scores_of(driver, reranker) == scores
+
+
+@pytest.mark.parametrize("how", ["langchain", "vector store", "llama index"])
+def test_closing_a_retriever_frees_the_weights_and_keeps_the_documents(how: str, checkpoint: Callable[[str], Path]):
+    model = ColBERT(checkpoint("stanford"), device="cpu")
+    if how == "langchain":
+        retriever = langchain.ColBERTRetriever.from_texts(TEXTS, model=model)
+        find = retriever.invoke
+    elif how == "vector store":
+        retriever = langchain.ColBERTVectorStore.from_texts(TEXTS, model=model)
+        find = retriever.similarity_search
+    else:
+        retriever = llama_index.ColBERTRetriever([TextNode(text=text, id_=text) for text in TEXTS], model=model)
+        find = retriever.retrieve
+    found = find(QUERY)
+    retriever.close()
+    assert not model.loaded
+    assert find(QUERY) == found
 
 
 def test_device_shows_and_is_used(driver: Driver, stanford: dict[str, Any]):

@@ -1,5 +1,7 @@
 """Adds to an index and saves it for ever, in child after child, each killed at a random moment; then looks at it.
 
+Moments are counted in states, not in seconds: on a busy machine a child might get nowhere before its end.
+
 A script of its own: children are forked from a process that has loaded torch but never used a thread of it.
 ``python killed.py FOLDER KILLS SEED`` prints the number of the state found after each kill.
 
@@ -46,11 +48,12 @@ def advance(store: MemoryStore, number: int) -> None:
     store.delete([f"d{i}" for i in range(len(ids), 12)])
 
 
-def work(folder: Path, number: int) -> None:
-    """Save state after state, until somebody ends it."""
+def work(folder: Path, number: int, told: int) -> None:
+    """Save state after state, until somebody ends it; tell of each that begins."""
     store = MemoryStore.load(folder)
     while True:
         number += 1
+        os.write(told, b".")
         advance(store, number)
         store.save(folder)
 
@@ -61,16 +64,23 @@ def main(folder: Path, kills: int, seed: int) -> None:
     memory._FEWEST_ROWS = memory._MOST_ROWS = 16  # several segments
     moments = random.Random(seed)
     store = MemoryStore()
+    start = time.monotonic()
     advance(store, 1)
     store.save(folder)
+    took = time.monotonic() - start
     number = 1
     for _ in range(kills):
+        heard, told = os.pipe()
         child = os.fork()
         if not child:
-            work(folder, number)
-        time.sleep(moments.uniform(0.0, 0.12))
+            work(folder, number, told)
+        os.close(told)
+        for _ in range(moments.randrange(1, 5)):
+            os.read(heard, 1)
+        time.sleep(moments.uniform(0.0, took))
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "a child ended by itself"
+        os.close(heard)
         found = state_of(MemoryStore.load(folder))
         assert found >= number, f"state {found} after {number}"
         number = found

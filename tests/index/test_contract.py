@@ -268,7 +268,8 @@ ONE = TokenEmbeddings.from_list([torch.ones(1, DIM)])
         ((["a"], ONE, ["x", "y"]), InputError, "1 ids but 2 texts"),
         ((["a"], ONE, None, [{}, {}]), InputError, "1 ids but 2 metadatas"),
         (("a", ONE), InputError, "must be a list"),
-        ((["a"], [torch.ones(1, DIM)]), InputError, "embeddings must be TokenEmbeddings, .*, not list"),
+        ((["a"], torch.ones(1, DIM)), InputError, "embeddings must be TokenEmbeddings, not Tensor"),
+        ((["a"], [torch.ones(1, DIM)]), InputError, "embeddings must be TokenEmbeddings, not list"),
         (([1], ONE), InputError, "not 1"),
         ([[""], ONE], InputError, "not empty"),
         ((["a"], ONE, [3]), InputError, "text of document 'a'"),
@@ -315,6 +316,16 @@ def test_bad_searches_are_refused(store: Store, options: dict[str, Any], said: s
     fill(store, {"d0": torch.ones(1, DIM)})
     with pytest.raises(InputError, match=said):
         store.search(QUERIES, **options)
+
+
+@pytest.mark.parametrize("queries", [torch.ones(1, DIM), [torch.ones(1, DIM)], "wing", None])
+async def test_queries_that_are_no_token_embeddings_are_refused(store: Store, queries: Any) -> None:
+    for _ in range(2):  # empty, and not
+        with pytest.raises(InputError, match="queries must be TokenEmbeddings, not"):
+            store.search(queries)
+        with pytest.raises(InputError, match="queries must be TokenEmbeddings, not"):
+            await store.asearch(queries)
+        fill(store, {"d0": torch.ones(1, DIM)})
 
 
 def test_queries_that_do_not_fit_are_refused(store: Store) -> None:

@@ -75,6 +75,26 @@ def test_a_score_is_the_same_alone_and_in_a_batch_of_queries() -> None:
         assert {hit.id: hit.score for hit in hits} == pytest.approx(alone, abs=bound("float32", 32, 64), rel=0)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"nbits": 8}, {"nbits": 4}, {"search": "pooled"}, {"nbits": 8, "search": "codes"}]
+)
+def test_many_queries_take_no_more_memory_than_some(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    store, documents, queries = MemoryStore(**options), units(1, *[5] * 60), units(2, *[4] * 30, 9, 1)
+    store.upsert(named(documents), documents)
+    expected = store.search(queries, 3, candidates=20)
+    stacks, real = list[int](), stacked.StackedQueries.__init__
+
+    def stack(self: Any, some: TokenEmbeddings, *rest: Any) -> None:
+        stacks.append(len(some.values))
+        real(self, some, *rest)
+
+    monkeypatch.setattr(stacked.StackedQueries, "__init__", stack)
+    monkeypatch.setattr(memory, "QUERY_TOKENS", 8)
+    found = store.search(queries, 3, candidates=20)
+    assert [[hit.id for hit in hits] for hits in found] == [[hit.id for hit in hits] for hits in expected]
+    assert max(stacks) == 9  # a query that is longer stands alone
+
+
 # -------------------------------------------------------------------------------------------------------------- codes
 
 

@@ -67,7 +67,7 @@ def test_chunking_does_not_matter(budget: int, seed: int) -> None:
     documents = unit_matrices([4, 0, 9, 1, 2], 8, seed + 50)
     whole = maxsim(queries, documents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ragged, "_QUERY_TOKENS", budget)
+        patch.setattr(ragged, "QUERY_TOKENS", budget)
         patch.setattr(stacked, "_FEWEST_ROWS", budget)
         patch.setattr(stacked, "_MOST_ROWS", budget)
         patch.setattr(stacked, "_MOST_ROWS_NATIVE", budget)
@@ -204,6 +204,10 @@ def test_refuses_what_does_not_fit() -> None:
         maxsim(torch.ones(2, 3), [torch.ones(1, 3)])
     with pytest.raises(InputError, match="documents"):
         maxsim([torch.ones(1, 3)], [[[1.0, 2.0, 3.0]]])
+    with pytest.raises(InputError, match="queries must be .* not NoneType"):
+        maxsim(None, [torch.ones(1, 3)])
+    with pytest.raises(InputError, match="documents must be .* not int"):
+        maxsim([torch.ones(1, 3)], 3)
 
 
 @pytest.mark.gpu
