@@ -91,7 +91,7 @@ def grown(segment: Segment, documents: TokenEmbeddings) -> None:
 
 
 def test_merged_vectors_grow_with_the_documents_and_are_those_made_at_once() -> None:
-    parts = [units(seed, *lengths, dim=16) for seed, lengths in enumerate([[1, 9, 40], [33], [7] * 30, [600, 2]])]
+    parts = [units(seed, *lengths, dim=16) for seed, lengths in enumerate([[1, 9, 40], [33], [3, 5], [7] * 30, [600, 2]])]
     layout = Layout(16)
     stepwise, at_once = (Segment(layout, layout.empty(2**14, "cpu")) for _ in range(2))
     earlier = None

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import InputError
 from colbert_integrations.index import memory, segment
+from colbert_integrations.index.layout import Layout
 from colbert_integrations.index.pooled import merge_tokens
 from colbert_integrations.index.quantization import PackedBits, decode_int8, encode_int8
-from colbert_integrations.scoring import stacked
+from colbert_integrations.scoring import StackedQueries
 from colbert_integrations.scoring.reference import reference_maxsim
 from stores import fill, units
 
@@ -52,8 +53,7 @@ def test_exact_search_equals_float64(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "_FEWEST_ROWS", 50)
         patch.setattr(memory, "_MOST_ROWS", 50)
-        patch.setattr(stacked, "_FEWEST_ROWS", rows)
-        patch.setattr(stacked, "_MOST_ROWS", rows)
+        patch.setattr(StackedQueries, "block_rows", rows)  # whatever scores them
         store = MemoryStore(dtype)
         store.upsert(named(documents), documents)
         hits = store.search(queries, k)
@@ -267,6 +267,53 @@ def test_a_store_may_prefer_a_candidate_stage() -> None:
 def test_impossible_stores_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         MemoryStore(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({}, 2 * 10),
+        ({"dtype": "float32"}, 4 * 10),
+        ({"nbits": 8}, 10),
+        ({"nbits": 4}, 5 + 2),  # two dimensions a byte, and a scale in float16
+        ({"nbits": 2}, 3 + 2),
+        ({"nbits": 2, "keep_originals": True}, 3 + 2 + 2 * 10),
+    ],
+    ids=str,
+)
+def test_a_store_says_what_a_vector_costs(options: dict[str, Any], size: int) -> None:
+    store = MemoryStore(**options)
+    assert (store.bytes_per_token, store.nbits) == (0, options.get("nbits"))
+    store.upsert(["a"], units(1, 3, dim=10))
+    assert store.bytes_per_token == size
+
+
+def test_no_documents_leave_the_dimension_open() -> None:
+    store = MemoryStore()
+    store.upsert([], TokenEmbeddings.from_list([], 3))
+    assert (store.dim, store.count()) == (None, 0)
+    store.upsert(["a"], units(1, 2, dim=8))
+    assert store.dim == 8
+
+
+def test_of_two_writers_at_once_the_first_decides_on_the_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, encode = MemoryStore(), Layout.encode
+
+    def overtaken(layout: Layout, embeddings: TokenEmbeddings) -> dict[str, torch.Tensor]:
+        monkeypatch.undo()
+        store.upsert(["quick"], units(1, 2, dim=3))
+        return encode(layout, embeddings)
+
+    monkeypatch.setattr(Layout, "encode", overtaken)
+    with pytest.raises(InputError, match="vectors of dim 3, not 8"):
+        store.upsert(["slow"], units(1, 2, dim=8))
+    assert (store.dim, store.ids()) == (3, ["quick"])
+
+
+def test_a_closed_store_can_be_printed() -> None:
+    store = MemoryStore(nbits=4)
+    store.close()
+    assert repr(store) == "MemoryStore(nbits=4, closed)"
 
 
 def test_codes_can_not_be_searched_where_there_are_none() -> None:
