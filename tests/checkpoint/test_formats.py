@@ -202,6 +202,7 @@ def test_dimensions_to_cut_at_are_read_from_either_file(layout: str, tmp_path: P
         edit(path / "config_sentence_transformers.json", matryoshka_dims=[2])
         assert spec_of(path).matryoshka_dims == (2,)
 
+
 def test_stanfords_l2_similarity_is_noted(tmp_path: Path) -> None:
     checkpoints.stanford(tmp_path, similarity="l2")
     assert any("trained with l2 similarity" in note for note in spec_of(tmp_path).notes)

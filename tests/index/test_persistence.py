@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import DamagedIndexError, StoreError
 from colbert_integrations.fingerprint import Fingerprint
-from colbert_integrations.index import memory, persistence
+from colbert_integrations.index import memory, persistence, segment
 from stores import brute_force, dyadic, fill, found, units
 
 QUERIES = dyadic(99, 3, 1, 5)
@@ -110,6 +110,19 @@ def test_vectors_are_mapped_not_copied(tmp_path: Path) -> None:
         pytest.skip("needs /proc to see what is mapped")
     assert str(next(tmp_path.glob("*.safetensors"))) in maps.read_text()
     assert loaded.count() == 1
+
+
+def test_merged_vectors_that_were_saved_are_not_made_again(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = found(store, QUERIES, 2, search="pooled", candidates=3)
+    store.save(tmp_path)
+
+    def again(*_: Any) -> None:
+        raise AssertionError("merged again")
+
+    monkeypatch.setattr(segment, "merge_tokens", again)
+    assert found(MemoryStore.load(tmp_path), QUERIES, 2, search="pooled", candidates=3) == expected
 
 
 # -------------------------------------------------------------------------------------------------------- incremental

@@ -156,6 +156,13 @@ def test_candidates_by_codes_are_scored_by_the_originals(nbits: Any) -> None:
         assert len({hit.id for hit in hits} & {hit.id for hit in all_hits[:10]}) >= (10 if nbits == 8 else 7)
 
 
+def test_candidates_by_codes_need_no_merged_vectors() -> None:
+    store = MemoryStore(nbits=8)
+    store.upsert(named(documents := units(7, *[3] * 9)), documents)
+    store.search(documents[:1], 1, search="codes", candidates=2)
+    assert [view.segment.pooled_if_made(0) for view in store._now().views] == [None]
+
+
 def test_rounding_to_codes_again_changes_nothing() -> None:
     documents = units(9, 5, 8, 3, dim=32)
     for nbits in (8, 4, 2):
@@ -267,6 +274,19 @@ def test_a_store_may_prefer_a_candidate_stage() -> None:
 def test_impossible_stores_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         MemoryStore(**options)
+
+
+def test_documents_are_moved_in_batches_of_about_so_many_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target, batches, upsert = MemoryStore(), MemoryStore(), list[list[int]](), MemoryStore.upsert
+    source.upsert(named(documents := units(3, 4, 4, 1, 9, 2, 2)), documents)
+
+    def seen(store: MemoryStore, ids: Any, embeddings: TokenEmbeddings, *others: Any) -> None:
+        batches.append(embeddings.lengths)
+        upsert(store, ids, embeddings, *others)
+
+    monkeypatch.setattr(MemoryStore, "upsert", seen)
+    assert target.copy_from(source, batch_tokens=8) == 6
+    assert batches == [[4, 4], [1, 9], [2, 2]]
 
 
 @pytest.mark.parametrize(
