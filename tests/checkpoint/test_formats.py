@@ -375,6 +375,12 @@ def test_expansion_can_be_switched(checkpoint: Build) -> None:
     assert (on.query_expansion, on.expansion_length) == ("fixed", 16)
 
 
+def test_a_longer_query_moves_only_fixed_expansion(checkpoint: Build) -> None:
+    assert spec_of(checkpoint("native_fixed"), query_length=24).expansion_length == 24
+    short = spec_of(checkpoint("native_min"), query_length=24)  # longer queries are cut there, others filled up to 8
+    assert (short.query_expansion, short.query_length, short.expansion_length) == ("min", 24, 8)
+
+
 def test_a_known_checkpoint_is_set_right_and_an_argument_beats_that(checkpoint: Build) -> None:
     known = "lightonai/GTE-ModernColBERT-v1"
     old = checkpoint("pylate_oldkeys")  # as an old revision of it: expansion is not mentioned

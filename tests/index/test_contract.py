@@ -329,6 +329,11 @@ def test_queries_that_do_not_fit_are_refused(store: Store) -> None:
 HERE, THERE = Fingerprint("abc", "one", DIM), Fingerprint("def", "two", DIM)
 
 
+def test_fingerprints_are_equal_if_their_digests_are() -> None:
+    assert Fingerprint("abc", "another", DIM + 1, {"projection_dim": DIM}) == HERE != THERE
+    assert HERE != Fingerprint("def", "one", DIM)
+
+
 def test_a_store_is_bound_to_one_model(store: Store) -> None:
     assert store.fingerprint is None
     store.bind(HERE)
