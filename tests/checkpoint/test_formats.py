@@ -375,6 +375,13 @@ def test_expansion_can_be_switched(checkpoint: Build) -> None:
     assert (on.query_expansion, on.expansion_length) == ("fixed", 16)
 
 
+def test_expansion_that_is_switched_on_is_attended_as_the_files_say(tmp_path: Path) -> None:
+    path = checkpoints.build("pylate_attend", tmp_path)
+    edit(path / "config_sentence_transformers.json", do_query_expansion=False)
+    assert not spec_of(path).attend_to_expansion_tokens
+    assert spec_of(path, query_expansion=True).attend_to_expansion_tokens
+
+
 def test_a_longer_query_moves_only_fixed_expansion(checkpoint: Build) -> None:
     assert spec_of(checkpoint("native_fixed"), query_length=24).expansion_length == 24
     short = spec_of(checkpoint("native_min"), query_length=24)  # longer queries are cut there, others filled up to 8
