@@ -442,6 +442,15 @@ def test_bfloat16_stays_near_float32(tiny: ColBERT) -> None:
     torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-6)
 
 
+def test_vectors_keep_their_length_where_the_checkpoint_does_not_normalise(tmp_path: Path, checkpoint: Build) -> None:
+    checkpoints.native(tmp_path, normalize=False)
+    raw = load(tmp_path).encode_document("the fox runs").values
+    norms = raw.norm(dim=-1, keepdim=True)
+    assert ((norms - 1).abs() > 0.1).any()
+    unit = load(checkpoint("native")).encode_document("the fox runs").values
+    torch.testing.assert_close(raw / norms, unit, rtol=0, atol=FP32)
+
+
 def test_cut_dimensions_are_the_first_ones_normalised_again(tiny: ColBERT) -> None:
     cut = load(Path(tiny.settings.model), truncate_dim=8).encode_document("a cat").values
     whole = tiny.encode_document("a cat").values[:, :8]

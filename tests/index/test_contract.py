@@ -60,6 +60,12 @@ def test_equal_scores_are_ordered_by_id_also_where_k_cuts_them(store: Store) -> 
     assert ids(store.search(QUERIES, 5)) == [names[:5]] * 3
 
 
+def test_equal_scores_behind_a_better_one_are_ordered_by_id(store: Store) -> None:
+    one = torch.ones(1, DIM)
+    fill(store, {f"{number:03}": one / 2 for number in reversed(range(150))} | {"best": one})
+    assert ids(store.search(TokenEmbeddings.from_list([one]), 2)) == [["best", "000"]]
+
+
 def test_k_may_be_more_than_there_is(store: Store, documents: dict[str, torch.Tensor]) -> None:
     fill(store, documents)
     assert [len(row) for row in store.search(QUERIES, 100)] == [7, 7, 7]

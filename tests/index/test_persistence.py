@@ -169,18 +169,18 @@ def damaged_files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("number", range(5))
-@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("options", [{}, {"verify": True}, {"verify": False}], ids=str)
 def test_a_flipped_byte_is_found_and_the_file_named(
-    store: MemoryStore, tmp_path: Path, number: int, verify: bool
+    store: MemoryStore, tmp_path: Path, number: int, options: dict[str, Any]
 ) -> None:
     store.save(tmp_path)
     path = damaged_files(tmp_path)[number]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    if verify or path.name == "manifest.json":
+    if options.get("verify", True) or path.name == "manifest.json":
         with pytest.raises(DamagedIndexError, match=path.name):
-            MemoryStore.load(tmp_path, verify=verify)
+            MemoryStore.load(tmp_path, **options)
 
 
 @pytest.mark.parametrize("number", range(5))

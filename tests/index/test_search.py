@@ -305,7 +305,7 @@ def test_a_store_says_what_a_vector_costs(options: dict[str, Any], size: int) ->
     store = MemoryStore(**options)
     assert (store.bytes_per_token, store.nbits) == (0, options.get("nbits"))
     store.upsert(["a"], units(1, 3, dim=10))
-    assert store.bytes_per_token == size
+    assert (store.bytes_per_token, store.num_tokens) == (size, 3)
 
 
 def test_no_documents_leave_the_dimension_open() -> None:
