@@ -122,6 +122,13 @@ def test_a_hybrid_takes_from_metadata_what_its_other_files_leave_open(tmp_path: 
     assert (spec.query_length, spec.query_marker, spec.skiplist_words) == (20, "[unused0]", ())
 
 
+def test_a_checkpoint_that_calls_itself_pylates_is_read_as_such_wherever_its_head_is(tmp_path: Path) -> None:
+    path = checkpoints.build("hybrid_root_head", tmp_path)
+    (path / "config_sentence_transformers.json").write_text('{"model_type": "ColBERT", "document_length": 77}')
+    spec = spec_of(path)
+    assert (spec.layout, spec.document_length, spec.query_length, spec.dim) == ("pylate", 77, 16, checkpoints.DIM)
+
+
 def test_a_plain_dense_model_with_pooling_is_no_colbert(tmp_path: Path) -> None:
     path = checkpoints.build("plain", tmp_path)
     checkpoints.dense(path, 2, 8, checkpoints.HIDDEN)
@@ -409,6 +416,7 @@ def test_dimensions_are_cut_only_where_the_head_allows(tmp_path: Path) -> None:
     edit(path / "config.json", matryoshka_dimensions=[4, 8])
     cut = spec_of(path, truncate_dim=8)
     assert (cut.dim, cut.notes) == (8, ())
+    assert spec_of(path, truncate_dim=16).dim == 16  # all of them
     with pytest.raises(InputError, match=r"\(4, 8\)"):
         spec_of(path, truncate_dim=5)
     with pytest.raises(InputError, match="from 1 to 16"):
@@ -521,7 +529,9 @@ def test_expansion_that_nothing_counts_is_refused(tmp_path: Path) -> None:
     expansion = {"strategy": "fixed", "attend": False, "length": 16}
     with pytest.raises(CheckpointError, match="expands queries and has no MultiVectorMask"):
         spec_of(chained(tmp_path, "Transformer Dense Normalize", expansion=expansion))
-    assert spec_of(chained(tmp_path / "seen", "Transformer Dense Normalize")).skiplist_words == ()
+    assert spec_of(chained(tmp_path / "none", "Transformer Dense Normalize")).skiplist_words == ()
+    seen = chained(tmp_path / "seen", "Transformer Dense Normalize", expansion={**expansion, "attend": True})
+    assert spec_of(seen).attend_to_expansion_tokens
 
 
 def test_a_checkpoint_for_page_images_is_refused(tmp_path: Path) -> None:

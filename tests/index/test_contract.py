@@ -336,8 +336,8 @@ HERE, THERE = Fingerprint("abc", "one", DIM), Fingerprint("def", "two", DIM)
 
 
 def test_fingerprints_are_equal_if_their_digests_are() -> None:
-    assert Fingerprint("abc", "another", DIM + 1, {"projection_dim": DIM}) == HERE != THERE
-    assert HERE != Fingerprint("def", "one", DIM)
+    assert Fingerprint("abc", "another", DIM + 1, {"projection_dim": DIM}) == HERE
+    assert Fingerprint("def", "one", DIM) != HERE
 
 
 def test_a_store_is_bound_to_one_model(store: Store) -> None:

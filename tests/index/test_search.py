@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
-from colbert_integrations.errors import InputError
+from colbert_integrations.errors import InputError, StoreError
 from colbert_integrations.index import memory, segment
 from colbert_integrations.index.layout import Layout
 from colbert_integrations.index.pooled import merge_tokens
 from colbert_integrations.index.quantization import PackedBits, decode_int8, encode_int8
 from colbert_integrations.scoring import StackedQueries
 from colbert_integrations.scoring.reference import reference_maxsim
-from stores import fill, units
+from stores import brute_force, dyadic, fill, found, units
 
 FP32, FP16 = torch.finfo(torch.float32).eps, torch.finfo(torch.float16).eps
 
@@ -57,12 +57,12 @@ def test_exact_search_equals_float64(
         store = MemoryStore(dtype)
         store.upsert(named(documents), documents)
         hits = store.search(queries, k)
-    for row, found, length in zip(expected.tolist(), hits, query_lengths, strict=True):
+    for row, its_hits, length in zip(expected.tolist(), hits, query_lengths, strict=True):
         tolerance = bound(dtype, length, dim)
-        assert len(found) == min(k, len(lengths))
-        best = sorted(row, reverse=True)[: len(found)]
-        assert [hit.score for hit in found] == pytest.approx(best, abs=tolerance, rel=0)
-        assert all(hit.score == pytest.approx(row[int(hit.id[1:])], abs=tolerance, rel=0) for hit in found)
+        assert len(its_hits) == min(k, len(lengths))
+        best = sorted(row, reverse=True)[: len(its_hits)]
+        assert [hit.score for hit in its_hits] == pytest.approx(best, abs=tolerance, rel=0)
+        assert all(hit.score == pytest.approx(row[int(hit.id[1:])], abs=tolerance, rel=0) for hit in its_hits)
 
 
 def test_a_score_is_the_same_alone_and_in_a_batch_of_queries() -> None:
@@ -73,6 +73,17 @@ def test_a_score_is_the_same_alone_and_in_a_batch_of_queries() -> None:
     for number, hits in enumerate(together):
         alone = {hit.id: hit.score for hit in store.search(queries[number : number + 1], 85)[0]}
         assert {hit.id: hit.score for hit in hits} == pytest.approx(alone, abs=bound("float32", 32, 64), rel=0)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 39])
+def test_few_among_many_are_found_block_by_block(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StackedQueries, "block_rows", 16)
+    monkeypatch.setattr(segment, "_GATHERED_ROWS", 8)
+    documents = dict(zip(named(vectors := dyadic(1, *[1, 4, 2, 9, 3] * 8)), vectors, strict=True))
+    store, queries = MemoryStore("float32"), dyadic(2, 3, 5)
+    fill(store, documents, [{"wanted": number % step == 0} for number in range(40)])
+    some = dict(list(documents.items())[::step])
+    assert found(store, queries, 50, filter={"wanted": True}) == brute_force(some, queries, 50)
 
 
 # -------------------------------------------------------------------------------------------------------------- codes
@@ -330,9 +341,11 @@ def test_of_two_writers_at_once_the_first_decides_on_the_dimension(monkeypatch: 
     assert (store.dim, store.ids()) == (3, ["quick"])
 
 
-def test_a_closed_store_can_be_printed() -> None:
-    store = MemoryStore(nbits=4)
-    store.close()
+def test_a_store_is_closed_at_the_end_of_a_with_statement_and_can_be_printed() -> None:
+    with MemoryStore(nbits=4) as store:
+        assert store.count() == 0
+    with pytest.raises(StoreError, match="closed"):
+        store.count()
     assert repr(store) == "MemoryStore(nbits=4, closed)"
 
 
