@@ -78,8 +78,6 @@ class DocumentCache:
             vectors: The vectors of each, ``(num_tokens, dim)``. They are copied: a view would keep the memory of the
                 whole batch, and its owner could write to it.
         """
-        if not self._max_bytes:
-            return
         for text, matrix in zip(texts, vectors, strict=True):
             size = matrix.nbytes + sys.getsizeof(text)
             if size <= self._max_bytes:

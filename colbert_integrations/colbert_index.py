@@ -478,7 +478,7 @@ def _common_length(*columns: object) -> int | None:
     """The length that all columns have which have one, checked before any work is done."""
     for column in columns:
         if isinstance(column, (str, bytes)) or not isinstance(column, Iterable):
-            raise InputError(f"texts, ids and metadatas must be lists or generators, not one {type(column).__name__}")
+            raise InputError(f"texts, ids and metadatas must be lists or generators, not {type(column).__name__}")
     lengths = {len(column) for column in columns if isinstance(column, Sized)}
     if len(lengths) > 1:
         raise InputError(f"texts, ids and metadatas must have one length, not {sorted(lengths)}")

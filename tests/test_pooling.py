@@ -48,6 +48,27 @@ def test_short_texts_are_left_alone() -> None:
     assert torch.equal(pool_tokens(embeddings, 5).values, embeddings.values)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_pooled_and_stays_half_precision(dtype: torch.dtype) -> None:
+    halves = unit([9, 4]).to(dtype=dtype)
+    pooled, exact = pool_tokens(halves, 2), pool_tokens(halves.to(dtype=torch.float32), 2)
+    assert (pooled.dtype, pooled.lengths) == (dtype, exact.lengths)
+    # Sums and means of at most 9 numbers below 1, each rounded.
+    torch.testing.assert_close(pooled.values.float(), exact.values, rtol=0, atol=10 * torch.finfo(dtype).eps)
+
+
+def test_a_text_of_fewer_vectors_than_the_factor_becomes_one_beside_those_protected() -> None:
+    (matrix,) = embeddings = unit([4])
+    pooled = pool_tokens(embeddings, 5)[0]
+    torch.testing.assert_close(pooled, torch.stack([matrix[0], matrix[1:].mean(0)]), rtol=0, atol=1e-6)
+
+
+def test_vectors_that_are_being_trained_are_pooled() -> None:
+    (trained,) = unit([9])
+    pooled = pool_tokens(TokenEmbeddings.from_list([trained.clone().requires_grad_()]), 2)
+    assert torch.equal(pooled.values.detach(), pool_tokens(TokenEmbeddings.from_list([trained]), 2).values)
+
+
 def test_nothing_pools_to_nothing() -> None:
     assert len(pool_tokens(TokenEmbeddings.from_list([], 8), 2)) == 0
 

@@ -21,8 +21,8 @@ def weights_digest(folder: Path) -> str:
 
     Args:
         folder: Root of the checkpoint. Exports and what training left there don't count. Where a folder in it has
-            safetensors, other formats beside them are copies of the same weights and don't count either: some downloads
-            leave them out.
+            safetensors, ``pytorch_model`` files beside them are copies of the same weights and don't count either: some
+            downloads leave them out.
 
     Returns:
         SHA-256 in hexadecimal, over the names of the files below the root and their bytes.
@@ -41,7 +41,7 @@ def _weight_files(folder: Path) -> list[Path]:
     # By its parts: paths themselves are compared without case on Windows, and the digest would be another there.
     files = sorted(found, key=lambda path: path.parts)
     safe = {path.parent for path in files if path.suffix == ".safetensors"}
-    return [path for path in files if path.suffix == ".safetensors" or path.parent not in safe]
+    return [path for path in files if path.parent not in safe or not fnmatch(path.name, PICKLED)]
 
 
 def _is_other(path: Path, folder: Path) -> bool:

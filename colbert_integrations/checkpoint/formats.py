@@ -159,11 +159,8 @@ def _read_pylate(files: Files, values: Values) -> None:
     values.pick("document_length", both("document_length", "doc_maxlen"), 180)
     expands = values.pick("query_expansion", [(st, "do_query_expansion", ST_CONFIG)], True)
     values.attributes["query_expansion"] = "fixed" if expands else "none"
-    values.set("expansion_length", length if expands else 0, values.sources["query_length"])
-    attends = values.pick(
-        "attend_to_expansion_tokens", both("attend_to_expansion_tokens", "attend_to_mask_tokens"), False
-    )
-    values.attributes["attend_to_expansion_tokens"] = bool(attends and expands)
+    values.set("expansion_length", length, values.sources["query_length"])
+    values.pick("attend_to_expansion_tokens", both("attend_to_expansion_tokens", "attend_to_mask_tokens"), False)
     skipped = values.pick("skiplist_words", [(st, "skiplist_words", ST_CONFIG)], None)
     if skipped is None:
         masked = values.pick("skiplist_words", [(meta, "mask_punctuation", METADATA)], True)

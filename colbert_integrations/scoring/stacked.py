@@ -57,9 +57,6 @@ class StackedQueries:
             return max(_FEWEST_ROWS, min(_MOST_ROWS, _BLOCK_ELEMENTS // tokens))
         return max(_FEWEST_ROWS, min(_MOST_ROWS_GPU, _BLOCK_ELEMENTS_GPU // tokens))
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
     @torch.no_grad()
     def score(self, rows: Documents, lengths: torch.Tensor, row_scales: torch.Tensor | None = None) -> torch.Tensor:
         """Score a block of documents.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,17 +25,24 @@ def test_exports_and_leftovers_of_training_do_not_count(layout: str, tmp_path: P
     assert weights_digest(folder) == before
 
 
-def test_every_weight_counts(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = checkpoints.build("pylate", tmp_path)
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ("pylate", ["1_Dense/model.safetensors", "model.safetensors"]),
+        ("bge", ["colbert_linear.pt", "model.safetensors"]),  # the head in a format of its own
+    ],
+)
+def test_every_weight_counts(layout: str, names: list[str], checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = checkpoints.build(layout, tmp_path)
     before = weights_digest(folder)
-    weights = sorted(folder.rglob("*.safetensors"))
-    assert len(weights) == 2
-    for path in weights:
+    said = b"".join(name.encode() + (folder / name).read_bytes() for name in names)
+    assert before == hashlib.sha256(said).hexdigest()
+    for path in (folder / name for name in names):
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         assert weights_digest(folder) != before
         path.write_bytes(content)
-    assert weights_digest(folder) == before == weights_digest(checkpoint("pylate"))
+    assert weights_digest(folder) == before == weights_digest(checkpoint(layout))
 
 
 class Caseless(type(Path())):  # type: ignore[misc]
@@ -48,3 +56,12 @@ def test_it_is_the_same_where_case_does_not_count(tmp_path: Path) -> None:
     folder = checkpoints.build("pylate", tmp_path)
     (folder / "1_Dense").rename(folder / "Z_Dense")  # before model.safetensors, unless the case does not count
     assert weights_digest(Caseless(folder)) == weights_digest(folder)
+
+
+def test_pickled_copies_count_only_where_nothing_else_is(tmp_path: Path) -> None:
+    folder = checkpoints.build("stanford", tmp_path)
+    before = weights_digest(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"a copy")
+    assert weights_digest(folder) == before
+    (folder / "model.safetensors").unlink()
+    assert weights_digest(folder) == hashlib.sha256(b"pytorch_model.bin" + b"a copy").hexdigest()

@@ -58,12 +58,13 @@ EXPECTED = {
     "hybrid_modules": {"layout": "pylate", "backbone": "0_Transformer", "document_length": 48, "query_length": 16},
     "hybrid_root_head": {"layout": "stanford", "query_marker": "[unused0]"},
     "bge": {"layout": "bge-m3", "dropped_tokens": "first", "query_marker": "", "query_length": 512},
+    "plain": {"layout": "plain", "dropped_tokens": "special", "query_length": 64, "document_length": 256},
 }
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=checkpoints.marks(name)) for name in EXPECTED])
 def test_reads_what_the_files_say(name: str, checkpoint: Build) -> None:
-    spec = spec_of(checkpoint(name))
+    spec = spec_of(checkpoint(name), allow_unprojected=name == "plain")
     assert {key: getattr(spec, key) for key in EXPECTED[name]} == EXPECTED[name]
 
 
@@ -121,6 +122,13 @@ def test_a_hybrid_takes_from_metadata_what_its_other_files_leave_open(tmp_path: 
     assert (spec.query_length, spec.query_marker, spec.skiplist_words) == (20, "[unused0]", ())
 
 
+def test_a_checkpoint_that_calls_itself_pylates_is_read_as_such_wherever_its_head_is(tmp_path: Path) -> None:
+    path = checkpoints.build("hybrid_root_head", tmp_path)
+    (path / "config_sentence_transformers.json").write_text('{"model_type": "ColBERT", "document_length": 77}')
+    spec = spec_of(path)
+    assert (spec.layout, spec.document_length, spec.query_length, spec.dim) == ("pylate", 77, 16, checkpoints.DIM)
+
+
 def test_a_plain_dense_model_with_pooling_is_no_colbert(tmp_path: Path) -> None:
     path = checkpoints.build("plain", tmp_path)
     checkpoints.dense(path, 2, 8, checkpoints.HIDDEN)
@@ -157,6 +165,63 @@ def test_a_dimension_that_the_head_contradicts_is_noted(key: str, tmp_path: Path
     assert any(f"config.json: {key} says 64" in note for note in spec.notes)
 
 
+@pytest.mark.parametrize(("layout", "activation"), [("native", "torch.nn.Tanh"), ("pylate", "torch.nn.Identity")])
+def test_a_dense_that_names_no_activation_has_that_of_its_library(layout: str, activation: str, tmp_path: Path) -> None:
+    path = checkpoints.build(layout, tmp_path)
+    edit(path / "1_Dense" / "config.json", activation_function=...)
+    assert spec_of(path).projection[0].activation == activation
+
+
+def test_a_dense_that_does_not_say_so_has_a_bias(tmp_path: Path) -> None:
+    path = checkpoints.build("pylate", tmp_path)
+    edit(path / "1_Dense" / "config.json", bias=...)
+    with pytest.raises(MissingWeightsError, match=r"'linear\.bias'"):
+        spec_of(path)
+
+
+def test_a_dense_without_widths_is_named(tmp_path: Path) -> None:
+    path = checkpoints.build("pylate", tmp_path)
+    edit(path / "1_Dense" / "config.json", in_features=...)
+    with pytest.raises(MissingWeightsError, match=r"1_Dense/config\.json lacks 'in_features'"):
+        spec_of(path)
+
+
+def test_a_dense_of_another_shape_than_it_says_is_refused(tmp_path: Path) -> None:
+    path = checkpoints.build("pylate", tmp_path)
+    edit(path / "1_Dense" / "config.json", out_features=8)
+    with pytest.raises(CheckpointError, match=r"linear\.weight has shape \(16, 32\), its config says \(8, 32\)"):
+        spec_of(path)
+
+
+def test_a_head_without_a_matrix_is_refused(tmp_path: Path) -> None:
+    path = checkpoints.build("bge", tmp_path)
+    torch.save({"bias": torch.zeros(32)}, path / "colbert_linear.pt")
+    with pytest.raises(MissingWeightsError, match=r"colbert_linear\.pt must hold a matrix named weight"):
+        spec_of(path)
+
+
+@pytest.mark.parametrize("layout", ["stanford_attend", "pylate", "native"])
+def test_dimensions_to_cut_at_are_read_from_either_file(layout: str, tmp_path: Path) -> None:
+    path = checkpoints.build(layout, tmp_path)
+    edit(path / "config.json", matryoshka_dimensions=[4, 8])
+    assert spec_of(path).matryoshka_dims == (4, 8)
+    if layout != "stanford_attend":
+        edit(path / "config_sentence_transformers.json", matryoshka_dims=[2])
+        assert spec_of(path).matryoshka_dims == (2,)
+
+
+def test_stanfords_l2_similarity_is_noted(tmp_path: Path) -> None:
+    checkpoints.stanford(tmp_path, similarity="l2")
+    assert any("trained with l2 similarity" in note for note in spec_of(tmp_path).notes)
+
+
+def test_the_width_of_distilberts_states_is_no_dimension_of_the_head(tmp_path: Path) -> None:
+    path = checkpoints.build("stanford", tmp_path)
+    (path / "artifact.metadata").write_text(json.dumps(checkpoints.metadata(dim=64)))
+    edit(path / "config.json", model_type="distilbert", dim=checkpoints.HIDDEN)
+    assert [note.split(" says ")[0] for note in spec_of(path).notes] == ["artifact.metadata: dim"]
+
+
 def _shard(path: Path) -> None:
     tensors = load_file(path / "model.safetensors")
     names = sorted(tensors)
@@ -173,7 +238,17 @@ def _pickle(path: Path) -> None:
     (path / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("store", [_shard, _pickle])
+def _shard_pickled(path: Path) -> None:
+    _shard(path)
+    index = (path / "model.safetensors.index.json").read_text()
+    for file in sorted(path.glob("model-*.safetensors")):
+        torch.save(load_file(file), file.with_suffix(".bin"))
+        file.unlink()
+    (path / "pytorch_model.bin.index.json").write_text(index.replace(".safetensors", ".bin"))
+    (path / "model.safetensors.index.json").unlink()
+
+
+@pytest.mark.parametrize("store", [_shard, _pickle, _shard_pickled])
 def test_weights_may_be_stored_otherwise(store: Callable[[Path], None], tmp_path: Path, checkpoint: Build) -> None:
     path = checkpoints.build("stanford", tmp_path)
     store(path)
@@ -201,6 +276,13 @@ def test_half_precision_weights_run_in_float32_on_the_cpu(tmp_path: Path) -> Non
     save_file(full, path / "model.safetensors", metadata={"format": "pt"})
     edit(path / "config.json", torch_dtype="float32")
     assert torch.equal(half.encode_query("a").values, ColBERT(path, device="cpu").encode_query("a").values)
+
+
+def test_a_pickle_of_something_else_than_tensors_by_name_is_refused(tmp_path: Path) -> None:
+    path = checkpoints.build("bge", tmp_path)
+    torch.save([torch.zeros(2)], path / "colbert_linear.pt")
+    with pytest.raises(CheckpointError, match="must hold tensors by name, not a list"):
+        spec_of(path)
 
 
 def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:
@@ -300,6 +382,19 @@ def test_expansion_can_be_switched(checkpoint: Build) -> None:
     assert (on.query_expansion, on.expansion_length) == ("fixed", 16)
 
 
+def test_expansion_that_is_switched_on_is_attended_as_the_files_say(tmp_path: Path) -> None:
+    path = checkpoints.build("pylate_attend", tmp_path)
+    edit(path / "config_sentence_transformers.json", do_query_expansion=False)
+    assert not spec_of(path).attend_to_expansion_tokens
+    assert spec_of(path, query_expansion=True).attend_to_expansion_tokens
+
+
+def test_a_longer_query_moves_only_fixed_expansion(checkpoint: Build) -> None:
+    assert spec_of(checkpoint("native_fixed"), query_length=24).expansion_length == 24
+    short = spec_of(checkpoint("native_min"), query_length=24)  # longer queries are cut there, others filled up to 8
+    assert (short.query_expansion, short.query_length, short.expansion_length) == ("min", 24, 8)
+
+
 def test_a_known_checkpoint_is_set_right_and_an_argument_beats_that(checkpoint: Build) -> None:
     known = "lightonai/GTE-ModernColBERT-v1"
     old = checkpoint("pylate_oldkeys")  # as an old revision of it: expansion is not mentioned
@@ -308,12 +403,20 @@ def test_a_known_checkpoint_is_set_right_and_an_argument_beats_that(checkpoint: 
     assert spec_of(old, name=known, query_expansion=True).query_expansion == "fixed"
 
 
+def test_what_is_known_of_jina_colbert_beats_its_files(checkpoint: Build) -> None:
+    # pylate pull request 55: expansion is attended.
+    spec = spec_of(checkpoint("stanford"), name="jinaai/jina-colbert-v2")
+    markers = (spec.query_marker, spec.document_marker)
+    assert (markers, spec.attend_to_expansion_tokens) == (("[QueryMarker]", "[DocumentMarker]"), True)
+
+
 def test_dimensions_are_cut_only_where_the_head_allows(tmp_path: Path) -> None:
     path = checkpoints.build("stanford", tmp_path)
     assert any("measure" in note for note in spec_of(path, truncate_dim=8).notes)
     edit(path / "config.json", matryoshka_dimensions=[4, 8])
     cut = spec_of(path, truncate_dim=8)
     assert (cut.dim, cut.notes) == (8, ())
+    assert spec_of(path, truncate_dim=16).dim == 16  # all of them
     with pytest.raises(InputError, match=r"\(4, 8\)"):
         spec_of(path, truncate_dim=5)
     with pytest.raises(InputError, match="from 1 to 16"):
@@ -426,7 +529,16 @@ def test_expansion_that_nothing_counts_is_refused(tmp_path: Path) -> None:
     expansion = {"strategy": "fixed", "attend": False, "length": 16}
     with pytest.raises(CheckpointError, match="expands queries and has no MultiVectorMask"):
         spec_of(chained(tmp_path, "Transformer Dense Normalize", expansion=expansion))
-    assert spec_of(chained(tmp_path / "seen", "Transformer Dense Normalize")).skiplist_words == ()
+    assert spec_of(chained(tmp_path / "none", "Transformer Dense Normalize")).skiplist_words == ()
+    seen = chained(tmp_path / "seen", "Transformer Dense Normalize", expansion={**expansion, "attend": True})
+    assert spec_of(seen).attend_to_expansion_tokens
+
+
+def test_a_checkpoint_for_page_images_is_refused(tmp_path: Path) -> None:
+    path = checkpoints.build("native", tmp_path)
+    edit(path / "2_MultiVectorMask" / "config.json", keep_only_token_ids=[7])
+    with pytest.raises(CheckpointError, match="given token ids, which is made for page images"):
+        spec_of(path)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,14 @@ def test_a_head_for_each_of_several_dimensions(stanford: Path) -> None:
         load(stanford)
 
 
+def test_modules_of_several_heads(pylate: Path) -> None:
+    listed = json.loads((pylate / "modules.json").read_text())
+    listed[1]["type"] = "own.MatryoshkaDense"
+    (pylate / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(UnsupportedCheckpointError, match="multi-head Matryoshka"):
+        load(pylate)
+
+
 def test_an_encoder_decoder(stanford: Path) -> None:
     edit(stanford / "config.json", is_encoder_decoder=True)
     with pytest.raises(UnsupportedCheckpointError, match="encoder-decoder"):

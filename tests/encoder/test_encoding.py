@@ -232,9 +232,10 @@ def test_windows_do_not_warn(tiny: ColBERT) -> None:
 
 def test_cutting_warns_once_with_the_number_of_texts(tiny: ColBERT) -> None:
     with pytest.warns(TruncationWarning) as caught:
-        tiny.encode_query(["a " * 40, "a", "b " * 40])
+        # [CLS], marker and [SEP] leave 13.
+        tiny.encode_query(["a " * 40, "a", "b " * 14, "b " * 13])
     assert [str(warning.message) for warning in caught] == [
-        "2 of 3 queries cut at query_length=16 tokens; raise query_length to keep more"
+        "2 of 4 queries cut at query_length=16 tokens; raise query_length to keep more"
     ]
     assert caught[0].filename == __file__
 
@@ -294,6 +295,13 @@ def test_stanford_ids_by_hand(tiny: ColBERT) -> None:
     assert ids_of(tiny, "a", "query") == [12, 1, a, 13, *[14] * 12]
     assert ids_of(tiny, "A!", "document") == [12, 2, a, 15, 13]
     assert tiny.encode_document("a!").lengths == [4]  # the mark is read, but gives no vector
+
+
+def test_a_query_is_filled_up_with_the_token_that_the_checkpoint_names(tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, expansion={"strategy": "fixed", "attend": False, "length": 16, "token": "[UNK]"})
+    vocabulary = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab()
+    model = load(tmp_path)
+    assert ids_of(model, "a", "query")[4:] == [vocabulary["[UNK]"]] * 12  # after [CLS], "[Q] ", a and [SEP]
 
 
 def test_a_spelt_out_marker_is_text_for_stanford_and_the_marker_for_pylate(loaded) -> None:
@@ -432,6 +440,15 @@ def test_bfloat16_stays_near_float32(tiny: ColBERT) -> None:
     assert (ours.values * theirs.values).sum(-1).min() > 0.99
     norms = ours.values.norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-6)
+
+
+def test_vectors_keep_their_length_where_the_checkpoint_does_not_normalise(tmp_path: Path, checkpoint: Build) -> None:
+    checkpoints.native(tmp_path, normalize=False)
+    raw = load(tmp_path).encode_document("the fox runs").values
+    norms = raw.norm(dim=-1, keepdim=True)
+    assert ((norms - 1).abs() > 0.1).any()
+    unit = load(checkpoint("native")).encode_document("the fox runs").values
+    torch.testing.assert_close(raw / norms, unit, rtol=0, atol=FP32)
 
 
 def test_cut_dimensions_are_the_first_ones_normalised_again(tiny: ColBERT) -> None:

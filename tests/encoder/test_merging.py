@@ -503,10 +503,12 @@ def test_a_text_that_is_refused_further_on_is_named(tiny: ColBERT, monkeypatch: 
         tiny.encode_document(["a", "fox", "runs", "\ud800", "in"])
 
 
-def test_an_interrupt_at_the_door_leaves_no_dead_request_behind() -> None:
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_interrupt_at_the_door_leaves_no_dead_request_behind(inside: bool) -> None:
     class Interrupted(deque):
         def append(self, request: object) -> None:
-            super().append(request)
+            if inside:
+                super().append(request)
             raise KeyboardInterrupt
 
     merger = Merger(Recorder(), 100)

@@ -60,6 +60,12 @@ def test_equal_scores_are_ordered_by_id_also_where_k_cuts_them(store: Store) -> 
     assert ids(store.search(QUERIES, 5)) == [names[:5]] * 3
 
 
+def test_equal_scores_behind_a_better_one_are_ordered_by_id(store: Store) -> None:
+    one = torch.ones(1, DIM)
+    fill(store, {f"{number:03}": one / 2 for number in reversed(range(150))} | {"best": one})
+    assert ids(store.search(TokenEmbeddings.from_list([one]), 2)) == [["best", "000"]]
+
+
 def test_k_may_be_more_than_there_is(store: Store, documents: dict[str, torch.Tensor]) -> None:
     fill(store, documents)
     assert [len(row) for row in store.search(QUERIES, 100)] == [7, 7, 7]
@@ -334,14 +340,16 @@ def test_queries_that_do_not_fit_are_refused(store: Store) -> None:
         store.search(TokenEmbeddings.from_list([torch.ones(1, 3)]))
     with pytest.raises(InputError, match="not all finite"):
         store.search(TokenEmbeddings.from_list([torch.full((1, DIM), math.nan)]))
-    for queries in ([torch.ones(1, DIM)], torch.ones(1, DIM)):
-        with pytest.raises(InputError, match="queries must be TokenEmbeddings, .*, not (list|Tensor)"):
-            store.search(queries)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------- fingerprint, copy, close
 
 HERE, THERE = Fingerprint("abc", "one", DIM), Fingerprint("def", "two", DIM)
+
+
+def test_fingerprints_are_equal_if_their_digests_are() -> None:
+    assert Fingerprint("abc", "another", DIM + 1, {"projection_dim": DIM}) == HERE
+    assert Fingerprint("def", "one", DIM) != HERE
 
 
 def test_a_store_is_bound_to_one_model(store: Store) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import DamagedIndexError, StoreError
 from colbert_integrations.fingerprint import Fingerprint
-from colbert_integrations.index import memory, persistence
+from colbert_integrations.index import memory, persistence, segment
 from stores import brute_force, dyadic, fill, found, units
 
 QUERIES = dyadic(99, 3, 1, 5)
@@ -113,6 +113,19 @@ def test_vectors_are_mapped_not_copied(tmp_path: Path) -> None:
     assert loaded.count() == 1
 
 
+def test_merged_vectors_that_were_saved_are_not_made_again(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = found(store, QUERIES, 2, search="pooled", candidates=3)
+    store.save(tmp_path)
+
+    def again(*_: Any) -> None:
+        raise AssertionError("merged again")
+
+    monkeypatch.setattr(segment, "merge_tokens", again)
+    assert found(MemoryStore.load(tmp_path), QUERIES, 2, search="pooled", candidates=3) == expected
+
+
 # -------------------------------------------------------------------------------------------------------- incremental
 
 
@@ -157,18 +170,18 @@ def damaged_files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("number", range(5))
-@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("options", [{}, {"verify": True}, {"verify": False}], ids=str)
 def test_a_flipped_byte_is_found_and_the_file_named(
-    store: MemoryStore, tmp_path: Path, number: int, verify: bool
+    store: MemoryStore, tmp_path: Path, number: int, options: dict[str, Any]
 ) -> None:
     store.save(tmp_path)
     path = damaged_files(tmp_path)[number]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    if verify or path.name == "manifest.json":
+    if options.get("verify", True) or path.name == "manifest.json":
         with pytest.raises(DamagedIndexError, match=path.name):
-            MemoryStore.load(tmp_path, verify=verify)
+            MemoryStore.load(tmp_path, **options)
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -214,6 +227,31 @@ def test_a_damaged_index_can_be_saved_over(store: MemoryStore, tmp_path: Path) -
     (tmp_path / "manifest.json").write_bytes(b"{")
     store.save(tmp_path)
     assert found(MemoryStore.load(tmp_path), QUERIES, 9) == found(store, QUERIES, 9)
+
+
+@pytest.mark.parametrize("pattern", ["*.safetensors", "*.jsonl"])
+def test_a_save_writes_again_what_was_lost_or_cut_short(store: MemoryStore, tmp_path: Path, pattern: str) -> None:
+    store.save(tmp_path)
+    before = files(tmp_path)
+    cut, lost = sorted(tmp_path.glob(pattern))[:2]
+    cut.write_bytes(cut.read_bytes()[:-1])
+    lost.unlink()
+    store.save(tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_manifest_that_was_changed_by_hand_is_damaged(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"search": "exact"', '"search": "pooled"'))
+    with pytest.raises(DamagedIndexError, match=r"manifest\.json is damaged: its checksum differs"):
+        MemoryStore.load(tmp_path)
+
+
+def test_a_manifest_that_can_not_be_read_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(StoreError, match=r"can't read .*manifest\.json"):
+        MemoryStore.load(tmp_path)
 
 
 def test_a_load_during_a_save_sees_one_of_the_two(
@@ -526,6 +564,23 @@ def test_an_index_of_a_newer_version_is_not_written_over(store: MemoryStore, tmp
 def test_lines_that_are_damaged_are_named_also_without_checksums(store: MemoryStore, tmp_path: Path) -> None:
     store.save(tmp_path)
     path = next(tmp_path.glob("*.jsonl"))
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(DamagedIndexError, match=path.name):
+        MemoryStore.load(tmp_path, verify=False)
+
+
+def test_lines_that_are_missing_are_named_also_without_checksums(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    path = next(path for path in sorted(tmp_path.glob("*.jsonl")) if path.read_bytes().count(b"\n") > 1)
+    first, second, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([first.rstrip(b"\n") + b" " * len(second) + b"\n", *rest]))
+    with pytest.raises(DamagedIndexError, match=rf"{path.name} has {1 + len(rest)} documents, not {2 + len(rest)}"):
+        MemoryStore.load(tmp_path, verify=False)
+
+
+def test_vectors_that_are_damaged_are_named_also_without_checksums(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    path = next(tmp_path.glob("*.safetensors"))
     path.write_bytes(b"x" * path.stat().st_size)
     with pytest.raises(DamagedIndexError, match=path.name):
         MemoryStore.load(tmp_path, verify=False)

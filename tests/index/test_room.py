@@ -41,12 +41,19 @@ def test_a_budget_comes_back_when_the_last_reader_is_gone() -> None:
     assert place(room.segment(HALVES, 100)) == "meta"
 
 
-def test_a_budget_counts_all_that_is_taken() -> None:
-    steps = Layout(8, nbits=8)
-    taken = sum(tensor.numel() * tensor.element_size() for tensor in steps.empty(100, "cpu").values())
-    assert steps.bytes_of(100) == taken
-    assert place(Room(DEVICE, taken).segment(steps, 100)) == "meta"
-    assert place(Room(DEVICE, taken - 1).segment(steps, 100)) == "cpu"
+@pytest.mark.parametrize(("nbits", "originals"), [(None, False), (8, False), (8, True), (4, False), (2, True)])
+def test_a_budget_counts_all_that_is_taken(nbits: Any, originals: bool) -> None:
+    layout = Layout(8, nbits=nbits, keep_originals=originals)
+    taken = sum(tensor.numel() * tensor.element_size() for tensor in layout.empty(100, "cpu").values())
+    assert layout.bytes_of(100) == taken
+    assert place(Room(DEVICE, taken).segment(layout, 100)) == "meta"
+    assert place(Room(DEVICE, taken - 1).segment(layout, 100)) == "cpu"
+
+
+def test_without_a_budget_all_is_taken() -> None:
+    room = Room(DEVICE, None)
+    segments = [room.segment(HALVES, 10**9) for _ in range(3)]
+    assert [place(segment) for segment in segments] == ["meta"] * 3
 
 
 def test_memory_that_is_not_there_costs_no_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +98,9 @@ def grown(segment: Segment, documents: TokenEmbeddings) -> None:
 
 
 def test_merged_vectors_grow_with_the_documents_and_are_those_made_at_once() -> None:
-    parts = [units(seed, *lengths, dim=16) for seed, lengths in enumerate([[1, 9, 40], [33], [7] * 30, [600, 2]])]
+    parts = [
+        units(seed, *lengths, dim=16) for seed, lengths in enumerate([[1, 9, 40], [33], [3, 5], [7] * 30, [600, 2]])
+    ]
     layout = Layout(16)
     stepwise, at_once = (Segment(layout, layout.empty(2**14, "cpu")) for _ in range(2))
     earlier = None

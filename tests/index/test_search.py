@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
-from colbert_integrations.errors import InputError
+from colbert_integrations.errors import InputError, StoreError
 from colbert_integrations.index import memory, segment
+from colbert_integrations.index.layout import Layout
 from colbert_integrations.index.pooled import merge_tokens
 from colbert_integrations.index.quantization import PackedBits, decode_int8, encode_int8
-from colbert_integrations.scoring import stacked
+from colbert_integrations.scoring import StackedQueries
 from colbert_integrations.scoring.reference import reference_maxsim
-from stores import fill, units
+from stores import brute_force, dyadic, fill, found, units
 
 FP32, FP16 = torch.finfo(torch.float32).eps, torch.finfo(torch.float16).eps
 
@@ -52,17 +53,16 @@ def test_exact_search_equals_float64(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "_FEWEST_ROWS", 50)
         patch.setattr(memory, "_MOST_ROWS", 50)
-        patch.setattr(stacked, "_FEWEST_ROWS", rows)
-        patch.setattr(stacked, "_MOST_ROWS", rows)
+        patch.setattr(StackedQueries, "block_rows", rows)  # whatever scores them
         store = MemoryStore(dtype)
         store.upsert(named(documents), documents)
         hits = store.search(queries, k)
-    for row, found, length in zip(expected.tolist(), hits, query_lengths, strict=True):
+    for row, its_hits, length in zip(expected.tolist(), hits, query_lengths, strict=True):
         tolerance = bound(dtype, length, dim)
-        assert len(found) == min(k, len(lengths))
-        best = sorted(row, reverse=True)[: len(found)]
-        assert [hit.score for hit in found] == pytest.approx(best, abs=tolerance, rel=0)
-        assert all(hit.score == pytest.approx(row[int(hit.id[1:])], abs=tolerance, rel=0) for hit in found)
+        assert len(its_hits) == min(k, len(lengths))
+        best = sorted(row, reverse=True)[: len(its_hits)]
+        assert [hit.score for hit in its_hits] == pytest.approx(best, abs=tolerance, rel=0)
+        assert all(hit.score == pytest.approx(row[int(hit.id[1:])], abs=tolerance, rel=0) for hit in its_hits)
 
 
 def test_a_score_is_the_same_alone_and_in_a_batch_of_queries() -> None:
@@ -82,17 +82,28 @@ def test_many_queries_take_no_more_memory_than_some(options: dict[str, Any], mon
     store, documents, queries = MemoryStore(**options), units(1, *[5] * 60), units(2, *[4] * 30, 9, 1)
     store.upsert(named(documents), documents)
     expected = store.search(queries, 3, candidates=20)
-    stacks, real = list[int](), stacked.StackedQueries.__init__
+    stacks, real = list[int](), StackedQueries.__init__
 
     def stack(self: Any, some: TokenEmbeddings, *rest: Any) -> None:
         stacks.append(len(some.values))
         real(self, some, *rest)
 
-    monkeypatch.setattr(stacked.StackedQueries, "__init__", stack)
+    monkeypatch.setattr(StackedQueries, "__init__", stack)
     monkeypatch.setattr(memory, "QUERY_TOKENS", 8)
     found = store.search(queries, 3, candidates=20)
     assert [[hit.id for hit in hits] for hits in found] == [[hit.id for hit in hits] for hits in expected]
     assert max(stacks) == 9  # a query that is longer stands alone
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 39])
+def test_few_among_many_are_found_block_by_block(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StackedQueries, "block_rows", 16)
+    monkeypatch.setattr(segment, "_GATHERED_ROWS", 8)
+    documents = dict(zip(named(vectors := dyadic(1, *[1, 4, 2, 9, 3] * 8)), vectors, strict=True))
+    store, queries = MemoryStore("float32"), dyadic(2, 3, 5)
+    fill(store, documents, [{"wanted": number % step == 0} for number in range(40)])
+    some = dict(list(documents.items())[::step])
+    assert found(store, queries, 50, filter={"wanted": True}) == brute_force(some, queries, 50)
 
 
 # -------------------------------------------------------------------------------------------------------------- codes
@@ -174,6 +185,13 @@ def test_candidates_by_codes_are_scored_by_the_originals(nbits: Any) -> None:
             {hit.id: true[hit.id] for hit in hits}, abs=bound("float32", 32, 64), rel=0
         )
         assert len({hit.id for hit in hits} & {hit.id for hit in all_hits[:10]}) >= (10 if nbits == 8 else 7)
+
+
+def test_candidates_by_codes_need_no_merged_vectors() -> None:
+    store = MemoryStore(nbits=8)
+    store.upsert(named(documents := units(7, *[3] * 9)), documents)
+    store.search(documents[:1], 1, search="codes", candidates=2)
+    assert [view.segment.pooled_if_made(0) for view in store._now().views] == [None]
 
 
 def test_rounding_to_codes_again_changes_nothing() -> None:
@@ -287,6 +305,68 @@ def test_a_store_may_prefer_a_candidate_stage() -> None:
 def test_impossible_stores_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         MemoryStore(**options)
+
+
+def test_documents_are_moved_in_batches_of_about_so_many_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target, batches, upsert = MemoryStore(), MemoryStore(), list[list[int]](), MemoryStore.upsert
+    source.upsert(named(documents := units(3, 4, 4, 1, 9, 2, 2)), documents)
+
+    def seen(store: MemoryStore, ids: Any, embeddings: TokenEmbeddings, *others: Any) -> None:
+        batches.append(embeddings.lengths)
+        upsert(store, ids, embeddings, *others)
+
+    monkeypatch.setattr(MemoryStore, "upsert", seen)
+    assert target.copy_from(source, batch_tokens=8) == 6
+    assert batches == [[4, 4], [1, 9], [2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({}, 2 * 10),
+        ({"dtype": "float32"}, 4 * 10),
+        ({"nbits": 8}, 10),
+        ({"nbits": 4}, 5 + 2),  # two dimensions a byte, and a scale in float16
+        ({"nbits": 2}, 3 + 2),
+        ({"nbits": 2, "keep_originals": True}, 3 + 2 + 2 * 10),
+    ],
+    ids=str,
+)
+def test_a_store_says_what_a_vector_costs(options: dict[str, Any], size: int) -> None:
+    store = MemoryStore(**options)
+    assert (store.bytes_per_token, store.nbits) == (0, options.get("nbits"))
+    store.upsert(["a"], units(1, 3, dim=10))
+    assert (store.bytes_per_token, store.num_tokens) == (size, 3)
+
+
+def test_no_documents_leave_the_dimension_open() -> None:
+    store = MemoryStore()
+    store.upsert([], TokenEmbeddings.from_list([], 3))
+    assert (store.dim, store.count()) == (None, 0)
+    store.upsert(["a"], units(1, 2, dim=8))
+    assert store.dim == 8
+
+
+def test_of_two_writers_at_once_the_first_decides_on_the_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, encode = MemoryStore(), Layout.encode
+
+    def overtaken(layout: Layout, embeddings: TokenEmbeddings) -> dict[str, torch.Tensor]:
+        monkeypatch.undo()
+        store.upsert(["quick"], units(1, 2, dim=3))
+        return encode(layout, embeddings)
+
+    monkeypatch.setattr(Layout, "encode", overtaken)
+    with pytest.raises(InputError, match="vectors of dim 3, not 8"):
+        store.upsert(["slow"], units(1, 2, dim=8))
+    assert (store.dim, store.ids()) == (3, ["quick"])
+
+
+def test_a_store_is_closed_at_the_end_of_a_with_statement_and_can_be_printed() -> None:
+    with MemoryStore(nbits=4) as store:
+        assert store.count() == 0
+    with pytest.raises(StoreError, match="closed"):
+        store.count()
+    assert repr(store) == "MemoryStore(nbits=4, closed)"
 
 
 def test_codes_can_not_be_searched_where_there_are_none() -> None:

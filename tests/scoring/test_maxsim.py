@@ -149,6 +149,20 @@ def test_half_precision_sums_in_float32() -> None:
         assert maxsim([ones], [ones[:1]]).item() == 4096.0
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_a_side_in_float64_is_summed_in_float64(ours: torch.dtype, theirs: torch.dtype) -> None:
+    # 2**30 + 1 - 2**30; in float32 the one is lost when 1 + 2**-30 is rounded.
+    fine, large = torch.tensor([[1 + 2.0**-30, 1.0]], dtype=torch.float64), torch.tensor([[2.0**30, -(2.0**30)]])
+    query, document = (fine, large) if ours == torch.float64 else (large, fine)
+    assert (query.dtype, document.dtype) == (ours, theirs)
+    assert maxsim([query], [document]).item() == 1.0
+
+
+def test_one_tensor_of_matrices_of_one_size_is_a_list_of_them() -> None:
+    queries, documents = (torch.stack(unit_matrices([3, 3], 4, seed)) for seed in (0, 1))
+    assert torch.equal(maxsim(queries, documents), maxsim(list(queries), list(documents)))
+
+
 def test_nan_is_not_hidden() -> None:
     document = torch.tensor([[0.0], [float("nan")]])
     assert maxsim([torch.ones(1, 1)], [document, torch.ones(1, 1)]).isnan().tolist() == [[True, False]]

@@ -17,6 +17,13 @@ from test_maxsim import float32_bound, unit_matrices
 pytestmark = pytest.mark.usefixtures("implementation")
 
 
+def stacks(queries: list[torch.Tensor]) -> list[StackedQueries]:
+    """Queries as they are scored here, and where torch has no oneDNN."""
+    here, elsewhere = (StackedQueries(TokenEmbeddings.from_list(queries)) for _ in range(2))
+    elsewhere._onednn = None
+    return [here, elsewhere]
+
+
 @pytest.mark.skipif(not onednn.is_available(), reason="needs torch's oneDNN operators on x86")
 @settings(deadline=None, max_examples=40)
 @given(
@@ -31,9 +38,7 @@ def test_both_products_agree_with_float64(
     queries, documents = unit_matrices(query_sizes, dim, seed), unit_matrices(document_sizes, dim, seed + 1)
     packed = TokenEmbeddings.from_list(documents)
     expected = reference_maxsim(queries, documents)
-    fast, plain = (StackedQueries(TokenEmbeddings.from_list(queries)) for _ in range(2))
-    plain._onednn = None
-    for stack in (fast, plain):
+    for stack in stacks(queries):
         actual = stack.score(packed.values, packed.offsets.diff()).double()
         torch.testing.assert_close(actual, expected, rtol=0, atol=float32_bound(queries, dim))
 
@@ -63,9 +68,10 @@ def test_int8_products_are_exact_integers(dim: int, query_sizes: tuple[int, ...]
         query[:, 0] = 127  # so that one step of each token is worth 1
     steps = torch.tensor([0.5, 2.0, 1.0, 4.0, 1.0, 0.25, 2.0, 1.0, 8.0])
     packed = TokenEmbeddings.from_list(codes)
-    scores = StackedQueries(TokenEmbeddings.from_list(queries)).score_int8(packed.values, packed.offsets.diff(), steps)
     expected = reference_maxsim(queries, [code.float() * step for code, step in zip(codes, steps, strict=True)])
-    assert scores.double().tolist() == expected.tolist()
+    for stack in stacks(queries):
+        scores = stack.score_int8(packed.values, packed.offsets.diff(), steps)
+        assert scores.double().tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("dim", DIMS)
@@ -94,9 +100,10 @@ def test_rows_can_be_scaled(dtype: torch.dtype) -> None:
     queries, documents = unit_matrices([4, 2], 8, 1), unit_matrices([3, 5], 8, 2)
     packed = TokenEmbeddings.from_list(documents).to(dtype=dtype)
     scales = torch.tensor([1.0, 2.0, 0.5, 0.25, 4.0, 1.0, 2.0, 8.0])
-    scores = StackedQueries(TokenEmbeddings.from_list(queries)).score(packed.values, packed.offsets.diff(), scales)
     expected = reference_maxsim(queries, torch.split(packed.values.float() * scales[:, None], [3, 5]))
-    torch.testing.assert_close(scores.double(), expected, rtol=0, atol=8 * float32_bound(queries, 8))
+    for stack in stacks(queries):
+        scores = stack.score(packed.values, packed.offsets.diff(), scales)
+        torch.testing.assert_close(scores.double(), expected, rtol=0, atol=8 * float32_bound(queries, 8))
 
 
 def test_no_flag_of_the_process_is_changed() -> None:
