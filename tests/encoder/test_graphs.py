@@ -168,8 +168,7 @@ def test_threads_take_turns() -> None:
     assert answers == [[number * (number + 1)] * 5 for number in range(8)]
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def attend_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention reads its ranges from the blocks; what it does not write is not a number."""
 
     def attention(query: Any, key: Any, value: Any, runs: Runs, window: int | None = None) -> torch.Tensor:
@@ -181,12 +180,11 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     layers_attention = layers.attention
     monkeypatch.setattr(layers, "attention", attention)
-    monkeypatch.setattr(compiled, "load", lambda: None)
 
 
-@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
-def test_padding_reaches_no_vector(kind: str) -> None:
+def test_padding_reaches_no_vector(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "load", lambda: None)
     torch.manual_seed(0)
     small: dict[str, Any] = {"vocab_size": 90, "hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
     special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
@@ -196,6 +194,7 @@ def test_padding_reaches_no_vector(kind: str) -> None:
     forward = PackedForward(model.eval().requires_grad_(False), nn.Identity(), torch.float32)
     queries = [sequence(torch.randint(2, 90, (n,)).tolist(), k) for n, k in [(64, 64), (30, 30), (40, 9), (1, 1)]]
     plain = [forward([query]) for query in queries]
+    attend_as_on_a_gpu(monkeypatch)
     run = partial(packed._run, forward._model, forward._projection)
     forward._short = ShortForward(run, CPU, Again(), 512)
     for query, expected in zip(queries, plain, strict=True):
