@@ -80,7 +80,6 @@ def test_an_index_that_is_written_again_and_again_stays_on_its_device(monkeypatc
     documents = units(0, *[40] * 100, dim=64)
     for _ in range(40):
         store.upsert([f"d{number}" for number in range(100)], documents)
-        gc.collect()
     assert store.count() == 100
     assert len(fitted) > 10
     assert all(fitted)
