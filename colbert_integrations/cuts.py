@@ -11,9 +11,9 @@ from typing import Literal
 
 from .errors import TruncationWarning
 
-__all__ = ["CutDocuments", "warn_of_cuts"]
+__all__ = ["NOUNS", "CutDocuments", "warn_of_cuts"]
 
-_NOUNS = {"query": "queries", "document": "documents"}
+NOUNS = {"query": "queries", "document": "documents"}
 
 
 class CutDocuments:
@@ -74,7 +74,7 @@ def _warn(total: int, cut: int, side: str, length: int | None) -> None:
     if not cut:
         return
     cure = "long_documents='window' scores them whole" if side == "document" else "raise query_length to keep more"
-    message = f"{cut} of {total} {_NOUNS[side]} cut at {side}_length={length} tokens; {cure}"
+    message = f"{cut} of {total} {NOUNS[side]} cut at {side}_length={length} tokens; {cure}"
     warnings.warn(message, TruncationWarning, stacklevel=_callers_stacklevel())
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from ..autocast import no_autocast
 from ..checkpoint import ColBERTSpec
-from ..cuts import warn_of_cuts
+from ..cuts import NOUNS, warn_of_cuts
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError
 from ..observing import record, timed
@@ -154,7 +154,7 @@ class Encoder:
         """
         asked = _Piece([], 0, 0.0) if query is None else self._piece([query], "query")
         parts, cut = [], 0
-        with progress_bar(len(asked.sequences) + len(texts), show_progress, f"Encoding {_NOUNS[side]}") as bar:
+        with progress_bar(len(asked.sequences) + len(texts), show_progress, f"Encoding {NOUNS[side]}") as bar:
             for piece in _joined(asked, self._pieces(texts, side)):
                 cut += piece.cut
                 record(tokenize_s=piece.seconds)
@@ -202,7 +202,7 @@ class Encoder:
         return 0 if windows or capacity is None else sum(len(text.ids) > capacity for text in tokens)
 
     def _tell_of(self, total: int, cut: int, side: Side) -> None:
-        nouns = _NOUNS[side]
+        nouns = NOUNS[side]
         record(**{f"{nouns}_encoded": total, f"{nouns}_cut": cut})
         length = self.spec.query_length if side == "query" else self.spec.document_length
         warn_of_cuts(total, cut, side, length)
