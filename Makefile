@@ -1,6 +1,7 @@
 # Everything sets itself up in .venv: nothing needs to be installed by hand but Python and pip.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -54,8 +55,9 @@ check: $(VENV)/.dev $(VENV)/.kernel  ## Format, lint, types and docstrings
 	@$(BIN)/mypy
 	@$(BIN)/pydoclint --quiet --config pyproject.toml colbert_integrations
 
-test: check  ## Check, then run the everyday tests
-	@$(BIN)/python -m pytest
+# By file, since a file's tests share what takes long to set up.
+test: check  ## Check, then run the everyday tests, WORKERS (2) at a time
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-lowest:  ## Run the tests with the lowest versions that pyproject.toml admits
 	@$(PYTHON) tests/packaging/lowest.py

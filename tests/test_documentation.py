@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
+from openinference.instrumentation.llama_index import LlamaIndexInstrumentor
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -35,18 +36,21 @@ SNIPPETS = [
 
 
 @pytest.fixture
-def logs():
-    """Puts back what a snippet about logging changes."""
+def left_as_found():
+    """Puts back what snippets about logging and tracing change."""
     loggers = [logging.root, logging.getLogger("colbert_integrations")]
     kept = [(logger.level, list(logger.handlers)) for logger in loggers]
     yield
     for logger, (level, handlers) in zip(loggers, kept, strict=True):
         logger.setLevel(level)
         logger.handlers[:] = handlers
+    instrumentor = LlamaIndexInstrumentor()  # one object for the whole process
+    if instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.uninstrument()
 
 
 @pytest.mark.parametrize(("page", "code", "printed"), SNIPPETS)
-def test_each_snippet_runs_by_itself(page, code, printed, tmp_path, monkeypatch, capsys, logs):
+def test_each_snippet_runs_by_itself(page, code, printed, tmp_path, monkeypatch, capsys, left_as_found):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, name(page), "exec"), {"__name__": "__main__"})
     if printed:

@@ -21,7 +21,9 @@ def driver(request: pytest.FixtureRequest) -> LangChain | LlamaIndex:
 @pytest.fixture(scope="session")
 def shared_model(checkpoint: Callable[[str], Path]) -> ColBERT:
     """What the rerankers on ``stanford`` share. Sharing is weak: unless held, every test would load it again."""
-    return ColBERT.shared(checkpoint("stanford"), device="cpu")
+    model = ColBERT.shared(checkpoint("stanford"), device="cpu")
+    assert model.dim  # loads it: what it says of itself must not hang on which test comes first
+    return model
 
 
 @pytest.fixture
