@@ -87,7 +87,7 @@ class ColBERT:
         model: A folder, a repository on the hub, or ``"bundled/all-MiniLM-L6-v2"``.
         device: Such as ``"cpu"``, ``"cuda:1"``, ``"mps"``. None: the first that is there of CUDA, MPS, CPU.
         dtype: Of weights and forward pass: ``"float32"``, ``"bfloat16"``, ``"float16"``, or on a CPU ``"int8"``, which
-            is of the linear layers of BERT and ModernBERT. None: float32 on the CPU and MPS, bfloat16 (or else
+            is of the linear layers of BERT, RoBERTa and ModernBERT. None: float32 on the CPU and MPS, bfloat16 (or else
             float16) on CUDA. Vectors and scores are float32 in any case.
         query_length: Maximum number of tokens in a query, markers included. None: as the checkpoint says.
         document_length: Maximum number of tokens in a document or window. None: as the checkpoint says.

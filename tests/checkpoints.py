@@ -25,6 +25,8 @@ needs_jina = pytest.mark.skipif(
     not hasattr(transformers, "JinaEmbeddingsV3Model"),
     reason="needs transformers>=5.4 (JinaEmbeddingsV3Model)",
 )
+# One type of each way in which backbones are run packed.
+PACKED = ["bert", "xlm-roberta", pytest.param("jina_embeddings_v3", marks=needs_jina), "modernbert"]
 
 WORDS = """
 a an and are at ball berlin bert bird bread capital cat city dog does drive fast flour fly fox france from

@@ -223,7 +223,7 @@ def a_class_that_fails(bench):
         raise RuntimeError("mat1 and mat2 must have the same dtype, but got Float and BFloat16")
 
     bench.monkeypatch.setattr(TorchForward, "_hidden", fail)
-    bench.load(bench.built("stanford_xlmr"))
+    bench.load(bench.built("stanford_deberta"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- input
@@ -241,7 +241,7 @@ def half_precision(bench):
 
 @raises(errors.InputError)
 def int8(bench):
-    bench.load(bench.built("stanford_xlmr"), dtype="int8")
+    bench.load(bench.built("stanford_deberta"), dtype="int8")
 
 
 @raises(errors.InputError)

@@ -80,7 +80,7 @@ def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, ru
     if load.dtype == torch.int8:
         expansion = ", expansion before a query" * rules.hides_beginnings
         raise InputError(
-            f"dtype='int8' is for BERT and ModernBERT on a CPU, and {checkpoint.spec.name} is "
+            f"dtype='int8' is for BERT, RoBERTa and ModernBERT on a CPU, and {checkpoint.spec.name} is "
             f"{checkpoint.spec.architecture} with attn_implementation={load.attn_implementation!r}{expansion}: use "
             "'bfloat16' or 'float32'"
         )

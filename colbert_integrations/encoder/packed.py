@@ -1,4 +1,4 @@
-"""PackedForward: the forward pass of BERT and ModernBERT over real tokens only, on a CPU or a GPU."""
+"""PackedForward: the forward pass of BERT, RoBERTa and ModernBERT over real tokens only, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -14,20 +14,28 @@ from torch import nn
 from .. import kernel as compiled
 from ..cuda_graphs import CudaRecorder
 from . import gpu_attention
+from .backbone import position_limit
 from .compiled_layers import CompiledLayers
 from .forward import count_parameters
 from .fused import FusedLayers
 from .graphs import ShortForward
 from .layers import Layers
 from .linear import linear_maker
-from .packed_models import PackedBert, PackedModel, PackedModernBert
+from .packed_models import PackedBert, PackedJina, PackedModel, PackedModernBert, PackedRoberta
 from .runs import Run, Runs
 from .tokens import TokenSequence
 from .transfer import current, send
 
 __all__ = ["PackedForward", "can_pack", "choose_layers"]
 
-_MODELS: dict[str, type[PackedModel]] = {"bert": PackedBert, "modernbert": PackedModernBert}
+_MODELS: dict[str, type[PackedModel]] = {
+    "bert": PackedBert,
+    "camembert": PackedRoberta,
+    "jina_embeddings_v3": PackedJina,
+    "modernbert": PackedModernBert,
+    "roberta": PackedRoberta,
+    "xlm-roberta": PackedRoberta,
+}
 # oneDNN compiles code for each number of rows that a linear layer meets, and keeps half a megabyte or more of each. In
 # a thousand reranks of texts that differ a process grew by 900 MB, and in bfloat16 400 of them took 1.75 times as long.
 # So on a CPU a batch is filled up to one of 16 sizes from a power of 2 to the next, by 2% on average, with texts of one
@@ -44,8 +52,8 @@ def can_pack(backbone: Any, attn_implementation: str | None) -> bool:
         attn_implementation: The attention that was asked for. None: any.
 
     Returns:
-        True for transformers' own BERT and ModernBERT with positions and activations that are known, on a CPU, or on a
-        GPU that ``gpu_attention`` is for; all others keep the general path.
+        True for transformers' own BERT, RoBERTa and ModernBERT with positions and activations that are known, on a CPU,
+        or on a GPU that ``gpu_attention`` is for; all others keep the general path.
     """
     known = _MODELS.get(backbone.config.model_type)
     own = type(backbone).__module__.startswith("transformers.models.")
@@ -99,7 +107,7 @@ class PackedForward:
         if self.device.type == "cuda":
             # Not a method of this object, which would then live until garbage is collected, and its weights with it.
             run = partial(_run, self._model, projection)
-            longest = backbone.config.max_position_embeddings
+            longest = position_limit(backbone) or backbone.config.max_position_embeddings
             with current(self.device), torch.no_grad():
                 self._short = ShortForward(run, self.device, CudaRecorder.of(self.device), longest)
 

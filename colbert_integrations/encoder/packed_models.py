@@ -1,8 +1,8 @@
-"""BERT and ModernBERT over packed tokens, from the weights of transformers' models."""
+"""BERT, RoBERTa and ModernBERT over packed tokens, from the weights of transformers' models."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -10,7 +10,7 @@ from .layers import Layers, Stream, Turns
 from .linear import Activation, Linear
 from .runs import Runs
 
-__all__ = ["PackedBert", "PackedModel", "PackedModernBert"]
+__all__ = ["PackedBert", "PackedJina", "PackedModel", "PackedModernBert", "PackedRoberta"]
 
 # Names in a configuration, for what transformers' ACT2FN makes of them.
 _ACTIVATIONS: dict[str, Activation] = {
@@ -36,7 +36,7 @@ class PackedModel(Protocol):
         ...
 
 
-# ---------------------------------------------------------------------------------------------------------- BERT
+# ---------------------------------------------------------------------------------------------- BERT and RoBERTa
 
 
 class PackedBert:
@@ -56,7 +56,7 @@ class PackedBert:
         # Every token is of the first type.
         self._places = embeddings.position_embeddings.weight.float() + embeddings.token_type_embeddings.weight[0]
         self._norm = layers.norm(embeddings.LayerNorm, self._words.dtype)
-        self._layers = [_BertLayer(layer, model.config, layers) for layer in model.encoder.layer]
+        self._layers = [_BertLayer(_parts(layer), model.config, layers) for layer in model.encoder.layer]
 
     @staticmethod
     def fits(model: Any) -> bool:
@@ -73,23 +73,115 @@ class PackedBert:
         return stream[0].float()
 
 
+class PackedRoberta(PackedBert):
+    """RoBERTa, XLM-RoBERTa and CamemBERT: BERT, with positions counted otherwise.
+
+    They count from behind the id of the padding, and leave out tokens of this id, which a text can hold.
+
+    Args:
+        model: A ``RobertaModel`` or one of its kind.
+        layers: Makes its layers.
+
+    Source:
+        Liu et al. 2019, arXiv:1907.11692; ``create_position_ids_from_input_ids`` in
+        transformers/models/roberta/modeling_roberta.py.
+    """
+
+    def __init__(self, model: Any, layers: Layers) -> None:
+        super().__init__(model, layers)
+        self._padding: int = model.embeddings.padding_idx
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Whether BERT fits, and positions can be counted."""
+        padding = model.embeddings.padding_idx
+        return PackedBert.fits(model) and isinstance(padding, int) and padding >= 0
+
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
+        """Hidden states, ``(tokens, hidden)`` float32."""
+        padding = ids == self._padding  # (tokens,), as all that follow
+        seen = padding.cumsum(0, dtype=torch.int32)
+        begins = torch.arange(len(ids), dtype=torch.int32, device=ids.device) - positions
+        left_out = seen - (seen - padding.int())[begins]  # since its sequence began
+        counted = torch.where(padding, self._padding, positions - left_out + self._padding + 1)
+        return super().__call__(ids, counted, runs)
+
+
+class PackedJina:
+    """Jina's XLM-RoBERTa, as in jina-colbert-v2: BERT with rotary positions.
+
+    Args:
+        model: A ``JinaEmbeddingsV3Model``.
+        layers: Makes its layers.
+
+    Source:
+        Sturua et al. 2024, arXiv:2409.10173; transformers/models/jina_embeddings_v3/modeling_jina_embeddings_v3.py.
+    """
+
+    def __init__(self, model: Any, layers: Layers) -> None:
+        config, embeddings = model.config, model.embeddings
+        self._words = embeddings.word_embeddings.weight
+        self._type = embeddings.token_type_embeddings.weight[:1].float()  # (1, hidden): every token is of the first
+        self._norm = layers.norm(embeddings.LayerNorm, self._words.dtype)
+        self._layers = [_BertLayer(_jina_parts(layer), config, layers) for layer in model.layers]
+        self._theta = config.rope_parameters["rope_theta"]
+        self._head_dim = config.hidden_size // config.num_attention_heads
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Whether its rotary positions are plain and its activation known."""
+        config = model.config
+        return config.rope_parameters.get("rope_type") == "default" and config.hidden_act in _ACTIVATIONS
+
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
+        """Hidden states, ``(tokens, hidden)`` float32."""
+        stream = self._norm.of_embeddings(self._words, ids, self._type, torch.zeros_like(positions))
+        turns = _turns(positions, self._theta, self._head_dim)
+        for layer in self._layers:
+            stream = layer(stream, runs, turns)
+        return stream[0].float()
+
+
+class _Parts(NamedTuple):
+    """The modules of a layer, whatever a class calls them."""
+
+    query: Any
+    key: Any
+    value: Any
+    out: Any
+    attention_norm: Any
+    up: Any
+    down: Any
+    norm: Any
+
+
+def _parts(layer: Any) -> _Parts:
+    mix, mixed, up, down = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
+    return _Parts(mix.query, mix.key, mix.value, mixed.dense, mixed.LayerNorm, up.dense, down.dense, down.LayerNorm)
+
+
+def _jina_parts(layer: Any) -> _Parts:
+    mix, wide = layer.self_attn, layer.mlp
+    norms = (layer.post_attention_layernorm, layer.post_mlp_layernorm)
+    return _Parts(mix.q_proj, mix.k_proj, mix.v_proj, mix.o_proj, norms[0], wide.fc1, wide.fc2, norms[1])
+
+
 class _BertLayer:
-    def __init__(self, layer: Any, config: Any, layers: Layers) -> None:
-        attention = layer.attention.self
-        parts = (attention.query, attention.key, attention.value)
-        weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+    def __init__(self, parts: _Parts, config: Any, layers: Layers) -> None:
+        mix = (parts.query, parts.key, parts.value)
+        weight, bias = torch.cat([part.weight for part in mix]), torch.cat([part.bias for part in mix])
         self._in = layers.linear(weight, bias, "none")
-        self._out = _linear(layer.attention.output.dense, layers)
-        self._attention_norm = layers.norm(layer.attention.output.LayerNorm, weight.dtype)
-        self._up = _linear(layer.intermediate.dense, layers, _ACTIVATIONS[config.hidden_act])
-        self._down = _linear(layer.output.dense, layers)
-        self._norm = layers.norm(layer.output.LayerNorm, weight.dtype)
+        self._out = _linear(parts.out, layers)
+        self._attention_norm = layers.norm(parts.attention_norm, weight.dtype)
+        self._up = _linear(parts.up, layers, _ACTIVATIONS[config.hidden_act])
+        self._down = _linear(parts.down, layers)
+        self._norm = layers.norm(parts.norm, weight.dtype)
         self._heads, self._attend = config.num_attention_heads, layers.attend
 
-    def __call__(self, stream: Stream, runs: Runs) -> Stream:
+    def __call__(self, stream: Stream, runs: Runs, turns: Turns | None = None) -> Stream:
         x, normed = stream
         mixed = self._in(normed).view(len(x), 3, self._heads, -1)  # (tokens, 3, heads, head_dim)
-        x, normed = self._attention_norm.of_sum(self._out, self._attend(mixed, runs), x)
+        x, normed = self._attention_norm.of_sum(self._out, self._attend(mixed, runs, None, turns), x)
         return self._norm.of_sum(self._down, self._up(normed), x)
 
 

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
+from transformers import AutoConfig, AutoModel, ModernBertConfig
 
+import checkpoints
 import interpreted
 from colbert_integrations.encoder import fused
 from colbert_integrations.encoder.forward import TorchForward
@@ -171,21 +172,24 @@ def test_rows_lie_beyond_2_to_the_31() -> None:
     assert_rounds(normed[-1:], layer_norm(out[-1:].double(), module), torch.bfloat16)
 
 
-def models() -> list[Any]:
+def small_model(kind: str) -> Any:
     small: dict[str, Any] = {"vocab_size": 90, "hidden_size": 48, "num_attention_heads": 3}
-    special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
-    biased = dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias"), True)
-    modern = ModernBertConfig(
-        num_hidden_layers=4, intermediate_size=40, local_attention=16, pad_token_id=0, **special, **biased, **small
-    )
-    return [BertModel(BertConfig(num_hidden_layers=2, intermediate_size=80, **small)), ModernBertModel(modern)]
+    if kind == "modernbert":
+        special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+        biased = dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias"), True)
+        config: Any = ModernBertConfig(
+            num_hidden_layers=4, intermediate_size=40, local_attention=16, pad_token_id=0, **special, **biased, **small
+        )
+    else:
+        config = AutoConfig.for_model(kind, num_hidden_layers=2, intermediate_size=80, pad_token_id=5, **small)
+    return AutoModel.from_config(config).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("kind", checkpoints.PACKED)
 @pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU attention takes no float32; see tests/gpu")
-def test_models_of_fused_layers_equal_the_padded_pass(kind: int) -> None:
-    torch.manual_seed(kind)
-    model = models()[kind].eval().requires_grad_(False)
+def test_models_of_fused_layers_equal_the_padded_pass(kind: str) -> None:
+    torch.manual_seed(0)
+    model = small_model(kind)
     sequences = [
         TokenSequence(torch.randint(2, 90, (length,)).tolist(), attended, list(range(length)), [None] * length)
         for length, attended in [(30, 30), (12, 9), (1, 1)]

@@ -14,7 +14,7 @@ import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModel, BertConfig, BertModel, ModernBertConfig, ModernBertModel
+from transformers import AutoConfig, AutoModel, ModernBertConfig, ModernBertModel
 
 import checkpoints
 from colbert_integrations import ColBERT
@@ -52,13 +52,19 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(scope="module", params=["bert", "modernbert", "modernbert_biased"])
+@pytest.fixture(scope="module", params=[*checkpoints.PACKED, "modernbert_biased"])
 def backbone(request: pytest.FixtureRequest) -> Any:
-    """A small model with sharp attention; ModernBERT's sees 8 tokens to either side in two layers of three."""
+    """A small model with sharp attention; ModernBERT's sees 8 tokens to either side in two layers of three.
+
+    The padding id of XLM-RoBERTa's is one that occurs within sequences, which changes their positions.
+    """
     torch.manual_seed(3)
     small: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 48, "num_attention_heads": 4}
-    if request.param == "bert":
-        model: Any = BertModel(BertConfig(num_hidden_layers=2, intermediate_size=80, **small))
+    if not request.param.startswith("modernbert"):
+        config = AutoConfig.for_model(
+            request.param, num_hidden_layers=2, intermediate_size=80, pad_token_id=5, type_vocab_size=1, **small
+        )
+        model: Any = AutoModel.from_config(config)
     else:
         special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
         biased = request.param.endswith("biased")
@@ -357,15 +363,17 @@ def test_real_text_is_encoded_like_by_the_padded_pass(dtype: str, least_cosine: 
         torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("layout", ["stanford", "pylate"])
+@pytest.mark.parametrize(
+    "layout", ["stanford", "stanford_xlmr", pytest.param("jina", marks=checkpoints.marks("jina")), "bge", "pylate"]
+)
 def test_packs_what_it_knows(checkpoint: Build, layout: str) -> None:
     assert isinstance(ColBERT(checkpoint(layout), device="cpu")._ready()._forward, PackedForward)
 
 
-@pytest.mark.parametrize("layout", ["stanford_xlmr", pytest.param("jina", marks=checkpoints.marks("jina"))])
+@pytest.mark.parametrize("layout", ["stanford_deberta", "xmod"])
 def test_keeps_the_general_path_for_all_else(checkpoint: Build, layout: str) -> None:
     assert isinstance(ColBERT(checkpoint(layout), device="cpu")._ready()._forward, TorchForward)
-    with pytest.raises(InputError, match="'int8' is for BERT and ModernBERT on a CPU"):
+    with pytest.raises(InputError, match="'int8' is for BERT, RoBERTa and ModernBERT on a CPU"):
         ColBERT(checkpoint(layout), device="cpu", dtype="int8")
 
 
@@ -376,13 +384,40 @@ def test_keeps_the_general_path_where_an_attention_is_asked_for(checkpoint: Buil
 
 def test_does_not_pack_what_it_would_compute_wrongly(backbone: Any) -> None:
     assert can_pack(backbone, None)
-    name = "hidden_act" if backbone.config.model_type == "bert" else "hidden_activation"
+    name = "hidden_activation" if backbone.config.model_type == "modernbert" else "hidden_act"
     before = getattr(backbone.config, name)
     setattr(backbone.config, name, "silu")
     try:
         assert not can_pack(backbone, None)
     finally:
         setattr(backbone.config, name, before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("bert", {"is_decoder": True}),
+        ("xlm-roberta", {"is_decoder": True}),
+        pytest.param(
+            "jina_embeddings_v3",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            marks=checkpoints.needs_jina,
+        ),
+    ],
+)
+def test_does_not_pack_another_kind_of_attention_or_positions(kind: str, changed: dict[str, Any]) -> None:
+    small: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 48, "num_attention_heads": 4}
+    for more, packs in (({}, True), (changed, False)):
+        config = AutoConfig.for_model(kind, num_hidden_layers=1, intermediate_size=8, **small, **more)
+        assert can_pack(AutoModel.from_config(config), None) == packs
+
+
+def test_does_not_pack_where_positions_cannot_be_counted() -> None:
+    config = AutoConfig.for_model("roberta", vocab_size=VOCABULARY, num_hidden_layers=1, hidden_size=48)
+    model = AutoModel.from_config(config)
+    assert can_pack(model, None)
+    model.embeddings.padding_idx = None
+    assert not can_pack(model, None)
 
 
 def test_int8_is_for_cpus() -> None:
