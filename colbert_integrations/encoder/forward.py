@@ -13,10 +13,15 @@ from torch import nn
 from ..autocast import no_autocast
 from ..checkpoint import Checkpoint, ColBERTSpec, DenseSpec
 from ..errors import UnsupportedCheckpointError
-from .backbone import embedding_rows
+from .backbone import embedding_rows, position_limit
+from .batching import next_size
 from .tokens import TokenSequence
 
 __all__ = ["Forward", "TorchForward", "build_projection", "count_parameters"]
+
+
+# To how many widths between a power of 2 and the next a batch is padded where each costs memory; see ``next_size``.
+_WIDTHS = 8
 
 
 class Forward(Protocol):
@@ -62,6 +67,10 @@ class TorchForward:
         # Some releases of transformers (5.3 is one) hide unattended tokens from LFM2's convolutions, but not in a batch
         # of one.
         self._needs_two = self.backbone.config.model_type == "lfm2"
+        limits = (position_limit(backbone), getattr(backbone.config, "max_position_embeddings", None))
+        self._positions = min((limit for limit in limits if limit), default=0)
+        # In float32 torch multiplies by MKL, which compiles nothing.
+        self._few_widths = device.type == "cpu" and backbone.dtype != torch.float32
         # Only the backbone's own padding id is padding: PyLate saves the tokenizer's as the mask token, and RoBERTa
         # counts positions by comparing ids with this one. Old exports of Llama say -1, which no model has a row for.
         pad, rows = getattr(self.backbone.config, "pad_token_id", None), embedding_rows(backbone)
@@ -83,7 +92,7 @@ class TorchForward:
         short = replace(sequence, ids=sequence.ids[:length], attended=length)
         hidden = replace(sequence, attended=length)
         with no_autocast(self.device):
-            alone, beside = self._padded([short]), self._padded([hidden, sequence])[:length]
+            alone, beside = self._padded([short], length), self._padded([hidden, sequence], len(sequence.ids))[:length]
         # Measured in float32 and bfloat16: rounding at most 1e-6 and 0.02, what padding does at least 0.2; bounds
         # between are 3e-4 and 0.09. Rounding beyond that costs speed, no exactness.
         bound = torch.finfo(alone.dtype).eps ** 0.5
@@ -95,28 +104,31 @@ class TorchForward:
         """Run a batch; what would change beside others in a group of its own."""
         groups = self._groups(sequences)
         if len(groups) == 1:
-            return self._padded([sequences[place] for place in groups[0]])
+            [(width, group)] = groups
+            return self._padded([sequences[place] for place in group], width)
         vectors: dict[int, torch.Tensor] = {}
-        for group in groups:
-            packed = self._padded([sequences[place] for place in group])
+        for width, group in groups:
+            packed = self._padded([sequences[place] for place in group], width)
             vectors.update(zip(group, torch.split(packed, [len(sequences[place].ids) for place in group]), strict=True))
         return torch.cat([vectors[place] for place in sorted(vectors)])
 
-    def _groups(self, sequences: Sequence[TokenSequence]) -> list[list[int]]:
-        """Places of the sequences that may be padded to one width; those without tokens need no run."""
-        groups: dict[int | None, list[int]] = {}
+    def _groups(self, sequences: Sequence[TokenSequence]) -> list[tuple[int, list[int]]]:
+        """Widths, and places of the sequences that are padded to each; those without tokens need no run."""
+        alike, others = dict[int, list[int]](), list[int]()
         for place, sequence in enumerate(sequences):
             length = len(sequence.ids)
             # Expansion tokens that nobody sees attend to nothing in transformers' DeBERTa either: each gets the mean
             # over all columns, padding included. In training queries are never padded beyond their expansion.
             if length:
-                alike = sequence.attended < length or not self.pads
-                groups.setdefault(length if alike else None, []).append(place)
-        return list(groups.values())
+                paddable = sequence.attended == length and self.pads
+                (others if paddable else alike.setdefault(length, [])).append(place)
+        groups = list(alike.items())
+        if others:
+            groups.append((self._width([len(sequences[place].ids) for place in others]), others))
+        return groups
 
-    def _padded(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-        """Pad sequences, run them, and drop the padding again."""
-        width = max(len(sequence.ids) for sequence in sequences)
+    def _padded(self, sequences: Sequence[TokenSequence], width: int) -> torch.Tensor:
+        """Pad sequences to a width, run them, and drop the padding again."""
         ids = [sequence.ids + [self._pad_id] * (width - len(sequence.ids)) for sequence in sequences]
         seen = [(s.unseen_first, s.attended) for s in sequences]
         mask = [[0] * lead + [1] * attended + [0] * (width - lead - attended) for lead, attended in seen]
@@ -124,8 +136,15 @@ class TorchForward:
             ids, mask = ids * 2, mask * 2
         real = [row * width + column for row, s in enumerate(sequences) for column in range(len(s.ids))]
         hidden = self._hidden(self._tensor(ids), self._tensor(mask))  # (batch, width, hidden)
-        projected: torch.Tensor = self.projection(hidden.flatten(0, 1)[self._tensor(real)])  # (tokens, dim)
-        return projected
+        projected: torch.Tensor = self.projection(hidden.flatten(0, 1))  # (batch * width, dim)
+        return projected[self._tensor(real)]  # (tokens, dim)
+
+    def _width(self, lengths: list[int]) -> int:
+        """To what sequences are padded: on a CPU in half precision to one of a few widths."""
+        longest, twice = max(lengths), self._needs_two and len(lengths) == 1
+        if twice or not self._few_widths:
+            return longest
+        return max(longest, min(next_size(longest, _WIDTHS), self._positions))
 
     def _hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         extra: dict[str, Any] = {"use_cache": False} if self._takes_cache else {}

@@ -15,6 +15,7 @@ from .. import kernel as compiled
 from ..cuda_graphs import CudaRecorder
 from . import gpu_attention
 from .backbone import position_limit
+from .batching import next_size
 from .compiled_layers import CompiledLayers
 from .forward import count_parameters
 from .fused import FusedLayers
@@ -36,11 +37,8 @@ _MODELS: dict[str, type[PackedModel]] = {
     "roberta": PackedRoberta,
     "xlm-roberta": PackedRoberta,
 }
-# oneDNN compiles code for each number of rows that a linear layer meets, and keeps half a megabyte or more of each. In
-# a thousand reranks of texts that differ a process grew by 900 MB, and in bfloat16 400 of them took 1.75 times as long.
-# So on a CPU a batch is filled up to one of 16 sizes from a power of 2 to the next, by 2% on average, with texts of one
-# token.
-_SIZES, _SMALLEST_STEP = 16, 8
+# On a CPU a batch is filled up to one of these sizes, by 2% on average, with texts of one token; see ``next_size``.
+_SIZES = 16
 _FILLER = TokenSequence([0], 1, [], [None])
 
 
@@ -135,8 +133,7 @@ def _run(
 def _missing(sequences: Sequence[TokenSequence]) -> int:
     """How many tokens a batch lacks of the next size."""
     tokens = sum(len(sequence.ids) for sequence in sequences)
-    step = max(_SMALLEST_STEP, (1 << (tokens - 1).bit_length()) // (2 * _SIZES))
-    return -tokens % step
+    return next_size(tokens, _SIZES) - tokens
 
 
 def _rows(sequences: Sequence[TokenSequence]) -> np.ndarray:

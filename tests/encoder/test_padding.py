@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,56 @@ def test_texts_of_one_length_still_share_a_pass(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(forward, "_hidden", lambda ids, mask: widths.append(tuple(ids.shape)) or hidden(ids, mask))
     model.encode_document(["the fox", "the dog", "paris", "a cat", "berlin"])
     assert sorted(widths) == [(2, 4), (3, 5)]
+
+
+def widths_run(forward: TorchForward, batches: Iterable[Sequence[int]], patch: pytest.MonkeyPatch) -> list[int]:
+    """The widths of batches of texts of so many tokens."""
+    widths, hidden = list[int](), forward._hidden
+
+    def kept(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        assert mask.sum() == sum(batch)
+        widths.append(ids.shape[1])
+        return hidden(ids, mask)
+
+    patch.setattr(forward, "_hidden", kept)
+    for batch in batches:
+        assert len(forward([TokenSequence([20] * length, length, [], []) for length in batch])) == sum(batch)
+    return widths
+
+
+@pytest.mark.parametrize("model_type", ["electra", "gpt2"])
+def test_in_bfloat16_few_widths_occur_on_a_cpu(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # oneDNN compiles code for each, and keeps it; a table of positions of 500 ends within a step.
+    checkpoints.others(tmp_path, model_type, max_position_embeddings=500)
+    lengths = [*range(1, 500, 7), 500]
+    batches = [(length, max(1, length // 2)) for length in lengths]
+    forward = general(ColBERT(tmp_path, device="cpu", dtype="bfloat16", document_length=60))
+    widths = widths_run(forward, batches, monkeypatch)
+    assert len(set(widths)) <= 32
+    assert all(n <= width <= min(500, max(n + 7, n * 9 / 8)) for n, width in zip(lengths, widths, strict=True))
+    precise = general(ColBERT(tmp_path, device="cpu", document_length=60))
+    assert widths_run(precise, batches, monkeypatch) == lengths
+
+
+def test_padding_to_a_width_changes_no_vector(tmp_path: Path) -> None:
+    sequence = TokenSequence(list(range(15, 48)), 33, [], [])
+    forward = general(load(tmp_path, "electra", dtype="bfloat16"))
+    assert forward._width([33]) == 40
+    exact = general(load(tmp_path, "electra"))
+    exact.backbone.double(), exact.projection.double()
+    expected = exact([sequence])
+    errors = [
+        (found.double() - expected).abs().max() for found in (forward([sequence]), forward._padded([sequence], 33))
+    ]
+    assert 0 < errors[0] < 2 * errors[1]
+
+
+def test_lfm2_is_not_run_twice_for_the_sake_of_a_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints.others(tmp_path, "lfm2", num_key_value_heads=2, layer_types=["conv", "full_attention"])
+    forward = general(ColBERT(tmp_path, device="cpu", dtype="bfloat16"))
+    assert widths_run(forward, [(33,), (33, 20)], monkeypatch) == [33, 40]
 
 
 @pytest.mark.parametrize("padding", [-1, 10**6, None, 3])
