@@ -103,7 +103,7 @@ class PackedRoberta(PackedBert):
         seen = padding.cumsum(0, dtype=torch.int32)
         begins = torch.arange(len(ids), dtype=torch.int32, device=ids.device) - positions
         left_out = seen - (seen - padding.int())[begins]  # since its sequence began
-        counted = torch.where(padding, self._padding, positions - left_out + self._padding + 1)
+        counted = (positions - left_out + self._padding + 1).masked_fill_(padding, self._padding)
         return super().__call__(ids, counted, runs)
 
 
