@@ -99,6 +99,19 @@ def test_equals_the_padded_pass(backbone: Any, lengths: list[tuple[int, bool]], 
         torch.testing.assert_close(forward(sequences).double(), exact, rtol=0, atol=bound)
 
 
+@pytest.mark.parametrize("kind", ["roberta", "camembert"])
+def test_equals_the_padded_pass_for_all_of_robertas_kind(kind: str) -> None:
+    torch.manual_seed(0)
+    small = {"vocab_size": VOCABULARY, "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 80}
+    model = AutoModel.from_config(AutoConfig.for_model(kind, num_hidden_layers=2, **small)).eval()
+    sequences = [sequence(20, 20, 0), sequence(7, 7, 1)]
+    exact = TorchForward(copy.deepcopy(model).double(), nn.Identity(), CPU)(sequences)
+    bound = 8 * (TorchForward(model, nn.Identity(), CPU)(sequences) - exact).abs().max().item() + 1e-6
+    assert can_pack(model, None)
+    packed = PackedForward(model, nn.Identity(), torch.float32)(sequences)
+    torch.testing.assert_close(packed.double(), exact, rtol=0, atol=bound)
+
+
 @pytest.mark.parametrize(
     ("tokens", "size"), [(1, 8), (8, 8), (9, 16), (250, 256), (257, 272), (1025, 1088), (1985, 2048), (2048, 2048)]
 )
