@@ -55,7 +55,8 @@ def next_size(number: int, sizes: int) -> int:
         sizes: How many there are between a power of 2 and the next, evenly spaced and multiples of 8.
 
     Returns:
-        The least of them that is not below ``number``; on average ``1 + 1 / (3 * sizes)`` times as much.
+        The least of them that is not below ``number``; above ``8 * sizes`` on average ``1 + 1 / (3 * sizes)`` times as
+        much.
 
     Example:
         >>> [next_size(number, 16) for number in (1, 250, 257, 1025)]

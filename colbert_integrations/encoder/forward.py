@@ -19,7 +19,6 @@ from .tokens import TokenSequence
 
 __all__ = ["Forward", "TorchForward", "build_projection", "count_parameters"]
 
-
 # To how many widths between a power of 2 and the next a batch is padded where each costs memory; see ``next_size``.
 _WIDTHS = 8
 
@@ -136,13 +135,15 @@ class TorchForward:
             ids, mask = ids * 2, mask * 2
         real = [row * width + column for row, s in enumerate(sequences) for column in range(len(s.ids))]
         hidden = self._hidden(self._tensor(ids), self._tensor(mask))  # (batch, width, hidden)
+        # Of the padding too: numbers of real tokens would be as many sizes as there are batches (see ``next_size``).
         projected: torch.Tensor = self.projection(hidden.flatten(0, 1))  # (batch * width, dim)
         return projected[self._tensor(real)]  # (tokens, dim)
 
     def _width(self, lengths: list[int]) -> int:
         """To what sequences are padded: on a CPU in half precision to one of a few widths."""
-        longest, twice = max(lengths), self._needs_two and len(lengths) == 1
-        if twice or not self._few_widths:
+        longest = max(lengths)
+        # Padded, one alone would be run twice where that is needed to hide the padding.
+        if not self._few_widths or (self._needs_two and len(lengths) == 1):
             return longest
         return max(longest, min(next_size(longest, _WIDTHS), self._positions))
 
