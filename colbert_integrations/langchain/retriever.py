@@ -258,7 +258,8 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
 
     async def aget_by_ids(self, ids: Sequence[str]) -> list[Document]:
         """Do what ``get_by_ids`` does without blocking the event loop; see there for the arguments."""
-        return [document_of(stored) for stored in await self.index.aget(ids)]
+        found = await self.index.aget(ids)
+        return await asyncio.to_thread(lambda: [document_of(stored) for stored in found])
 
     # ------------------------------------------------------------------------------------------------------ retrieval
 
@@ -293,8 +294,8 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         options = self._options(k, filter, score_threshold, search, candidates, explain)
         with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
             hits = await self.index.asearch(check_query(query), **options)
-            # Writing explanations out takes a while, and the loop is not to wait for it.
-            return await asyncio.to_thread(self._documents, hits) if options["explain"] else self._documents(hits)
+            # Documents of thousands of hits, or explanations of a few, take a while: not on the loop.
+            return await asyncio.to_thread(self._documents, hits)
 
     def _options(
         self,

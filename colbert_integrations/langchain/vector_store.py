@@ -248,7 +248,8 @@ class ColBERTVectorStore(VectorStore):
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Do what ``get_by_ids`` does without blocking the event loop; see there for the arguments."""
-        return [document_of(stored) for stored in await self.index.aget(ids)]
+        found = await self.index.aget(ids)
+        return await asyncio.to_thread(lambda: [document_of(stored) for stored in found])
 
     # --------------------------------------------------------------------------------------------------------- search
 
@@ -358,7 +359,7 @@ class ColBERTVectorStore(VectorStore):
             candidates=candidates,
             normalize_scores=normalize_scores,
         )
-        return _scored(hits)
+        return await asyncio.to_thread(_scored, hits)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.index!r})"

@@ -502,6 +502,30 @@ async def test_loop_goes_on_while_documents_are_written_and_read(
     assert await least_stall(calls[door]) < STALL_S
 
 
+@pytest.mark.parametrize("door", ["ainvoke", "aget_by_ids", "asimilarity_search", "aget_by_ids of a store"])
+async def test_loop_goes_on_while_documents_are_made(
+    retriever: ColBERTRetriever, monkeypatch: pytest.MonkeyPatch, door: str
+):
+    """Ten thousand of them take longer than a loop may wait."""
+
+    def late(*args: Any) -> Document:
+        time.sleep(0.2)
+        return Document("late")
+
+    for module in ("retriever", "vector_store"):
+        for name in ("document_of", "document_of_hit"):
+            monkeypatch.setattr(f"colbert_integrations.langchain.{module}.{name}", late)
+    store = ColBERTVectorStore(index=retriever.index)
+    calls = {
+        "ainvoke": lambda: retriever.ainvoke(QUERY, k=1),
+        "aget_by_ids": lambda: retriever.aget_by_ids(["id-0"]),
+        "asimilarity_search": lambda: store.asimilarity_search(QUERY, k=1),
+        "aget_by_ids of a store": lambda: store.aget_by_ids(["id-0"]),
+    }
+    assert await calls[door]() == [Document("late")]
+    assert await least_stall(calls[door]) < STALL_S
+
+
 async def test_the_first_search_loads_the_model_off_the_event_loop(
     checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ):
