@@ -26,6 +26,7 @@ class TokenEmbeddings:
             have no tokens. Moved to the device of ``values``.
 
     Raises:
+        InputError: If either is not a tensor.
         ShapeError: If ``values`` is not a matrix or ``offsets`` does not describe it.
 
     Example:
@@ -38,6 +39,8 @@ class TokenEmbeddings:
     """
 
     def __init__(self, values: torch.Tensor, offsets: torch.Tensor) -> None:
+        _check_tensor("values", values)
+        _check_tensor("offsets", offsets)
         if values.ndim != 2:
             raise ShapeError(f"values must have shape (total_tokens, dim), not {tuple(values.shape)}")
         if offsets.ndim != 1 or offsets.numel() == 0 or offsets.dtype != torch.int64:
@@ -64,6 +67,7 @@ class TokenEmbeddings:
             The packed batch, ``len(matrices)`` texts, of the dtype and device of the matrices.
 
         Raises:
+            InputError: If a matrix is not a tensor.
             ShapeError: If a matrix is not 2-D or the dimensions differ, or if the list is empty and ``dim`` is None.
 
         Example:
@@ -76,10 +80,12 @@ class TokenEmbeddings:
             return cls(
                 torch.empty(0, dim, dtype=torch.float32, device="cpu"), torch.zeros(1, dtype=torch.int64, device="cpu")
             )
-        dim = matrices[0].shape[-1] if dim is None else dim
         for position, matrix in enumerate(matrices):
-            if matrix.ndim != 2 or matrix.shape[1] != dim:
-                raise ShapeError(f"matrix {position} must have shape (num_tokens, {dim}), not {tuple(matrix.shape)}")
+            _check_tensor(f"matrix {position}", matrix)
+            if matrix.ndim != 2 or dim not in (None, matrix.shape[1]):
+                wanted = "dim" if dim is None else dim
+                raise ShapeError(f"matrix {position} must have shape (num_tokens, {wanted}), not {tuple(matrix.shape)}")
+            dim = matrix.shape[1]
         lengths = torch.tensor([0, *map(len, matrices)], dtype=torch.int64, device="cpu")
         return cls(torch.cat(list(matrices)), lengths.cumsum(0))
 
@@ -175,3 +181,8 @@ class TokenEmbeddings:
             f"TokenEmbeddings(n={len(self)}, tokens={len(self.values)}, dim={self.dim}, dtype={dtype}, "
             f"device={self.device})"
         )
+
+
+def _check_tensor(name: str, given: object) -> None:
+    if not isinstance(given, torch.Tensor):
+        raise InputError(f"{name} must be a tensor, not {type(given).__name__}")

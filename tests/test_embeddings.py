@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -95,7 +97,23 @@ def test_refuses_offsets_that_are_no_int64() -> None:
         TokenEmbeddings(torch.zeros(3, 2), torch.tensor([0.0, 3.0]))
 
 
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: TokenEmbeddings(np.zeros((3, 2)), torch.tensor([0, 3])), "values must be a tensor, not ndarray"),
+        (lambda: TokenEmbeddings(torch.zeros(3, 2), [0, 3]), "offsets must be a tensor, not list"),
+        (lambda: TokenEmbeddings.from_list([[[1.0, 2.0]]]), "matrix 0 must be a tensor, not list"),
+        (lambda: TokenEmbeddings.from_list([torch.zeros(1, 2), np.zeros((1, 2))]), "matrix 1 must be a tensor"),
+    ],
+)
+def test_refuses_what_is_no_tensor(make: Callable[[], TokenEmbeddings], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        make()
+
+
 def test_refuses_matrices_that_do_not_fit() -> None:
+    with pytest.raises(ShapeError, match=r"matrix 0 must have shape \(num_tokens, dim\)"):
+        TokenEmbeddings.from_list([torch.tensor(1.0)])
     with pytest.raises(ShapeError, match="matrix 1"):
         TokenEmbeddings.from_list([torch.zeros(1, 2), torch.zeros(1, 3)])
     with pytest.raises(ShapeError, match="dim="):
