@@ -63,6 +63,15 @@ def test_a_text_of_fewer_vectors_than_the_factor_becomes_one_beside_those_protec
     torch.testing.assert_close(pooled, torch.stack([matrix[0], matrix[1:].mean(0)]), rtol=0, atol=1e-6)
 
 
+def test_very_long_texts_are_pooled_in_equal_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they would be by hand, one stretch after another, so that memory has a limit."""
+    (matrix,) = embeddings = unit([22])
+    stretches = [TokenEmbeddings.from_list([matrix[first : first + 7]]) for first in (1, 8, 15)]
+    expected = [matrix[:1], *(pool_tokens(stretch, 2, num_protected_tokens=0)[0] for stretch in stretches)]
+    monkeypatch.setattr("colbert_integrations.pooling._MOST_ROWS", 10)
+    assert torch.equal(pool_tokens(embeddings, 2)[0], torch.cat(expected))
+
+
 def test_vectors_that_are_being_trained_are_pooled() -> None:
     (trained,) = unit([9])
     pooled = pool_tokens(TokenEmbeddings.from_list([trained.clone().requires_grad_()]), 2)
