@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, NoReturn, overload
 
-from .checks import check_pool_factor
+from .checks import check_pool_factor, check_threshold
 from .embeddings import TokenEmbeddings
 from .errors import AddError, InputError, StoreError
 from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument
@@ -235,6 +235,7 @@ class ColBERTIndex:
         """
         with logged(_log, "search", self.model.about):
             texts = _queries(query)
+            check_threshold(score_threshold)
             encoded = self._encode_queries(texts, normalize_scores)
             with timed("score_s"):
                 found = self.store.search(
@@ -262,6 +263,7 @@ class ColBERTIndex:
         if not isinstance(query, str):
             raise InputError(f"query must be one string, not {type(query).__name__}; await one call for each")
         with logged(_log, "search", self.model.about):
+            check_threshold(score_threshold)
             encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
             with timed("score_s"):
                 found = await self.store.asearch(

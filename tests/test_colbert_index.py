@@ -241,6 +241,14 @@ def test_a_query_that_is_no_text_is_refused(index: ColBERTIndex, query: Any) -> 
         index.search(query)
 
 
+@pytest.mark.parametrize("threshold", ["0.5", float("nan")])
+async def test_a_threshold_that_is_no_number_is_refused(index: ColBERTIndex, threshold: Any) -> None:
+    with pytest.raises(InputError, match="score_threshold must be a number"):
+        index.search("wing", score_threshold=threshold)
+    with pytest.raises(InputError, match="score_threshold must be a number"):
+        await index.asearch("wing", score_threshold=threshold)
+
+
 async def test_several_queries_are_not_searched_as_one(index: ColBERTIndex) -> None:
     index.add(TEXTS)
     with pytest.raises(InputError, match="one string, not list"):

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from typing_extensions import Self, TypedDict, Unpack
 
 from ..adapter import EXPLANATION, ModelFields, check_index, check_items, check_query, explanation_dict
-from ..checks import check_whole_number
+from ..checks import check_threshold, check_whole_number
 from ..errors import InputError
 from .filters import NodeFilter, store_filter
 from .nodes import REF_DOC_ID, node_of, node_text, stored_metadata, with_hidden
@@ -174,12 +174,13 @@ class ColBERTRetriever(BaseRetriever):
         self.similarity_top_k = similarity_top_k
         self._filter = store_filter(filters, _ids(doc_ids, "doc_ids"))
         self._node_ids = _ids(node_ids, "node_ids")
+        check_threshold(score_threshold)
         self._normalize_scores, self._score_threshold = normalize_scores, score_threshold
         if candidates is not None:
             check_whole_number("candidates", candidates)
         self._search, self._candidates = search, candidates
         self._explain = explain
-        self._metadata_mode, self._show_progress = MetadataMode(metadata_mode), show_progress
+        self._metadata_mode, self._show_progress = _mode(metadata_mode), show_progress
         if nodes is not None and len(_nodes(nodes)):
             self.add_nodes(nodes)
 
@@ -459,6 +460,12 @@ def _model_fields(index: ColBERTIndex | None, store: Store | str | None, setting
         raise InputError(
             "; ".join(f"{'.'.join(map(str, one['loc']))} {one['msg']}" for one in error.errors())
         ) from error
+
+
+def _mode(given: object) -> MetadataMode:
+    if given not in list(MetadataMode):  # a string is equal to its member
+        raise InputError(f"metadata_mode must be one of {', '.join(MetadataMode)}, not {given!r}")
+    return MetadataMode(given)
 
 
 def _queries(query_bundle: QueryBundle) -> list[str]:

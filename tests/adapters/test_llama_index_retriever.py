@@ -421,12 +421,13 @@ def test_a_node_with_our_own_key_is_refused(make: Make):
         ({"similarity_top_k": True}, "similarity_top_k must be"),
         ({"similarity_top_k": None}, "similarity_top_k must be"),
         ({"candidates": 0}, "candidates must be a whole number from 1"),
+        ({"score_threshold": "0.5"}, "score_threshold must be a number"),
         ({"search": "fast"}, "search must be one of 'exact', 'codes', 'pooled', 'first_stage', not 'fast'"),
         ({"filters": {"year": {"$near": 1}}}, "'\\$near' for 'year'"),
         ({"filters": ["year"]}, "filters must be MetadataFilters, a mapping or a function, not list"),
         ({"node_ids": "id-1"}, "node_ids must be a list, not str"),
         ({"doc_ids": [1]}, "doc_ids must be a list of strings"),
-        ({"metadata_mode": "some"}, "some"),
+        ({"metadata_mode": "some"}, "metadata_mode must be one of all, embed, llm, none, not 'some'"),
         ({"batch_size": -1}, "batch_size"),
         ({"index": 1}, "index must be a ColBERTIndex, not int"),
         ({"index": SummaryIndex([])}, "for an index of LlamaIndex there is from_defaults"),
@@ -439,7 +440,7 @@ def test_what_is_impossible_is_refused_before_any_work(
     stanford: dict[str, Any], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ):
     monkeypatch.setattr(ColBERT, "encode_document", forbidden)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         ColBERTRetriever(**{"nodes": texts_as_nodes(), **stanford, **options})
 
 
