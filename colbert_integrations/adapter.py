@@ -135,6 +135,13 @@ class ModelFields(BaseModel):
         """Free the model's weights; the next call loads them again."""
         self.colbert.close()
 
+    def _check_settings_of(self, index: ColBERTIndex) -> None:
+        """Refuse settings that were changed after an index had brought its model."""
+        if self._settings() != index.model.settings:
+            raise InputError(
+                f"the model's settings can't be changed: an index has its own. Make a new {type(self).__name__}"
+            )
+
     def _settings(self) -> Settings:
         if "token" in self.colbert_options:
             raise InputError("colbert_options may not hold a token: log in to the hub, or pass a ColBERT as model")
@@ -200,6 +207,7 @@ class RerankerFields(ModelFields):
         if self.index is None:
             ranked = self.colbert.rank(query, texts, top_n, **options)
         else:
+            self._check_settings_of(self.index)
             ranked = self.index.rank(query, texts, ids, top_n, **options)
         return [Reranked(entry.index, entry.score, explanation_dict(entry.explanation)) for entry in ranked]
 
