@@ -6,14 +6,15 @@ import asyncio
 import copy
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
-from llama_index.core.data_structs.data_structs import IndexDict, IndexList
+from llama_index.core.data_structs.data_structs import IndexDict, IndexList, KeywordTable
+from llama_index.core.data_structs.document_summary import IndexDocumentSummary
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
@@ -482,17 +483,24 @@ def _nodes(nodes: object) -> Sequence[BaseNode]:
 
 
 def _nodes_of_index(index: BaseIndex[Any]) -> list[BaseNode]:
-    """The nodes that an index of the framework searches: its docstore may have more, deleted ones and parents."""
-    docstore, struct = index.docstore, index.index_struct
+    """The nodes that an index finds: its docstore may have more, deleted ones, parents, summaries, another index's."""
+    docstore, found = index.docstore, _node_ids(index.index_struct)
     stores_text = getattr(getattr(index, "vector_store", None), "stores_text", False)
     elsewhere = stores_text and not getattr(index, "_store_nodes_override", False)
     if elsewhere or not docstore.docs:
         raise InputError("the index has no nodes in its docstore; its vector store may have them: pass nodes=")
+    return list(docstore.docs.values()) if found is None else docstore.get_nodes(list(found))
+
+
+def _node_ids(struct: object) -> Iterable[str] | None:
+    """Ids of the nodes that an index of the framework finds. None: of its kind it is not known."""
     if isinstance(struct, IndexDict):
-        return docstore.get_nodes(list(struct.nodes_dict.values()))
+        return struct.nodes_dict.values()
     if isinstance(struct, IndexList):
-        return docstore.get_nodes(struct.nodes)
-    return list(docstore.docs.values())
+        return struct.nodes
+    if isinstance(struct, KeywordTable):
+        return sorted(set[str]().union(*struct.table.values()))
+    return struct.node_id_to_summary_id if isinstance(struct, IndexDocumentSummary) else None
 
 
 def _ids(ids: Sequence[str] | None, name: str) -> list[str] | None:

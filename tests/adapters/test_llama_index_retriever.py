@@ -15,9 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core import MockEmbedding, SummaryIndex, VectorStoreIndex
+from llama_index.core import (
+    DocumentSummaryIndex,
+    MockEmbedding,
+    SimpleKeywordTableIndex,
+    SummaryIndex,
+    VectorStoreIndex,
+)
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.llms import MockLLM
 from llama_index.core.schema import (
     BaseNode,
     Document,
@@ -515,6 +522,19 @@ def test_takes_the_nodes_of_an_index_and_not_all_of_its_docstore(stanford: dict[
     for index, wanted in ((by_vector, nodes[1:]), (in_order, nodes)):
         retriever = ColBERTRetriever.from_defaults(index=index, **stanford)
         assert retriever.index.store.ids() == sorted(node.node_id for node in wanted)
+
+
+@pytest.mark.parametrize("kind", [SimpleKeywordTableIndex, DocumentSummaryIndex])
+def test_takes_neither_summaries_nor_what_was_deleted(stanford: dict[str, Any], kind: Any):
+    index = kind([], llm=MockLLM(), embed_model=MockEmbedding(embed_dim=2))
+    for name in ("kept", "gone"):
+        index.insert(Document(text="bread and flour", doc_id=name))
+    index.delete_ref_doc("gone")  # whose node stays in the docstore
+    retriever = ColBERTRetriever.from_defaults(index=index, **stanford, similarity_top_k=9)
+    [found] = retriever.retrieve(QUERY)
+    assert (found.node.text, found.node.ref_doc_id) == ("bread and flour", "kept")
+    index.delete_ref_doc("kept")
+    assert ColBERTRetriever.from_defaults(index=index, **stanford).retrieve(QUERY) == []
 
 
 def test_an_index_whose_vector_store_has_the_nodes_is_refused(stanford: dict[str, Any]):
