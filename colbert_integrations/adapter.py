@@ -108,7 +108,7 @@ class ModelFields(BaseModel):
         wanted = Settings.of({**asked, "model": model.settings.model})
         other = sorted(name for name in asked if getattr(wanted, name) != getattr(model.settings, name))
         if other:
-            raise InputError(f"{', '.join(other)} belong to the ColBERT that was passed as model: set them there")
+            raise InputError(f"{', '.join(other)} belong to the ColBERT that model or index brings: set them there")
         return {**data, **own}
 
     @property
