@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
-from typing_extensions import Self
+from typing_extensions import Self, TypedDict, Unpack
 
 from ..adapter import check_query
 from ..errors import InputError
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["ColBERTVectorStore"]
 
 Scored = tuple[Document, float]
+
+
+class SearchOptions(TypedDict, total=False):
+    """Arguments of a search beside ``query`` and ``k``; see ``ColBERTIndex.search``."""
+
+    filter: DocumentFilter | None
+    search: Search | None
+    candidates: int | None
 
 
 class ColBERTVectorStore(VectorStore):
@@ -304,7 +312,9 @@ class ColBERTVectorStore(VectorStore):
 
     # --------------------------------------------------------------------------------------------------------- search
 
-    def similarity_search(self, query: str, k: int = 4, **options: Any) -> list[Document]:
+    def similarity_search(  # type: ignore[override]  # unknown arguments are an error
+        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
+    ) -> list[Document]:
         """Find the documents that answer a query best.
 
         Args:
@@ -321,11 +331,13 @@ class ColBERTVectorStore(VectorStore):
         """
         return [document for document, _ in self._search(query, k, **options)]
 
-    async def asimilarity_search(self, query: str, k: int = 4, **options: Any) -> list[Document]:
+    async def asimilarity_search(  # type: ignore[override]  # the same
+        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
+    ) -> list[Document]:
         """Do what ``similarity_search`` does without blocking the event loop; see there for the arguments."""
         return [document for document, _ in await self._asearch(query, k, **options)]
 
-    def similarity_search_with_score(self, query: str, k: int = 4, **options: Any) -> list[Scored]:
+    def similarity_search_with_score(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> list[Scored]:
         """Find documents and say their scores.
 
         Args:
@@ -343,7 +355,9 @@ class ColBERTVectorStore(VectorStore):
         """
         return self._search(query, k, **options)
 
-    async def asimilarity_search_with_score(self, query: str, k: int = 4, **options: Any) -> list[Scored]:
+    async def asimilarity_search_with_score(
+        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
+    ) -> list[Scored]:
         """Do what ``similarity_search_with_score`` does without blocking the event loop; see there."""
         return await self._asearch(query, k, **options)
 
