@@ -108,7 +108,7 @@ class ModelFields(BaseModel):
         wanted = Settings.of({**asked, "model": model.settings.model})
         other = sorted(name for name in asked if getattr(wanted, name) != getattr(model.settings, name))
         if other:
-            raise InputError(f"{', '.join(other)} belong to the ColBERT that was passed as model: set them there")
+            raise InputError(f"{', '.join(other)} belong to the ColBERT that model or index brings: set them there")
         return {**data, **own}
 
     @property
@@ -134,6 +134,13 @@ class ModelFields(BaseModel):
     def close(self) -> None:
         """Free the model's weights; the next call loads them again."""
         self.colbert.close()
+
+    def _check_settings_of(self, index: ColBERTIndex) -> None:
+        """Refuse settings that were changed after an index had brought its model."""
+        if self._settings() != index.model.settings:
+            raise InputError(
+                f"the model's settings can't be changed: an index has its own. Make a new {type(self).__name__}"
+            )
 
     def _settings(self) -> Settings:
         if "token" in self.colbert_options:
@@ -200,6 +207,7 @@ class RerankerFields(ModelFields):
         if self.index is None:
             ranked = self.colbert.rank(query, texts, top_n, **options)
         else:
+            self._check_settings_of(self.index)
             ranked = self.index.rank(query, texts, ids, top_n, **options)
         return [Reranked(entry.index, entry.score, explanation_dict(entry.explanation)) for entry in ranked]
 

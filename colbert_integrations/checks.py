@@ -7,7 +7,7 @@ from numbers import Real
 
 from .errors import InputError
 
-__all__ = ["check_pool_factor", "check_timeout", "check_whole_number"]
+__all__ = ["check_pool_factor", "check_threshold", "check_timeout", "check_whole_number"]
 
 
 def check_whole_number(name: str, value: object, least: int = 1, otherwise: str = "") -> None:
@@ -26,3 +26,9 @@ def check_pool_factor(value: float) -> None:
     """Refuse what vectors can't be merged by."""
     if not isinstance(value, Real) or not value >= 1:  # a NaN neither
         raise InputError(f"pool_factor must be at least 1, not {value!r}")
+
+
+def check_threshold(value: object) -> None:
+    """Refuse what no score can be compared with, but for None."""
+    if value is not None and (not isinstance(value, Real) or value != value):
+        raise InputError(f"score_threshold must be a number, or None for no limit, not {value!r}")

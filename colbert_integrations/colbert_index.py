@@ -9,10 +9,10 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, NoReturn, overload
 
-from .checks import check_pool_factor
+from .checks import check_pool_factor, check_threshold, check_whole_number
 from .embeddings import TokenEmbeddings
 from .errors import AddError, InputError, StoreError
-from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument
+from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument, parse_filter
 from .loading import Loader, Row
 from .location import open_store
 from .model import ColBERT
@@ -235,6 +235,7 @@ class ColBERTIndex:
         """
         with logged(_log, "search", self.model.about):
             texts = _queries(query)
+            _check_search(k, filter, score_threshold)
             encoded = self._encode_queries(texts, normalize_scores)
             with timed("score_s"):
                 found = self.store.search(
@@ -262,6 +263,7 @@ class ColBERTIndex:
         if not isinstance(query, str):
             raise InputError(f"query must be one string, not {type(query).__name__}; await one call for each")
         with logged(_log, "search", self.model.about):
+            _check_search(k, filter, score_threshold)
             encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
             with timed("score_s"):
                 found = await self.store.asearch(
@@ -460,6 +462,14 @@ def _opened(given: Store | str | None) -> Store:
     if isinstance(given, Store):
         return given
     return open_store(given)
+
+
+def _check_search(k: object, filter: Filter | None, score_threshold: object) -> None:
+    """Refuse before the model is loaded what a store would refuse later."""
+    check_whole_number("k", k)
+    if filter is not None and not callable(filter):
+        parse_filter(filter)
+    check_threshold(score_threshold)
 
 
 def _queries(query: object) -> list[Any]:

@@ -21,7 +21,7 @@ import torch
 
 from .cache import CacheInfo, DocumentCache
 from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, locate, read_checkpoint, weights_digest
-from .checks import check_pool_factor
+from .checks import check_pool_factor, check_threshold
 from .embeddings import TokenEmbeddings
 from .encoder import (
     EncodeOptions,
@@ -320,7 +320,7 @@ class ColBERT:
             raise InputError("documents must be a list of strings, not one string")
         texts = _texts(documents, "documents")
         with logged(_log, "rank", self.about):
-            self._check_rank(query, texts, top_n, normalize_scores)
+            self._check_rank(query, texts, top_n, normalize_scores, score_threshold)
             if not texts:
                 return []
             scores = self._scores(query, texts, known or {}, normalize_scores, show_progress)
@@ -418,9 +418,12 @@ class ColBERT:
         _check_finite(said.score for said in explanations)
         return explanations
 
-    def _check_rank(self, query: str, texts: list[str], top_n: int | None, normalize_scores: bool) -> None:
+    def _check_rank(
+        self, query: str, texts: list[str], top_n: int | None, normalize_scores: bool, score_threshold: float | None
+    ) -> None:
         _texts([query], "query")
         check_top_n(top_n)
+        check_threshold(score_threshold)
         if normalize_scores and texts:
             check_normalizable(self.spec, self.settings.model)
 

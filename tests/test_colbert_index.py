@@ -241,6 +241,26 @@ def test_a_query_that_is_no_text_is_refused(index: ColBERTIndex, query: Any) -> 
         index.search(query)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"k": 0}, "k must be a whole number from 1, not 0"),
+        ({"filter": {"year": [2020]}}, "'year' is compared with"),
+        ({"filter": ["year"]}, "a filter must be a mapping"),
+        ({"score_threshold": "0.5"}, "score_threshold must be a number"),
+        ({"score_threshold": float("nan")}, "score_threshold must be a number"),
+    ],
+)
+async def test_an_impossible_search_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    index = ColBERTIndex(tmp_path / "no-such-model")
+    with pytest.raises(InputError, match=said):
+        index.search("wing", **options)
+    with pytest.raises(InputError, match=said):
+        await index.asearch("wing", **options)
+
+
 async def test_several_queries_are_not_searched_as_one(index: ColBERTIndex) -> None:
     index.add(TEXTS)
     with pytest.raises(InputError, match="one string, not list"):

@@ -171,6 +171,8 @@ def test_pool_factor_gives_fewer_vectors(tiny: ColBERT) -> None:
         ("a", ["a"], {"top_n": -1}, "not -1"),
         ("a", ["a"], {"top_n": True}, "not True"),
         ("a", ["a"], {"top_n": 1.5}, "not 1.5"),
+        ("a", ["a"], {"score_threshold": "0.5"}, "score_threshold must be a number, or None for no limit, not '0.5'"),
+        ("a", ["a"], {"score_threshold": float("nan")}, "not nan"),
     ],
 )
 def test_impossible_arguments_are_refused_before_any_work(query, documents, options, message, tiny: ColBERT) -> None:

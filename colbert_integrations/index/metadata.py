@@ -12,6 +12,7 @@ __all__ = ["clone", "json_copy"]
 
 # What every store takes: by gRPC, Qdrant's messages may be 100 deep, and a level is three of them.
 _MOST_LEVELS = 32
+_ENCODER = json.JSONEncoder(allow_nan=False)
 
 
 def json_copy(metadata: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
@@ -35,14 +36,15 @@ def json_copy(metadata: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
         return {}
     if not isinstance(metadata, Mapping):
         raise InputError(f"the metadata of document {name!r} must be a mapping, not {type(metadata).__name__}")
+    _check_keys(metadata, name, _MOST_LEVELS)
+    return {key: _value_copy(value, key, name) for key, value in metadata.items()}
+
+
+def _value_copy(value: object, key: str, name: str) -> Any:
     try:
-        _check_keys(metadata, name, _MOST_LEVELS)
-        copy: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
-    except InputError:  # of the keys
-        raise
+        return json.loads(_ENCODER.encode(value))
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"the metadata of document {name!r} is not JSON: {error}") from error
-    return copy
+        raise InputError(f"the metadata of document {name!r} is not JSON at {key!r}: {error}") from error
 
 
 def _check_keys(value: object, name: str, levels: int) -> None:

@@ -14,7 +14,6 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from typing_extensions import Self
 
 from ..adapter import ModelFields, check_query
-from ..errors import InputError
 from .documents import DocumentFilter, columns, document_of, document_of_hit, make_index, store_filter
 from .tracing import figures_on
 
@@ -307,8 +306,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         explain: bool | None,
     ) -> dict[str, Any]:
         """Arguments of a search of the index: of this call, else of the fields."""
-        if self._settings() != self.index.model.settings:
-            raise InputError("the model's settings can't be changed once the index is made: make a new retriever")
+        self._check_settings_of(self.index)
         return {
             "k": self.k if k is None else k,
             "filter": store_filter(self.filter if filter is None else filter),

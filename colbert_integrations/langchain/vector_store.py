@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
-from typing_extensions import Self
+from typing_extensions import Self, TypedDict, Unpack
 
 from ..adapter import check_query
 from ..errors import InputError
-from .documents import DocumentFilter, document_of, document_of_hit, make_index, store_filter
+from .documents import DocumentFilter, columns, document_of, document_of_hit, make_index, store_filter
 
 if TYPE_CHECKING:
     from ..colbert_index import ColBERTIndex
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["ColBERTVectorStore"]
 
 Scored = tuple[Document, float]
+
+
+class SearchOptions(TypedDict, total=False):
+    """Arguments of a search beside ``query`` and ``k``; see ``ColBERTIndex.search``."""
+
+    filter: DocumentFilter | None
+    search: Search | None
+    candidates: int | None
 
 
 class ColBERTVectorStore(VectorStore):
@@ -109,13 +117,21 @@ class ColBERTVectorStore(VectorStore):
         return made
 
     @classmethod
-    def from_documents(cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any) -> Self:
+    def from_documents(
+        cls,
+        documents: Sequence[Document],
+        embedding: Embeddings | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """Make a vector store of documents.
 
         Args:
             documents: The documents.
             embedding: None: ColBERT needs none, and would not use one.
-            **kwargs: Arguments of the constructor, and ``ids`` in place of the documents' own.
+            ids: An id for each. None: the documents' own, or where there is none a hash of text and metadata.
+            **kwargs: Arguments of the constructor.
 
         Returns:
             The vector store.
@@ -125,16 +141,23 @@ class ColBERTVectorStore(VectorStore):
             AddError: If some documents can't be stored.
         """
         _check_no_embedding(embedding)
-        made: Self = super().from_documents(documents, embedding, **kwargs)  # type: ignore[arg-type]  # only passed on
+        made = cls(**kwargs)
+        made.add_documents(documents, ids=ids)
         return made
 
     @classmethod
     async def afrom_documents(
-        cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
+        cls,
+        documents: Sequence[Document],
+        embedding: Embeddings | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Do what ``from_documents`` does without blocking the event loop; see there for the arguments."""
         _check_no_embedding(embedding)
-        made: Self = await super().afrom_documents(documents, embedding, **kwargs)  # type: ignore[arg-type]  # the same
+        made = await asyncio.to_thread(cls, **kwargs)
+        await made.aadd_documents(documents, ids=ids)
         return made
 
     @classmethod
@@ -210,6 +233,43 @@ class ColBERTVectorStore(VectorStore):
         """Do what ``add_texts`` does without blocking the event loop; see there for the arguments."""
         return await self.index.aadd(texts, ids, metadatas)
 
+    # LangChain's own goes through the documents three times: of a generator it would add nothing, without a word.
+    def add_documents(  # type: ignore[override]  # unknown arguments are an error
+        self,
+        documents: Sequence[Document],
+        *,
+        ids: Sequence[str | None] | None = None,
+        batch_size: int | None = None,
+    ) -> list[str]:
+        """Add documents; one whose id is there replaces the old one, and is encoded only if its text changed.
+
+        Args:
+            documents: The documents, with JSON-able metadata.
+            ids: An id for each. None: the documents' own, or where there is none a hash of text and metadata.
+            batch_size: Not used, as in ``add_texts``.
+
+        Returns:
+            The id of each, in order.
+
+        Raises:
+            InputError: If they are not a list of documents, or not as many as ids.
+            AddError: If some can't be stored, after all others were; it lists them and says why.
+            StoreError: If the store can't be used.
+        """
+        texts, metadatas, own = columns(documents)
+        return self.add_texts(texts, metadatas, ids=own if ids is None else ids)
+
+    async def aadd_documents(  # type: ignore[override]  # unknown arguments are an error
+        self,
+        documents: Sequence[Document],
+        *,
+        ids: Sequence[str | None] | None = None,
+        batch_size: int | None = None,
+    ) -> list[str]:
+        """Do what ``add_documents`` does without blocking the event loop; see there for the arguments."""
+        texts, metadatas, own = columns(documents)
+        return await self.aadd_texts(texts, metadatas, ids=own if ids is None else ids)
+
     def delete(self, ids: Sequence[str] | None = None) -> bool:  # type: ignore[override]  # the same
         """Remove documents.
 
@@ -253,7 +313,9 @@ class ColBERTVectorStore(VectorStore):
 
     # --------------------------------------------------------------------------------------------------------- search
 
-    def similarity_search(self, query: str, k: int = 4, **options: Any) -> list[Document]:
+    def similarity_search(  # type: ignore[override]  # unknown arguments are an error
+        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
+    ) -> list[Document]:
         """Find the documents that answer a query best.
 
         Args:
@@ -270,11 +332,13 @@ class ColBERTVectorStore(VectorStore):
         """
         return [document for document, _ in self._search(query, k, **options)]
 
-    async def asimilarity_search(self, query: str, k: int = 4, **options: Any) -> list[Document]:
+    async def asimilarity_search(  # type: ignore[override]  # the same
+        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
+    ) -> list[Document]:
         """Do what ``similarity_search`` does without blocking the event loop; see there for the arguments."""
         return [document for document, _ in await self._asearch(query, k, **options)]
 
-    def similarity_search_with_score(self, query: str, k: int = 4, **options: Any) -> list[Scored]:
+    def similarity_search_with_score(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> list[Scored]:
         """Find documents and say their scores.
 
         Args:
@@ -292,7 +356,9 @@ class ColBERTVectorStore(VectorStore):
         """
         return self._search(query, k, **options)
 
-    async def asimilarity_search_with_score(self, query: str, k: int = 4, **options: Any) -> list[Scored]:
+    async def asimilarity_search_with_score(
+        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
+    ) -> list[Scored]:
         """Do what ``similarity_search_with_score`` does without blocking the event loop; see there."""
         return await self._asearch(query, k, **options)
 

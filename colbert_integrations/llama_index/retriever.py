@@ -6,14 +6,15 @@ import asyncio
 import copy
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
-from llama_index.core.data_structs.data_structs import IndexDict, IndexList
+from llama_index.core.data_structs.data_structs import IndexDict, IndexList, KeywordTable
+from llama_index.core.data_structs.document_summary import IndexDocumentSummary
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 from typing_extensions import Self, TypedDict, Unpack
 
 from ..adapter import EXPLANATION, ModelFields, check_index, check_items, check_query, explanation_dict
-from ..checks import check_whole_number
+from ..checks import check_threshold, check_whole_number
 from ..errors import InputError
 from .filters import NodeFilter, store_filter
 from .nodes import REF_DOC_ID, node_of, node_text, stored_metadata, with_hidden
@@ -174,12 +175,13 @@ class ColBERTRetriever(BaseRetriever):
         self.similarity_top_k = similarity_top_k
         self._filter = store_filter(filters, _ids(doc_ids, "doc_ids"))
         self._node_ids = _ids(node_ids, "node_ids")
+        check_threshold(score_threshold)
         self._normalize_scores, self._score_threshold = normalize_scores, score_threshold
         if candidates is not None:
             check_whole_number("candidates", candidates)
         self._search, self._candidates = search, candidates
         self._explain = explain
-        self._metadata_mode, self._show_progress = MetadataMode(metadata_mode), show_progress
+        self._metadata_mode, self._show_progress = _mode(metadata_mode), show_progress
         if nodes is not None and len(_nodes(nodes)):
             self.add_nodes(nodes)
 
@@ -461,6 +463,12 @@ def _model_fields(index: ColBERTIndex | None, store: Store | str | None, setting
         ) from error
 
 
+def _mode(given: object) -> MetadataMode:
+    if given not in list(MetadataMode):  # a string is equal to its member
+        raise InputError(f"metadata_mode must be one of {', '.join(MetadataMode)}, not {given!r}")
+    return MetadataMode(given)
+
+
 def _queries(query_bundle: QueryBundle) -> list[str]:
     given = query_bundle.embedding_strs or [query_bundle.query_str]
     return list(dict.fromkeys(check_query(query) for query in given))
@@ -475,17 +483,24 @@ def _nodes(nodes: object) -> Sequence[BaseNode]:
 
 
 def _nodes_of_index(index: BaseIndex[Any]) -> list[BaseNode]:
-    """The nodes that an index of the framework searches: its docstore may have more, deleted ones and parents."""
-    docstore, struct = index.docstore, index.index_struct
+    """The nodes that an index finds: its docstore may have more, deleted ones, parents, summaries, another index's."""
+    docstore, found = index.docstore, _node_ids(index.index_struct)
     stores_text = getattr(getattr(index, "vector_store", None), "stores_text", False)
     elsewhere = stores_text and not getattr(index, "_store_nodes_override", False)
     if elsewhere or not docstore.docs:
         raise InputError("the index has no nodes in its docstore; its vector store may have them: pass nodes=")
+    return list(docstore.docs.values()) if found is None else docstore.get_nodes(list(found))
+
+
+def _node_ids(struct: object) -> Iterable[str] | None:
+    """Ids of the nodes that an index of the framework finds. None: of its kind it is not known."""
     if isinstance(struct, IndexDict):
-        return docstore.get_nodes(list(struct.nodes_dict.values()))
+        return struct.nodes_dict.values()
     if isinstance(struct, IndexList):
-        return docstore.get_nodes(struct.nodes)
-    return list(docstore.docs.values())
+        return struct.nodes
+    if isinstance(struct, KeywordTable):
+        return sorted(set[str]().union(*struct.table.values()))
+    return struct.node_id_to_summary_id if isinstance(struct, IndexDocumentSummary) else None
 
 
 def _ids(ids: Sequence[str] | None, name: str) -> list[str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,29 @@ async def test_a_text_that_cannot_be_stored_is_named_and_the_others_are(store: C
     with pytest.raises(AddError, match="bad.*not JSON"):
         await store.aadd_texts(["a", "b"], bad, ids=["fine", "bad"])
     assert ids(store.get_by_ids(["good", "bad", "fine"])) == ["good", "fine"]
+
+
+async def test_adding_what_is_no_list_of_documents_is_refused(
+    store: ColBERTVectorStore, shared_model: ColBERT, documents: list[Document]
+):
+    # A generator, such as a loader's lazy_load, would be used up before all of it was taken.
+    for given, said in (
+        (lambda: iter(documents), "documents must be a list, not list_iterator"),
+        (lambda: ["text"], r"documents\[0\] must be a Document, not str"),
+    ):
+        for add in (store.add_documents, partial(ColBERTVectorStore.from_documents, model=shared_model)):
+            with pytest.raises(InputError, match=said):
+                add(given())
+        for aadd in (store.aadd_documents, partial(ColBERTVectorStore.afrom_documents, model=shared_model)):
+            with pytest.raises(InputError, match=said):
+                await aadd(given())
+
+
+async def test_ids_are_those_given_or_the_documents_own(store: ColBERTVectorStore):
+    given = [Document("water", id="own"), Document("river")]
+    for found in (store.add_documents(given), await store.aadd_documents(given, ids=None)):
+        assert found == ["own", store.add_texts(["river"])[0]]
+    assert store.add_documents(given, ids=["a", "b"]) == await store.aadd_documents(given, ids=["a", "b"]) == ["a", "b"]
 
 
 async def test_deleting_says_so_and_wants_ids(store: ColBERTVectorStore):

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 
 import checkpoints
 from adapters.drivers import QUERY, TEXTS, LangChain, LlamaIndex, scores_of
-from colbert_integrations import ColBERT, langchain, llama_index
+from colbert_integrations import ColBERT, ColBERTIndex, langchain, llama_index
+from colbert_integrations.errors import InputError
 
 Driver = LangChain | LlamaIndex
 
@@ -135,6 +136,17 @@ def test_a_setting_that_is_changed_later_counts(driver: Driver, stanford: dict[s
     reranker.document_length = 20
     assert reranker.colbert is not before
     assert reranker.colbert.spec.document_length == 20
+
+
+def test_a_setting_that_is_changed_beside_an_index_is_refused(driver: Driver, shared_model: ColBERT):
+    index = ColBERTIndex(shared_model)
+    reranker, other = driver.Reranker(index=index), driver.Reranker(model=shared_model.settings.model, query_length=9)
+    reranker.document_length, other.index = 20, index
+    for changed in (reranker, other):
+        with pytest.raises(InputError, match=f"can.t be changed: .* Make a new {driver.Reranker.__name__}"):
+            scores_of(driver, changed)
+    reranker.document_length = None
+    assert scores_of(driver, reranker)
 
 
 def test_close_frees_the_weights_and_the_next_call_loads_them_again(driver: Driver, checkpoint: Callable[[str], Path]):

@@ -15,9 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core import MockEmbedding, SummaryIndex, VectorStoreIndex
+from llama_index.core import (
+    DocumentSummaryIndex,
+    MockEmbedding,
+    SimpleKeywordTableIndex,
+    SummaryIndex,
+    VectorStoreIndex,
+)
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.llms import MockLLM
 from llama_index.core.schema import (
     BaseNode,
     Document,
@@ -421,12 +428,13 @@ def test_a_node_with_our_own_key_is_refused(make: Make):
         ({"similarity_top_k": True}, "similarity_top_k must be"),
         ({"similarity_top_k": None}, "similarity_top_k must be"),
         ({"candidates": 0}, "candidates must be a whole number from 1"),
+        ({"score_threshold": "0.5"}, "score_threshold must be a number"),
         ({"search": "fast"}, "search must be one of 'exact', 'codes', 'pooled', 'first_stage', not 'fast'"),
         ({"filters": {"year": {"$near": 1}}}, "'\\$near' for 'year'"),
         ({"filters": ["year"]}, "filters must be MetadataFilters, a mapping or a function, not list"),
         ({"node_ids": "id-1"}, "node_ids must be a list, not str"),
         ({"doc_ids": [1]}, "doc_ids must be a list of strings"),
-        ({"metadata_mode": "some"}, "some"),
+        ({"metadata_mode": "some"}, "metadata_mode must be one of all, embed, llm, none, not 'some'"),
         ({"batch_size": -1}, "batch_size"),
         ({"index": 1}, "index must be a ColBERTIndex, not int"),
         ({"index": SummaryIndex([])}, "for an index of LlamaIndex there is from_defaults"),
@@ -439,7 +447,7 @@ def test_what_is_impossible_is_refused_before_any_work(
     stanford: dict[str, Any], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ):
     monkeypatch.setattr(ColBERT, "encode_document", forbidden)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         ColBERTRetriever(**{"nodes": texts_as_nodes(), **stanford, **options})
 
 
@@ -514,6 +522,19 @@ def test_takes_the_nodes_of_an_index_and_not_all_of_its_docstore(stanford: dict[
     for index, wanted in ((by_vector, nodes[1:]), (in_order, nodes)):
         retriever = ColBERTRetriever.from_defaults(index=index, **stanford)
         assert retriever.index.store.ids() == sorted(node.node_id for node in wanted)
+
+
+@pytest.mark.parametrize("kind", [SimpleKeywordTableIndex, DocumentSummaryIndex])
+def test_takes_neither_summaries_nor_what_was_deleted(stanford: dict[str, Any], kind: Any):
+    index = kind([], llm=MockLLM(), embed_model=MockEmbedding(embed_dim=2))
+    for name in ("kept", "gone"):
+        index.insert(Document(text="bread and flour", doc_id=name))
+    index.delete_ref_doc("gone")  # whose node stays in the docstore
+    retriever = ColBERTRetriever.from_defaults(index=index, **stanford, similarity_top_k=9)
+    [found] = retriever.retrieve(QUERY)
+    assert (found.node.text, found.node.ref_doc_id) == ("bread and flour", "kept")
+    index.delete_ref_doc("kept")
+    assert ColBERTRetriever.from_defaults(index=index, **stanford).retrieve(QUERY) == []
 
 
 def test_an_index_whose_vector_store_has_the_nodes_is_refused(stanford: dict[str, Any]):
