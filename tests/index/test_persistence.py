@@ -521,6 +521,19 @@ def test_an_index_that_is_loaded_added_to_and_saved_again_and_again_does_not_cru
     assert found(again, QUERIES, 40) == brute_force({f"d{n}": dyadic(n, 3)[0] for n in range(40)}, QUERIES, 40)
 
 
+def test_what_is_loaded_onto_another_device_does_not_crumble_either(tmp_path: Path) -> None:
+    for number in range(memory._MOST_SMALL):
+        store = MemoryStore.load(tmp_path) if number else MemoryStore()
+        fill(store, {f"d{number}": dyadic(number, 3)[0]})
+        store.save(tmp_path)
+    moved = MemoryStore.load(tmp_path, device="meta", device_bytes=0)  # the vectors are on the host
+    moved.delete(["unknown"])
+    assert [len(view) for view in moved._now().views] == [memory._MOST_SMALL]
+    for number in range(memory._MOST_SMALL):
+        [document] = moved.get([f"d{number}"], embeddings=True)
+        assert torch.equal(document.embeddings, dyadic(number, 3)[0].half())
+
+
 def test_a_fork_does_not_fill_the_segments_of_its_parent(
     store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
