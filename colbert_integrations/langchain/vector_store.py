@@ -124,7 +124,6 @@ class ColBERTVectorStore(VectorStore):
             InputError: If an argument can't be used.
             AddError: If some documents can't be stored.
         """
-        _check_no_embedding(embedding)
         made: Self = super().from_documents(documents, embedding, **kwargs)  # type: ignore[arg-type]  # only passed on
         return made
 
@@ -133,7 +132,6 @@ class ColBERTVectorStore(VectorStore):
         cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
     ) -> Self:
         """Do what ``from_documents`` does without blocking the event loop; see there for the arguments."""
-        _check_no_embedding(embedding)
         made: Self = await super().afrom_documents(documents, embedding, **kwargs)  # type: ignore[arg-type]  # the same
         return made
 

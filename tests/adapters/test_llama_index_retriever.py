@@ -160,6 +160,16 @@ def test_the_threshold_keeps_what_reaches_it(make: Make):
     assert make(score_threshold=1.1).retrieve(QUERY) == []
 
 
+async def test_search_and_candidates_reach_the_store(make: Make, monkeypatch: pytest.MonkeyPatch):
+    retriever, seen = make(search="pooled", candidates=7), list[Any]()
+    monkeypatch.setattr(
+        MemoryStore, "search", lambda self, queries, k, filter, **rest: seen.append(rest) or [[]] * len(queries)
+    )
+    retriever.retrieve(QUERY)
+    await retriever.aretrieve(QUERY)
+    assert seen == [{"ids": None, "search": "pooled", "candidates": 7, "texts": [QUERY]}] * 2
+
+
 def test_equal_scores_are_ordered_by_id(make: Make):
     nodes = [TextNode(text="bread", id_=name) for name in ("c", "a", "b")]
     assert [name for name, _ in read(make(nodes, similarity_top_k=3).retrieve(QUERY))] == ["a", "b", "c"]
@@ -458,6 +468,21 @@ def test_an_index_brings_its_model_and_its_store(tiny: ColBERT, shared_model: Co
             ColBERTRetriever(index=index, **options)
 
 
+def test_settings_of_the_model_reach_it():
+    settings: dict[str, Any] = {
+        "model": "some/model",
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "query_length": 9,
+        "document_length": 50,
+        "long_documents": "truncate",
+        "window_overlap": 3,
+        "batch_size": 2,
+    }
+    retriever = ColBERTRetriever(**settings, colbert_options={"batch_tokens": 99})
+    assert retriever.index.model.settings.changed() == {**settings, "batch_tokens": 99}
+
+
 def test_unknown_arguments_are_refused(stanford: dict[str, Any]):
     with pytest.raises(TypeError, match="top_n"):
         ColBERTRetriever(**stanford, top_n=3)
@@ -569,6 +594,17 @@ def test_what_was_saved_finds_the_same(make: Make, shared_model: ColBERT, tmp_pa
 def test_what_was_saved_empty_opens_empty(make: Make, shared_model: ColBERT, tmp_path: Path):
     make([]).persist(tmp_path / "index")
     assert ColBERTRetriever.from_persist_dir(tmp_path / "index", shared_model).retrieve(QUERY) == []
+
+
+def test_an_index_is_opened_where_and_as_carefully_as_asked(make: Make, shared_model: ColBERT, tmp_path: Path):
+    make().persist(tmp_path / "index")
+    path = next((tmp_path / "index").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(StoreError, match="checksum"):
+        ColBERTRetriever.from_persist_dir(tmp_path / "index", shared_model)
+    assert ColBERTRetriever.from_persist_dir(tmp_path / "index", shared_model, verify=False).retrieve(QUERY)
+    with pytest.raises(InputError, match="device='nonsense'"):
+        ColBERTRetriever.from_persist_dir(tmp_path / "index", shared_model, device="nonsense", verify=False)
 
 
 def test_another_model_and_no_index_are_refused(make: Make, checkpoint: Callable[[str], Path], tmp_path: Path):

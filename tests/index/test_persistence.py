@@ -222,6 +222,14 @@ def test_an_index_of_another_format_is_refused(store: MemoryStore, tmp_path: Pat
         MemoryStore.load(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b'"text"', b"\xff", b'{"sha256": 1}'])
+def test_what_is_no_manifest_is_named(store: MemoryStore, tmp_path: Path, content: bytes) -> None:
+    store.save(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(DamagedIndexError, match=r"manifest\.json is damaged"):
+        MemoryStore.load(tmp_path)
+
+
 def test_a_damaged_index_can_be_saved_over(store: MemoryStore, tmp_path: Path) -> None:
     store.save(tmp_path)
     (tmp_path / "manifest.json").write_bytes(b"{")
