@@ -390,6 +390,15 @@ async def test_nodes_are_added_without_a_model_at_hand(stanford: dict[str, Any])
     assert len(retriever.index) == 5
 
 
+async def test_adding_shows_a_bar_where_it_is_asked_for(make: Make, capsys: pytest.CaptureFixture[str]):
+    make()
+    assert capsys.readouterr().err == ""
+    retriever = make(show_progress=True)
+    assert "6/6" in capsys.readouterr().err
+    await retriever.aadd_nodes(texts_as_nodes(["bread"]))
+    assert "1/1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("how", ["sync", "async"])
 async def test_all_nodes_of_a_document_are_deleted(make: Make, pages: list[TextNode], how: str):
     retriever = make(pages, similarity_top_k=9)
