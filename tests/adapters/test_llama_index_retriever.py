@@ -327,6 +327,14 @@ def test_documents_that_were_added_to_the_index_itself_come_back_as_text_nodes(s
     assert found.node == TextNode(id_="a", text="lions", metadata={"year": 2020})
 
 
+def test_a_document_that_the_store_has_no_text_for_comes_without(shared_model: ColBERT):
+    index = ColBERTIndex(shared_model)
+    index.store.upsert(["a"], shared_model.encode_document("lions"))
+    for filters in (None, lambda node: node.get_content() == ""):
+        [found] = ColBERTRetriever(index=index, filters=filters).retrieve("lions")
+        assert found.node == TextNode(id_="a", text="")
+
+
 def test_the_index_finds_nodes_by_plain_metadata_keys(make: Make):
     [hit] = make().index.search("lions", filter={"place": 3})
     assert (hit.id, hit.text, hit.metadata["place"]) == ("id-3", f"place: 3\n\n{TEXTS[3]}", 3)
