@@ -238,6 +238,8 @@ def test_an_index_is_shared_with_a_retriever(store: ColBERTVectorStore):
     retriever = ColBERTRetriever(index=store.index)
     assert retriever.invoke(QUERY) == store.similarity_search(QUERY)
     assert ColBERTVectorStore(index=store.index).similarity_search(QUERY) == store.similarity_search(QUERY)
+    same = ColBERTVectorStore(store.index.model, store.index.store, store.index)  # which contradict nothing
+    assert same.index is store.index
 
 
 def test_a_store_is_used_also_where_no_model_is_named():

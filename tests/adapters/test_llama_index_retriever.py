@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -719,6 +720,20 @@ async def test_200_concurrent_retrievals_equal_sequential_ones(asks: Any):
     assert_same(await asyncio.gather(*(retriever.aretrieve(bundle) for retriever, bundle in asks)), wanted)
     with ThreadPoolExecutor(max_workers=16) as pool:
         assert_same(list(pool.map(lambda ask: ask[0].retrieve(ask[1]), asks)), wanted)
+
+
+def test_threads_that_come_first_make_one_index(shared_model: ColBERT, monkeypatch: pytest.MonkeyPatch):
+    retriever, both, make = ColBERTRetriever(model=shared_model), threading.Barrier(2), ColBERTIndex.__init__
+
+    def meet(*args: Any, **options: Any) -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.2)  # for another thread that makes one
+        make(*args, **options)
+
+    monkeypatch.setattr(ColBERTIndex, "__init__", meet)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        one, other = pool.map(lambda _: retriever.index, range(2))
+    assert one is other
 
 
 @pytest.mark.parametrize("where", [(ColBERT, "encode_query"), (MemoryStore, "search")])
