@@ -393,6 +393,7 @@ def test_another_model_is_refused_and_both_are_named(
         ColBERTIndex.load(tmp_path, other)
     assert index.model.fingerprint.digest in str(caught.value)
     assert other.fingerprint.digest in str(caught.value)
+    assert str(caught.value).count(f"{checkpoint('stanford')}") == 2
 
 
 def test_vectors_that_another_model_brought_meanwhile_are_refused(

@@ -529,6 +529,19 @@ def test_an_index_that_is_loaded_added_to_and_saved_again_and_again_does_not_cru
     assert found(again, QUERIES, 40) == brute_force({f"d{n}": dyadic(n, 3)[0] for n in range(40)}, QUERIES, 40)
 
 
+def test_a_small_segment_that_has_deleted_documents_is_written_anew_once(tmp_path: Path) -> None:
+    documents = {f"d{number}": dyadic(number, 3)[0] for number in range(2 * memory._MOST_SMALL)}
+    for number in range(memory._MOST_SMALL):
+        store = MemoryStore.load(tmp_path) if number else MemoryStore()
+        fill(store, {name: documents[name] for name in (f"d{2 * number}", f"d{2 * number + 1}")})
+        store.save(tmp_path)
+    again = MemoryStore.load(tmp_path)
+    again.delete(["d0"])  # half of its segment, and there are as many small ones as are written into one
+    del documents["d0"]
+    assert again.ids() == sorted(documents)
+    assert found(again, QUERIES, 40) == brute_force(documents, QUERIES, 40)
+
+
 def test_what_is_loaded_onto_another_device_does_not_crumble_either(tmp_path: Path) -> None:
     for number in range(memory._MOST_SMALL):
         store = MemoryStore.load(tmp_path) if number else MemoryStore()
