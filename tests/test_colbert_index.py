@@ -17,7 +17,7 @@ import torch
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, TruncationWarning
 from colbert_integrations import colbert_index as module
 from colbert_integrations.encoder import Encoder
-from colbert_integrations.errors import AddError, FingerprintError, InputError, StoreError
+from colbert_integrations.errors import AddError, DamagedIndexError, FingerprintError, InputError, StoreError
 from colbert_integrations.index import StoredDocument
 
 PATIENCE_S = 30
@@ -61,6 +61,12 @@ def test_several_queries_are_searched_together(index: ColBERTIndex) -> None:
     for query, hits in zip(["wing", "heat"], together, strict=True):
         assert [hit.id for hit in hits] == [hit.id for hit in index.search(query, k=2)]
     assert index.search([], k=2) == []
+
+
+async def test_looking_into_a_store_where_nothing_is_does_not_claim_it_for_a_model(index: ColBERTIndex) -> None:
+    assert index.search("wing") == await index.asearch("wing") == []
+    assert [entry.index for entry in index.rank("wing", ["lift"], ["a"])] == [0]
+    assert index.store.fingerprint is None
 
 
 def test_scores_can_be_normalised_and_cut(index: ColBERTIndex, tiny: ColBERT) -> None:
@@ -367,6 +373,36 @@ def test_an_index_knows_the_model_it_was_made_with(checkpoint: Callable[[str], P
     assert loaded.search("wing", k=5) == index.search("wing", k=5)
 
 
+def test_an_index_is_loaded_where_and_as_carefully_as_asked(index: ColBERTIndex, tiny: ColBERT, tmp_path: Path) -> None:
+    index.add(TEXTS, ids=list("abcde"))
+    index.save(tmp_path)
+    path = next(tmp_path.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(DamagedIndexError, match="checksum"):
+        ColBERTIndex.load(tmp_path, tiny)
+    loaded = ColBERTIndex.load(tmp_path, tiny, verify=False, pool_factor=3)
+    loaded.add([TEXTS[1]], ids=["pooled"])
+    whole, pooled = (document.embeddings for document in loaded.store.get(["b", "pooled"], embeddings=True))
+    assert len(pooled) == -(-len(whole) // 3)
+    with pytest.raises(InputError, match="device='nonsense'"):
+        ColBERTIndex.load(tmp_path, tiny, device="nonsense", verify=False)
+
+
+@pytest.mark.parametrize("how", ["add", "aadd"])
+async def test_a_bar_shows_how_far_adding_is(
+    index: ColBERTIndex, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(module, "_WINDOW", 2)
+
+    async def add(**options: Any) -> None:
+        await index.aadd(TEXTS, **options) if how == "aadd" else index.add(TEXTS, **options)
+
+    await add()
+    assert capsys.readouterr().err == ""
+    await add(show_progress=True)
+    assert "5/5" in capsys.readouterr().err
+
+
 def test_another_model_is_refused_and_both_are_named(
     index: ColBERTIndex, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -377,6 +413,7 @@ def test_another_model_is_refused_and_both_are_named(
         ColBERTIndex.load(tmp_path, other)
     assert index.model.fingerprint.digest in str(caught.value)
     assert other.fingerprint.digest in str(caught.value)
+    assert str(caught.value).count(f"{checkpoint('stanford')}") == 2
 
 
 def test_vectors_that_another_model_brought_meanwhile_are_refused(

@@ -420,10 +420,20 @@ def test_a_bar_is_shown_when_asked_for(tiny: ColBERT, capsys: pytest.CaptureFixt
 # ------------------------------------------------------------------------------------------------------------ async
 
 
-async def test_arank_gives_what_rank_gives(tiny: ColBERT) -> None:
-    assert await tiny.arank(QUERY, DOCUMENTS, 2, normalize_scores=True) == tiny.rank(
-        QUERY, DOCUMENTS, 2, normalize_scores=True
-    )
+async def test_arank_gives_what_rank_gives(tiny: ColBERT, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = tiny.rank(QUERY, DOCUMENTS, 3)
+    assert await tiny.arank(QUERY, DOCUMENTS, 3) == plain
+    options: dict[str, Any]
+    for options in (
+        {"normalize_scores": True},
+        {"score_threshold": plain[0].score},
+        {"known": {DOCUMENTS[plain[0].index]: tiny.encode_document("something else")[0]}},
+        {"explain": True},
+    ):
+        assert await tiny.arank(QUERY, DOCUMENTS, 3, **options) == tiny.rank(QUERY, DOCUMENTS, 3, **options) != plain
+    assert capsys.readouterr().err == ""
+    await tiny.arank(QUERY, DOCUMENTS, show_progress=True)
+    assert "100%" in capsys.readouterr().err
     with pytest.raises(InputError, match="top_n"):
         await tiny.arank(QUERY, DOCUMENTS, 0)
 

@@ -406,6 +406,7 @@ class MemoryStore(Store):
         for name, tensor in mapped.columns.items():
             moved.columns[name][: len(tensor)].copy_(tensor)
         moved.register(mapped.ids, mapped.texts, mapped.metadatas, [b - a for a, b in pairwise(mapped.bounds)])
+        moved.sealed = True  # as it came from a file: it counts among the small ones that are written into one
         return View(moved, view.alive, view.deleted_rows)
 
     # ---------------------------------------------------------------------------------------------------- lifecycle

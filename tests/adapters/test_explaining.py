@@ -174,6 +174,8 @@ def test_a_stage_with_an_index_finds_the_texts_of_an_explained_one(driver: Drive
     index.add(TEXTS, ids=[f"id-{place}" for place in range(len(TEXTS))])
     reranker = driver.Reranker(index=index, top_n=None, explain=True)
     first = driver.rerank(reranker, driver.items(TEXTS), QUERY)
+    for ranked in driver.read(first):
+        same(explanation(ranked), shared_model.explain(QUERY, ranked.text))
     encoded: list[int] = []
     plain = driver.Reranker(index=index, top_n=None)
     encode = type(shared_model._ready()).encode

@@ -194,6 +194,14 @@ def test_rerank_refuses_items_without_text(missing: dict[str, Any], item: Any):
         ColBERTReranker(**missing).rerank(["a", item], QUERY)
 
 
+async def test_rerank_refuses_a_query_that_is_no_text_also_where_there_is_nothing_to_rank(missing: dict[str, Any]):
+    query: Any = None
+    with pytest.raises(InputError, match="query must be a string"):
+        ColBERTReranker(**missing).rerank([], query)
+    with pytest.raises(InputError, match="query must be a string"):
+        await ColBERTReranker(**missing).arerank([], query)
+
+
 def test_rerank_refuses_a_single_text(missing: dict[str, Any]):
     with pytest.raises(InputError, match="must be a list"):
         ColBERTReranker(**missing).rerank("one text", QUERY)

@@ -107,6 +107,27 @@ async def test_run_tree(retriever: ContextualCompressionRetriever, stanford: dic
     assert run.error is None
 
 
+class Starts(BaseCallbackHandler):
+    """Keeps what is said of a run when it starts."""
+
+    def __init__(self) -> None:
+        self.metadata: list[Any] = []
+
+    def on_chain_start(self, *given: Any, metadata: Any, **rest: Any) -> None:
+        self.metadata.append(dict(metadata))
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+async def test_the_model_is_named_when_the_run_starts(stanford: dict[str, Any], documents: list[Document], how: str):
+    reranker, starts = ColBERTReranker(**stanford), Starts()
+    if how == "sync":
+        reranker.compress_documents(documents, QUERY, [starts])
+    else:
+        await reranker.acompress_documents(documents, QUERY, [starts])
+    [metadata] = starts.metadata
+    assert (metadata["colbert.model"], metadata["colbert.top_n"]) == (stanford["model"], 3)
+
+
 @pytest.mark.parametrize("how", ["sync", "async"])
 async def test_tags_and_metadata_of_the_retrieval_reach_the_run(retriever: ContextualCompressionRetriever, how: str):
     root = await traced(retriever, how, tags=["mine"], metadata={"user": 7})

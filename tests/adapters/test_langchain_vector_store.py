@@ -222,6 +222,18 @@ async def test_changing_results_leaves_the_store_unchanged(store: ColBERTVectorS
     assert store.get_by_ids(names) == documents
 
 
+async def test_a_document_that_the_store_has_no_text_for_comes_without(shared_model: ColBERT):
+    store = ColBERTVectorStore(shared_model)
+    store.index.store.upsert(["a"], shared_model.encode_document("paris"), metadatas=[{"n": 1}])
+    for found in (
+        store.similarity_search(QUERY, filter=lambda document: document.page_content == ""),
+        await store.asimilarity_search(QUERY),
+        store.get_by_ids(["a"]),
+        await store.aget_by_ids(["a"]),
+    ):
+        assert found == [Document("", id="a", metadata={"n": 1})]
+
+
 async def test_makers(shared_model: ColBERT, documents: list[Document]):
     metadatas, names = [document.metadata for document in documents], [str(document.id) for document in documents]
     for made in (
@@ -250,6 +262,15 @@ def test_an_index_is_shared_with_a_retriever(store: ColBERTVectorStore):
     retriever = ColBERTRetriever(index=store.index)
     assert retriever.invoke(QUERY) == store.similarity_search(QUERY)
     assert ColBERTVectorStore(index=store.index).similarity_search(QUERY) == store.similarity_search(QUERY)
+    same = ColBERTVectorStore(store.index.model, store.index.store, store.index)  # which contradict nothing
+    assert same.index is store.index
+
+
+def test_a_store_is_used_also_where_no_model_is_named():
+    kept = MemoryStore()
+    store = ColBERTVectorStore(store=kept)
+    assert store.index.store is kept
+    assert store.index.model is ColBERT.shared()
 
 
 def test_arguments_that_contradict_are_refused(store: ColBERTVectorStore, tiny: ColBERT):

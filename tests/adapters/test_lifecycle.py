@@ -16,7 +16,7 @@ import pytest
 import torch
 from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler
 from llama_index.core.schema import TextNode
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 import checkpoints
 from adapters.drivers import QUERY, TEXTS, LangChain, LlamaIndex, scores_of
@@ -53,6 +53,14 @@ def test_a_copy_has_equal_settings_and_the_same_weights(driver: Driver, stanford
     assert _fields(twin) == _fields(reranker)
     assert twin.colbert is reranker.colbert
     assert scores_of(driver, twin) == scores
+
+
+def test_a_field_of_this_type_takes_one_that_is_made(driver: Driver, shared_model: ColBERT):
+    retriever = langchain.ColBERTRetriever(model=shared_model)
+    for made in (driver.Reranker(model=shared_model), retriever):
+        holder = create_model("Holder", part=(type(made), ...))
+        assert holder(part=made).part is made
+        assert made.colbert is shared_model
 
 
 def test_a_used_reranker_is_small_when_written(driver: Driver, stanford: dict[str, Any]):

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,16 @@ def test_the_threshold_keeps_what_reaches_it(make: Make):
     assert scores[2] > scores[3]
     assert [n.score for n in make(similarity_top_k=6, score_threshold=scores[2]).retrieve(QUERY)] == scores[:3]
     assert make(score_threshold=1.1).retrieve(QUERY) == []
+
+
+async def test_search_and_candidates_reach_the_store(make: Make, monkeypatch: pytest.MonkeyPatch):
+    retriever, seen = make(search="pooled", candidates=7), list[Any]()
+    monkeypatch.setattr(
+        MemoryStore, "search", lambda self, queries, k, filter, **rest: seen.append(rest) or [[]] * len(queries)
+    )
+    retriever.retrieve(QUERY)
+    await retriever.aretrieve(QUERY)
+    assert seen == [{"ids": None, "search": "pooled", "candidates": 7, "texts": [QUERY]}] * 2
 
 
 def test_equal_scores_are_ordered_by_id(make: Make):
@@ -324,6 +335,14 @@ def test_documents_that_were_added_to_the_index_itself_come_back_as_text_nodes(s
     assert found.node == TextNode(id_="a", text="lions", metadata={"year": 2020})
 
 
+def test_a_document_that_the_store_has_no_text_for_comes_without(shared_model: ColBERT):
+    index = ColBERTIndex(shared_model)
+    index.store.upsert(["a"], shared_model.encode_document("lions"))
+    for filters in (None, lambda node: node.get_content() == ""):
+        [found] = ColBERTRetriever(index=index, filters=filters).retrieve("lions")
+        assert found.node == TextNode(id_="a", text="")
+
+
 def test_the_index_finds_nodes_by_plain_metadata_keys(make: Make):
     [hit] = make().index.search("lions", filter={"place": 3})
     assert (hit.id, hit.text, hit.metadata["place"]) == ("id-3", f"place: 3\n\n{TEXTS[3]}", 3)
@@ -385,6 +404,15 @@ async def test_nodes_are_added_without_a_model_at_hand(stanford: dict[str, Any])
     assert len(await retriever.aretrieve(QUERY)) == 2
     await retriever.adelete_nodes(["id-0"])
     assert len(retriever.index) == 5
+
+
+async def test_adding_shows_a_bar_where_it_is_asked_for(make: Make, capsys: pytest.CaptureFixture[str]):
+    make()
+    assert capsys.readouterr().err == ""
+    retriever = make(show_progress=True)
+    assert "6/6" in capsys.readouterr().err
+    await retriever.aadd_nodes(texts_as_nodes(["bread"]))
+    assert "1/1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
@@ -464,6 +492,21 @@ def test_an_index_brings_its_model_and_its_store(tiny: ColBERT, shared_model: Co
     for options in ({"model": tiny}, {"model": "other"}, {"store": MemoryStore()}, {"document_length": 7}):
         with pytest.raises(InputError, match="index brings|belong to the ColBERT"):
             ColBERTRetriever(index=index, **options)
+
+
+def test_settings_of_the_model_reach_it():
+    settings: dict[str, Any] = {
+        "model": "some/model",
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "query_length": 9,
+        "document_length": 50,
+        "long_documents": "truncate",
+        "window_overlap": 3,
+        "batch_size": 2,
+    }
+    retriever = ColBERTRetriever(**settings, colbert_options={"batch_tokens": 99})
+    assert retriever.index.model.settings.changed() == {**settings, "batch_tokens": 99}
 
 
 def test_unknown_arguments_are_refused(stanford: dict[str, Any]):
@@ -592,6 +635,17 @@ def test_what_was_saved_empty_opens_empty(make: Make, shared_model: ColBERT, tmp
     assert ColBERTRetriever.from_persist_dir(tmp_path / "index", shared_model).retrieve(QUERY) == []
 
 
+def test_an_index_is_opened_where_and_as_carefully_as_asked(make: Make, shared_model: ColBERT, tmp_path: Path):
+    make().persist(tmp_path / "index")
+    path = next((tmp_path / "index").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(StoreError, match="checksum"):
+        ColBERTRetriever.from_persist_dir(tmp_path / "index", shared_model)
+    assert ColBERTRetriever.from_persist_dir(tmp_path / "index", shared_model, verify=False).retrieve(QUERY)
+    with pytest.raises(InputError, match="device='nonsense'"):
+        ColBERTRetriever.from_persist_dir(tmp_path / "index", shared_model, device="nonsense", verify=False)
+
+
 def test_another_model_and_no_index_are_refused(make: Make, checkpoint: Callable[[str], Path], tmp_path: Path):
     make().persist(tmp_path / "index")
     with pytest.raises(FingerprintError):
@@ -687,6 +741,20 @@ async def test_200_concurrent_retrievals_equal_sequential_ones(asks: Any):
     assert_same(await asyncio.gather(*(retriever.aretrieve(bundle) for retriever, bundle in asks)), wanted)
     with ThreadPoolExecutor(max_workers=16) as pool:
         assert_same(list(pool.map(lambda ask: ask[0].retrieve(ask[1]), asks)), wanted)
+
+
+def test_threads_that_come_first_make_one_index(shared_model: ColBERT, monkeypatch: pytest.MonkeyPatch):
+    retriever, both, make = ColBERTRetriever(model=shared_model), threading.Barrier(2), ColBERTIndex.__init__
+
+    def meet(*args: Any, **options: Any) -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.2)  # for another thread that makes one
+        make(*args, **options)
+
+    monkeypatch.setattr(ColBERTIndex, "__init__", meet)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        one, other = pool.map(lambda _: retriever.index, range(2))
+    assert one is other
 
 
 @pytest.mark.parametrize("where", [(ColBERT, "encode_query"), (MemoryStore, "search")])

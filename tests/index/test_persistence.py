@@ -222,6 +222,14 @@ def test_an_index_of_another_format_is_refused(store: MemoryStore, tmp_path: Pat
         MemoryStore.load(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b'"text"', b"\xff", b'{"sha256": 1}'])
+def test_what_is_no_manifest_is_named(store: MemoryStore, tmp_path: Path, content: bytes) -> None:
+    store.save(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(DamagedIndexError, match=r"manifest\.json is damaged"):
+        MemoryStore.load(tmp_path)
+
+
 def test_a_damaged_index_can_be_saved_over(store: MemoryStore, tmp_path: Path) -> None:
     store.save(tmp_path)
     (tmp_path / "manifest.json").write_bytes(b"{")
@@ -519,6 +527,32 @@ def test_an_index_that_is_loaded_added_to_and_saved_again_and_again_does_not_cru
     assert sorted(again.ids()) == sorted(f"d{number}" for number in range(40))
     assert len(again._now().views) <= memory._MOST_SMALL
     assert found(again, QUERIES, 40) == brute_force({f"d{n}": dyadic(n, 3)[0] for n in range(40)}, QUERIES, 40)
+
+
+def test_a_small_segment_that_has_deleted_documents_is_written_anew_once(tmp_path: Path) -> None:
+    documents = {f"d{number}": dyadic(number, 3)[0] for number in range(2 * memory._MOST_SMALL)}
+    for number in range(memory._MOST_SMALL):
+        store = MemoryStore.load(tmp_path) if number else MemoryStore()
+        fill(store, {name: documents[name] for name in (f"d{2 * number}", f"d{2 * number + 1}")})
+        store.save(tmp_path)
+    again = MemoryStore.load(tmp_path)
+    again.delete(["d0"])  # half of its segment, and there are as many small ones as are written into one
+    del documents["d0"]
+    assert again.ids() == sorted(documents)
+    assert found(again, QUERIES, 40) == brute_force(documents, QUERIES, 40)
+
+
+def test_what_is_loaded_onto_another_device_does_not_crumble_either(tmp_path: Path) -> None:
+    for number in range(memory._MOST_SMALL):
+        store = MemoryStore.load(tmp_path) if number else MemoryStore()
+        fill(store, {f"d{number}": dyadic(number, 3)[0]})
+        store.save(tmp_path)
+    moved = MemoryStore.load(tmp_path, device="meta", device_bytes=0)  # the vectors are on the host
+    moved.delete(["unknown"])
+    assert [len(view) for view in moved._now().views] == [memory._MOST_SMALL]
+    for number in range(memory._MOST_SMALL):
+        [document] = moved.get([f"d{number}"], embeddings=True)
+        assert torch.equal(document.embeddings, dyadic(number, 3)[0].half())
 
 
 def test_a_fork_does_not_fill_the_segments_of_its_parent(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import InputError, StoreError
 from colbert_integrations.index import memory, segment
+from colbert_integrations.index.checks import candidate_count
 from colbert_integrations.index.layout import Layout
 from colbert_integrations.index.pooled import merge_tokens
 from colbert_integrations.index.quantization import PackedBits, decode_int8, encode_int8
@@ -279,6 +280,21 @@ def test_more_candidates_never_find_worse() -> None:
     ]
     assert scores == sorted(scores)
     assert scores[-1] == pytest.approx(sum(hit.score for hit in store.search(queries, 10)[0]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "k", "asked", "number"),
+    [
+        ("codes", 3, None, 20),
+        ("codes", 30, None, 60),
+        ("pooled", 3, None, 500),
+        ("pooled", 300, None, 1500),
+        ("pooled", 3, 7, 7),
+        ("codes", 9, 7, 9),
+    ],
+)
+def test_a_stage_hands_on_as_many_as_the_documentation_says(mode: Any, k: int, asked: int | None, number: int) -> None:
+    assert candidate_count(mode, k, asked) == number
 
 
 def test_a_store_may_prefer_a_candidate_stage() -> None:

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
+from colbert_integrations.errors import StoreError
 from colbert_integrations.index import StoredDocument, memory
+from colbert_integrations.index.segment import Batch, Segment
 from stores import brute_force, dyadic, found
 
 DIM = 8
@@ -82,6 +84,19 @@ def test_a_reader_never_sees_half_an_upsert() -> None:
             write(value)
         done.set()
         assert max(reader.result() for reader in readers) > 1
+
+
+def test_a_write_does_not_open_again_what_was_closed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, append = MemoryStore(), Segment.append
+
+    def append_and_close(segment: Segment, batch: Batch) -> None:
+        append(segment, batch)
+        store.close()
+
+    monkeypatch.setattr(Segment, "append", append_and_close)
+    for call in (lambda: store.upsert(["a"], ONE), store.count):
+        with pytest.raises(StoreError, match="closed"):
+            call()
 
 
 def soak(seconds: float, threads: int) -> tuple[MemoryStore, dict[str, torch.Tensor]]:
