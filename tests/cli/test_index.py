@@ -153,6 +153,17 @@ def test_files_of_json_lines_may_have_one_name(run: Run, tmp_path: Path) -> None
     assert sorted(stored(tmp_path / "kept")) == ["a", "b"]
 
 
+def test_links_are_told_apart_by_their_own_names(run: Run, notes: Path) -> None:
+    for link, target in (("one/a.txt", "wings.txt"), ("two/a.txt", "bread.txt"), ("two/b.txt", "wings.txt")):
+        Path(link).parent.mkdir(exist_ok=True)
+        Path(link).symlink_to((notes / target).resolve())
+    done = run("index", "one/a.txt", "two/a.txt", "--store", "kept")
+    assert done.code == 2
+    assert "one/a.txt and two/a.txt have the same name" in done.err
+    assert run("index", "one/a.txt", "two/b.txt", "--store", "kept").code == 0
+    assert stored("kept") == dict.fromkeys(["a.txt", "b.txt"], (NOTES["wings.txt"], {}))
+
+
 def test_each_line_can_be_a_document(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the sky\n\na fox\nthe sky\n")
     report = run("index", tmp_path / "a.txt", "--store", tmp_path / "kept", "--lines", "--json").data
