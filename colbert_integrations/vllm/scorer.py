@@ -220,10 +220,19 @@ def _wait(future: Future[T]) -> T:
 
 
 def _check_texts(query: object, documents: object) -> None:
-    if not isinstance(query, str):
-        raise InputError(f"query must be a string, not {type(query).__name__}")
+    _check_text("query", query)
     if isinstance(documents, (str, bytes)) or not isinstance(documents, Sequence):
         raise InputError(f"documents must be a list of strings, not {type(documents).__name__}")
     for index, text in enumerate(documents):
-        if not isinstance(text, str):
-            raise InputError(f"documents[{index}] must be a string, not {type(text).__name__}")
+        _check_text(f"documents[{index}]", text)
+
+
+def _check_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"{name} must be a string, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} is not valid Unicode: {error}. Decode it with errors='replace' where it is read"
+        ) from error

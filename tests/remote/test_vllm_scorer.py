@@ -150,6 +150,8 @@ async def test_nothing_to_rank_asks_nobody(double: Double, made: VLLMScorer) -> 
         ("a", "text", None, "documents must be a list of strings, not str"),
         ("a", {"a"}, None, "documents must be a list of strings, not set"),
         ("a", ["a", 3], None, r"documents\[1\] must be a string, not int"),
+        ("\ud800", ["a"], None, "query is not valid Unicode: .* where it is read"),
+        ("a", ["a", "a \udfff"], None, r"documents\[1\] is not valid Unicode: .* where it is read"),
         ("a", ["a"], 0, "top_n must be a whole number from 1"),
         ("a", ["a"], True, "not True"),
     ],
