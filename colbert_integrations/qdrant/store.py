@@ -449,6 +449,7 @@ class QdrantStore(Store):
         """A vector for each query, if the search begins with them."""
         if mode != "first_stage" or self._first is None:
             return None
+        check_embeddings("queries", queries)  # before anything is made of them
         return self._first.of_queries(queries, texts)
 
     def _search(

@@ -305,6 +305,15 @@ def test_wrong_vectors_of_a_first_stage_are_refused(lengths: list[int], said: st
         made.upsert(["a", "b"], dyadic(1, 3, 3), ["a", "b"])
 
 
+@pytest.mark.parametrize("queries", [[[1.0, 2.0]], None])
+async def test_queries_that_are_no_token_embeddings_reach_no_first_stage(queries: Any) -> None:
+    with QdrantStore(":memory:", first_stage="mean", search="first_stage") as made:
+        with pytest.raises(InputError, match="queries must be TokenEmbeddings, not"):
+            made.search(queries)
+        with pytest.raises(InputError, match="queries must be TokenEmbeddings, not"):
+            await made.asearch(queries)
+
+
 async def test_the_first_stage_of_an_async_search(coded: QdrantStore) -> None:
     with on_server(first_stage=Lengths(), search="first_stage") as made:
         fill(made, {"a": dyadic(1, 3)[0]})
