@@ -74,6 +74,25 @@ class Folder:
             raise CheckpointError(f"{self.path / name} must hold a JSON object, not a {type(value).__name__}")
         return value
 
+    def objects(self, name: str) -> list[dict[str, Any]]:
+        """Read a JSON file that holds a list of objects.
+
+        Args:
+            name: Path within the folder.
+
+        Returns:
+            The objects; none where there is no such file.
+
+        Raises:
+            CheckpointError: If the file holds something else.
+        """
+        value = self.json(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise CheckpointError(f"{self.path / name} must hold a JSON list of objects")
+        return value
+
     def weight_names(self, subfolder: str = "") -> frozenset[str]:
         """Names of the tensors stored in a subfolder, without reading them where the format allows.
 
