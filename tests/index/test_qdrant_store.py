@@ -886,6 +886,20 @@ def test_stores_that_share_a_local_client_take_turns(monkeypatch: pytest.MonkeyP
     client.close()
 
 
+def test_threads_do_not_take_turns_at_a_server(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2, timeout=30)
+    with QdrantStore(server.url) as store, ThreadPoolExecutor(2) as executor:
+        fill(store, {"a": torch.ones(1, DIM)})
+        real = store.client.count
+
+        def count(**arguments: Any) -> models.CountResult:
+            both.wait()  # for the other thread's request to be under way
+            return real(**arguments)
+
+        monkeypatch.setattr(store.client, "count", count)
+        assert list(executor.map(lambda _: store.count(), range(2))) == [1, 1]
+
+
 # ---------------------------------------------------------------------------------------------------------------- forks
 
 
