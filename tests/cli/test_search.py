@@ -100,6 +100,11 @@ def test_readable_output_has_the_passage_and_the_metadata(run: Run, index: ColBE
     assert "…\n" in beginnings
 
 
+def test_a_query_commands_no_terminal(run: Run, index: ColBERTIndex) -> None:
+    shown = run("search", "--queries", "-", "--store", "kept", "-k", 1, stdin="\x1b]0;title\x07 plane").out
+    assert shown.splitlines()[0] == "\ufffd]0;title\ufffd plane"
+
+
 def test_several_queries_are_headed(run: Run, index: ColBERTIndex) -> None:
     shown = run("search", "--queries", "-", "--store", "kept", "-k", 1, stdin="plane\nbread").out.splitlines()
     assert (shown[0], shown[4]) == ("plane", "bread")
