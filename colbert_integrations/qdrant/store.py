@@ -135,6 +135,9 @@ class QdrantStore(Store):
         if not isinstance(collection, str) or not collection:
             raise InputError(f"collection must be a name, not {collection!r}")
         check_whole_number("retries", retries, least=0)
+        for name, switch in (("prefer_grpc", prefer_grpc), ("on_disk", on_disk)):
+            if not isinstance(switch, bool):  # "false", from a file or an environment, would count as true
+                raise InputError(f"{name} must be True or False, not {switch!r}")
         if not isinstance(payload_indexes, (Mapping, NoneType)):
             raise InputError(f"payload_indexes must map keys to their kinds, not be a {type(payload_indexes).__name__}")
         if not isinstance(async_client, (AsyncQdrantClient, NoneType)):
