@@ -77,8 +77,8 @@ class VLLMScorer:
         retries: int = 3,
     ) -> None:
         self.settings = ServerSettings(roots(urls), model, api_key, concurrency, timeout, retries)
-        self.checkpoint = None if checkpoint is None else os.fspath(checkpoint)
-        self._query, self._document = (PLAIN, PLAIN) if checkpoint is None else read_spelling(checkpoint)
+        self.checkpoint = None if checkpoint is None else _checkpoint_name(checkpoint)
+        self._query, self._document = (PLAIN, PLAIN) if self.checkpoint is None else read_spelling(self.checkpoint)
         self.markers = self._query.marker, self._document.marker
         self._link = Link(partial(Servers, self.settings))
 
@@ -199,6 +199,13 @@ class VLLMScorer:
 
     def __repr__(self) -> str:
         return f"VLLMScorer({list(self.settings.urls)}, checkpoint={self.checkpoint!r}, markers={self.markers})"
+
+
+def _checkpoint_name(given: object) -> str:
+    name = os.fspath(given) if isinstance(given, os.PathLike) else given
+    if not isinstance(name, str) or not name:
+        raise InputError(f"checkpoint must be the name or path of a checkpoint, not {given!r}")
+    return name
 
 
 async def _all(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -164,6 +164,12 @@ async def test_impossible_arguments_are_refused(query, documents, top_n, message
     assert double.asked == []
 
 
+@pytest.mark.parametrize("given", ["", 5, b"org/name", ["org/name"]])
+def test_a_checkpoint_is_a_name_or_a_path(given) -> None:
+    with pytest.raises(InputError, match="checkpoint must be the name or path of a checkpoint, not"):
+        VLLMScorer("http://a", given)
+
+
 def test_failures_are_asked_again_and_refusals_are_not(double: Double, made: VLLMScorer) -> None:
     double.faults += [Fault(503, path="/rerank"), Fault(hang_up=True, path="/rerank")]
     assert len(made.rank(QUERY, DOCUMENTS)) == 5
