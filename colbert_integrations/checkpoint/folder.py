@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, CheckpointNotFoundError, MissingWeightsError
+from .kinds import of_kind
 
 __all__ = ["Folder"]
 
@@ -162,7 +163,11 @@ class Folder:
         return {}
 
     def _shards(self, path: Path, index: str) -> dict[str, Path]:
-        shards = self.mapping(str((path / index).relative_to(self.path))).get("weight_map", {})
+        said = self.mapping(str((path / index).relative_to(self.path))).get("weight_map", {})
+        shards = {
+            name: of_kind(file, str, f"{path / index}: {name}")
+            for name, file in of_kind(said, dict, f"{path / index}: weight_map").items()
+        }
         missing = sorted({shard for shard in shards.values() if not (path / shard).is_file()})
         if missing:
             raise CheckpointNotFoundError(f"{path} lacks {_some(missing)}, which {index} names")
