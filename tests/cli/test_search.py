@@ -69,6 +69,7 @@ def test_explanations_come_when_asked_for_and_passages_unless_not(run: Run, inde
     bare = run("search", QUERY, "--store", "kept", "--json", "--no-passages").data["hits"]
     assert [hit["passage"] for hit in bare] == [None] * 4
     assert [hit["score"] for hit in bare] == [hit["score"] for hit in explained]
+    assert run("search", QUERY, "--store", "kept", "--json", "--explain", "--no-passages").data["hits"] == explained
 
 
 def test_many_queries_give_a_line_each_in_order(run: Run, index: ColBERTIndex, tmp_path: Path) -> None:
