@@ -68,9 +68,7 @@ def read_files(name: str, folder: Folder) -> Files:
     """
     root_config = folder.mapping("config.json")
     refuse_unsupported(name, folder, root_config)
-    modules = tuple(
-        Module(str(entry.get("type", "")), str(entry.get("path", ""))) for entry in folder.json(MODULES) or []
-    )
+    modules = tuple(Module(str(entry.get("type", "")), str(entry.get("path", ""))) for entry in folder.objects(MODULES))
     backbone = next((module.path for module in modules if module.kind.endswith("Transformer")), "")
     config = folder.mapping(str(PurePosixPath(backbone, "config.json")))
     if not config:

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, CheckpointNotFoundError, MissingWeightsError
+from .kinds import of_kind
 
 __all__ = ["Folder"]
 
@@ -72,6 +73,25 @@ class Folder:
             return {}
         if not isinstance(value, dict):
             raise CheckpointError(f"{self.path / name} must hold a JSON object, not a {type(value).__name__}")
+        return value
+
+    def objects(self, name: str) -> list[dict[str, Any]]:
+        """Read a JSON file that holds a list of objects.
+
+        Args:
+            name: Path within the folder.
+
+        Returns:
+            The objects; none where there is no such file.
+
+        Raises:
+            CheckpointError: If the file holds something else.
+        """
+        value = self.json(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise CheckpointError(f"{self.path / name} must hold a JSON list of objects")
         return value
 
     def weight_names(self, subfolder: str = "") -> frozenset[str]:
@@ -143,7 +163,11 @@ class Folder:
         return {}
 
     def _shards(self, path: Path, index: str) -> dict[str, Path]:
-        shards = self.mapping(str((path / index).relative_to(self.path))).get("weight_map", {})
+        said = self.mapping(str((path / index).relative_to(self.path))).get("weight_map", {})
+        shards = {
+            name: of_kind(file, str, f"{path / index}: {name}")
+            for name, file in of_kind(said, dict, f"{path / index}: weight_map").items()
+        }
         missing = sorted({shard for shard in shards.values() if not (path / shard).is_file()})
         if missing:
             raise CheckpointNotFoundError(f"{path} lacks {_some(missing)}, which {index} names")

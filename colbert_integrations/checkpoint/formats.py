@@ -17,6 +17,7 @@ from ..errors import CheckpointError
 from .arguments import check_arguments
 from .chain import check_chain
 from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, ST_CONFIG, Files, Module
+from .kinds import of_kind, strings
 from .spec import PoolingSpec
 
 __all__ = ["FORMATS", "Format", "Values", "known_values"]
@@ -82,16 +83,22 @@ class Values:
         self.attributes[attribute] = value
         self.sources[attribute] = source
 
-    def pick(self, attribute: str, candidates: list[tuple[Mapping[str, Any], str, str]], default: Any) -> Any:
+    def pick(
+        self, attribute: str, kind: type, candidates: list[tuple[Mapping[str, Any], str, str]], default: Any
+    ) -> Any:
         """Take what is known, else the first key that is there; an empty string or list and False count, null does not.
 
         Args:
             attribute: Attribute of the spec.
+            kind: Of what kind the value has to be.
             candidates: Mappings to look in, each with the key and the file's name.
             default: What the format's own library assumes where no file speaks.
 
         Returns:
             The value that was taken.
+
+        Raises:
+            CheckpointError: If it is of another kind.
         """
         for _, key, _ in candidates:
             if key in self._known:
@@ -99,8 +106,9 @@ class Values:
                 return self._known[key]
         for mapping, key, source in candidates:
             if mapping.get(key) is not None:
-                self.set(attribute, mapping[key], f"{source}: {key}")
-                return mapping[key]
+                value: Any = of_kind(mapping[key], kind, f"{source}: {key}")
+                self.set(attribute, value, f"{source}: {key}")
+                return value
         self.set(attribute, default, "default of the format")
         return default
 
@@ -131,14 +139,14 @@ def _is_bge(files: Files) -> bool:
 
 def _read_stanford(files: Files, values: Values) -> None:
     meta = files.metadata
-    values.pick("query_marker", [(meta, "query_token_id", METADATA)], "[unused0]")
-    values.pick("document_marker", [(meta, "doc_token_id", METADATA)], "[unused1]")
-    length = values.pick("query_length", [(meta, "query_maxlen", METADATA)], 32)
-    values.pick("document_length", [(meta, "doc_maxlen", METADATA)], 220)
+    values.pick("query_marker", str, [(meta, "query_token_id", METADATA)], "[unused0]")
+    values.pick("document_marker", str, [(meta, "doc_token_id", METADATA)], "[unused1]")
+    length = values.pick("query_length", int, [(meta, "query_maxlen", METADATA)], 32)
+    values.pick("document_length", int, [(meta, "doc_maxlen", METADATA)], 220)
     values.set("query_expansion", "fixed", "always so in this format")
     values.set("expansion_length", length, values.sources["query_length"])
-    values.pick("attend_to_expansion_tokens", [(meta, "attend_to_mask_tokens", METADATA)], False)
-    masked = values.pick("skiplist_words", [(meta, "mask_punctuation", METADATA)], True)
+    values.pick("attend_to_expansion_tokens", bool, [(meta, "attend_to_mask_tokens", METADATA)], False)
+    masked = values.pick("skiplist_words", bool, [(meta, "mask_punctuation", METADATA)], True)
     values.attributes["skiplist_words"] = _PUNCTUATION if masked else ()
     values.set("skiplist_rule", "first_piece", "always so in this format")
     if meta.get("similarity") == "l2":
@@ -153,19 +161,19 @@ def _read_pylate(files: Files, values: Values) -> None:
     def both(st_key: str, meta_key: str) -> list[tuple[Mapping[str, Any], str, str]]:
         return [(st, st_key, ST_CONFIG), (meta, meta_key, METADATA)]
 
-    values.pick("query_marker", both("query_prefix", "query_token_id"), "[Q] ")
-    values.pick("document_marker", both("document_prefix", "doc_token_id"), "[D] ")
-    length = values.pick("query_length", both("query_length", "query_maxlen"), 32)
-    values.pick("document_length", both("document_length", "doc_maxlen"), 180)
-    expands = values.pick("query_expansion", [(st, "do_query_expansion", ST_CONFIG)], True)
+    values.pick("query_marker", str, both("query_prefix", "query_token_id"), "[Q] ")
+    values.pick("document_marker", str, both("document_prefix", "doc_token_id"), "[D] ")
+    length = values.pick("query_length", int, both("query_length", "query_maxlen"), 32)
+    values.pick("document_length", int, both("document_length", "doc_maxlen"), 180)
+    expands = values.pick("query_expansion", bool, [(st, "do_query_expansion", ST_CONFIG)], True)
     values.attributes["query_expansion"] = "fixed" if expands else "none"
     values.set("expansion_length", length, values.sources["query_length"])
-    values.pick("attend_to_expansion_tokens", both("attend_to_expansion_tokens", "attend_to_mask_tokens"), False)
-    skipped = values.pick("skiplist_words", [(st, "skiplist_words", ST_CONFIG)], None)
+    values.pick("attend_to_expansion_tokens", bool, both("attend_to_expansion_tokens", "attend_to_mask_tokens"), False)
+    skipped = values.pick("skiplist_words", list, [(st, "skiplist_words", ST_CONFIG)], None)
     if skipped is None:
-        masked = values.pick("skiplist_words", [(meta, "mask_punctuation", METADATA)], True)
-        skipped = _PUNCTUATION if masked else ()
-    values.attributes["skiplist_words"] = tuple(skipped)
+        masked = values.pick("skiplist_words", bool, [(meta, "mask_punctuation", METADATA)], True)
+        skipped = list(_PUNCTUATION) if masked else []
+    values.attributes["skiplist_words"] = strings(skipped, f"{ST_CONFIG}: skiplist_words")
     _read_prompts(files, values)
     values.set("strip", True, "always so in this format")
     _read_lowercase(files, values)
@@ -178,15 +186,17 @@ def _read_native(files: Files, values: Values) -> None:
     transformer = files.folder.mapping(str(PurePosixPath(files.backbone, "sentence_bert_config.json")))
     source = "sentence_bert_config.json"
     limit = [(transformer, "max_seq_length", source)]
-    values.pick("query_length", [(transformer, "query_length", source), *limit], None)
-    values.pick("document_length", [(transformer, "document_length", source), *limit], None)
+    values.pick("query_length", int, [(transformer, "query_length", source), *limit], None)
+    values.pick("document_length", int, [(transformer, "document_length", source), *limit], None)
     _read_native_expansion(transformer, values, f"{source}: query_expansion")
     _check_counted(files, values)
     mask = files.folder.mapping(_first(files.modules_of("MultiVectorMask"), "config.json"))
     if mask.get("keep_only_token_ids"):
         raise CheckpointError(f"{files.name} keeps only the vectors of given token ids, which is made for page images")
-    values.set("skiplist_words", tuple(mask.get("skiplist_words") or ()), "MultiVectorMask")
-    values.set("skiplist_tasks", _tasks(mask.get("skiplist_tasks")), "MultiVectorMask")
+    words = strings(mask.get("skiplist_words") or [], "MultiVectorMask: skiplist_words")
+    values.set("skiplist_words", words, "MultiVectorMask")
+    tasks = _tasks(mask.get("skiplist_tasks"), "MultiVectorMask: skiplist_tasks")
+    values.set("skiplist_tasks", tasks, "MultiVectorMask")
     _read_prompts(files, values)
     # The markers are part of the prompts here, as text that the tokenizer knows as one token.
     values.set("normalize", bool(files.modules_of("Normalize")), MODULES)
@@ -196,27 +206,28 @@ def _read_native(files: Files, values: Values) -> None:
 
 
 def _read_native_expansion(transformer: Mapping[str, Any], values: Values, source: str) -> None:
-    expansion = transformer.get("query_expansion")
+    expansion = of_kind(transformer.get("query_expansion") or {}, dict, source)
     if not expansion:
         return
     if expansion.get("strategy") not in ("fixed", "min"):
         raise CheckpointError(f"query_expansion strategy {expansion.get('strategy')!r} is neither 'fixed' nor 'min'")
-    length = expansion["length"]
+    length = of_kind(expansion.get("length"), int, f"{source}.length")
     values.set("query_expansion", expansion["strategy"], source)
     values.set("expansion_length", length, source)
     values.set("expansion_token", expansion.get("token"), source)
-    values.set("attend_to_expansion_tokens", bool(expansion.get("attend", False)), source)
+    attends = of_kind(expansion.get("attend") or False, bool, f"{source}.attend")
+    values.set("attend_to_expansion_tokens", attends, source)
     # Not max_seq_length: sentence-transformers cuts a query there, and then fills it up.
     longest = transformer.get("query_length")
     if expansion["strategy"] == "fixed" or (longest is not None and longest < length):
         values.set("query_length", length, source)
 
 
-def _tasks(said: str | list[str] | None) -> tuple[str, ...]:
+def _tasks(said: str | list[str] | None, where: str) -> tuple[str, ...]:
     """The sides that something holds for: one by its name, or a list, of which an empty one means none."""
     if said is None:
         return ("document",)
-    return (said,) if isinstance(said, str) else tuple(said)
+    return (said,) if isinstance(said, str) else strings(said, where)
 
 
 def _check_counted(files: Files, values: Values) -> None:
@@ -233,7 +244,7 @@ def _read_native_pooling(files: Files, values: Values) -> None:
     if not modules:
         return
     config = files.folder.mapping(_first(modules, "config.json"))
-    tasks = _tasks(config.get("tasks"))
+    tasks = _tasks(config.get("tasks"), f"{modules[0].path}: tasks")
     if not tasks:
         return
     pooling = PoolingSpec(
@@ -261,14 +272,17 @@ def _read_plain(files: Files, values: Values) -> None:
 
 
 def _read_prompts(files: Files, values: Values) -> None:
-    prompts = files.st_config.get("prompts") or {}
+    source = f"{ST_CONFIG}: prompts"
+    prompts = of_kind(files.st_config.get("prompts") or {}, dict, source)
     for attribute, key in (("query_prompt", "query"), ("document_prompt", "document")):
-        values.set(attribute, prompts.get(key) or "", f"{ST_CONFIG}: prompts")
+        values.set(attribute, of_kind(prompts.get(key) or "", str, f"{source}.{key}"), source)
 
 
 def _read_lowercase(files: Files, values: Values) -> None:
-    source = str(PurePosixPath(files.backbone, "sentence_bert_config.json"))
-    values.set("lowercase", bool(files.folder.mapping(source).get("do_lower_case")), f"{source}: do_lower_case")
+    file = str(PurePosixPath(files.backbone, "sentence_bert_config.json"))
+    source = f"{file}: do_lower_case"
+    lowercase = of_kind(files.folder.mapping(file).get("do_lower_case") or False, bool, source)
+    values.set("lowercase", lowercase, source)
 
 
 def _read_matryoshka(files: Files, values: Values) -> None:

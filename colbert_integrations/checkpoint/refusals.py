@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import UnsupportedCheckpointError
 from .folder import Folder
+from .kinds import of_kind
 
 __all__ = ["refuse_unsupported"]
 
@@ -35,7 +36,8 @@ def _is_adapter(folder: Folder, config: Mapping[str, Any]) -> bool:
 
 
 def _is_vision(folder: Folder, config: Mapping[str, Any]) -> bool:
-    retrieval = any(str(name).endswith("ForRetrieval") for name in config.get("architectures") or ())
+    architectures = of_kind(config.get("architectures") or [], list, "config.json: architectures")
+    retrieval = any(str(name).endswith("ForRetrieval") for name in architectures)
     return retrieval or "vision_config" in config
 
 
@@ -48,8 +50,7 @@ def _is_pickled_colbert(folder: Folder, config: Mapping[str, Any]) -> bool:
 
 
 def _is_many_headed(folder: Folder, config: Mapping[str, Any]) -> bool:
-    modules = folder.json("modules.json") or []
-    named = any("matryoshka" in str(module.get("type", "")).lower() for module in modules)
+    named = any("matryoshka" in str(module.get("type", "")).lower() for module in folder.objects("modules.json"))
     return named or sum(bool(_PER_DIMENSION.search(name)) for name in folder.weight_names()) > 1
 
 

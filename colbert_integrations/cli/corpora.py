@@ -86,7 +86,7 @@ class Corpus:
         """Refuse sources whose documents would replace each other; those of JSON lines bring their own ids."""
         named: dict[str, str] = {}
         for source in sources:
-            name = resolved(source).name
+            name = _name_of(source)
             if name in named and (source == STDIN or os.path.isdir(source) or self._form_of(Path(source)) != "jsonl"):
                 raise InputError(
                     f"{named[name]} and {source} have the same name, by which their documents are told apart: give a "
@@ -97,13 +97,13 @@ class Corpus:
     def _files_of(self, source: str) -> list[_File]:
         if source == STDIN:
             return [_File(STDIN, STDIN, self._form or "jsonl")]
+        name = _name_of(source)
         if os.path.isdir(source):
-            name = resolved(source).name
             inner = sorted(self._walk(Path(source)))
             return [_File(str(source / path), _spelt(name / path), self._form_of(path)) for source, path in inner]
         if not os.path.lexists(source):  # a link that leads nowhere is told when it is read
             raise InputError(f"{source} is not there: a source is a folder, a file, or - for stdin")
-        return [_File(source, _spelt(PurePath(os.path.basename(source))), self._form_of(PurePath(source)))]
+        return [_File(source, _spelt(PurePath(name)), self._form_of(PurePath(source)))]
 
     def _form_of(self, path: PurePath) -> Form:
         return form_of(path.name, self._form)
@@ -155,6 +155,11 @@ class Corpus:
         if self._with_title and isinstance(title, str) and title.strip():
             document["text"] = f"{title}\n{document['text']}"
         return document
+
+
+def _name_of(source: str) -> str:
+    """What the ids of a source begin with: of a folder its own name, which ``.`` is not; of a file as it was given."""
+    return resolved(source).name if os.path.isdir(source) else os.path.basename(source)
 
 
 def _may_be_read(path: Path) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from ..explain.wording import visible
 from ..index import Hit, parse_filter
 from .listing import show_result
 from .opening import open_index
@@ -61,7 +62,7 @@ def _queries(file: str) -> Iterator[str]:
 
 def _show(output: Output, query: str, hits: Iterable[Hit], args: argparse.Namespace) -> None:
     if args.queries is not None:
-        output.line((query, "bold underline"))
+        output.line((visible(query), "bold underline"))
     rank = 0
     for rank, hit in enumerate(hits, 1):
         show_result(

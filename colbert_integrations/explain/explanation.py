@@ -276,6 +276,7 @@ class Explanation:
                 _similarities_of(said.get("similarities"), document),
             )
             _check_types(made)
+            _check_tokens(made)
             return made
         except KeyError as error:
             raise InputError(f"not the output of Explanation.as_dict(): {error} is missing") from error
@@ -346,20 +347,36 @@ def _token_of(said: Mapping[str, Any], text: str) -> Token:
 
 def _check_types(said: Explanation) -> None:
     """Refuse what would be shown as it is, such as markup in the place of a number."""
+    tokens = [token for match in said.matches for token in (match.query_token, match.document_token)]
+    tokens += [] if said.similarities is None else said.similarities.document_tokens
     numbers = [said.score, *(match.similarity for match in said.matches)]
     places = [place for match in said.matches for place in (match.query_index, match.document_index)]
     cuts = [cut for cut in (said.query_cut, said.document_cut) if cut is not None]
     for values, kind in (
-        ([said.query, said.document], str),
+        ([said.query, said.document, *(token.text for token in tokens)], str),
         (numbers, (int, float)),
-        ([*places, *cuts], int),
+        ([*places, *cuts, *(place for token in tokens for place in token.span or ())], int),
         ([said.pooled], bool),
     ):
         for value in values:
-            if not isinstance(value, kind):
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise TypeError(f"{value!r} is in the place of another type")
     if any(place < 0 for place in [*places, *cuts]):
         raise ValueError("a place is negative")
+
+
+def _check_tokens(said: Explanation) -> None:
+    """Refuse matches of other tokens than there are."""
+    if [match.query_index for match in said.matches] != [*range(len(said.matches))]:
+        raise ValueError("the matches are not one for each query token, in order")
+    every = said.similarities
+    if every is None or not said.matches:
+        return
+    named = dict(enumerate(every.document_tokens))
+    if every.values.shape != (len(said.matches), len(named)) or any(
+        named.get(match.document_index) != match.document_token for match in said.matches
+    ):
+        raise ValueError("the similarities are those of other tokens than the matches")
 
 
 def _similarities_of(said: Mapping[str, Sequence[Any]] | None, document: str) -> TokenSimilarities | None:

@@ -22,8 +22,8 @@ def batches(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator
         Some things, at least one, in order.
 
     Example:
-        >>> list(batches(["a", "bb", "cccc", "d"], len, 3))
-        [['a', 'bb'], ['cccc'], ['d']]
+        >>> list(batches(["aaaa", "b", "cc", "dddd", "e"], len, 3))
+        [['aaaa'], ['b', 'cc'], ['dddd'], ['e']]
     """
     batch, taken = list[T](), 0
     for item in items:

@@ -69,7 +69,7 @@ class Form:
         check_count("shard_number", self.shard_number)
         check_count("replication_factor", self.replication_factor)
         known = self.quantization is None or isinstance(self.quantization, BaseModel)
-        if not known and self.quantization not in _QUANTIZATIONS:
+        if not known and self.quantization not in [*_QUANTIZATIONS]:  # which need not be hashable
             raise InputError(
                 f"quantization must be one of {', '.join(map(repr, _QUANTIZATIONS))}, or a quantization of "
                 f"qdrant_client.models, not {self.quantization!r}"

@@ -135,6 +135,9 @@ class QdrantStore(Store):
         if not isinstance(collection, str) or not collection:
             raise InputError(f"collection must be a name, not {collection!r}")
         check_whole_number("retries", retries, least=0)
+        for name, switch in (("prefer_grpc", prefer_grpc), ("on_disk", on_disk)):
+            if not isinstance(switch, bool):  # "false", from a file or an environment, would count as true
+                raise InputError(f"{name} must be True or False, not {switch!r}")
         if not isinstance(payload_indexes, (Mapping, NoneType)):
             raise InputError(f"payload_indexes must map keys to their kinds, not be a {type(payload_indexes).__name__}")
         if not isinstance(async_client, (AsyncQdrantClient, NoneType)):
@@ -449,6 +452,7 @@ class QdrantStore(Store):
         """A vector for each query, if the search begins with them."""
         if mode != "first_stage" or self._first is None:
             return None
+        check_embeddings("queries", queries)  # before anything is made of them
         return self._first.of_queries(queries, texts)
 
     def _search(

@@ -77,8 +77,8 @@ class VLLMScorer:
         retries: int = 3,
     ) -> None:
         self.settings = ServerSettings(roots(urls), model, api_key, concurrency, timeout, retries)
-        self.checkpoint = None if checkpoint is None else os.fspath(checkpoint)
-        self._query, self._document = (PLAIN, PLAIN) if checkpoint is None else read_spelling(checkpoint)
+        self.checkpoint = None if checkpoint is None else _checkpoint_name(checkpoint)
+        self._query, self._document = (PLAIN, PLAIN) if self.checkpoint is None else read_spelling(self.checkpoint)
         self.markers = self._query.marker, self._document.marker
         self._link = Link(partial(Servers, self.settings))
 
@@ -201,6 +201,13 @@ class VLLMScorer:
         return f"VLLMScorer({list(self.settings.urls)}, checkpoint={self.checkpoint!r}, markers={self.markers})"
 
 
+def _checkpoint_name(given: object) -> str:
+    name = os.fspath(given) if isinstance(given, os.PathLike) else given
+    if not isinstance(name, str) or not name:
+        raise InputError(f"checkpoint must be the name or path of a checkpoint, not {given!r}")
+    return name
+
+
 async def _all(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of all; where one fails, the others are called off."""
     tasks = [asyncio.ensure_future(job) for job in jobs]
@@ -220,10 +227,19 @@ def _wait(future: Future[T]) -> T:
 
 
 def _check_texts(query: object, documents: object) -> None:
-    if not isinstance(query, str):
-        raise InputError(f"query must be a string, not {type(query).__name__}")
+    _check_text("query", query)
     if isinstance(documents, (str, bytes)) or not isinstance(documents, Sequence):
         raise InputError(f"documents must be a list of strings, not {type(documents).__name__}")
     for index, text in enumerate(documents):
-        if not isinstance(text, str):
-            raise InputError(f"documents[{index}] must be a string, not {type(text).__name__}")
+        _check_text(f"documents[{index}]", text)
+
+
+def _check_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"{name} must be a string, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} is not valid Unicode: {error}. Decode it with errors='replace' where it is read"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,52 @@ def test_weights_that_are_cut_or_pointers_are_an_error_of_ours(content: bytes, t
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged|can't load"):
         ColBERT(folder, device="cpu")
+
+
+ST, BERT = "config_sentence_transformers.json", "sentence_bert_config.json"
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "changed", "said"),
+    [
+        ("pylate", ST, {"query_length": "32"}, "query_length is '32', and has to be a whole number"),
+        ("pylate", ST, {"document_length": True}, "document_length is True, and has to be a whole number"),
+        ("pylate", ST, {"query_prefix": 5}, "query_prefix is 5, and has to be a string"),
+        ("pylate", ST, {"do_query_expansion": "false"}, "do_query_expansion is 'false', and has to be true or false"),
+        ("pylate", ST, {"attend_to_expansion_tokens": "no"}, "attend_to_expansion_tokens is 'no', and has to be true"),
+        ("pylate", ST, {"skiplist_words": "abc"}, "skiplist_words is 'abc', and has to be a list"),
+        ("pylate", ST, {"skiplist_words": ["a", 1]}, "skiplist_words is 1, and has to be a string"),
+        ("pylate", ST, {"prompts": ["ask: "]}, r"prompts is \['ask: '\], and has to be an object"),
+        ("pylate", ST, {"prompts": {"query": 5}}, r"prompts\.query is 5, and has to be a string"),
+        ("pylate", BERT, {"do_lower_case": "false"}, "do_lower_case is 'false', and has to be true or false"),
+        ("pylate", "1_Dense/config.json", {"in_features": "many"}, "in_features is 'many', and has to be a whole num"),
+        ("pylate", "config.json", {"architectures": 5}, "architectures is 5, and has to be a list"),
+        ("stanford", "artifact.metadata", {"doc_maxlen": 40.5}, "doc_maxlen is 40.5, and has to be a whole number"),
+        ("stanford", "artifact.metadata", {"mask_punctuation": "false"}, "mask_punctuation is 'false', and has to be"),
+        ("native_fixed", BERT, {"query_expansion": "fixed"}, "query_expansion is 'fixed', and has to be an object"),
+        ("native_fixed", BERT, {"query_expansion": {"strategy": "fixed"}}, "length is None, and has to be a whole num"),
+        ("native", "2_MultiVectorMask/config.json", {"skiplist_tasks": 5}, "skiplist_tasks is 5, and has to be a list"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(layout: str, file: str, changed: Any, said: str, tmp_path: Path) -> None:
+    path = checkpoints.build(layout, tmp_path) / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(CheckpointError, match=f"{file}.*{said}|MultiVectorMask: {said}"):
+        ColBERT(tmp_path / layout, device="cpu")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"0": {}}', '["Transformer"]', '"Transformer"'])
+def test_modules_that_are_no_list_of_objects_are_refused(content: str, tmp_path: Path) -> None:
+    folder = checkpoints.build("pylate", tmp_path)
+    (folder / "modules.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"modules\.json must hold a JSON list of objects"):
+        ColBERT(folder, device="cpu")
+
+
+def test_switches_may_be_numbers(tmp_path: Path) -> None:
+    path = checkpoints.build("pylate", tmp_path) / ST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "attend_to_expansion_tokens": 1}))
+    assert ColBERT(path.parent, device="cpu").spec.attend_to_expansion_tokens is True
 
 
 @pytest.mark.parametrize("token", ["hf_SECRET ", "hf_SEC RET", "hf_SECRET\n"])

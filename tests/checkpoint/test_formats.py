@@ -319,6 +319,15 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         spec_of(path)
 
 
+@pytest.mark.parametrize(("said", "why"), [([], r"weight_map is \[\]"), ({"linear.weight": 2}, r"linear\.weight is 2")])
+def test_an_index_of_shards_that_can_not_be_read_is_refused(said: object, why: str, tmp_path: Path) -> None:
+    path = checkpoints.build("stanford", tmp_path)
+    _shard(path)
+    edit(path / "model.safetensors.index.json", weight_map=said)
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors\.index\.json: {why}, and has to be"):
+        spec_of(path)
+
+
 def test_missing_backbone_weights_are_refused(tmp_path: Path) -> None:
     path = checkpoints.build("stanford", tmp_path)
     tensors = load_file(path / "model.safetensors")

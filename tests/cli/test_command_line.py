@@ -144,13 +144,17 @@ def test_errors_that_are_none_of_ours_are_not_hidden(run: Run, monkeypatch: pyte
         run("rerank", "plane", "-", stdin="a")
 
 
+def buffered() -> dict[str, str]:
+    """An environment in which Python keeps what is written to stdout, and writes it once more at its end."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
 def test_a_closed_pipe_is_quiet(model: ColBERT, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the plane")
     argv = ["rerank", "plane", str(tmp_path / "a.txt"), "--json", "--model", model.settings.model, "--device", "cpu"]
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-m", "colbert_integrations", *argv]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered()) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -210,7 +214,7 @@ def test_a_full_stdout_is_an_error(model: ColBERT, tmp_path: Path) -> None:
     argv = ["rerank", "plane", str(tmp_path / "a.txt"), "--model", model.settings.model, "--device", "cpu"]
     command = [sys.executable, "-m", "colbert_integrations", *argv]
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=buffered())
     assert done.stderr == f"colbert-integrations: can't write to stdout: {os.strerror(errno.ENOSPC)}\n"
     assert done.returncode == 2
 

@@ -22,10 +22,10 @@ import torch
 from filelock import FileLock
 
 from cli.running import NOTES, Run, give, numbered
-from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
+from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, progress
 from colbert_integrations.cli import index as command
 from colbert_integrations.cli import main
-from colbert_integrations.errors import StoreError
+from colbert_integrations.errors import InputError, StoreError
 
 IDS = sorted(f"notes/{name}" for name in NOTES)
 
@@ -99,6 +99,16 @@ def test_readable_output_is_the_report(run: Run, model: ColBERT, notes: Path) ->
     assert run("index", "notes", "--store", "kept", "--quiet").err == ""
 
 
+def test_a_bar_on_a_terminal_knows_how_many_there_are(run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("lines.jsonl").write_text('{"text": "a fox"}\n\n{"text": "the sky"}\n')
+    Path("torn.jsonl.gz").write_bytes(gzip.compress(b'{"text": "bread"}\n')[:12])  # of which nothing can be read
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "_BAR_AFTER_S", 0.0)
+    done = run("index", "notes", "lines.jsonl", "torn.jsonl.gz", "--store", "kept")
+    assert " 7/7 " in done.err
+    assert done.code == 1
+
+
 def test_globs_choose_files_of_folders_and_hidden_ones_are_left_out(run: Run, notes: Path) -> None:
     for name in (".hidden.txt", ".git/config.txt", "a.md", "Straße/b.md", "c.rst"):
         (notes / name).parent.mkdir(exist_ok=True)
@@ -120,7 +130,7 @@ def test_an_index_in_its_own_source_does_not_index_itself(run: Run, notes: Path,
 
 LINES = [
     {"_id": "MED-10", "title": "Statin Use", "text": "the plane", "metadata": {"url": "a"}},
-    {"id": 7, "text": "bread", "year": 2020, "tags": ["x"]},
+    {"id": 7, "text": "bread", "year": 2020, "rate": 4.5, "tags": ["x"]},
     {"text": "the sky", "title": ""},
     {"id": "own", "_id": "other", "text": "a fox"},
 ]
@@ -134,7 +144,7 @@ def test_json_lines_have_ids_and_metadata(run: Run, model: ColBERT, tmp_path: Pa
     (hashed,) = by_hand.add(["the sky"], metadatas=[{"title": ""}])
     expected = {
         "MED-10": ("Statin Use\nthe plane", {"title": "Statin Use", "url": "a"}),
-        "7": ("bread", {"year": 2020, "tags": ["x"]}),
+        "7": ("bread", {"year": 2020, "rate": 4.5, "tags": ["x"]}),
         hashed: ("the sky", {"title": ""}),
         "own": ("a fox", {"_id": "other"}),
     }
@@ -151,6 +161,17 @@ def test_files_of_json_lines_may_have_one_name(run: Run, tmp_path: Path) -> None
         (tmp_path / name / "part.jsonl").write_text(json.dumps({"id": name, "text": name}))
     run("index", tmp_path / "a" / "part.jsonl", tmp_path / "b" / "part.jsonl", "--store", tmp_path / "kept")
     assert sorted(stored(tmp_path / "kept")) == ["a", "b"]
+
+
+def test_links_are_told_apart_by_their_own_names(run: Run, notes: Path) -> None:
+    for link, target in (("one/a.txt", "wings.txt"), ("two/a.txt", "bread.txt"), ("two/b.txt", "wings.txt")):
+        Path(link).parent.mkdir(exist_ok=True)
+        Path(link).symlink_to((notes / target).resolve())
+    done = run("index", "one/a.txt", "two/a.txt", "--store", "kept")
+    assert done.code == 2
+    assert "one/a.txt and two/a.txt have the same name" in done.err
+    assert run("index", "one/a.txt", "two/b.txt", "--store", "kept").code == 0
+    assert stored("kept") == dict.fromkeys(["a.txt", "b.txt"], (NOTES["wings.txt"], {}))
 
 
 def test_each_line_can_be_a_document(run: Run, tmp_path: Path) -> None:
@@ -384,6 +405,24 @@ def test_an_index_is_saved_while_it_grows(
     # What a kill would leave: while the fourth window is read, the second one at least was written, and then saved.
     assert seen[63] == 0
     assert seen[239] >= 128
+
+
+def test_what_a_store_refuses_is_told_and_the_rest_is_stored(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = MemoryStore.upsert
+
+    def upsert(self: MemoryStore, ids: list[str], *rest: Any) -> None:
+        if "0002" in ids:
+            raise InputError("document '0002' is too long")
+        real(self, ids, *rest)
+
+    monkeypatch.setattr(MemoryStore, "upsert", upsert)
+    done = run("index", "-", "--store", tmp_path / "kept", "--json", stdin=b"".join(numbered(5)) + b"{}\n")
+    assert (done.code, done.data["documents"], done.data["encoded"], done.data["failed"]) == (1, 6, 4, 2)
+    assert [failure["document"] for failure in done.data["failures"]] == ["-:6", "0002"]
+    assert done.err.endswith("\ncolbert-integrations: 0002: document '0002' is too long\n")
+    assert sorted(stored(tmp_path / "kept")) == ["0000", "0001", "0003", "0004"]
 
 
 def test_a_store_that_fails_keeps_what_it_has(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,9 +85,9 @@ def test_json_lines_have_a_text(run: Run, tmp_path: Path) -> None:
     lines = [{"text": "the sky", "id": "a"}, {"_id": "b", "text": "a plane \ud83d\ude80"}, {"text": "bread"}]
     content = "\n".join(map(json.dumps, lines)).encode()
     (tmp_path / "a.jsonl").write_bytes(content)
-    (tmp_path / "b.JSONL.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "b.JSONL.GZ").write_bytes(gzip.compress(content))
     expected = {("a", "the sky", 1), ("b", "a plane 🚀", 2), (None, "bread", 3)}
-    for given in (["a.jsonl"], ["b.JSONL.gz"], ["a.jsonl", "--lines"], ["-", "--jsonl"]):
+    for given in (["a.jsonl"], ["b.JSONL.GZ"], ["a.jsonl", "--lines"], ["-", "--jsonl"]):
         files = [tmp_path / name if "." in name else name for name in given]
         done = run("rerank", QUERY, *files, "--json", stdin=content)
         assert {(entry["id"], entry["text"], entry["line"]) for entry in done.data["results"]} == expected

@@ -69,6 +69,7 @@ def test_explanations_come_when_asked_for_and_passages_unless_not(run: Run, inde
     bare = run("search", QUERY, "--store", "kept", "--json", "--no-passages").data["hits"]
     assert [hit["passage"] for hit in bare] == [None] * 4
     assert [hit["score"] for hit in bare] == [hit["score"] for hit in explained]
+    assert run("search", QUERY, "--store", "kept", "--json", "--explain", "--no-passages").data["hits"] == explained
 
 
 def test_many_queries_give_a_line_each_in_order(run: Run, index: ColBERTIndex, tmp_path: Path) -> None:
@@ -98,6 +99,11 @@ def test_readable_output_has_the_passage_and_the_metadata(run: Run, index: ColBE
     beginnings = run("search", QUERY, "--store", "kept", "--no-passages").out
     assert f"\n     {LONG[:60]}" in beginnings
     assert "…\n" in beginnings
+
+
+def test_a_query_commands_no_terminal(run: Run, index: ColBERTIndex) -> None:
+    shown = run("search", "--queries", "-", "--store", "kept", "-k", 1, stdin="\x1b]0;title\x07 plane").out
+    assert shown.splitlines()[0] == "\ufffd]0;title\ufffd plane"
 
 
 def test_several_queries_are_headed(run: Run, index: ColBERTIndex) -> None:

@@ -360,7 +360,16 @@ def test_a_score_of_minus_infinity_is_null_in_json(checkpoint: Callable[[str], P
         (lambda said: said["matches"][0].update(query_token=3), r"not the output of Explanation.as_dict\(\)"),
         (lambda said: said["matches"][2]["query_token"].update(stop=99), "outside of its text"),
         (lambda said: said["matches"][2]["query_token"].update(start=-3), "outside of its text"),
+        (lambda said: said["matches"][2]["query_token"].update(text=5), "in the place of another type"),
+        (lambda said: said["matches"][2]["query_token"].update(start=0.5), "in the place of another type"),
+        (lambda said: said["matches"][2]["query_token"].update(stop=True), "in the place of another type"),
         (lambda said: said["matches"][0].update(query_index='"><script>'), "in the place of another type"),
+        (lambda said: said["matches"][1].update(query_index=99), "not one for each query token, in order"),
+        (lambda said: said["matches"].pop(0), "not one for each query token, in order"),
+        (lambda said: said["similarities"]["document_tokens"][0].update(text=None), "in the place of another type"),
+        (lambda said: said["similarities"]["values"].pop(), "those of other tokens"),
+        (lambda said: said["similarities"].update(values=1), "those of other tokens"),
+        (lambda said: said["matches"][0].update(document_index=99), "those of other tokens"),
         (lambda said: said["matches"][0].update(document_index=-1), "negative"),
         (lambda said: said.update(score="x"), "in the place of another type"),
         (lambda said: said.update(query_cut="a"), "in the place of another type"),
@@ -368,7 +377,7 @@ def test_a_score_of_minus_infinity_is_null_in_json(checkpoint: Callable[[str], P
     ],
 )
 def test_other_data_is_refused(tiny: ColBERT, change: Callable, said: str) -> None:
-    data = json.loads(json.dumps(tiny.explain("a fox", TEXT).as_dict()))
+    data = json.loads(json.dumps(tiny.explain("a fox", TEXT).as_dict(similarities=True)))
     change(data)
     with pytest.raises(InputError, match=said):
         Explanation.from_dict(data)

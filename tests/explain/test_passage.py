@@ -36,7 +36,9 @@ def test_of_a_long_sentence_it_is_whole_words() -> None:
     made = won_by("one two three four five six seven eight", ("wo", 0.5), ("fou", 0.5), ("eight", 0.75))
     assert passage(made, 20) == ("two three four", 1.0)
     assert passage(made, 10) == ("eight", 0.75)
+    assert passage(made, 14) == ("two three four", 1.0)
     # Where the words do not fit, the tokens.
+    assert passage(made, 13) == ("wo three fou", 1.0)
     assert passage(made, 2) == ("eight", 0.75)
     assert passage(won_by("unbelievable", ("bel", 0.5)), 5) == ("bel", 0.5)
 

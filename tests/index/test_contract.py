@@ -77,6 +77,12 @@ def test_an_empty_store_finds_nothing(store: Store) -> None:
     assert list(store.iter_documents()) == store.get(["a"]) == []
 
 
+def test_an_empty_store_has_nothing_to_change(store: Store) -> None:
+    store.delete(["a"])
+    store.set_metadata(["a"], [{"n": 1}])
+    assert (store.count(), store.dim) == (0, None)
+
+
 def test_no_query_finds_nothing(store: Store, documents: dict[str, torch.Tensor]) -> None:
     fill(store, documents)
     assert store.search(QUERIES[:0]) == []

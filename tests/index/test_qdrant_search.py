@@ -152,16 +152,19 @@ def test_a_query_without_vectors_finds_every_document_alike(store: QdrantStore) 
         assert made.search(queries, 2, {"n": 1}) == memory.search(queries, 2, {"n": 1})
 
 
-def test_queries_are_sent_in_requests_of_so_many_bytes() -> None:
+@pytest.mark.parametrize("search", ["exact", "first_stage"])
+@pytest.mark.parametrize("named", [False, True])  # ids go with each query, and with its first stage once more
+def test_queries_are_sent_in_requests_of_so_many_bytes(named: bool, search: str) -> None:
     documents = {f"d{number}": matrix for number, matrix in enumerate(dyadic(1, *[3] * 20))}
     queries = dyadic(5, *[4] * 30)
-    with on_server(batch_bytes=3000) as made:
+    with on_server(batch_bytes=6000, first_stage="mean") as made:
         fill(made, documents)
         before = len(shared_server().asked)
-        assert found(made, queries, 4) == brute_force(documents, queries, 4)
+        ids = list(documents) if named else None
+        assert found(made, queries, 4, ids=ids, search=search) == brute_force(documents, queries, 4)
         sizes = [asked.size for asked in shared_server().asked[before:] if asked.call.endswith("/query/batch")]
-        assert len(sizes) > 3
-        assert max(sizes) <= 3000
+        assert 1 < len(sizes) < 30
+        assert max(sizes) <= 6000
 
 
 def test_many_ids_are_looked_among_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,6 +306,15 @@ def test_wrong_vectors_of_a_first_stage_are_refused(lengths: list[int], said: st
 
     with on_server(first_stage=Wrong()) as made, pytest.raises(InputError, match=said):
         made.upsert(["a", "b"], dyadic(1, 3, 3), ["a", "b"])
+
+
+@pytest.mark.parametrize("queries", [[[1.0, 2.0]], None])
+async def test_queries_that_are_no_token_embeddings_reach_no_first_stage(queries: Any) -> None:
+    with QdrantStore(":memory:", first_stage="mean", search="first_stage") as made:
+        with pytest.raises(InputError, match="queries must be TokenEmbeddings, not"):
+            made.search(queries)
+        with pytest.raises(InputError, match="queries must be TokenEmbeddings, not"):
+            await made.asearch(queries)
 
 
 async def test_the_first_stage_of_an_async_search(coded: QdrantStore) -> None:

@@ -71,6 +71,9 @@ def documents() -> dict[str, torch.Tensor]:
         ({"collection": ""}, "collection must be a name"),
         ({"dtype": "int8"}, "dtype must be"),
         ({"quantization": "int4"}, "'int8', 'binary', or a quantization of qdrant_client.models, not 'int4'"),
+        ({"quantization": ["int8"]}, r"or a quantization of qdrant_client.models, not \['int8'\]"),
+        ({"on_disk": "false"}, "on_disk must be True or False, not 'false'"),
+        ({"prefer_grpc": 0}, "prefer_grpc must be True or False, not 0"),
         ({"first_stage": "max"}, "first_stage must be 'mean' or an embedding model"),
         ({"first_stage": object()}, "first_stage must be 'mean' or an embedding model"),
         ({"search": "pooled"}, "has no search='pooled'"),
@@ -884,6 +887,20 @@ def test_stores_that_share_a_local_client_take_turns(monkeypatch: pytest.MonkeyP
         assert set(threads.map(QdrantStore.count, [one, other] * 8)) == {1}
     assert most == 1
     client.close()
+
+
+def test_threads_do_not_take_turns_at_a_server(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2, timeout=30)
+    with QdrantStore(server.url) as store, ThreadPoolExecutor(2) as executor:
+        fill(store, {"a": torch.ones(1, DIM)})
+        real = store.client.count
+
+        def count(**arguments: Any) -> models.CountResult:
+            both.wait()  # for the other thread's request to be under way
+            return real(**arguments)
+
+        monkeypatch.setattr(store.client, "count", count)
+        assert list(executor.map(lambda _: store.count(), range(2))) == [1, 1]
 
 
 # ---------------------------------------------------------------------------------------------------------------- forks

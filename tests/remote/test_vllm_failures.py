@@ -36,7 +36,9 @@ def model(double: Double, folder) -> Iterator[Model]:
     made = []
 
     def make(*urls: str, layout: str = "stanford", **options) -> ColBERT:
-        colbert = {name: options.pop(name) for name in ("batch_tokens", "batch_size") if name in options}
+        colbert = {
+            name: options.pop(name) for name in ("batch_tokens", "batch_size", "truncate_dim") if name in options
+        }
         forward = VLLMForward(urls or double.url, **{"embed_dtype": "float32", **options})
         made.append(forward)
         return ColBERT(folder(layout), device="cpu", forward=forward, **colbert)
@@ -221,8 +223,9 @@ def test_proxy_settings_that_cannot_be_used_are_our_error(
 )
 def test_vectors_of_another_kind(alter: Callable, message: str, double: Double, model: Model) -> None:
     double.alter = alter
-    with pytest.raises(RemoteMismatchError, match=message):
-        model().encode_document(TEXTS)
+    for options in ({}, {"truncate_dim": 4}):  # which are cut only here
+        with pytest.raises(RemoteMismatchError, match=message):
+            model(**options).encode_document(TEXTS)
 
 
 def test_a_text_without_tokens_asks_nobody(tmp_path) -> None:

@@ -150,6 +150,8 @@ async def test_nothing_to_rank_asks_nobody(double: Double, made: VLLMScorer) -> 
         ("a", "text", None, "documents must be a list of strings, not str"),
         ("a", {"a"}, None, "documents must be a list of strings, not set"),
         ("a", ["a", 3], None, r"documents\[1\] must be a string, not int"),
+        ("\ud800", ["a"], None, "query is not valid Unicode: .* where it is read"),
+        ("a", ["a", "a \udfff"], None, r"documents\[1\] is not valid Unicode: .* where it is read"),
         ("a", ["a"], 0, "top_n must be a whole number from 1"),
         ("a", ["a"], True, "not True"),
     ],
@@ -160,6 +162,12 @@ async def test_impossible_arguments_are_refused(query, documents, top_n, message
     with pytest.raises(InputError, match=message):
         await made.arank(query, documents, top_n)
     assert double.asked == []
+
+
+@pytest.mark.parametrize("given", ["", 5, b"org/name", ["org/name"]])
+def test_a_checkpoint_is_a_name_or_a_path(given) -> None:
+    with pytest.raises(InputError, match="checkpoint must be the name or path of a checkpoint, not"):
+        VLLMScorer("http://a", given)
 
 
 def test_failures_are_asked_again_and_refusals_are_not(double: Double, made: VLLMScorer) -> None:

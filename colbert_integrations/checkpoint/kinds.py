@@ -1,0 +1,38 @@
+"""Values of a checkpoint's files: refused where they are of another kind than they have to be."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from ..errors import CheckpointError
+
+__all__ = ["of_kind", "strings"]
+
+T = TypeVar("T")
+
+_KINDS = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
+
+
+def of_kind(value: Any, kind: type[T], where: str) -> T:
+    """Take a value if it is of a kind: ``"false"``, as some write by hand, would count as true.
+
+    Args:
+        value: The value, not null.
+        kind: What it has to be. For ``bool`` 0 and 1 are fine too.
+        where: The file and the key, for the message.
+
+    Returns:
+        The value, as that kind.
+
+    Raises:
+        CheckpointError: If it is of another kind.
+    """
+    fits = value in (0, 1) if kind is bool else isinstance(value, kind) and not isinstance(value, bool)
+    if not fits:
+        raise CheckpointError(f"{where} is {value!r}, and has to be {_KINDS[kind]}")
+    return kind(value)  # type: ignore[call-arg]  # all of ``_KINDS`` take one
+
+
+def strings(value: Any, where: str) -> tuple[str, ...]:
+    """Take a list of strings; see ``of_kind``."""
+    return tuple(of_kind(item, str, where) for item in of_kind(value, list, where))
