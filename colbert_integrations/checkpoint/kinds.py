@@ -18,7 +18,7 @@ def of_kind(value: Any, kind: type[T], where: str) -> T:
 
     Args:
         value: The value, not null.
-        kind: What it has to be. For ``bool`` 0 and 1 are fine too.
+        kind: What it has to be. For ``bool`` 0 and 1 are fine too, for ``int`` a float without a fraction.
         where: The file and the key, for the message.
 
     Returns:
@@ -27,10 +27,16 @@ def of_kind(value: Any, kind: type[T], where: str) -> T:
     Raises:
         CheckpointError: If it is of another kind.
     """
-    fits = value in (0, 1) if kind is bool else isinstance(value, kind) and not isinstance(value, bool)
-    if not fits:
+    if not _fits(value, kind):
         raise CheckpointError(f"{where} is {value!r}, and has to be {_KINDS[kind]}")
     return kind(value)  # type: ignore[call-arg]  # all of ``_KINDS`` take one
+
+
+def _fits(value: object, kind: type) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and value in (0, 1)
+    whole = kind is int and isinstance(value, float) and value.is_integer()
+    return whole or isinstance(value, kind)
 
 
 def strings(value: Any, where: str) -> tuple[str, ...]:

@@ -90,10 +90,11 @@ def test_modules_that_are_no_list_of_objects_are_refused(content: str, tmp_path:
         ColBERT(folder, device="cpu")
 
 
-def test_switches_may_be_numbers(tmp_path: Path) -> None:
+def test_switches_may_be_numbers_and_lengths_written_as_floats(tmp_path: Path) -> None:
     path = checkpoints.build("pylate", tmp_path) / ST
-    path.write_text(json.dumps({**json.loads(path.read_text()), "attend_to_expansion_tokens": 1}))
-    assert ColBERT(path.parent, device="cpu").spec.attend_to_expansion_tokens is True
+    path.write_text(json.dumps({**json.loads(path.read_text()), "attend_to_expansion_tokens": 1, "query_length": 24.0}))
+    spec = ColBERT(path.parent, device="cpu").spec
+    assert (spec.attend_to_expansion_tokens, repr(spec.query_length)) == (True, "24")
 
 
 @pytest.mark.parametrize("token", ["hf_SECRET ", "hf_SEC RET", "hf_SECRET\n"])
