@@ -1,4 +1,4 @@
-"""Numbers that arguments may be, for all rooms; without torch."""
+"""Numbers and texts that arguments may be, for all rooms; without torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numbers import Real
 
 from .errors import InputError
 
-__all__ = ["check_pool_factor", "check_threshold", "check_timeout", "check_whole_number"]
+__all__ = ["check_pool_factor", "check_text", "check_threshold", "check_timeout", "check_whole_number"]
 
 
 def check_whole_number(name: str, value: object, least: int = 1, otherwise: str = "") -> None:
@@ -32,3 +32,17 @@ def check_threshold(value: object) -> None:
     """Refuse what no score can be compared with, but for None."""
     if value is not None and (not isinstance(value, Real) or value != value):
         raise InputError(f"score_threshold must be a number, or None for no limit, not {value!r}")
+
+
+def check_text(name: str, value: object) -> None:
+    """Refuse anything but a string that can be encoded: half a surrogate pair can't."""
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be a string, not {type(value).__name__}")
+    if value.isascii():  # which Python knows without looking
+        return
+    try:
+        value.encode()
+    except UnicodeError as error:
+        raise InputError(
+            f"{name} is not valid Unicode: {error}. Decode it with errors='replace' where it is read"
+        ) from error

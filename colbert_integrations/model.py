@@ -21,7 +21,7 @@ import torch
 
 from .cache import CacheInfo, DocumentCache
 from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, locate, read_checkpoint, weights_digest
-from .checks import check_pool_factor, check_threshold
+from .checks import check_pool_factor, check_text, check_threshold
 from .embeddings import TokenEmbeddings
 from .encoder import (
     EncodeOptions,
@@ -686,24 +686,11 @@ def _restore(settings: dict[str, Any], forward: Forward | RemoteForward | None) 
 def _texts(texts: str | Iterable[str], name: str) -> list[str]:
     """The texts as a list, each of them checked, before any work is done."""
     if isinstance(texts, str):
-        _check_unicode(texts, name)
+        check_text(name, texts)
         return [texts]
     if not isinstance(texts, Iterable):
         raise InputError(f"{name} must be strings, not {type(texts).__name__}")
     checked = list(texts)
     for index, text in enumerate(checked):
-        if not isinstance(text, str):
-            raise InputError(f"{name}[{index}] must be a string, not {type(text).__name__}")
-        _check_unicode(text, f"{name}[{index}]")
+        check_text(f"{name}[{index}]", text)
     return checked
-
-
-def _check_unicode(text: str, name: str) -> None:
-    if text.isascii():  # which Python knows without looking
-        return
-    try:
-        text.encode()
-    except UnicodeError as error:
-        raise InputError(
-            f"{name} is not valid Unicode: {error}. Decode it with errors='replace' where it is read"
-        ) from error

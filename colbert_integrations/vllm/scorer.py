@@ -11,6 +11,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
+from ..checks import check_text
 from ..errors import InputError, NonFiniteError
 from ..ranking import RankedDocument, check_top_n, ranked
 from .link import Link
@@ -227,19 +228,8 @@ def _wait(future: Future[T]) -> T:
 
 
 def _check_texts(query: object, documents: object) -> None:
-    _check_text("query", query)
+    check_text("query", query)
     if isinstance(documents, (str, bytes)) or not isinstance(documents, Sequence):
         raise InputError(f"documents must be a list of strings, not {type(documents).__name__}")
     for index, text in enumerate(documents):
-        _check_text(f"documents[{index}]", text)
-
-
-def _check_text(name: str, text: object) -> None:
-    if not isinstance(text, str):
-        raise InputError(f"{name} must be a string, not {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{name} is not valid Unicode: {error}. Decode it with errors='replace' where it is read"
-        ) from error
+        check_text(f"documents[{index}]", text)
