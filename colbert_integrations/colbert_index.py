@@ -12,7 +12,7 @@ from typing import Any, NoReturn, overload
 from .checks import check_pool_factor, check_threshold, check_whole_number
 from .embeddings import TokenEmbeddings
 from .errors import AddError, InputError, StoreError
-from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument, parse_filter
+from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument, check_ids, parse_filter
 from .loading import Loader, Row
 from .location import open_store
 from .model import ColBERT
@@ -178,6 +178,7 @@ class ColBERTIndex:
         normalize_scores: bool = False,
         score_threshold: float | None = None,
         explain: bool = False,
+        show_progress: bool | None = None,
     ) -> list[Hit]: ...
 
     @overload
@@ -193,6 +194,7 @@ class ColBERTIndex:
         normalize_scores: bool = False,
         score_threshold: float | None = None,
         explain: bool = False,
+        show_progress: bool | None = None,
     ) -> list[list[Hit]]: ...
 
     def search(
@@ -207,6 +209,7 @@ class ColBERTIndex:
         normalize_scores: bool = False,
         score_threshold: float | None = None,
         explain: bool = False,
+        show_progress: bool | None = None,
     ) -> list[Hit] | list[list[Hit]]:
         """Find the documents that answer a query best.
 
@@ -224,6 +227,7 @@ class ColBERTIndex:
             score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
             explain: Whether hits carry an ``explanation``, of their texts encoded once more: scores of stored vectors,
                 which may be rounded or merged, can differ from it. Hits without a text get none.
+            show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Returns:
             At most ``k`` hits, score descending, then id ascending; a list of them for each query of several.
@@ -235,11 +239,12 @@ class ColBERTIndex:
         """
         with logged(_log, "search", self.model.about):
             texts = _queries(query)
-            _check_search(k, filter, score_threshold)
-            encoded = self._encode_queries(texts, normalize_scores)
+            self._check_search(k, filter, search, candidates, score_threshold)
+            named = None if ids is None else check_ids(ids)
+            encoded = self._encode_queries(texts, normalize_scores, show_progress)
             with timed("score_s"):
                 found = self.store.search(
-                    encoded, k, filter, ids=ids, search=search, candidates=candidates, texts=texts
+                    encoded, k, filter, ids=named, search=search, candidates=candidates, texts=texts
                 )
             found = self._finished(encoded, found, normalize_scores, score_threshold)
             if explain:
@@ -263,11 +268,12 @@ class ColBERTIndex:
         if not isinstance(query, str):
             raise InputError(f"query must be one string, not {type(query).__name__}; await one call for each")
         with logged(_log, "search", self.model.about):
-            _check_search(k, filter, score_threshold)
+            self._check_search(k, filter, search, candidates, score_threshold)
+            named = None if ids is None else check_ids(ids)
             encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
             with timed("score_s"):
                 found = await self.store.asearch(
-                    encoded, k, filter, ids=ids, search=search, candidates=candidates, texts=[query]
+                    encoded, k, filter, ids=named, search=search, candidates=candidates, texts=[query]
                 )
             found = self._finished(encoded, found, normalize_scores, score_threshold)
             if explain:
@@ -321,11 +327,31 @@ class ColBERTIndex:
             explain=explain,
         )
 
-    def _encode_queries(self, query: str | Sequence[str], normalize_scores: bool) -> TokenEmbeddings:
+    def _check_search(
+        self,
+        k: int,
+        filter: Filter | None,
+        search: Search | None,
+        candidates: int | None,
+        score_threshold: float | None,
+    ) -> None:
+        """Refuse before the model is loaded what the store would refuse later."""
+        check_whole_number("k", k)
+        if candidates is not None:
+            check_whole_number("candidates", candidates)
+        if filter is not None and not callable(filter):
+            parse_filter(filter)
+        if search is not None:
+            self.store.check_search(search)
+        check_threshold(score_threshold)
+
+    def _encode_queries(
+        self, query: str | Sequence[str], normalize_scores: bool, show_progress: bool | None = None
+    ) -> TokenEmbeddings:
         self._bind()
         if normalize_scores:
             check_normalizable(self.model.spec, self.model.settings.model)
-        return self.model.encode_query(query)
+        return self.model.encode_query(query, show_progress=show_progress)
 
     def _finished(
         self, encoded: TokenEmbeddings, found: list[list[Hit]], normalized: bool, threshold: float | None
@@ -348,13 +374,14 @@ class ColBERTIndex:
 
     # --------------------------------------------------------------------------------------------------- persistence
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: str | os.PathLike[str], *, show_progress: bool | None = None) -> None:
         """Write the index to a folder, as one step: what was there before stays whole until the end.
 
         Only what changed since the last time is written.
 
         Args:
             folder: Where; made if it is not there.
+            show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Raises:
             StoreError: If it can't be written, or the store is kept elsewhere anyway.
@@ -362,7 +389,7 @@ class ColBERTIndex:
         if not isinstance(self.store, MemoryStore):
             raise StoreError(f"a {type(self.store).__name__} keeps its documents itself: there is nothing to save")
         self.store.bind(self.model.fingerprint)
-        self.store.save(folder)
+        self.store.save(folder, show_progress=show_progress)
 
     @classmethod
     def load(
@@ -373,6 +400,7 @@ class ColBERTIndex:
         device: str | None = None,
         verify: bool = True,
         pool_factor: float = 1,
+        show_progress: bool | None = None,
     ) -> ColBERTIndex:
         """Open a saved index.
 
@@ -383,6 +411,7 @@ class ColBERTIndex:
                 needed.
             verify: Whether the checksums of all files are compared. Sizes are in any case.
             pool_factor: For documents that are added from now on.
+            show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Returns:
             The index.
@@ -394,7 +423,7 @@ class ColBERTIndex:
             CheckpointError: If the model can't be loaded.
             MissingExtraError: If a bundled model's package is not installed.
         """
-        store = MemoryStore.load(folder, device=device, verify=verify)
+        store = MemoryStore.load(folder, device=device, verify=verify, show_progress=show_progress)
         if model is None:
             if store.fingerprint is None:
                 raise StoreError(f"{os.fspath(folder)} does not say which model it was made with: pass model=")
@@ -462,14 +491,6 @@ def _opened(given: Store | str | None) -> Store:
     if isinstance(given, Store):
         return given
     return open_store(given)
-
-
-def _check_search(k: object, filter: Filter | None, score_threshold: object) -> None:
-    """Refuse before the model is loaded what a store would refuse later."""
-    check_whole_number("k", k)
-    if filter is not None and not callable(filter):
-        parse_filter(filter)
-    check_threshold(score_threshold)
 
 
 def _queries(query: object) -> list[Any]:

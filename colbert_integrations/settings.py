@@ -10,7 +10,7 @@ from typing import Any, Literal
 from .checks import check_whole_number
 from .errors import InputError
 
-__all__ = ["DEFAULT_MODEL", "Settings"]
+__all__ = ["DEFAULT_MODEL", "STRINGS", "Settings"]
 
 # 33M parameters: better than colbertv2.0 on BEIR by its authors' figures, and quick on a CPU.
 DEFAULT_MODEL = "answerdotai/answerai-colbert-small-v1"
@@ -20,8 +20,10 @@ _NUMBERS = dict.fromkeys(("query_length", "document_length", "batch_tokens", "ba
 _NUMBERS |= {"truncate_dim": 1, "projection_dim": 1, "window_overlap": 0, "cache_bytes": 0}
 _UNDECIDED = {"query_expansion", "attend_to_expansion_tokens"}
 _SWITCHES = {"allow_unprojected", "local_files_only", "trust_remote_code"} | _UNDECIDED
-_STRINGS = {"device", "dtype", "query_marker", "document_marker", "query_prompt", "document_prompt", "language"}
-_STRINGS |= {"attn_implementation", "revision", "cache_dir"}
+
+STRINGS = {"device", "dtype", "query_marker", "document_marker", "query_prompt", "document_prompt", "language"}
+STRINGS |= {"attn_implementation", "revision", "cache_dir"}
+"""Of the settings, those that are strings, also where they look like numbers, as a revision may."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _check(name: str, value: object) -> None:
         return
     if name in _NUMBERS:
         check_whole_number(name, value, _NUMBERS[name])
-    elif name in _STRINGS and not isinstance(value, str):
+    elif name in STRINGS and not isinstance(value, str):
         raise InputError(f"{name} must be a string, not {value!r}")
     elif name == "skiplist_words" and not (isinstance(value, tuple) and all(isinstance(word, str) for word in value)):
         raise InputError(f"skiplist_words must be a list of words, not {value!r}")

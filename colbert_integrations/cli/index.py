@@ -93,7 +93,7 @@ def _load(
         )
     finally:
         if folder is not None:
-            index.save(folder)
+            index.save(folder, show_progress=output.show_progress)
     unread = failures.count - report.failed
     return replace(report, documents=report.documents + unread, failed=failures.count)
 
@@ -104,7 +104,7 @@ def _saving(documents: Iterator[dict[str, Any]], index: ColBERTIndex, folder: Pa
     for document in documents:
         yield document
         if (started := time.monotonic()) - saved > pause:
-            index.save(folder)
+            index.save(folder, show_progress=False)  # the bar that is shown is of the documents
             saved = time.monotonic()
             pause = max(_SAVE_EVERY_S, (saved - started) / _SAVING_SHARE)
 

@@ -65,7 +65,7 @@ def open_index(args: argparse.Namespace) -> ColBERTIndex:
         CheckpointError: If the model can't be loaded.
     """
     folder = folder_of(args.store)
-    store = open_store(args.store) if folder is None else MemoryStore.load(folder)
+    store = open_store(args.store) if folder is None else _loaded(args, folder)
     if store.fingerprint is None and (args.model is None or not store.count()):
         raise StoreError(
             f"{args.store} holds no index, or one that does not say which model it was made with: make one with the "
@@ -97,8 +97,8 @@ def opened_for_writing(args: argparse.Namespace) -> Iterator[ColBERTIndex]:
         with _joined(args, open_store(args.store)) as index:
             yield index
         return
-    with _locked(folder), _joined(args, _store_in(folder, args.nbits)) as index:
-        index.save(folder)  # now, so that a folder which can't be written is found before any work
+    with _locked(folder), _joined(args, _store_in(args, folder)) as index:
+        index.save(folder, show_progress=False)  # now, so that a folder which can't be written is found before any work
         yield index
 
 
@@ -112,10 +112,15 @@ def _joined(args: argparse.Namespace, store: Store) -> ColBERTIndex:
     return ColBERTIndex(open_model(args, made_with), store)
 
 
-def _store_in(folder: Path, nbits: int | None) -> MemoryStore:
+def _loaded(args: argparse.Namespace, folder: Path) -> MemoryStore:
+    return MemoryStore.load(folder, show_progress=False if args.quiet else None)
+
+
+def _store_in(args: argparse.Namespace, folder: Path) -> MemoryStore:
+    nbits = args.nbits
     if all(path.name in _NO_INDEX_YET for path in folder.iterdir()):
-        return MemoryStore(nbits=nbits)  # type: ignore[arg-type]  # the parser admits 8, 4 and 2
-    store = MemoryStore.load(folder)
+        return MemoryStore(nbits=nbits)
+    store = _loaded(args, folder)
     if nbits not in (None, store.nbits):
         kept = "vectors as they are" if store.nbits is None else f"codes of {store.nbits} bits"
         raise InputError(f"{folder} keeps {kept}, which --nbits {nbits} can't change: choose another folder")

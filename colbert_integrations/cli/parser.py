@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 from .. import __version__
-from ..settings import DEFAULT_MODEL, Settings
+from ..settings import DEFAULT_MODEL, STRINGS, Settings
 
 __all__ = ["PROGRAM", "parse"]
 
@@ -318,6 +318,7 @@ def _setting(value: str) -> tuple[str, Any]:
     if not equals or name not in known:
         raise argparse.ArgumentTypeError(f"must be NAME=VALUE, NAME one of {', '.join(known)}, not {value!r}")
     try:
-        return name, json.loads(said)
+        read = json.loads(said)
     except (ValueError, RecursionError):
         return name, said
+    return name, said if name in STRINGS and not isinstance(read, str | None) else read

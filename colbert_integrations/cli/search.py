@@ -46,6 +46,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
                 normalize_scores=args.normalize,
                 score_threshold=args.threshold,
                 explain=args.explain or not args.no_passages,
+                show_progress=output.show_progress,
             )
             for query, hits in zip(some, found, strict=True):
                 if output.as_json:

@@ -8,6 +8,7 @@ stores: ``filters.py`` is the language of filters, ``metadata.py`` and ``checks.
 
 from __future__ import annotations
 
+from .checks import check_ids
 from .filters import Condition, is_yes, matches, parse_filter
 from .memory import MemoryStore
 from .metadata import json_copy
@@ -21,6 +22,7 @@ __all__ = [
     "Search",
     "Store",
     "StoredDocument",
+    "check_ids",
     "is_yes",
     "json_copy",
     "matches",

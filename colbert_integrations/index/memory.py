@@ -110,7 +110,8 @@ class MemoryStore(Store):
         self._pending: tuple[State, Mapping[str, tuple[Segment, int]], Sequence[str]] | None = None
         self._lock = threading.RLock()  # held for moments, by readers too: to take or to replace a whole state
         self._writing = threading.RLock()  # one writer at a time
-        self.search_default = self._check_search(search)
+        self.check_search(search)
+        self.search_default = search
         self.candidates_default = check_count("candidates", candidates)
 
     # --------------------------------------------------------------------------------------------------- properties
@@ -296,7 +297,8 @@ class MemoryStore(Store):
     ) -> list[list[Hit]]:
         """Find the documents that score highest; see ``Store.search``. No stage here reads ``texts``."""
         check_embeddings("queries", queries)
-        mode = self._check_search(search or self.search_default)
+        mode = search or self.search_default
+        self.check_search(mode)
         asked = check_count("candidates", candidates) or self.candidates_default
         check_k(k)
         state, wanted = self._wanted(filter, ids)
@@ -338,13 +340,14 @@ class MemoryStore(Store):
 
     # -------------------------------------------------------------------------------------------------- persistence
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: str | os.PathLike[str], *, show_progress: bool | None = None) -> None:
         """Write everything to a folder, as one step; other threads may go on reading and writing.
 
         Only files that are new since the last time are written. What was there is replaced at the end, whole.
 
         Args:
             folder: Where; made if it is not there.
+            show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Raises:
             StoreError: If it can't be written; an index that was there is unchanged.
@@ -360,7 +363,7 @@ class MemoryStore(Store):
             "candidates": self.candidates_default,
             "fingerprint": None if fingerprint is None else fingerprint.as_json(),
         }
-        write_index(Path(folder), Saved(layout, state.views, about))
+        write_index(Path(folder), Saved(layout, state.views, about), show_progress=show_progress)
 
     @classmethod
     def load(
@@ -370,6 +373,7 @@ class MemoryStore(Store):
         device: str | torch.device | None = None,
         device_bytes: int | None = None,
         verify: bool = True,
+        show_progress: bool | None = None,
     ) -> MemoryStore:
         """Open what was saved; on the CPU vectors are mapped, and read from disk when they are first searched.
 
@@ -378,6 +382,7 @@ class MemoryStore(Store):
             device: Where vectors are kept and searched. None: the CPU.
             device_bytes: Maximum memory in bytes to take there. None: as in the constructor.
             verify: Whether the checksums of all files are compared, which reads them whole. Sizes are in any case.
+            show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Returns:
             The store, with the settings it was saved with.
@@ -386,7 +391,7 @@ class MemoryStore(Store):
             StoreError: If there is no index, or a newer version of this package wrote it.
             DamagedIndexError: If a file is missing or damaged, naming it.
         """
-        saved = read_index(Path(folder), verify=verify)
+        saved = read_index(Path(folder), verify=verify, show_progress=show_progress)
         about = dict(saved.about)
         fingerprint = about.pop("fingerprint")
         store = cls(**about, device=device, device_bytes=device_bytes)
@@ -435,11 +440,11 @@ class MemoryStore(Store):
                 found.setdefault(segment, []).append(position)
         return found
 
-    def _check_search(self, search: Search) -> Search:
+    def check_search(self, search: Search) -> None:
+        """Refuse a way to search that this store does not offer; see ``Store.check_search``."""
         check_search(search, without="first_stage", where="a MemoryStore")
         if search == "codes" and self._nbits is None:
             raise InputError("search='codes' needs codes: make the store with nbits=8, 4 or 2")
-        return search
 
     def __repr__(self) -> str:
         form = self._dtype if self._nbits is None else f"nbits={self._nbits}"

@@ -20,7 +20,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ..errors import DamagedIndexError, StoreError
+from ..progress import progress_bar
 from .layout import Layout, part
 from .segment import Segment, View
 
@@ -68,12 +69,13 @@ class Saved:
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def write_index(folder: Path, saved: Saved) -> None:
+def write_index(folder: Path, saved: Saved, *, show_progress: bool | None) -> None:
     """Write an index, as one step.
 
     Args:
         folder: Where; made if it is not there.
         saved: What to write. Files that are there already are not written again.
+        show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
     Raises:
         StoreError: If that fails; the index that was there is whole, and nothing else is left behind.
@@ -81,12 +83,12 @@ def write_index(folder: Path, saved: Saved) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            _write(folder, saved)
+            _write(folder, saved, show_progress)
     except OSError as error:
         raise StoreError(f"can't save the index to {folder}: {error}. An index that was there is unchanged") from error
 
 
-def _write(folder: Path, saved: Saved) -> None:
+def _write(folder: Path, saved: Saved, show_progress: bool | None) -> None:
     _check_replaceable(folder)
     there = _files_of(_manifest_or_none(folder))
     new: list[Path] = []
@@ -96,7 +98,7 @@ def _write(folder: Path, saved: Saved) -> None:
             "version": _VERSION,
             "layout": None if saved.layout is None else asdict(saved.layout),
             "about": dict(saved.about),
-            "segments": [_write_view(folder, view, there, new) for view in saved.views],
+            "segments": _write_views(folder, saved.views, there, new, show_progress),
         }
         _write_file(folder / f"{_MANIFEST}.new", _sealed(manifest), new)
         _sync_folder(folder)  # the files must be there for good before something names them
@@ -110,6 +112,17 @@ def _write(folder: Path, saved: Saved) -> None:
         raise
     _sync_folder(folder)
     _sweep(folder, set(_files_of(manifest)))
+
+
+def _write_views(
+    folder: Path, views: Sequence[View], there: Mapping[str, Any], new: list[Path], show_progress: bool | None
+) -> list[dict[str, Any]]:
+    entries = []
+    with progress_bar(sum(map(len, views)), show_progress, "Saving") as bar:
+        for view in views:
+            entries.append(_write_view(folder, view, there, new))
+            bar.update(len(view))
+    return entries
 
 
 def _write_view(folder: Path, view: View, there: Mapping[str, Any], new: list[Path]) -> dict[str, Any]:
@@ -207,12 +220,13 @@ def _locked(folder: Path) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
-def read_index(folder: Path, *, verify: bool) -> Saved:
+def read_index(folder: Path, *, verify: bool, show_progress: bool | None) -> Saved:
     """Read an index; vectors are mapped into memory, not copied.
 
     Args:
         folder: Where it was written.
         verify: Whether checksums of all files are compared; sizes are in any case.
+        show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
     Returns:
         What it holds, on the CPU.
@@ -224,20 +238,24 @@ def read_index(folder: Path, *, verify: bool) -> Saved:
     while True:
         manifest = _manifest(folder)
         try:
-            return _read(folder, manifest, verify)
+            return _read(folder, manifest, verify, show_progress)
         except (DamagedIndexError, FileNotFoundError, RuntimeError) as error:
             # Somebody may have saved since, and removed what the older manifest names.
             if _manifest(folder) == manifest:
                 raise DamagedIndexError(str(error)) from error
 
 
-def _read(folder: Path, manifest: Mapping[str, Any], verify: bool) -> Saved:
-    for name, entry in _files_of(manifest).items():
-        _check_file(folder / name, entry, verify)
+def _read(folder: Path, manifest: Mapping[str, Any], verify: bool, show_progress: bool | None) -> Saved:
     layout = None if manifest["layout"] is None else Layout(**manifest["layout"])
-    assert layout is not None or not manifest["segments"]
-    views = tuple(_read_view(folder, entry, layout) for entry in manifest["segments"] if layout is not None)
-    return Saved(layout, views, manifest["about"])
+    entries, views = manifest["segments"], list[View]()
+    with progress_bar(sum(entry["documents"] for entry in entries), show_progress, "Opening") as bar:
+        for entry in entries:
+            for name, about in entry["files"].items():
+                _check_file(folder / name, about, verify)
+            assert layout is not None  # where there are documents
+            views.append(_read_view(folder, entry, layout))
+            bar.update(entry["documents"])
+    return Saved(layout, tuple(views), manifest["about"])
 
 
 def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout) -> View:

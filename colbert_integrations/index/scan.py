@@ -9,6 +9,7 @@ from itertools import accumulate
 import torch
 
 from ..embeddings import TokenEmbeddings
+from ..progress import progress_bar
 from .layout import Columns, Layout, ReadyQueries
 from .segment import Block, Segment, View, gather
 from .store import Search
@@ -172,8 +173,20 @@ class Finder:
         if mode == "codes":
             scan(self._views, self._wanted, self._ready, found, codes=True)
         else:
+            self._merge_vectors()
             small = Layout(self._layout.dim, nbits=8).ready(self._queries)
             scan(self._views, self._wanted, small, found, lambda view: view.segment.pooled(len(view)), codes=True)
         each = [self._layout.ready(self._queries[i : i + 1]) for i in range(len(self._queries))]
         rescore(self._views, each, found, best)
         return best
+
+    def _merge_vectors(self) -> None:
+        """Make the pooled twins that are not there yet: the first search of a large store takes its time for them."""
+        views = [view for view, mask in zip(self._views, self._wanted, strict=True) if mask.any()]
+        missing = [view for view in views if view.segment.pooled_if_made(len(view)) is None]
+        if not missing:
+            return
+        with progress_bar(sum(map(len, missing)), None, "Merging vectors") as bar:
+            for view in missing:
+                view.segment.pooled(len(view))
+                bar.update(len(view))

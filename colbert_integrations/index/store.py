@@ -217,6 +217,16 @@ class Store(ABC):
             StoreError: If the store is closed, or its server fails or refuses.
         """
 
+    def check_search(self, search: Search) -> None:  # noqa: B027  # what a store does not refuse here, search() does
+        """Refuse a way to search that this store does not offer, before queries are encoded for it.
+
+        Args:
+            search: As for ``search``.
+
+        Raises:
+            InputError: If ``search`` would refuse it.
+        """
+
     @abstractmethod
     def iter_documents(self) -> Iterator[StoredDocument]:
         """All documents with their vectors, as they were when the first was asked for.

@@ -246,7 +246,8 @@ class ColBERTRetriever(BaseRetriever):
         """
         from ..colbert_index import ColBERTIndex
 
-        return cls(index=ColBERTIndex.load(path, model, device=device, verify=verify), **options)
+        show = options.get("show_progress")
+        return cls(index=ColBERTIndex.load(path, model, device=device, verify=verify, show_progress=show), **options)
 
     def persist(self, path: str | os.PathLike[str]) -> None:
         """Write the nodes and their vectors to a folder, as one step; see ``ColBERTIndex.save``.
@@ -257,7 +258,7 @@ class ColBERTRetriever(BaseRetriever):
         Raises:
             StoreError: If it can't be written, or the store is kept elsewhere anyway.
         """
-        self.index.save(path)
+        self.index.save(path, show_progress=self._show_progress)
 
     def close(self) -> None:
         """Free the model's weights; the nodes stay, and the next call loads the weights again."""

@@ -153,7 +153,8 @@ class QdrantStore(Store):
             self._first,
             dict(payload_indexes or {}),
         )
-        self.search_default = self._check_search(search)
+        self.check_search(search)
+        self.search_default = search
         self.candidates_default = check_count("candidates", candidates)
         self._batch_bytes = check_count("batch_bytes", batch_bytes) or _BATCH_BYTES
         self._collection: Collection | None = None
@@ -442,7 +443,7 @@ class QdrantStore(Store):
             StoreServerError: If the server refuses a request or does not answer.
             StoreError: If the store is closed, or the collection can't be used.
         """
-        mode = self._check_search(search or self.search_default)
+        mode = self._mode(search)
         firsts = self._first_vectors(mode, queries, texts)
         return self._run(self._search(queries, k, filter, ids, mode, candidates, firsts))
 
@@ -533,7 +534,7 @@ class QdrantStore(Store):
         """Do what ``search`` does without blocking the event loop; see there for the arguments."""
         if callable(filter):
             return await super().asearch(queries, k, filter, ids=ids, search=search, candidates=candidates, texts=texts)
-        mode = self._check_search(search or self.search_default)
+        mode = self._mode(search)
         firsts = None
         if mode == "first_stage":  # another model may be asked, which takes its time
             firsts = await self._worker.run(self._first_vectors, mode, queries, texts)
@@ -581,11 +582,18 @@ class QdrantStore(Store):
         self._collection = yield from made(self._connection, self._form, dim, fingerprint)
         return self._collection
 
-    def _check_search(self, search: Search) -> Search:
+    def check_search(self, search: Search) -> None:
+        """Refuse a way to search that this store does not offer; see ``Store.check_search``."""
         check_search(search, without="pooled", where="a QdrantStore")
         if search == "first_stage" and self._first is None:
             raise InputError("search='first_stage' needs a first stage: make the store with first_stage=")
-        return search
+
+    def _mode(self, search: Search | None) -> Search:
+        """The way to search, before another model is asked for a first stage."""
+        self._check_open()
+        mode = search or self.search_default
+        self.check_search(mode)
+        return mode
 
     def __repr__(self) -> str:
         closed = ", closed" if self._closed else ""

@@ -122,6 +122,7 @@ async def test_search_and_candidates_reach_the_store(
     retriever: ColBERTRetriever, monkeypatch: pytest.MonkeyPatch, search: Any
 ):
     seen: list[Any] = []
+    monkeypatch.setattr(MemoryStore, "check_search", lambda self, search: None)
     monkeypatch.setattr(
         MemoryStore, "search", lambda self, queries, k, filter, **rest: seen.append((k, rest)) or [[]] * len(queries)
     )

@@ -141,7 +141,9 @@ def test_embedding_strings_take_the_place_of_the_query(make: Make):
 
 async def test_white_space_around_a_query_does_not_count(make: Make, monkeypatch: pytest.MonkeyPatch):
     retriever, encode, asked = make(), ColBERT.encode_query, list[Any]()
-    monkeypatch.setattr(ColBERT, "encode_query", lambda self, texts: asked.append(texts) or encode(self, texts))
+    monkeypatch.setattr(
+        ColBERT, "encode_query", lambda self, texts, **rest: asked.append(texts) or encode(self, texts, **rest)
+    )
     retriever.retrieve("\n lions \n\n")
     await retriever.aretrieve("lions\n\n")
     assert asked == [["lions"], "lions"]
@@ -406,13 +408,20 @@ async def test_nodes_are_added_without_a_model_at_hand(stanford: dict[str, Any])
     assert len(retriever.index) == 5
 
 
-async def test_adding_shows_a_bar_where_it_is_asked_for(make: Make, capsys: pytest.CaptureFixture[str]):
+async def test_a_bar_is_shown_where_it_is_asked_for(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make()
     assert capsys.readouterr().err == ""
     retriever = make(show_progress=True)
     assert "6/6" in capsys.readouterr().err
     await retriever.aadd_nodes(texts_as_nodes(["bread"]))
     assert "1/1" in capsys.readouterr().err
+    retriever.persist(tmp_path)
+    assert "Saving" in capsys.readouterr().err
+    ColBERTRetriever.from_persist_dir(tmp_path, retriever.index.model, show_progress=True)
+    assert "Opening" in capsys.readouterr().err
+    opened = ColBERTRetriever.from_persist_dir(tmp_path, retriever.index.model, show_progress=False)
+    opened.persist(tmp_path)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])

@@ -236,3 +236,19 @@ def test_a_terminal_without_a_letter_gets_it_escaped(encoding: str, monkeypatch:
 def test_the_script_is_installed() -> None:
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert '[project.scripts]\ncolbert-integrations = "colbert_integrations.cli:main"\n' in project
+
+
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        ("query_length=8", 8),
+        ('skiplist_words=["."]', ["."]),
+        ("query_marker=", ""),
+        ("revision=2024", "2024"),  # a string in any case
+        ('revision="2024"', "2024"),
+        ("cache_dir=1e3", "1e3"),
+        ("revision=null", None),
+    ],
+)
+def test_a_setting_is_json_or_else_a_string(said: str, value: object) -> None:
+    assert parse(["info", "model", "--set", said]).settings == [(said.partition("=")[0], value)]

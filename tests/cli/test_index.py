@@ -107,6 +107,11 @@ def test_a_bar_on_a_terminal_knows_how_many_there_are(run: Run, notes: Path, mon
     done = run("index", "notes", "lines.jsonl", "torn.jsonl.gz", "--store", "kept")
     assert " 7/7 " in done.err
     assert done.code == 1
+    assert "Saving: 100%" in done.err
+    assert "Opening: 100%" in run("search", "fox", "--store", "kept").err
+    assert "Opening: 100%" in run("index", "notes", "--store", "kept").err
+    for asked in (["search", "fox"], ["index", "notes"]):
+        assert run(*asked, "--store", "kept", "--quiet").err == ""
 
 
 def test_globs_choose_files_of_folders_and_hidden_ones_are_left_out(run: Run, notes: Path) -> None:

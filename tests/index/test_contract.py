@@ -389,6 +389,16 @@ def test_a_bar_shows_how_many_have_moved(
         assert "7/7" in capsys.readouterr().err
 
 
+def test_a_way_to_search_that_is_not_offered_is_refused_beforehand(store: Store) -> None:
+    for search in ("fast", "first_stage" if isinstance(store, MemoryStore) else "pooled"):
+        with pytest.raises(InputError) as beforehand:
+            store.check_search(search)  # type: ignore[arg-type]
+        with pytest.raises(InputError) as searching:
+            store.search(QUERIES, search=search)  # type: ignore[arg-type]
+        assert str(beforehand.value) == str(searching.value)
+    store.check_search("exact")
+
+
 def test_only_stores_are_copied(store: Store) -> None:
     with pytest.raises(InputError, match="source must be a store, not str; that of an index is its .store"):
         store.copy_from("elsewhere")  # type: ignore[arg-type]

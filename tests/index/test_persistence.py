@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from colbert_integrations import MemoryStore, TokenEmbeddings
+from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, progress
 from colbert_integrations.errors import DamagedIndexError, StoreError
 from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.index import memory, persistence, segment
@@ -44,8 +46,53 @@ def store(documents: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -
     return made
 
 
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show bars from the first moment; only of one test's own stderr, which a fixture does not have yet."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "_BAR_AFTER_S", 0.0)
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+# --------------------------------------------------------------------------------------------------------------- bars
+
+
+def test_saving_opening_and_merging_show_bars(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of documents in segments, a deleted one among them."""
+    on_a_terminal(monkeypatch)
+    store.save(tmp_path)
+    assert re.search("Saving: 100%.* 7/7 ", capsys.readouterr().err)
+    store.save(tmp_path, show_progress=False)
+    loaded = MemoryStore.load(tmp_path, show_progress=False)
+    assert capsys.readouterr().err == ""
+    MemoryStore.load(tmp_path)
+    assert re.search("Opening: 100%.* 7/7 ", capsys.readouterr().err)
+    for wanted, bar in (
+        (["d0", "d2"], "Merging vectors: 100%.* [1-6]/[1-6] "),
+        (None, "Merging vectors: 100%"),
+        (None, "^$"),
+    ):
+        loaded.search(QUERIES, 1, search="pooled", candidates=1, ids=wanted)
+        assert re.search(bar, capsys.readouterr().err)
+
+
+def test_an_index_shows_bars_unless_it_is_asked_not_to(
+    tiny: ColBERT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_a_terminal(monkeypatch)
+    index = ColBERTIndex(tiny)
+    index.add(["wing"], show_progress=False)
+    index.save(tmp_path, show_progress=False)
+    ColBERTIndex.load(tmp_path, tiny, show_progress=False)
+    assert capsys.readouterr().err == ""
+    index.save(tmp_path)
+    assert "Saving" in capsys.readouterr().err
+    ColBERTIndex.load(tmp_path, tiny)
+    assert "Opening" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------- round trip
