@@ -133,7 +133,7 @@ def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
         A Hugging Face tokenizer, as its files have it.
 
     Raises:
-        CheckpointError: If it can't be read.
+        CheckpointError: If it can't be read, or its length is no number.
         RemoteCodeError: If it is code, and ``trust_remote_code`` is off.
     """
     from transformers import AutoTokenizer
@@ -156,6 +156,7 @@ def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
             ) from error
         tokenizer = read(trust=True)
     _check_vocabulary(tokenizer, checkpoint.spec)
+    _check_max_length(tokenizer, checkpoint.spec)
     return tokenizer
 
 
@@ -165,6 +166,16 @@ def _check_vocabulary(tokenizer: Any, spec: ColBERTSpec) -> None:
         raise CheckpointError(
             f"{spec.name} has no vocabulary: its folder lacks tokenizer.json, or another tokenizer file. "
             "Save the tokenizer beside the model, or download the checkpoint again"
+        )
+
+
+def _check_max_length(tokenizer: Any, spec: ColBERTSpec) -> None:
+    """Refuse a length written as text or the like, which transformers takes and fails on with each text."""
+    length = getattr(tokenizer, "model_max_length", None)
+    if length is not None and not isinstance(length, (int, float)):
+        raise CheckpointError(
+            f"model_max_length of the tokenizer of {spec.name} is {length!r}, and has to be a number: correct it in "
+            "tokenizer_config.json"
         )
 
 

@@ -15,7 +15,7 @@ import checkpoints
 from colbert_integrations import ColBERT, TruncationWarning
 from colbert_integrations.checkpoint import SpecOverrides, read_checkpoint
 from colbert_integrations.encoder import apply_rules
-from colbert_integrations.errors import InputError
+from colbert_integrations.errors import CheckpointError, InputError
 
 LONG = "The fox, the dog and the cat run into the city where the wind lifts the wings of a plane over the river. "
 
@@ -45,6 +45,12 @@ def ids_of(model: ColBERT, text: str, side) -> list[int]:
 def cut_ids(path: Path, text: str, length: int) -> list[int]:
     """What the libraries get where they let the tokenizer cut."""
     return AutoTokenizer.from_pretrained(str(path))(text, truncation=True, max_length=length)["input_ids"]
+
+
+@pytest.mark.parametrize("length", ["512", [512]])
+def test_a_length_that_is_no_number_is_refused(length: object, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="model_max_length .* has to be a number: correct it in tokenizer_config"):
+        load(build("stanford", tmp_path, model_max_length=length))
 
 
 # ------------------------------------------------------------------------------------------------------- truncation
