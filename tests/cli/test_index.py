@@ -80,6 +80,11 @@ def test_a_folder_is_stored_as_the_library_stores_its_texts(run: Run, model: Col
     }
 
 
+def test_patterns_are_looked_up_where_no_shell_has_done_so(run: Run, notes: Path) -> None:
+    assert run("index", "notes/*.txt", "--store", "kept").code == 0
+    assert sorted(stored("kept")) == sorted(name for name in NOTES if "/" not in name)
+
+
 def test_a_second_run_adds_what_is_new_however_the_folder_is_called(run: Run, notes: Path) -> None:
     run("index", "notes", "--store", "kept", "--glob", "*.txt")
     (notes / "new.md").write_text("the sun")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib import pyplot
 
 from colbert_integrations import ColBERT, Explanation
 from colbert_integrations.errors import InputError, MissingExtraError
-from colbert_integrations.explain import Token, TokenMatch
+from colbert_integrations.explain import Token, TokenMatch, TokenSimilarities
 from made import won_by
 from texts import SENTENCES
 
@@ -54,7 +55,10 @@ def test_it_shows_all_similarities_of_a_short_document(bundled: ColBERT) -> None
 
 
 def test_it_shows_all_of_a_document_that_is_not_long(bundled: ColBERT) -> None:
-    assert names(bundled.explain("a fox", "the fox and a dog " * 10).plot().xaxis) == "the fox and a dog".split() * 10
+    assert (
+        names(bundled.explain("a fox", "the fox and a dog " * 10).plot().xaxis)
+        == ["the", "fox", "and", "a", "dog"] * 10
+    )
 
 
 def test_long_names_are_cut() -> None:
@@ -96,6 +100,16 @@ def test_without_all_similarities_it_shows_the_matches(bundled: ColBERT) -> None
     assert np.isfinite(shown).sum() == len(explanation.matches)
     assert np.nanmax(shown, axis=1) == pytest.approx([match.similarity for match in explanation.matches])
     image(pyplot.gca())
+
+
+def test_of_short_words_it_shows_a_passage_that_is_shorter() -> None:
+    words = ["x", *"a" * 49, "b", *"a" * 90, "y"]  # from x to y they are 283 characters, from x to b 101
+    tokens = tuple(Token(word, 2 * place, 2 * place + 1) for place, word in enumerate(words))
+    won = zip((0, 50, 141), (0.5, 0.5, 0.25), strict=True)
+    matches = tuple(TokenMatch(Token("q", 0, 1), tokens[j], share, i, j) for i, (j, share) in enumerate(won))
+    every = TokenSimilarities(tokens, np.zeros((3, len(tokens)), np.float32))
+    explanation = replace(Explanation("q", " ".join(words), 1.25, matches), similarities=every)
+    assert names(explanation.plot().xaxis) == [*words[:51], "y"]
 
 
 def test_columns_stand_as_the_document_has_them() -> None:
