@@ -90,6 +90,16 @@ def test_modules_that_are_no_list_of_objects_are_refused(content: str, tmp_path:
         ColBERT(folder, device="cpu")
 
 
+@pytest.mark.parametrize("key", ["type", "path"])
+def test_modules_that_say_too_little_are_an_error_of_ours(key: str, tmp_path: Path) -> None:
+    folder = checkpoints.build("pylate", tmp_path)
+    listed = json.loads((folder / "modules.json").read_text())
+    del listed[1][key]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(CheckpointError):
+        ColBERT(folder, device="cpu")
+
+
 def test_switches_may_be_numbers_and_lengths_written_as_floats(tmp_path: Path) -> None:
     path = checkpoints.build("pylate", tmp_path) / ST
     path.write_text(json.dumps({**json.loads(path.read_text()), "attend_to_expansion_tokens": 1, "query_length": 24.0}))

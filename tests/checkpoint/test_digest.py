@@ -18,6 +18,7 @@ def test_exports_and_leftovers_of_training_do_not_count(layout: str, tmp_path: P
     before = weights_digest(folder)
     for name in (
         *("openvino/openvino_model.bin", "onnx/model.bin", "checkpoint-500/model.safetensors"),
+        *("onnx/model.safetensors", "openvino/model.safetensors", "coreml/model.safetensors"),
         *("checkpoint-500/optimizer.pt", "optimizer.pt", "training_args.bin", "runs/x.pt"),
     ):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -45,6 +46,17 @@ def test_every_weight_counts(layout: str, names: list[str], checkpoint: Callable
     assert weights_digest(folder) == before == weights_digest(checkpoint(layout))
 
 
+def test_a_folder_that_is_called_like_an_export_counts_as_any_other(tmp_path: Path) -> None:
+    folder = checkpoints.build("stanford", tmp_path / "checkpoint-500" / "onnx")
+    assert weights_digest(folder) == weights_digest(checkpoints.build("stanford", tmp_path))
+
+
+def test_a_large_file_counts_to_its_end(tmp_path: Path) -> None:
+    content = b"\0" * 2**23 + b"end"  # more than is read at once
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert weights_digest(tmp_path) == hashlib.sha256(b"model.safetensors" + content).hexdigest()
+
+
 class Caseless(type(Path())):  # type: ignore[misc]
     """A path as Windows compares them."""
 
@@ -64,4 +76,23 @@ def test_pickled_copies_count_only_where_nothing_else_is(tmp_path: Path) -> None
     (folder / "pytorch_model.bin").write_bytes(b"a copy")
     assert weights_digest(folder) == before
     (folder / "model.safetensors").unlink()
+    (folder / "training_args.bin").write_bytes(b"other")
     assert weights_digest(folder) == hashlib.sha256(b"pytorch_model.bin" + b"a copy").hexdigest()
+
+
+def test_pickled_shards_count(tmp_path: Path) -> None:
+    names = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+    said = b"".join(name.encode() + b"half" for name in names)
+    assert weights_digest(tmp_path) == hashlib.sha256(said).hexdigest()
+
+
+def test_a_pickled_head_counts_beside_a_backbone_in_safetensors(tmp_path: Path) -> None:
+    folder = checkpoints.build("pylate", tmp_path)
+    (folder / "1_Dense" / "model.safetensors").unlink()
+    digests = set()
+    for content in (b"one head", b"another"):
+        (folder / "1_Dense" / "pytorch_model.bin").write_bytes(content)
+        digests.add(weights_digest(folder))
+    assert len(digests) == 2

@@ -84,6 +84,8 @@ def test_the_report_shows_each_value_with_its_file(checkpoint: Build) -> None:
     marker = next(line for line in lines if line.split()[0] == "query_marker")
     assert "'[unused0]'" in marker
     assert marker.endswith("artifact.metadata: query_token_id")
+    noted = str(spec_of(checkpoint("stanford"), truncate_dim=8)).splitlines()
+    assert [line for line in noted if "measure" in line] == [noted[-1]]
 
 
 def test_a_stanford_checkpoint_without_metadata_has_that_librarys_lengths(tmp_path: Path) -> None:
@@ -487,6 +489,16 @@ def test_where_the_mask_stands_changes_nothing(names: str, tmp_path: Path, check
     assert (model.spec.pooling is not None) == names.endswith("Pool")
 
 
+@pytest.mark.parametrize("kind", [f"{_BASE}.dense.Dense", "pylate.models.Dense.Dense"])
+def test_a_projection_may_have_several_layers(kind: str, tmp_path: Path) -> None:
+    path = checkpoints.build("native", tmp_path)
+    checkpoints.dense(path, 5, 8, checkpoints.DIM)
+    names = ("Transformer", "Dense", "Mask", "Normalize")
+    first, dense, *rest = (_CHAIN[name] for name in names)
+    checkpoints.modules(path, first, dense, ("5_Dense", kind), *rest)
+    assert [str(layer) for layer in spec_of(path).projection] == ["32->16", "16->8"]
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -611,6 +623,7 @@ _TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"
         ({"tokenizer_name_or_path": "bert-base-uncased"}, "tokenizer_name_or_path='bert-base-uncased'"),
         ({"modality_config": {**_TEXT, "message": {**_TEXT["text"], "format": "flat"}}}, "modality_config=.*'message'"),
         ({"modality_config": {"text": {"method": "forward", "method_output_name": "logits"}}}, "modality_config="),
+        ({"modality_config": {"image": _TEXT["text"]}}, "modality_config="),
     ],
 )
 def test_loading_arguments_that_change_a_vector_are_refused(layout, changed, named, tmp_path: Path) -> None:
@@ -620,10 +633,35 @@ def test_loading_arguments_that_change_a_vector_are_refused(layout, changed, nam
         spec_of(path)
 
 
+def test_loading_arguments_are_those_of_the_transformers_folder(tmp_path: Path) -> None:
+    path = checkpoints.build("hybrid_modules", tmp_path)
+    edit(path / "0_Transformer" / "sentence_bert_config.json", model_kwargs={"rope_theta": 1.0})
+    with pytest.raises(UnsupportedCheckpointError, match=r"rope_theta=1\.0 \(0_Transformer/sentence_bert_config\.json"):
+        spec_of(path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"processing_kwargs": None},
+        {"processing_kwargs": {"text": None}},
+        {"model_kwargs": {"rope_theta": None}},
+        {"tokenizer_name_or_path": None},
+    ],
+)
+def test_loading_arguments_that_are_null_pass(changed: dict, tmp_path: Path) -> None:
+    path = checkpoints.build("native", tmp_path)
+    before = spec_of(path)
+    edit(path / "sentence_bert_config.json", **changed)
+    assert spec_of(path) == before
+
+
 def test_loading_arguments_that_change_no_vector_pass(tmp_path: Path) -> None:
     path = checkpoints.build("native", tmp_path)
     before = spec_of(path)
     arguments = {"attn_implementation": "sdpa", "dtype": "bfloat16", "revision": None, "trust_remote_code": True}
+    arguments |= {"torch_dtype": "float16", "token": "hf_x", "add_pooling_layer": False, "use_cache": False}
+    arguments |= {"unpad_inputs": True, "use_memory_efficient_attention": False, "device_map": "auto"}
     said = {
         "model_kwargs": arguments,
         "config_kwargs": {},

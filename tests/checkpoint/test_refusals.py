@@ -43,6 +43,12 @@ def test_a_peft_adapter(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_peft_adapter_beside_the_model_it_was_made_of(stanford: Path) -> None:
+    (stanford / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedCheckpointError, match="merge_and_unload"):
+        load(stanford)
+
+
 @pytest.mark.parametrize("changed", [{"architectures": ["ColPaliForRetrieval"]}, {"vision_config": {}}])
 def test_a_vision_model(changed: dict, stanford: Path) -> None:
     edit(stanford / "config.json", **changed)
@@ -63,13 +69,33 @@ def test_a_dnn_pickle(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_head_for_each_of_several_dimensions(stanford: Path) -> None:
+def test_a_dnn_pickle_beside_a_model_is_left_alone(stanford: Path) -> None:
+    (stanford / "colbert.dnn").write_bytes(b"")
+    assert load(stanford).dim == checkpoints.DIM
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "projections.{}.weight",
+        "projection_{}.weight",
+        "linear_{}.weight",
+        "model.heads.{}.linear.weight",
+        "colbert_linear.{}.weight",
+    ],
+)
+def test_a_head_for_each_of_several_dimensions(name: str, stanford: Path) -> None:
     tensors = load_file(stanford / "model.safetensors")
-    del tensors["linear.weight"]
-    heads = {f"projections.{dim}.weight": torch.ones(dim, checkpoints.HIDDEN) for dim in (8, 16)}
+    heads = {name.format(dim): torch.ones(dim, checkpoints.HIDDEN) for dim in (8, 16)}
     save_file({**tensors, **heads}, stanford / "model.safetensors")
     with pytest.raises(UnsupportedCheckpointError, match="multi-head Matryoshka"):
         load(stanford)
+
+
+def test_one_layer_with_a_number_is_no_choice_of_heads(stanford: Path) -> None:
+    layer = {"head.0.weight": torch.ones(8, checkpoints.HIDDEN)}  # such as one of a classifier that nobody needs
+    save_file({**load_file(stanford / "model.safetensors"), **layer}, stanford / "model.safetensors")
+    assert load(stanford).dim == checkpoints.DIM
 
 
 def test_modules_of_several_heads(pylate: Path) -> None:
@@ -84,6 +110,21 @@ def test_an_encoder_decoder(stanford: Path) -> None:
     edit(stanford / "config.json", is_encoder_decoder=True)
     with pytest.raises(UnsupportedCheckpointError, match="encoder-decoder"):
         load(stanford)
+
+
+def test_architectures_and_kinds_that_are_null_or_false_are_no_reason(stanford: Path) -> None:
+    edit(stanford / "config.json", architectures=None, is_encoder_decoder=False)
+    assert load(stanford).dim == checkpoints.DIM
+
+
+@pytest.mark.parametrize("kind", ["sentence_transformers.models.Transformer", "own_code.OwnTransformer"])
+def test_what_the_folder_of_the_transformer_says_counts(kind: str, tmp_path: Path) -> None:
+    path = checkpoints.build("hybrid_modules", tmp_path)
+    checkpoints.modules(path, ("0_Transformer", kind), ("1_Dense", "pylate.models.Dense.Dense"))
+    assert load(path).spec.backbone == "0_Transformer"
+    edit(path / "0_Transformer" / "config.json", is_encoder_decoder=True)
+    with pytest.raises(UnsupportedCheckpointError, match="encoder-decoder"):
+        load(path)
 
 
 def test_an_unknown_model_type(stanford: Path) -> None:

@@ -69,10 +69,12 @@ def test_help_names_every_command_and_the_exit_codes(run: Run) -> None:
         (["index", "a", "--store", "b", "--glob", ""], "argument --glob: must be a pattern such as *.md, not ''"),
         (["index", "a"], "the following arguments are required: --store"),
         (["index", "a", "--store", "b", "--pool-factor", "0.5"], "--pool-factor: must be a number from 1, not '0.5'"),
+        (["index", "a", "--store", "b", "--pool-factor", "inf"], "--pool-factor: must be a number from 1, not 'inf'"),
         (["index", "a", "--store", "b", "--nbits", "3"], "argument --nbits: invalid choice: 3"),
         (["search", "q", "--store", "b", "--filter", "year"], '--filter: must be a JSON object such as {"year": 2020}'),
         (["search", "q", "--store", "b", "--filter", "[1]"], "not '[1]'"),
         (["search", "q", "--store", "b", "--filter", '{"a":' + "[" * 100_000], '{"year": 2020}, not \'{"a":[['),
+        (["search", "q", "--store", "b", "-k", "0"], "argument -k: must be a whole number from 1, not '0'"),
         (["search", "--store", "b"], "give one query, or several by --queries"),
         (["search", "q", "--queries", "-", "--store", "b"], "give one query, or several by --queries"),
     ],
@@ -110,6 +112,21 @@ def test_options_may_stand_anywhere(argv: list[str]) -> None:
         assert (args.files, args.form) == (["a.txt", "b.txt"], "lines")
     if argv[0] == "explain":
         assert (args.file, args.html) == ("a.txt", "out")
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        *((["info", "--dtype", dtype], "dtype", dtype) for dtype in ("float32", "bfloat16", "float16", "int8")),
+        *((["index", "a", "--store", "b", "--nbits", bits], "nbits", int(bits)) for bits in "842"),
+        (["index", "a", "--store", "b", "--pool-factor", "1.5"], "pool_factor", 1.5),
+        (["index", "a", "--store", "b", "--pool-factor", "1"], "pool_factor", 1),
+        (["index", "a", "--store", "b"], "pool_factor", 1),
+        (["search", "q", "--store", "b"], "k", 10),
+    ],
+)
+def test_options_take_what_the_library_takes(argv: list[str], name: str, value: object) -> None:
+    assert getattr(parse(argv), name) == value
 
 
 def test_warnings_are_messages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +261,8 @@ def test_the_script_is_installed() -> None:
         ("query_length=8", 8),
         ('skiplist_words=["."]', ["."]),
         ("query_marker=", ""),
+        ("query_prompt=a=b: ", "a=b: "),
+        pytest.param("query_prompt=" + "[" * 100_000, "[" * 100_000, id="deep"),
         ("revision=2024", "2024"),  # a string in any case
         ('revision="2024"', "2024"),
         ("cache_dir=1e3", "1e3"),

@@ -24,6 +24,12 @@ def test_it_prints_the_librarys_explanation(run: Run, model: ColBERT, notes: Pat
         assert (done.code, done.out, done.err) == (0, expected, "")
 
 
+def test_a_text_of_several_lines_or_none_is_one_document(run: Run, model: ColBERT) -> None:
+    lines = "the wings\nlift a plane\n\ninto the sky"
+    assert run("explain", QUERY, "-", stdin=lines).out == f"{model.explain(QUERY, lines)}\n"
+    assert run("explain", QUERY, "--text", "").out == f"{model.explain(QUERY, '')}\n"
+
+
 def test_json_is_the_explanation_as_data(run: Run, model: ColBERT) -> None:
     data = run("explain", QUERY, "--text", TEXT, "--json").data
     assert data == json.loads(json.dumps(model.explain(QUERY, TEXT).as_dict()))
@@ -77,7 +83,9 @@ def test_a_page_shows_the_words_and_nothing_of_them_is_markup(run: Run, tmp_path
     done = run("explain", query, "--text", text, "--html", tmp_path / "ü.html")
     assert done.err == f"wrote {tmp_path / 'ü.html'}\n"
     page = _Page()
-    page.feed((tmp_path / "ü.html").read_text(encoding="utf-8"))
+    written = (tmp_path / "ü.html").read_text(encoding="utf-8")
+    assert '<meta charset="utf-8">' in written
+    page.feed(written)
     assert page._open == []
     assert page.texts["title"] == page.texts["h1"] == query
     assert "div" in page.tags
@@ -85,7 +93,8 @@ def test_a_page_shows_the_words_and_nothing_of_them_is_markup(run: Run, tmp_path
 
 
 def test_a_heat_map_is_a_picture(run: Run, tmp_path: Path) -> None:
-    run("explain", QUERY, "--text", TEXT, "--plot", tmp_path / "a.png", "--quiet")
+    done = run("explain", QUERY, "--text", TEXT, "--plot", tmp_path / "a.png")
+    assert done.err == f"wrote {tmp_path / 'a.png'}\n"
     pixels = image.imread(tmp_path / "a.png")
     assert pixels.shape[0] > 100
     assert pixels.std() > 0.05
@@ -96,7 +105,9 @@ def test_a_heat_map_is_a_picture(run: Run, tmp_path: Path) -> None:
     [
         (["missing.txt"], "missing.txt: can't be read: No such file or directory"),
         (["two.jsonl"], "two.jsonl has 2 documents, and one is explained: pass it by --text"),
+        (["none.jsonl"], "none.jsonl has 0 documents, and one is explained: pass it by --text"),
         (["--text", TEXT, "--html", "no/a.html"], "can't write no/a.html: No such file or directory"),
+        (["--text", TEXT, "--html", "."], "can't write .: Is a directory"),
         (["--text", TEXT, "--plot", "no/a.png"], "can't write no/a.png: No such file or directory"),
         (["--text", TEXT, "--plot", "a"], "can't write a: give it a suffix such as .png, .svg or .pdf"),
         (["--text", TEXT, "--plot", "a.xyz"], "can't write a.xyz: Format 'xyz' is not supported"),
@@ -107,6 +118,7 @@ def test_errors_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("two.jsonl").write_text('{"text": "a"}\n{"text": "b"}')
+    Path("none.jsonl").write_text("\n")
     done = run("explain", QUERY, *arguments)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"colbert-integrations: {said}")

@@ -80,6 +80,11 @@ def test_a_folder_is_stored_as_the_library_stores_its_texts(run: Run, model: Col
     }
 
 
+def test_patterns_are_looked_up_where_no_shell_has_done_so(run: Run, notes: Path) -> None:
+    assert run("index", "notes/*.txt", "--store", "kept").code == 0
+    assert sorted(stored("kept")) == sorted(name for name in NOTES if "/" not in name)
+
+
 def test_a_second_run_adds_what_is_new_however_the_folder_is_called(run: Run, notes: Path) -> None:
     run("index", "notes", "--store", "kept", "--glob", "*.txt")
     (notes / "new.md").write_text("the sun")
@@ -284,13 +289,20 @@ def test_failures_that_can_not_be_written_are_an_error(run: Run, tmp_path: Path,
 
 
 def test_many_failures_are_cut_on_the_terminal_only(run: Run, tmp_path: Path) -> None:
-    done = run(
-        "index", "-", "--store", tmp_path / "kept", "--failures", tmp_path / "f.jsonl", "--quiet", stdin="{}\n" * 1500
-    )
-    assert done.code == 1
+    (tmp_path / "f.jsonl").write_text("of an earlier run\n")
+    options = ("--failures", tmp_path / "f.jsonl", "--quiet", "--json")
+    done = run("index", "-", "--store", tmp_path / "kept", *options, stdin="{}\n" * 1500)
+    assert (done.code, done.data["failed"], len(done.data["failures"])) == (1, 1500, 1000)
     assert done.err.count("\n") == 21
     assert done.err.endswith(f"and 1,480 more, {tmp_path / 'f.jsonl'} has all\n")
     assert (tmp_path / "f.jsonl").read_text().count("\n") == 1500
+
+
+def test_more_failures_than_are_told_are_counted(run: Run, tmp_path: Path) -> None:
+    for count, last in ((20, "-:20: "), (21, "and 1 more, --failures OUT.jsonl writes all")):
+        lines = run("index", "-", "--store", tmp_path / "kept", "--quiet", stdin="{}\n" * count).err.splitlines()
+        assert len(lines) == count
+        assert lines[-1].startswith(f"colbert-integrations: {last}")
 
 
 @pytest.mark.parametrize(

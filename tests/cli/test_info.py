@@ -40,6 +40,13 @@ def test_json_has_the_spec_and_where_it_is_from(run: Run, model: ColBERT) -> Non
     ]
 
 
+def test_json_has_what_arguments_and_machine_decide(run_as_given: Run, model: ColBERT) -> None:
+    asked = ColBERT(model.settings.model, truncate_dim=8)
+    data = run_as_given("info", model.settings.model, "--json", "--set", "truncate_dim=8").data
+    assert (data["dim"], data["device"], data["notes"]) == (8, str(asked.device), list(asked.spec.notes))
+    assert len(data["notes"]) == 1
+
+
 def test_a_checkpoint_that_is_not_there_is_one_line(run: Run, tmp_path: Path) -> None:
     done = run("info", tmp_path / "nothing")
     assert (done.code, done.out) == (2, "")

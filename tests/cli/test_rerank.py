@@ -175,9 +175,36 @@ def test_explanations_come_with_the_results(run: Run, model: ColBERT, notes: Pat
     assert shown[2].startswith(f"     {asked} → {met} {share:.2f}, ")
 
 
-def test_texts_do_not_command_the_terminal(run: Run) -> None:
-    shown = run("rerank", QUERY, "-", "--explain", stdin="\x1b]0;title\x07 the plane \x9b31m").out
+def test_a_passage_in_colour_is_one_paragraph_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLORTERM": "truecolor"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    shown = run("rerank", QUERY, "-", "--explain", stdin="the wings\n\nlift a plane\ninto the sky").out
+    assert "\x1b[" in shown
+    _, passage, _ = re.sub(r"\x1b\[[\d;]*m", "", shown).splitlines()
+    assert passage.rstrip() == "     the wings lift a plane into the sky"
+
+
+@pytest.mark.parametrize("options", [[], ["--explain"]])
+def test_texts_and_names_do_not_command_the_terminal(options: list[str], run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[31m.txt").write_text("\x1b]0;title\x07 the plane \x9b31m", encoding="utf-8")
+    shown = run("rerank", QUERY, *tmp_path.iterdir(), *options).out
+    assert "the plane" in shown
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
+
+
+def test_a_pair_of_words_is_shown_once_by_its_best_share(run: Run, model: ColBERT) -> None:
+    query, text = "fox fox fox", "a fox"
+    shares = [f"{share:.2f}" for *pair, share in model.explain(query, text).words() if pair == ["fox", "fox"]]
+    assert len(set(shares)) > 1
+    shown = run("rerank", query, "-", "--explain", stdin=text).out
+    assert re.findall(r"fox → fox ([\d.]+)", shown) == [max(shares)]
+
+
+def test_words_that_are_very_long_are_cut(run: Run) -> None:
+    shown = run("rerank", "plane " + "x" * 2000, "-", "--explain", stdin="y" * 100 + " plane").out
+    assert "x" * 59 + "… → " in shown
+    assert "x" * 60 not in shown
 
 
 @pytest.mark.parametrize("columns", ["40", "200"])

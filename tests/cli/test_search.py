@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,24 @@ def test_readable_output_has_the_passage_and_the_metadata(run: Run, index: ColBE
 def test_a_query_commands_no_terminal(run: Run, index: ColBERTIndex) -> None:
     shown = run("search", "--queries", "-", "--store", "kept", "-k", 1, stdin="\x1b]0;title\x07 plane").out
     assert shown.splitlines()[0] == "\ufffd]0;title\ufffd plane"
+
+
+def test_a_hit_without_a_text_is_its_name(run: Run, model: ColBERT, index: ColBERTIndex) -> None:
+    bare = MemoryStore()
+    bare.upsert(["a"], model.encode_document("a plane"))
+    bare.save("bare")
+    score = ColBERTIndex(model, bare).search(QUERY)[0].score
+    for options in ([], ["--explain"]):
+        done = run("search", QUERY, "--store", "bare", "--model", model.settings.model, *options)
+        assert (done.code, done.out) == (0, f"  1. {score:6.2f}  a\n")
+
+
+def test_metadata_command_no_terminal(run: Run, tmp_path: Path) -> None:
+    line = json.dumps({"id": "a\x9b", "text": "the plane", "by": "\x9b31m\x1b[0m ü"})
+    run("index", "-", "--store", tmp_path / "kept", stdin=line)
+    shown = run("search", QUERY, "--store", tmp_path / "kept").out
+    assert "ü" in shown
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
 
 
 def test_several_queries_are_headed(run: Run, index: ColBERTIndex) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib import pyplot
 
 from colbert_integrations import ColBERT, Explanation
 from colbert_integrations.errors import InputError, MissingExtraError
+from colbert_integrations.explain import Token, TokenMatch, TokenSimilarities
 from made import won_by
 from texts import SENTENCES
 
@@ -52,6 +54,23 @@ def test_it_shows_all_similarities_of_a_short_document(bundled: ColBERT) -> None
     assert axes.get_title().startswith("Score ")
 
 
+def test_it_shows_all_of_a_document_that_is_not_long(bundled: ColBERT) -> None:
+    assert (
+        names(bundled.explain("a fox", "the fox and a dog " * 10).plot().xaxis)
+        == ["the", "fox", "and", "a", "dog"] * 10
+    )
+
+
+def test_long_names_are_cut() -> None:
+    for word, shown in (("x" * 24, "x" * 24), ("x" * 25, "x" * 23 + "…")):
+        assert names(won_by(word, (word, 0.5)).plot().xaxis) == [shown]
+
+
+def test_the_figure_is_not_larger_than_two_feet() -> None:
+    explanation = won_by("a plane " * 500, *[("plane", 0.5)] * 500)
+    assert explanation.plot().figure.get_size_inches().tolist() == [24.0, 24.0]
+
+
 def test_tokens_without_a_place_are_columns_too(tiny: ColBERT) -> None:
     assert names(tiny.explain("a fox", "a dog").plot().xaxis) == ["[CLS]", "[unused1]", "a", "dog", "[SEP]"]
 
@@ -68,7 +87,9 @@ def test_of_a_long_document_it_shows_the_best_passage_and_what_matched_elsewhere
     axes = explanation.plot()
     image(axes)
     shown = values(axes)
-    assert shown.shape[1] <= 60 + len(explanation.matches)
+    elsewhere = {match.document_index for match in explanation.matches if match.document_token.span is None}
+    assert 20 < shown.shape[1] <= 60 + len(elsewhere)
+    assert "over paris" in " ".join(names(axes.xaxis))
     for match in explanation.matches:  # each row has its best, though the token lies in other windows too
         assert shown[match.query_index].max() == pytest.approx(match.similarity, abs=1e-5)
 
@@ -81,6 +102,24 @@ def test_without_all_similarities_it_shows_the_matches(bundled: ColBERT) -> None
     image(pyplot.gca())
 
 
+def test_of_short_words_it_shows_a_passage_that_is_shorter() -> None:
+    words = ["x", *"a" * 49, "b", *"a" * 90, "y"]  # from x to y they are 283 characters, from x to b 101
+    tokens = tuple(Token(word, 2 * place, 2 * place + 1) for place, word in enumerate(words))
+    won = zip((0, 50, 141), (0.5, 0.5, 0.25), strict=True)
+    matches = tuple(TokenMatch(Token("q", 0, 1), tokens[j], share, i, j) for i, (j, share) in enumerate(won))
+    every = TokenSimilarities(tokens, np.zeros((3, len(tokens)), np.float32))
+    explanation = replace(Explanation("q", " ".join(words), 1.25, matches), similarities=every)
+    assert names(explanation.plot().xaxis) == [*words[:51], "y"]
+
+
+def test_columns_stand_as_the_document_has_them() -> None:
+    asked, bird, plane = Token("q", 0, 1), Token("bird", 14, 18), Token("plane", 2, 7)
+    matches = (TokenMatch(asked, bird, 0.5, 0, 4), TokenMatch(asked, plane, 0.25, 1, 1))
+    axes = Explanation("q", "a plane and a bird", 0.75, matches).plot()
+    assert names(axes.xaxis) == ["plane", "bird"]
+    assert np.array_equal(values(axes), [[np.nan, 0.5], [0.25, np.nan]], equal_nan=True)
+
+
 @pytest.mark.parametrize("text", [*SENTENCES[5::9], "a" * 300])
 def test_it_is_silent_about_any_text(model: ColBERT, text: str) -> None:
     [explanation] = model.explain_pairs([(text[:30], text)])
@@ -88,9 +127,10 @@ def test_it_is_silent_about_any_text(model: ColBERT, text: str) -> None:
 
 
 def test_dollars_are_no_formula() -> None:
-    axes = won_by(r"$\bad$ money", (r"$\bad$", 0.5)).plot()
+    token = Token(r"$\bad$", 0, 6)
+    axes = Explanation(r"$\bad$ money", r"$\bad$ money", 0.5, (TokenMatch(token, token, 0.5, 0, 0),)).plot()
     assert image(axes)
-    assert names(axes.xaxis) == [r"$\bad$"]
+    assert names(axes.xaxis) == names(axes.yaxis) == [r"$\bad$"]
 
 
 def test_characters_that_the_font_lacks_are_boxes(bundled: ColBERT) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from colbert_integrations import ColBERT, Explanation
+from colbert_integrations.explain import Token, TokenMatch
 from made import explanations, won_by
 from texts import SENTENCES, TEXTS
 
@@ -93,6 +94,12 @@ def test_an_attack_stays_text(bundled: ColBERT, byte_level: ColBERT, attack: str
             check(explanation)
 
 
+def test_a_carriage_return_is_written_out() -> None:
+    html = won_by("a\rplane", ("plane", 0.5))._repr_html_()  # a browser would read a bare one as a line feed
+    assert "\r" not in html
+    assert "a\rplane" in Page(html).texts
+
+
 def test_real_texts_stay_text(model: ColBERT) -> None:
     for explanation in model.explain_pairs([("東京 naïve fox", text) for text in [*SENTENCES, *TEXTS[::20]]]):
         check(explanation)
@@ -121,14 +128,37 @@ def test_a_mark_tells_what_matched_and_links_both_sides() -> None:
     assert [mark["title"] for mark in document] == ["0.50 of the score: “q” 0.50", "0.25 of the score: “q” 0.25"]
     assert [mark["class"] for mark in document] == ["ce-d0", "ce-d1"]
     assert all(mark["tabindex"] == "0" for mark in marks(page))
-    assert ".colbert-explanation:has(.ce-q0:is(:hover,:focus)) .ce-d0" in "".join(page.texts)
+    for pointed, outlined in (("q0", "d0"), ("d1", "q1")):
+        assert f".colbert-explanation:has(.ce-{pointed}:is(:hover,:focus)) .ce-{outlined}" in "".join(page.texts)
+
+
+@pytest.mark.parametrize("token", [Token("dog", 2, 5), Token("[SEP]")])
+def test_a_token_that_won_several_times_tells_all_of_it(token: Token) -> None:
+    matches = (TokenMatch(Token("a", 0, 1), token, 0.5, 0, 1), TokenMatch(Token("b", 2, 3), token, 0.25, 1, 1))
+    page = check(Explanation("a b", "a dog", 0.75, matches))
+    titles = [attributes["title"] for _, attributes in page.elements if "ce-d0 ce-d1" in attributes.get("class", "")]
+    assert titles == ["0.75 of the score: “a” 0.50, “b” 0.25"]
+    assert ("[SEP]: 0.75" in page.texts) == (token.span is None)
 
 
 def test_the_greater_share_is_the_stronger_colour() -> None:
     page = check(won_by("a plane and a bird or a cat", ("plane", 0.5), ("bird", 0.25), ("cat", -0.25)))
     opacities = [float(mark["style"].removeprefix("--ce-a:")) for mark in marks(page)[1:]]
     assert opacities[0] > opacities[1] > opacities[2] > 0
-    assert max(opacities) <= 0.6  # the page's own letters stay readable
+    assert max(opacities) == 0.6  # the page's own letters stay readable
+
+
+def test_the_table_has_what_each_line_brings_and_all_that_it_met() -> None:
+    met = [Token("plane", 2, 7), Token("bird", 14, 18), Token("bird", 14, 18)]
+    asked = [Token("[MASK]"), Token("[MASK]"), Token("q", 0, 1)]
+    shares = zip(asked, met, (0.5, 0.25, 0.375), strict=True)
+    matches = tuple(TokenMatch(one, other, share, place, place) for place, (one, other, share) in enumerate(shares))
+    html = Explanation("q", "a plane and a bird", 1.125, matches)._repr_html_()
+    table = re.sub(r"</t[hd]>", "|", html[html.index("<tbody>") : html.index("</tbody>")])
+    lines = [re.sub(r"<[^>]*>", "", line) for line in table.split("</tr>")]
+    assert lines == ["[MASK] × 2|0.75||plane, bird|", "q|0.38||bird|", ""]
+    longer, shorter = map(float, re.findall(r"width:([\d.]+)em", table))
+    assert longer > shorter > 0
 
 
 def test_a_long_document_is_folded_below_its_best_passage() -> None:
@@ -139,10 +169,19 @@ def test_a_long_document_is_folded_below_its_best_passage() -> None:
     assert [tag for tag, _ in short.elements].count("details") == 1
 
 
+@pytest.mark.parametrize("times", [1, 60])
+def test_the_best_passage_is_underlined_in_the_whole_document(times: int) -> None:
+    explanation = won_by("Nothing here. " * times + "A plane flies. " + "Nothing here. " * times, ("plane", 0.5))
+    underlined = re.findall(r'<span class="ce-passage">(.*?)</span>', explanation._repr_html_())
+    assert re.sub(r"<[^>]*>", "", "".join(underlined)) == "A plane flies."
+
+
 def test_what_was_not_read_is_pale(bundled: ColBERT) -> None:
     explanation = Explanation("q", "one two three", 0.5, won_by("one two", ("one", 0.5)).matches, document_cut=7)
     assert '<span class="ce-cut"> three</span>' in explanation._repr_html_()
     assert "read up to character 7 only" in explanation._repr_html_()
+    asked = Explanation("one two three", "q", 0.5, won_by("q", ("q", 0.5)).matches, query_cut=7)
+    assert '<span class="ce-cut"> three</span>' in asked._repr_html_()
 
 
 def test_tokens_without_a_place_are_named(tiny: ColBERT) -> None:

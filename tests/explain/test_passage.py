@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from colbert_integrations import Explanation
 from colbert_integrations.errors import InputError
-from colbert_integrations.explain.characters import sentences
+from colbert_integrations.explain.characters import sentences, whole_characters, word_around
 from made import explanations, won_by
 
 DOCUMENT = "Bread is flour and water. Wings push air down. That lifts the plane! A jet pulls it. The end"
@@ -64,11 +64,40 @@ def test_what_costs_is_left_out() -> None:
         ("a line that\nwas wrapped\n\n* A point", ["a line that\nwas wrapped", "* A point"]),
         ("東京は首都です。「はい。」北京も。", ["東京は首都です。", "「はい。」", "北京も。"]),
         ("यह घर है। वह नदी है।", ["यह घर है।", "वह नदी है।"]),
+        ("यह घर है॥ वह नदी है।", ["यह घर है॥", "वह नदी है।"]),
+        ("元気？はい。", ["元気？", "はい。"]),
         ("أين البيت؟ هنا.", ["أين البيت؟", "هنا."]),
+        ("  A title\nThen a text", ["A title", "Then a text"]),
     ],
 )
 def test_sentences_end_where_readers_expect_it(text: str, wanted: list[str]) -> None:
     assert [text[start:stop] for start, stop in sentences(text)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "part", "word"),
+    [
+        ("two planes!", "plan", "planes"),
+        ("two planes!", "!", "!"),
+        ("two (planes)", "(", "("),
+        ("a B747s", "4", "B747s"),
+        ("که می‌دانم", "دان", "می‌دانم"),  # with a joiner inside
+        ("カタカナ", "タカ", "タカ"),
+        ("กรุงเทพ", "เท", "เท"),
+        ("東京", "京", "京"),
+    ],
+)
+def test_a_word_is_whole_where_words_can_be_told_apart(text: str, part: str, word: str) -> None:
+    start, stop = word_around(text, text.index(part), text.index(part) + len(part))
+    assert text[start:stop] == word
+
+
+@pytest.mark.parametrize(
+    ("text", "part", "whole"), [("a\r\nb", "\r", "\r\n"), ("ü e\u0301", "e", "e\u0301"), ("ab", "b", "b")]
+)
+def test_a_character_is_whole(text: str, part: str, whole: str) -> None:
+    start, stop = whole_characters(text)(text.index(part), text.index(part) + 1)
+    assert text[start:stop] == whole
 
 
 @settings(deadline=None)

@@ -6,14 +6,17 @@ import io
 import re
 import sys
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from colbert_integrations import ColBERT, Explanation
 from colbert_integrations.errors import MissingExtraError
+from colbert_integrations.explain import Token, TokenMatch
 from made import explanations, won_by
 from texts import SENTENCES
 
@@ -62,18 +65,41 @@ def test_expansion_is_one_line(tiny: ColBERT) -> None:
     explanation = tiny.explain("a fox", "a dog")
     masks = [match.similarity for match in explanation.matches if match.query_token.text == "[MASK]"]
     assert len(masks) > 1
-    assert re.search(rf"^  \[MASK\] × {len(masks)} +{sum(masks):.2f}  ", str(explanation), re.MULTILINE)
+    line = re.search(rf"^  \[MASK\] × {len(masks)} +{sum(masks):.2f}  (.*)", str(explanation), re.MULTILINE)
+    assert len(line[1].split(", ")) == len(set(line[1].split(", ")))
+    assert "[CLS]  " in str(explanation)  # not so many times one
+
+
+@pytest.mark.parametrize(("count", "met"), [(4, "four, three, two, one"), (5, "five, four, three, two, …")])
+def test_a_line_names_the_four_that_matched_best(count: int, met: str) -> None:
+    shares = [("one", 0.125), ("two", 0.25), ("three", 0.5), ("four", 1.0), ("five", 2.0)]
+    words = won_by("one two three four five", *shares[:count])
+    matches = tuple(replace(match, query_token=Token("[MASK]")) for match in words.matches)
+    explanation = replace(words, matches=matches)
+    line = rf"\[MASK\] × {count} +{words.score:.2f} .*{met}$"
+    assert re.search(f"^  {line}", str(explanation), re.MULTILINE)
+    assert re.search(f"^{line}", re.sub(" +\n", "\n", without_colour(printed(explanation))), re.MULTILINE)
 
 
 def test_parts_of_a_character_are_one_line(byte_level: ColBERT) -> None:
     lines = str(byte_level.explain("👨‍👩‍👧‍👦", "a dog")).splitlines()
     assert sum("👨‍👩‍👧‍👦" in line for line in lines) == 1
+    assert not any("×" in line for line in lines if "👨‍👩‍👧‍👦" in line)
 
 
 def test_columns_line_up_under_wide_characters(bundled: ColBERT) -> None:
     lines = str(bundled.explain("東京 or paris", "a city")).splitlines()[2:6]
     wide = [line.index(".") + sum(unicodedata.east_asian_width(letter) in "WF" for letter in line) for line in lines]
     assert len(set(wide)) == 1
+
+
+@pytest.mark.parametrize("word", ["cafe\u0301", "ＡＢＣ", "zero\u200bwidth", "京"])
+def test_columns_line_up_under_any_character(word: str) -> None:
+    query = f"{word} or paris"
+    asked = [Token(part, query.index(part), query.index(part) + len(part)) for part in query.split()]
+    matches = tuple(TokenMatch(token, Token("q", 0, 1), 0.5, place, 0) for place, token in enumerate(asked))
+    lines = str(Explanation(query, "q", 1.5, matches)).splitlines()[2:5]
+    assert len({cell_len(line[: line.index(".")]) for line in lines}) == 1
 
 
 @settings(deadline=None)
@@ -94,9 +120,46 @@ def test_rich_shows_it_in_colour(bundled: ColBERT) -> None:
     assert without_colour(shown).startswith(f"Score {explanation.score:.2f}")
 
 
+@pytest.mark.parametrize("cost", [-0.5, -1.0])
+def test_of_a_score_that_is_not_above_0_there_is_no_part(cost: float) -> None:
+    text = str(won_by("A plane flies. A bird", ("plane", 0.5), ("bird", cost)))
+    assert text.startswith(f"Score {0.5 + cost:.2f}: 2 query tokens, ")
+    assert "Best passage, characters 0 to 14:\n" in text
+
+
+def test_both_say_what_was_not_read() -> None:
+    explanation = replace(won_by("a plane", ("plane", 0.5)), query_cut=0, document_cut=7)
+    for text in (str(explanation), without_colour(printed(explanation))):
+        assert "The query was read up to character 0 only." in text
+        assert "The document was read up to character 7 only." in text
+
+
+def test_the_greater_share_is_the_stronger_colour() -> None:
+    shown = printed(won_by("a plane and a bird or a cat", ("plane", 0.5), ("bird", 0.25), ("cat", -0.125)))
+    strong, pale = "48;2;255;176;59m", "48;2;255;244;214m"
+    colours = [re.search(rf"(48;2;255;[\d;]+m){word}", shown.split("Best passage")[1])[1] for word in ("bird", "cat")]
+    assert f"{strong}plane" in shown
+    assert (colours[0] not in (strong, pale), colours[1]) == (True, pale)
+
+
+def test_the_best_passage_in_colour_is_no_more_than_that() -> None:
+    explanation = won_by("Nothing here. " * 60 + "A plane flies. " + "Nothing there. " * 60, ("plane", 0.5))
+    shown = without_colour(printed(explanation))
+    assert "A plane flies." in shown
+    assert "Nothing" not in shown
+
+
+def test_line_ends_of_windows_are_line_ends() -> None:
+    shown = without_colour(printed(won_by("a plane\r\nflies", ("plane", 0.5), ("flies", 0.5))))
+    assert re.search(r"a plane +.\n. flies", shown)
+
+
 def test_rich_takes_a_text_as_it_is() -> None:
     shown = without_colour(printed(won_by("[bold]a plane[/bold] [/nothing]", ("plane", 0.5))))
     assert "[bold]a plane[/bold] [/nothing]" in shown
+    query, document = Token("[red]", 0, 5), Token("[/nothing]", 2, 12)
+    made = Explanation("[red] a", "a [/nothing]", 0.5, (TokenMatch(query, document, 0.5, 0, 0),))
+    assert re.search(r"^\[red\] +0\.50 .* \[/nothing\] *$", without_colour(printed(made)), re.MULTILINE)
 
 
 @pytest.mark.parametrize("text", ["", *SENTENCES[::5]])
