@@ -17,8 +17,9 @@ __all__ = ["around", "is_number", "is_plain", "searchable"]
 
 # 15 digits are below 2**53, and 10**22 is the largest power of ten that a float64 holds.
 _LARGEST, _DIGITS, _PLACES = 10**15, 15, 22
-# Those that stand in for others have fewer digits, so that they are read exactly at any size.
-_ROUND_DIGITS, _ROUND_LARGEST, _BEYOND = 12, Decimal(10) ** 34, 1e308
+# Those that stand in for others have fewer digits, so that they are read exactly, but not beyond that power of ten:
+# zeros at their end are not written as digits.
+_ROUND_DIGITS, _ROUND_LARGEST, _BEYOND = 12, Decimal(10) ** _PLACES, 1e308
 
 
 def is_number(value: object) -> bool:

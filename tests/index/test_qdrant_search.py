@@ -8,6 +8,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -60,6 +61,20 @@ def store() -> Iterator[QdrantStore]:
 @example(notes=[{"a": 0.1 + 0.2}, {"a": 0.3}, {}], filters=[{"a": {"$ne": 0.3}}, {"a": 0.1 + 0.2}], k=1, seed=0)
 @example(notes=[{"a": 2**53 + 1}, {"a": float(2**53)}], filters=[{"a": 2**53}, {"a": {"$gt": 2**53}}], k=1, seed=0)
 @example(notes=[{"a": [0.3, 1]}, {"a": [[0.3]]}], filters=[{"a": 0.3}, {"a": {"$gt": 0.3, "$lt": 0.5}}], k=1, seed=0)
+@example(
+    notes=[{"a": {"x": {"y": 1}}}, {"a": 1}, {"a": 2}, {"a": 0.3}, {"a": None}, {}],
+    filters=[
+        {"a.x.y": 1},
+        {"a": {"$in": [3, 2, 1]}},
+        {"a": {"$ne": 1}},
+        {"a": {"$ne": 0.1 + 0.2}},
+        {"a": {"$ne": None}},
+        {"a": {"$ne": math.nan}},
+        {"a": {"$lt": 10**400}},
+    ],
+    k=3,
+    seed=0,
+)
 @given(
     notes=st.lists(METADATA, min_size=1, max_size=12),
     filters=st.lists(FILTERS, min_size=1, max_size=4),
@@ -83,7 +98,20 @@ def test_any_documents_are_found_by_any_filter_as_in_memory(
             assert store.search(QUERIES, k, filter) == memory.search(QUERIES, k, filter), filter
 
 
+def test_a_server_is_told_the_conditions(store: QdrantStore) -> None:
+    store.delete(store.ids())
+    fill(store, {"a": torch.ones(1, DIM)}, [{"n": 1}])
+    before = len(shared_server().asked)
+    assert store.ids({"n": {"$gt": 1}}) == []
+    assert store.search(QUERIES[:1], 1, {"n": {"$gt": 1}}) == [[]]
+    told = {"must": [{"key": 'metadata."n"', "range": {"gt": 1.0}}]}
+    bodies = [asked.body for asked in shared_server().asked[before:]]
+    assert [body.get("filter") or body["searches"][0]["filter"] for body in bodies] == [told, told]
+
+
 @settings(max_examples=500, deadline=None)
+@example(kept=9.87654321012e21, wanted=9876543210119999500000, same=False)  # the first is smaller than its digits say
+@example(kept=10**400, wanted=1e300, same=False)
 @given(OPERANDS | st.integers(-(2**70), 2**70), OPERANDS | st.integers(-(2**70), 2**70), st.booleans())
 def test_what_is_true_of_numbers_is_true_of_what_stands_for_them(kept: float, wanted: float, same: bool) -> None:
     wanted = kept if same else wanted
@@ -97,6 +125,33 @@ def test_what_is_true_of_numbers_is_true_of_what_stands_for_them(kept: float, wa
         (kept == wanted, operator.eq, below),
     ]:
         assert not holds or any(compare(float(number), float(bound)) for number in stored)
+
+
+# Of too many digits, or of too large a power of ten, to be read exactly by the engine; and what stands in for some of
+# them must not be of such a kind again.
+MISREAD = [
+    9642099137686.719,
+    3842582875267770.0,
+    5e-29,
+    6.263590812205678e-15,
+    9.920869220175678e-26,
+    3e25,
+    5.83e25,
+    7e33,
+]
+MISREAD += [-3e25, 4.120749370375678e190, -4.120749370375678e190]
+
+
+@pytest.mark.parametrize("make", [on_server, by_grpc], ids=["http", "grpc"])
+def test_numbers_that_the_engine_reads_otherwise_come_back_and_are_found(make: Any) -> None:
+    numbers = {f"d{place:02}": number for place, number in enumerate(MISREAD)}
+    with make() as made:
+        fill(made, dict.fromkeys(numbers, torch.ones(1, DIM)), [{"a": number} for number in MISREAD])
+        assert [document.metadata["a"] for document in made.get(list(numbers))] == MISREAD
+        for number in MISREAD:
+            for sign, compare in [("$eq", operator.eq), ("$gte", operator.ge), ("$lte", operator.le)]:
+                wanted = [name for name, other in numbers.items() if compare(other, number)]
+                assert made.ids({"a": {sign: number}}) == wanted, (sign, number)
 
 
 def test_only_numbers_are_replaced() -> None:
@@ -387,3 +442,20 @@ def test_vectors_in_few_digits_are_the_same_vectors(values: list[float]) -> None
             value == 0 or abs(value) > 1e-12 for value in values
         ):  # nearer to 0 there are more digits, and no matter
             assert len(text) <= wire.size_of(kept)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_so_are_those_of_any_size(dtype: Any) -> None:
+    bits = np.arange(2**16) if dtype == "float16" else np.random.default_rng(0).integers(0, 2**32, 50_000)
+    every = bits.astype("uint16" if dtype == "float16" else "uint32").view(dtype)
+    kept = torch.from_numpy(every[np.isfinite(every)])
+    again = torch.tensor(Wire(dtype, text=True).numbers(kept), dtype=torch.float64)
+    assert torch.equal(again.to(kept.dtype), kept)
+
+
+@pytest.mark.parametrize("shape", [(50, 1), (1, 50), (50,)])
+def test_vectors_take_no_more_bytes_than_was_said(shape: tuple[int, ...]) -> None:
+    vectors = torch.full(shape, -0.0001206431698)  # of which no text is longer
+    text, binary = Wire("float32", text=True), Wire("float32", text=False)
+    assert len(json.dumps(text.numbers(vectors), separators=(",", ":"))) <= text.size_of(vectors)
+    assert np.asarray(binary.numbers(vectors), np.float32).nbytes <= binary.size_of(vectors)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import pickle
 import socket
+import sqlite3
 import threading
 import time
 import traceback
@@ -24,6 +25,7 @@ from colbert_integrations.cancellation import Cancellation
 from colbert_integrations.errors import FingerprintError, InputError, StoreError, StoreServerError
 from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.qdrant import QdrantStore, connection
+from colbert_integrations.qdrant.pages import Page
 from qdrant_server import Fault, QdrantServer, shared_server
 from qdrant_server.bodies import problem
 from stores import DIM, brute_force, by_grpc, dyadic, fill, found, needs_numpy_2, units
@@ -66,6 +68,7 @@ def documents() -> dict[str, torch.Tensor]:
     ("options", "said"),
     [
         ({"location": "localhost:6333"}, "write 'http://localhost:6333'"),
+        ({"location": "node-1.cluster:6333"}, "write 'http://node-1.cluster:6333'"),
         ({"location": None}, "location must be a URL, ':memory:', a folder or a QdrantClient, not NoneType"),
         ({"location": b"http://localhost:1"}, "not bytes"),
         ({"collection": ""}, "collection must be a name"),
@@ -103,8 +106,10 @@ def test_impossible_arguments_are_refused(options: dict[str, Any], said: str) ->
 
 def test_a_client_brings_its_own_settings() -> None:
     client = QdrantClient(":memory:")
-    with pytest.raises(InputError, match="a client has its api_key"):
-        QdrantStore(client, api_key="secret")
+    given: list[dict[str, Any]] = [{"api_key": "secret"}, {"timeout": 5}, {"prefer_grpc": True}]
+    for options in given:
+        with pytest.raises(InputError, match="a client has its api_key"):
+            QdrantStore(client, **options)
     with pytest.raises(InputError, match="async_client is for servers"):
         QdrantStore(client, async_client=AsyncQdrantClient(":memory:"))
     client.close()
@@ -117,7 +122,9 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
     assert "hush" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["http://me:hush@h:99999", "ftp://me:hush@h:99999", "http://me:hush@[h:99999"])
+@pytest.mark.parametrize(
+    "url", ["http://me:hush@h:99999", "ftp://me:hush@h:99999", "http://me:hush@[h:99999", "http://me:a@hush@h:99999"]
+)
 def test_a_url_that_cannot_be_read_is_an_error_without_its_password(url: str) -> None:
     with pytest.raises(StoreError, match="h:99999' can't be opened") as caught:
         QdrantStore(url)
@@ -156,6 +163,27 @@ def test_a_client_that_was_given_stays_open(server: QdrantServer, documents: dic
     with QdrantStore(client) as again:
         assert again.ids() == sorted(documents)
     client.close()
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["local", "server"])
+def test_one_that_was_made_is_closed(server: QdrantServer, local: bool) -> None:
+    with QdrantStore(":memory:" if local else server.url) as store:
+        assert store.count() == 0
+    assert store.client._client.closed
+
+
+def test_a_client_is_made_as_was_asked() -> None:
+    with QdrantStore("http://localhost:1") as store, QdrantStore("http://localhost:1", prefer_grpc=True) as other:
+        assert store.client.init_options["timeout"] == 60
+        assert [each.client.init_options["prefer_grpc"] for each in (store, other)] == [False, True]
+
+
+def test_a_folder_may_have_any_name_but_must_be_one(tmp_path: Path) -> None:
+    with QdrantStore(tmp_path / "c#?") as store:
+        assert store.count() == 0
+    (tmp_path / "a@b").touch()
+    with pytest.raises(StoreError, match="a@b/in-it' can't be opened: .*a@b"):
+        QdrantStore(tmp_path / "a@b" / "in-it")
 
 
 @pytest.mark.filterwarnings("ignore:.*[.]lock:ResourceWarning")  # the client's own, where it can't lock the folder
@@ -292,6 +320,9 @@ def test_points_of_somebody_else_are_an_error(server: QdrantServer) -> None:
         for call in (store.ids, lambda: store.search(QUERIES), lambda: list(store.iter_documents())):
             with pytest.raises(StoreError, match="points that this package did not store"):
                 call()
+        store.client.upsert("colbert", [models.PointStruct(id=7, vector={}, payload={"name": "x"})])
+        with pytest.raises(StoreError, match="points that this package did not store"):
+            list(store.iter_documents())
 
 
 def test_metadata_that_somebody_spoilt_is_our_error(server: QdrantServer) -> None:
@@ -587,6 +618,19 @@ def test_pages_adapt_to_the_documents(server: QdrantServer, monkeypatch: pytest.
         assert max(limits[1:]) <= 12
 
 
+def test_a_page_holds_some_megabytes_of_vectors() -> None:
+    page, large = Page("colbert"), models.Record(id=1, vector={"colbert": [[0.5] * 128] * 1000})
+    page.saw([large] * page.size)
+    assert 2**20 <= page.size * 1000 * 128 * 4 <= 2**23
+
+
+def test_documents_that_are_not_there_do_not_make_pages_small(server: QdrantServer) -> None:
+    with QdrantStore(server.url) as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        assert store.get([str(number) for number in range(64)], embeddings=True) == []
+        assert len([asked for asked in server.asked if asked.call == "POST /collections/colbert/points"]) == 4
+
+
 # ------------------------------------------------------------------------------------------------------ what goes wrong
 
 
@@ -644,7 +688,7 @@ async def test_what_a_server_refuses_is_tried_again_only_if_that_can_help(
         await store.aclose()
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 409, 429, 500, 503])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 429, 500, 501, 503, 504])
 async def test_by_grpc_the_same_goes_wrong(pauses: list[float], status: int) -> None:
     with by_grpc(retries=1) as store:
         fill(store, {"a": torch.ones(1, DIM)})
@@ -655,7 +699,7 @@ async def test_by_grpc_the_same_goes_wrong(pauses: list[float], status: int) -> 
                 with pytest.raises(StoreServerError, match=f"told to answer {status}") as caught:
                     store.count() if number == 1 else await store.acount()
                 assert caught.value.status == status
-                assert len(pauses) == number * (status in (429, 500, 503))
+                assert len(pauses) == number * (status in (429, 500, 503, 504))
         finally:
             shared_server().faults.remove(fault)
         await store.aclose()
@@ -861,6 +905,26 @@ def test_what_goes_wrong_in_local_mode_is_our_error_too(documents: dict[str, tor
             store.count()
         client.close()
         with pytest.raises(StoreServerError, match="failed: .*closed"):
+            store.count()
+
+
+@pytest.mark.parametrize(
+    "error", [sqlite3.OperationalError("database or disk is full"), OSError(28, "No space left on device"), KeyError(1)]
+)
+def test_so_is_what_local_mode_raises_but_not_our_own_mistakes(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> None:
+        raise error
+
+    with QdrantStore(":memory:") as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        monkeypatch.setattr(store.client, "count", fail)
+        with pytest.raises(StoreServerError, match="count of the collection 'colbert' at :memory: failed") as caught:
+            store.count()
+        assert str(error) in str(caught.value)
+        monkeypatch.setattr(store.client, "count", lambda: 1)  # is given arguments
+        with pytest.raises(TypeError):
             store.count()
 
 

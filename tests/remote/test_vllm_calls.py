@@ -283,10 +283,13 @@ def test_copies_share_connections(forward) -> None:
 
 
 def test_the_key_goes_with_every_request(double: Double, model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "that-of-the-environment")
     model(api_key="a-key").encode_document("a")
     assert {headers["authorization"] for headers in double.headers} == {"Bearer a-key"}
     double.headers.clear()
-    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    monkeypatch.setenv("VLLM_API_KEY", "")
+    model().encode_document("a")
+    monkeypatch.delenv("VLLM_API_KEY")
     model().encode_document("a")
     assert not any("authorization" in headers for headers in double.headers)
 

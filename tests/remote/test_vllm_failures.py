@@ -168,6 +168,7 @@ def test_errors_survive_a_pickle() -> None:
         ("/pooling", [], "gave an answer that is not vLLM's"),
         ("/v1/models", {"models": []}, "is it a vLLM server?"),
         ("/v1/models", {"data": [{"name": "a"}]}, "is it a vLLM server?"),
+        ("/v1/models", [], "is it a vLLM server?"),
     ],
 )
 def test_answers_that_are_not_vllms(path: str, body: object, message: str, double: Double, model: Model) -> None:
@@ -199,9 +200,27 @@ def test_vectors_that_are_not_of_unit_length_any_more_are_asked_for_again(double
         model(retries=0).encode_document(TEXTS)
 
 
-def test_a_limit_that_is_no_number_is_none(double: Double, model: Model, local) -> None:
-    double.faults.append(Fault(200, {"data": [{"id": NAME, "max_model_len": "512"}]}, path="/v1/models"))
+@pytest.mark.parametrize("data", [[{"id": NAME, "max_model_len": "512"}], []])
+def test_a_limit_that_is_no_number_is_none(data: list, double: Double, model: Model, local) -> None:
+    double.faults.append(Fault(200, {"data": data}, path="/v1/models"))
     assert encodes(model(), local)
+
+
+def test_a_limit_is_that_of_the_name_that_is_asked(double: Double, model: Model, local) -> None:
+    data = [{"id": "an-adapter", "max_model_len": 8}, {"id": NAME, "max_model_len": 512}]
+    double.faults += [Fault(200, {"data": data}, path="/v1/models") for _ in range(2)]
+    assert encodes(model(model=NAME), local)
+    with pytest.raises(RemoteMismatchError, match="takes 8 tokens"):
+        model(model="an-adapter").encode_document(TEXTS)
+
+
+def test_a_limit_holds_for_queries_too(double: Double, folder) -> None:
+    double.faults.append(Fault(200, {"data": [{"id": NAME, "max_model_len": 15}]}, path="/v1/models"))
+    with (
+        ColBERT(folder("stanford"), device="cpu", document_length=15, forward=VLLMForward(double.url)) as made,
+        pytest.raises(RemoteMismatchError, match="takes 15 tokens, and query_length is 16"),
+    ):
+        made.encode_document(TEXTS)
 
 
 @pytest.mark.parametrize("variable", ["ALL_PROXY", "HTTP_PROXY"])
@@ -218,6 +237,9 @@ def test_proxy_settings_that_cannot_be_used_are_our_error(
     [
         (lambda vectors: vectors[:, :8], "vectors of dimension 8, where this checkpoint's have 16"),
         (lambda vectors: vectors * 3, "vectors of length 3 to 3, not of unit length"),
+        (lambda vectors: vectors * 1.1, r"vectors of length 1\.1 to 1\.1"),
+        (lambda vectors: vectors * 0.9, r"vectors of length 0\.9 to 0\.9"),
+        (lambda vectors: torch.cat([vectors[:-1], vectors[-1:] * 3]), "vectors of length 1 to 3"),
         (lambda vectors: vectors * float("nan"), "vectors of length nan"),
     ],
 )
@@ -226,6 +248,23 @@ def test_vectors_of_another_kind(alter: Callable, message: str, double: Double, 
     for options in ({}, {"truncate_dim": 4}):  # which are cut only here
         with pytest.raises(RemoteMismatchError, match=message):
             model(**options).encode_document(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("alter", "cosine"),
+    [
+        (lambda vectors: torch.nn.functional.normalize(vectors + vectors.roll(1, -1) / 2, dim=-1), r"0\.[789]"),
+        (lambda vectors: torch.cat([vectors[:-1], -vectors[-1:]]), r"-1\.000"),
+    ],
+)
+def test_vectors_that_are_nearly_those_of_the_weights_here(
+    alter: Callable, cosine: str, double: Double, model: Model
+) -> None:
+    made = model()
+    made.encode_query("a fox")  # loads the weights
+    double.alter = alter
+    with pytest.raises(RemoteMismatchError, match=f"gives other vectors than the weights of .*cosine {cosine}"):
+        made.encode_document(TEXTS)
 
 
 def test_a_text_without_tokens_asks_nobody(tmp_path) -> None:

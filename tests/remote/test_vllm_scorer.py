@@ -68,6 +68,14 @@ def test_scores_are_those_of_the_model_without_expansion_and_skiplist(layout: st
     assert {entry.index: entry.score for entry in made.rank(QUERY, long)} == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:1 of 1 queries cut")
+def test_queries_are_cut_where_the_model_cuts_them(scorer, local) -> None:
+    query = " ".join(checkpoints.WORDS[:50])
+    wanted = {entry.index: entry.score for entry in local("pylate", **BARE).rank(query, DOCUMENTS)}
+    found = {entry.index: entry.score for entry in scorer("pylate").rank(query, DOCUMENTS)}
+    assert found == pytest.approx(wanted, abs=1e-4)
+
+
 def test_markers_that_are_no_tokens_of_their_own_are_left_out(scorer, local) -> None:
     bare = local("stanford", query_marker="", document_marker="", **BARE)
     wanted = {entry.index: entry.score for entry in bare.rank(QUERY, DOCUMENTS)}
