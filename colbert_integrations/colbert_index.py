@@ -227,7 +227,8 @@ class ColBERTIndex:
             score_threshold: Lowest score to return, on the scale of the scores returned. None: no limit.
             explain: Whether hits carry an ``explanation``, of their texts encoded once more: scores of stored vectors,
                 which may be rounded or merged, can differ from it. Hits without a text get none.
-            show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
+            show_progress: Whether a bar shows how many queries are encoded. None: on a terminal or in a notebook, for
+                work over two seconds.
 
         Returns:
             At most ``k`` hits, score descending, then id ascending; a list of them for each query of several.
