@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import select
 import socket
 import threading
 import time
@@ -124,12 +125,22 @@ class Double:
                 _hang_up(connection)
 
     def forget(self) -> None:
-        """Be as new for the next test."""
+        """Be as new for the next test, once nothing is on its way any more."""
+        self._wait_for_stragglers()
         self.faults.clear()
         self.asked.clear()
         self.headers.clear()
         self.names, self.alter, self.key, self.max_model_len = [NAME], lambda vectors: vectors, None, 512
         self.most_under_way = self.given_up = 0
+
+    def _wait_for_stragglers(self) -> None:
+        """Requests of callers that have gone may still lie in a socket, and would count as the next test's."""
+        quiet, until = 0, time.monotonic() + 1
+        while quiet < 3 and time.monotonic() < until:
+            with contextlib.suppress(ValueError, OSError):  # a connection that ends just now
+                unread = select.select(tuple(self._connections), [], [], 0)[0]
+                quiet = 0 if unread or self.under_way else quiet + 1
+            time.sleep(0.001)
 
     def count(self, path: str) -> int:
         """Requests of a path so far."""
