@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from typing import Any
 
 __all__ = ["progress_bar"]
 
 # Work that ends before this many seconds shows no bar.
 _BAR_AFTER_S = 2.0
+
+
+class _NoBar(AbstractContextManager["_NoBar"]):
+    """What stands for a bar that is not shown.
+
+    tqdm has such a one too (``disable=True``), but makes it under a lock that all processes forked from here share:
+    where one of them was killed while it held it, as the workers of servers are, this one would wait for ever.
+    """
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, n: int) -> None:
+        """Count what is done: nothing, here."""
 
 
 def progress_bar(total: int | None, show: bool | None, desc: str) -> Any:
@@ -21,10 +36,22 @@ def progress_bar(total: int | None, show: bool | None, desc: str) -> Any:
         desc: What is done with them.
 
     Returns:
-        A tqdm bar, as a context manager.
+        A tqdm bar, or what takes its place where none is shown, as a context manager with ``update(n)``.
     """
+    if sys.stderr is None or not (_on_a_screen() if show is None else show):
+        return _NoBar()
     from tqdm.auto import tqdm
 
-    # disable=None is tqdm's own "off unless on a terminal"; a notebook's bar has no terminal and shows.
-    delay, off = (_BAR_AFTER_S, None) if show is None else (0.0, not show)
-    return tqdm(total=total, desc=desc, unit="text", delay=delay, disable=sys.stderr is None or off)
+    return tqdm(total=total, desc=desc, unit="text", delay=_BAR_AFTER_S if show is None else 0.0)
+
+
+def _on_a_screen() -> bool:
+    """Whether somebody may be looking: at a terminal, or at a notebook, whose stderr is none."""
+    from tqdm.asyncio import tqdm_asyncio
+    from tqdm.auto import tqdm
+
+    try:
+        terminal = sys.stderr.isatty()
+    except (AttributeError, ValueError):  # a program's own, which has none; a closed one
+        terminal = False
+    return terminal or tqdm is not tqdm_asyncio
