@@ -99,12 +99,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--maxsim", type=Path, default=maxsim_peers.RESULTS, help="the CSV of maxsim_peers.py")
     parser.add_argument("--encoding", type=Path, default=encoding_peers.RESULTS, help="the CSV of encoding_peers.py")
+    parser.add_argument("--cpu", default="Xeon", help="part of its name; by itself that of docs/performance.md")
     parser.add_argument("--images", type=Path, default=IMAGES, help="where to")
     options = parser.parse_args()
     for name, draw in {"maxsim": maxsim, "encoding": encoding}.items():
         results = getattr(options, name)
         if results.exists():
-            draw(records.newest(results, "case", cpu=None)).savefig(options.images / f"{name}_speed.png", dpi=150)
+            draw(records.newest(results, "case", options.cpu)).savefig(options.images / f"{name}_speed.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,13 @@ def _commit() -> str:
 
 
 def _cpu() -> str:
+    """Its name, with family and model: virtual machines call Zen 3 and Zen 5 "AMD EPYC" alike."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    return f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')})"
 
 
 def append(path: Path, rows: list[Row]) -> None:

@@ -126,7 +126,7 @@ def test_each_link_leads_somewhere(page):
 # -------------------------------------------------------------------------------------------------------------- tables
 
 TABLES = {
-    "rerank_peers.py --short": "README.md",
+    "rerank_peers.py --short --cpu Xeon": "README.md",
     "cranfield.py": "benchmarks/README.md",
     "index_cranfield.py": "docs/retrieval.md",
     "index_scale.py": "docs/retrieval.md",
@@ -135,13 +135,13 @@ TABLES = {
     "qdrant_first_stage.py": "docs/qdrant.md",
     "qdrant_load.py": "docs/qdrant.md",
     "corpus_load.py": "docs/scaling.md",
-    "maxsim_peers.py": "docs/performance.md",
-    "encoding_peers.py": "docs/performance.md",
-    "rerank_peers.py": "docs/performance.md",
-    "maxsim_peers.py --cpu EPYC": "docs/performance_zen5.md",
-    "encoding_peers.py --cpu EPYC": "docs/performance_zen5.md",
-    "rerank_peers.py --cpu EPYC": "docs/performance_zen5.md",
-    "rerank_peers.py --concurrent": "docs/performance.md",
+    "maxsim_peers.py --cpu Xeon": "docs/performance.md",
+    "encoding_peers.py --cpu Xeon": "docs/performance.md",
+    "rerank_peers.py --cpu Xeon": "docs/performance.md",
+    'maxsim_peers.py --cpu "family 26"': "docs/performance_zen5.md",
+    'encoding_peers.py --cpu "family 26"': "docs/performance_zen5.md",
+    'rerank_peers.py --cpu "family 26"': "docs/performance_zen5.md",
+    "rerank_peers.py --concurrent --cpu Xeon": "docs/performance.md",
     "gpu_maxsim.py": "docs/performance.md",
     "observing_cost.py": "docs/observability.md",
     "vllm_encoding.py": "docs/vllm.md",
@@ -150,11 +150,11 @@ TABLES = {
 
 # One interpreter for all of them: importing torch for each took 45 seconds.
 _PRINT_ALL = """
-import contextlib, io, json, runpy, sys
+import contextlib, io, json, runpy, shlex, sys
 tables, scripts = {}, json.loads(sys.argv[1])
 sys.path.insert(0, "benchmarks")
 for script in scripts:
-    sys.argv = [*script.split(), "--print"]
+    sys.argv = [*shlex.split(script), "--print"]
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         runpy.run_path(f"benchmarks/{sys.argv[0]}", run_name="__main__")
     tables[script] = shown.getvalue().strip()

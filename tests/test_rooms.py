@@ -52,6 +52,7 @@ ROOMS = {
     "worker": {".cancellation"},
     "autocast": {"torch"},
     "cache": {"torch"},
+    "cpu": {"torch"},
     "cuts": {".errors"},
     "embeddings": {".errors", "torch"},
     "progress": {"tqdm"},
@@ -62,6 +63,7 @@ ROOMS = {
         ".autocast",
         ".cancellation",
         ".checkpoint",
+        ".cpu",
         ".cuda_graphs",
         ".cuts",
         ".embeddings",
@@ -73,7 +75,8 @@ ROOMS = {
     }
     | {"numpy", "tokenizers", "torch", "transformers", "triton"},
     "kernel": {"colbert_integrations_kernel", "torch"},
-    "scoring": {".autocast", ".cuda_graphs", ".embeddings", ".errors", ".kernel", ".triton_check", "torch", "triton"},
+    "scoring": {".autocast", ".cpu", ".cuda_graphs", ".embeddings", ".errors", ".kernel", ".triton_check"}
+    | {"torch", "triton"},
     "triton_check": {"torch"},
     "pooling": {".autocast", ".checks", ".embeddings", ".errors", "numpy", "scipy", "torch"},
     "explain": {".autocast", ".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},

@@ -1,4 +1,4 @@
-"""Linear layers for the packed forward pass: torch's own, or on a CPU laid out once for oneDNN or rounded to int8."""
+"""Linear layers for the packed forward pass: torch's own; on a CPU laid out for oneDNN, widened, or rounded to int8."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch.nn import functional
 
+from .. import cpu
 from .. import kernel as compiled
 from ..kernel import Arithmetic
 from .native_linear import NativeLinear
@@ -84,11 +85,26 @@ class PrepackedLinear(Linear):
         return product
 
 
+class WidenedLinear(Linear):
+    """The same for bfloat16 in and out on a CPU without products of it: in float32, as oneDNN adds up elsewhere too.
+
+    The weights, rounded to bfloat16, take the memory of float32.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> None:
+        super().__init__(weight[:0].clone(), bias, activation)
+        self._wide = linear_maker(torch.float32)(weight.float(), None if bias is None else bias.float(), activation)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(tokens, in_features)`` to ``(tokens, out_features)``."""
+        return self._wide(x.float()).to(x.dtype)
+
+
 class Int8Linear(Linear):
     """The same in int8: weights rounded with one step for each output, inputs with one step for each token.
 
     float32 comes in and goes out. By the compiled kernel where it is installed and the CPU multiplies bytes, else by
-    torch; both round alike. torch's own dynamic int8 is fast too, but takes one step for all tokens: with the weights
+    torch; all round alike. torch's own dynamic int8 is fast too, but takes one step for all tokens: with the weights
     of all-MiniLM-L6-v2 the least cosine to float32 is 0.947 then, and 0.992 with a step for each.
     """
 
@@ -96,21 +112,34 @@ class Int8Linear(Linear):
         steps = (weight.float().abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
         codes = (weight.float() / steps[:, None]).round_().to(torch.int8)  # (out_features, in_features)
         bias, kernel = None if bias is None else bias.float(), compiled.load()
-        usable = kernel is not None and kernel.supports(Arithmetic.INT8, dim=Arithmetic.INT8.coordinates)
-        self._native = NativeLinear(kernel, codes, steps, bias) if kernel is not None and usable else None
-        super().__init__(codes if self._native is None else codes[:0].clone(), bias, activation)
-        self._steps = steps
+        super().__init__(codes[:0].clone(), bias, activation)
+        if kernel is not None and kernel.supports(Arithmetic.INT8, dim=Arithmetic.INT8.coordinates):
+            self._rounded: Callable[[torch.Tensor], torch.Tensor] = NativeLinear(kernel, codes, steps, bias)
+        else:
+            self._rounded = _RoundedByTorch(codes, steps, bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(tokens, in_features)`` to ``(tokens, out_features)``."""
-        return _PLAIN[self.activation](self._by_torch(x) if self._native is None else self._native(x))
+        return _PLAIN[self.activation](self._rounded(x))
 
-    def _by_torch(self, x: torch.Tensor) -> torch.Tensor:
+
+class _RoundedByTorch:
+    """``NativeLinear`` in torch: products of integers where the CPU has them, else of the same numbers in float32."""
+
+    def __init__(self, codes: torch.Tensor, steps: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._codes, self._steps = codes, steps
+        self._bias = torch.zeros(1, dtype=torch.float32, device="cpu") if bias is None else bias
+        self._wide = None if cpu.multiplies(torch.int8) else linear_maker(torch.float32)(codes.float(), None, "none")
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         steps = x.abs().amax(1, keepdim=True).div_(127)  # (tokens, 1)
-        codes = (x / steps.clamp_min(torch.finfo(torch.float32).tiny)).round_().to(torch.int8)
-        product = torch._int_mm(codes, self.weight.T).float().mul_(steps)
-        bias = torch.zeros(1, dtype=torch.float32, device="cpu") if self.bias is None else self.bias
-        return torch.addcmul(bias, product, self._steps, out=product)
+        codes = (x / steps.clamp_min(torch.finfo(torch.float32).tiny)).round_()
+        if self._wide is None:
+            product = torch._int_mm(codes.to(torch.int8), self._codes.T).float()
+        else:
+            product = self._wide(codes)
+        product.mul_(steps)
+        return torch.addcmul(self._bias, product, self._steps, out=product)
 
 
 def linear_maker(dtype: torch.dtype) -> MakeLinear:
@@ -124,15 +153,17 @@ def linear_maker(dtype: torch.dtype) -> MakeLinear:
     """
     if dtype == torch.int8:
         return Int8Linear
-    return PrepackedLinear if _has_onednn(dtype) else Linear
+    if not cpu.multiplies(dtype):
+        return WidenedLinear
+    return PrepackedLinear if _has_onednn() else Linear
 
 
-def _has_onednn(dtype: torch.dtype) -> bool:
+def _has_onednn() -> bool:
     # On ARM torch's compiler leaves them out too: oneDNN has no fast product there that is fused with what follows.
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     # Private to torch, hence the checks.
-    names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
-    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):  # type: ignore[no-untyped-call]
-        return False
-    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return has_onednn and all(
+        hasattr(torch.ops.mkldnn, f"_{name}") for name in ("reorder_linear_weight", "linear_pointwise")
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from .. import cpu
 from ..checkpoint import Checkpoint, ColBERTSpec
 from ..errors import CheckpointError, InputError, MissingWeightsError, RemoteCodeError
 from .backbone import LoadOptions, embedding_rows, load_backbone, position_limit
@@ -17,6 +19,8 @@ from .remote import LazyForward, RemoteForward
 from .tokens import Tokenizer, TokenSequence
 
 __all__ = ["apply_rules", "load_encoder", "read_tokenizer"]
+
+_log = logging.getLogger(__name__)
 
 # What servers are compared by, and batches.
 _PROBE = "One vector for each token of this text."
@@ -83,6 +87,12 @@ def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, ru
             f"dtype='int8' is for BERT, RoBERTa and ModernBERT on a CPU, and {checkpoint.spec.name} is "
             f"{checkpoint.spec.architecture} with attn_implementation={load.attn_implementation!r}{expansion}: use "
             "'bfloat16' or 'float32'"
+        )
+    if load.device.type == "cpu" and not cpu.multiplies(load.dtype):
+        _log.warning(
+            "%s runs in %s on a CPU that does not multiply it, several times as slowly as in float32: leave out dtype=",
+            checkpoint.spec.name,
+            load.dtype,
         )
     forward = TorchForward(backbone, projection.to(load.device, load.dtype), load.device)
     probe = _probe(rules)

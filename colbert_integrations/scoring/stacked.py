@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .. import cpu
 from .. import kernel as compiled
 from ..embeddings import TokenEmbeddings
 from ..kernel import STORAGES, Arithmetic, Kernel
@@ -41,8 +42,10 @@ class StackedQueries:
         on_cpu = self.values.device.type == "cpu" and dtype == torch.float32 and self.values.numel() > 0
         self._kernel = compiled.load() if on_cpu else None
         self._native: dict[Arithmetic, NativeQueries] = {}
+        self._native_codes: NativeQueries | None = None
         self._triton: dict[torch.dtype, TritonQueries] = {}
         self._onednn = OneDNNQueries(self.values) if on_cpu and self._kernel is None and is_available() else None
+        self._onednn_codes: OneDNNQueries | None = None
         self._int8: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
@@ -103,18 +106,17 @@ class StackedQueries:
             ``(queries, documents)`` float32; ``-inf`` for a document without tokens. The queries are rounded to int8
             too, which is what makes it approximate.
         """
-        if self._kernel is not None and self._kernel.supports(Arithmetic.INT8, codes.shape[1]):
+        if self._kernel is not None:
             return self._native_int8(self._kernel).score(codes, lengths, document_steps=steps)
         if self._on_gpu(torch.int8):
             return self._triton_for(torch.int8).score(
                 codes.contiguous(), bounds_of(lengths), steps.float().contiguous()
             )
         query_codes, token_steps = self._as_int8()
-        if self._onednn is not None and codes.shape[1] > 1:  # _int_mm gives garbage for a dim of 1 (torch 2.13)
-            best = self._onednn.best_int8(codes, lengths, query_codes)
+        if self._onednn is not None:
+            best = self._best_codes(self._onednn, codes, lengths)
         else:
-            # Below 2**24 for any dim up to 1,040, so float32 holds the products exactly; float16 ends at 65,504. cuBLAS
-            # takes only some shapes as int8.
+            # cuBLAS takes only some shapes as int8, and float16 ends at 65,504.
             best = _best(codes.float() @ query_codes.float().T, lengths)
         return self._sums(best * (steps[:, None] * token_steps), lengths)  # best is (documents, query_tokens)
 
@@ -141,10 +143,13 @@ class StackedQueries:
         return self._native[arithmetic]
 
     def _native_int8(self, kernel: Kernel) -> NativeQueries:
-        if Arithmetic.INT8 not in self._native:
+        if self._native_codes is None:
             codes, steps = self._as_int8()
-            self._native[Arithmetic.INT8] = NativeQueries(kernel, codes, self.lengths, Arithmetic.INT8, steps)
-        return self._native[Arithmetic.INT8]
+            # Below 2**24 for any dim up to 1,040, so float32 holds the products of codes exactly too.
+            direct = kernel.supports(Arithmetic.INT8, codes.shape[1])
+            arithmetic = Arithmetic.INT8 if direct else Arithmetic.FLOAT32
+            self._native_codes = NativeQueries(kernel, codes, self.lengths, arithmetic, steps)
+        return self._native_codes
 
     # ---------------------------------------------------------------------------------------------------- torch
 
@@ -153,6 +158,15 @@ class StackedQueries:
         if self._int8 is None:
             self._int8 = as_int8(self.values)
         return self._int8
+
+    def _best_codes(self, onednn: OneDNNQueries, codes: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """The best products of codes, ``(documents, query_tokens)``, by oneDNN."""
+        query_codes = self._as_int8()[0]
+        if cpu.multiplies(torch.int8) and codes.shape[1] > 1:  # _int_mm gives garbage for a dim of 1 (torch 2.13)
+            return onednn.best_int8(codes, lengths, query_codes)
+        if self._onednn_codes is None:
+            self._onednn_codes = OneDNNQueries(query_codes.float())
+        return self._onednn_codes.best(codes, lengths)
 
     def _sums(self, best: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Sum the query tokens of each query, ``(queries, documents)``."""

@@ -53,18 +53,18 @@ TARGET static inline void NAME(best_bfloats)(const uint16_t *rows, int64_t count
 #endif
 
 #if HAS_INT8
-TARGET static inline void NAME(best_bytes)(const uint8_t *rows, int64_t count, int64_t dim, const int8_t *panel,
+TARGET static inline void NAME(best_codes)(const CODE *rows, int64_t count, int64_t dim, const TOKEN_CODE *panel,
                                            struct ahead ahead, int32_t *best)
 {
     for (int64_t start = 0; start < count; start += ROWS) {
         INTS sums[ROWS][WIDTH];
-        NAME(multiply_bytes)(rows + TILE_START(start, count) * dim, dim, panel, row_ahead(&ahead, start), sums);
+        NAME(multiply_codes)(rows + TILE_START(start, count) * dim, dim, panel, row_ahead(&ahead, start), sums);
         for (int w = 0; w < WIDTH; w++) {
-            __m512i top = _mm512_loadu_si512(best + w * LANES);
+            INTS top = INTS_AT(best + w * LANES);
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; r++)
-                top = _mm512_max_epi32((__m512i)sums[r][w], top);
-            _mm512_storeu_si512(best + w * LANES, top);
+                top = LARGER_INTS(sums[r][w], top);
+            INTS_AT(best + w * LANES) = top;
         }
     }
 }
@@ -97,12 +97,12 @@ TARGET static void NAME(as_floats)(const struct job *job, const void *rows, cons
 }
 
 #if HAS_INT8
-TARGET static void NAME(lifted)(const uint8_t *rows, int64_t count, int64_t filled, int64_t dim, uint8_t *out)
+TARGET static void NAME(lifted)(const int8_t *restrict rows, int64_t count, int64_t filled, int64_t dim, CODE *restrict out)
 {
     for (int64_t r = 0; r < filled; r++) {
-        const uint8_t *row = rows + (r < count ? r : count - 1) * dim;
+        const int8_t *row = rows + (r < count ? r : count - 1) * dim;
         for (int64_t k = 0; k < dim; k++)
-            out[r * dim + k] = row[k] ^ 0x80; /* + 128 */
+            out[r * dim + k] = (CODE)(row[k] + LIFT);
     }
 }
 #endif
@@ -145,7 +145,7 @@ TARGET static void NAME(chunk)(const struct job *job, struct NAME(room) *room, c
     if (job->arithmetic == IN_INT8) {
         NAME(lifted)(rows, count, filled, dim, room->rows);
         for (int64_t p = 0; p < panels; p++)
-            NAME(best_bytes)(room->rows, filled, dim, (const int8_t *)job->packed + p * TOKENS * dim, ahead,
+            NAME(best_codes)(room->rows, filled, dim, (const TOKEN_CODE *)job->packed + p * TOKENS * dim, ahead,
                              (int32_t *)room->best + p * TOKENS);
         return;
     }
@@ -177,7 +177,12 @@ TARGET static void NAME(document)(const struct job *job, struct NAME(room) *room
                     job->row_scales ? job->row_scales + job->bounds[document] + first : NULL, start + count - first, panels,
                     ahead);
     }
-    finish(job, document, length, room->best, room->not_numbers, 128);
+    #if HAS_INT8
+    int32_t lift = LIFT;
+#else
+    int32_t lift = 0;
+#endif
+    finish(job, document, length, room->best, room->not_numbers, lift);
 }
 
 TARGET static int NAME(score)(const struct job *job, int32_t threads)

@@ -14,7 +14,13 @@
 #undef FLOATS_AT
 #undef INTS_AT
 #undef ADD_TWO
-#undef ADD_FOUR
+#undef ADD_GROUP
+#undef EVERYWHERE
+#undef LARGER_INTS
+#undef CODE
+#undef TOKEN_CODE
+#undef LIFT
+#undef GROUP
 #undef CHUNK
 #undef ASK_FOR
 #undef TILE_START

@@ -1,7 +1,9 @@
 /* Vectors of one instruction set, and the product of a tile; included once for each.
  *
- * Expects: NAME(x), TARGET, LANES, ROWS, LARGER(a, b), ANY_NAN(v), NAME(halves_as_floats); HAS_BFLOAT16 and HAS_INT8
- * where the instruction set multiplies in these. undefine.h ends what begins here.
+ * Expects: NAME(x), TARGET, LANES, ROWS, LARGER(a, b), ANY_NAN(v), NAME(halves_as_floats); HAS_BFLOAT16 where the
+ * instruction set multiplies in it; HAS_INT8 where it multiplies codes, that is numbers of int8: as CODE on the side of the
+ * rows, lifted by LIFT, and as TOKEN_CODE on the other, with EVERYWHERE(group), ADD_GROUP(sums, group, tokens),
+ * LARGER_INTS(a, b) and NAME(floats_as_codes). undefine.h ends what begins here.
  */
 #define WIDTH 2
 #define TOKENS (LANES * WIDTH)
@@ -62,10 +64,9 @@ TARGET static inline void NAME(floats_as_bfloats)(const float *restrict row, int
         to[k] = as_bfloat16(row[k]);
 }
 
-/* In assembly, since GCC 12 copies the sums around each of these two instructions when it knows them by name: half the
- * speed. */
 #if HAS_BFLOAT16
-/* sums += two products of bfloat16 in each lane. */
+/* sums += two products of bfloat16 in each lane. In assembly, since GCC 12 copies the sums around such an instruction when
+ * it knows it by name: half the speed. */
 #define ADD_TWO(sums, pairs, tokens) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(pairs), "v"(tokens))
 
 /* The same product of bfloat16, two coordinates at once. */
@@ -90,24 +91,24 @@ TARGET static inline void NAME(multiply_bfloats)(const uint16_t *rows, int64_t c
 #endif
 
 #if HAS_INT8
-/* sums += four products of bytes in each lane, the rows' ones without sign. */
-#define ADD_FOUR(sums, fours, tokens) __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(fours), "v"(tokens))
+/* How many coordinates four bytes of codes hold. */
+#define GROUP ((int64_t)(4 / sizeof(CODE)))
 
-/* The same product of bytes, four coordinates at once. Rows are lifted by 128, since one side has no sign. */
-TARGET static inline void NAME(multiply_bytes)(const uint8_t *rows, int64_t count, const int8_t *panel,
-                                               const char *ahead, INTS sums[ROWS][WIDTH])
+/* The same product of codes, a group of coordinates at once. */
+TARGET static inline void NAME(multiply_codes)(const CODE *rows, int64_t count, const TOKEN_CODE *panel, const char *ahead,
+                                               INTS sums[ROWS][WIDTH])
 {
     INTS kept[ROWS][WIDTH] = {0};
-    for (int64_t k = 0; k < count; k += 4) {
-        ASK_FOR(ahead, 4 * ROWS);
-        INTS left = INTS_AT(panel + k * TOKENS), right = INTS_AT(panel + k * TOKENS + 4 * LANES);
+    for (int64_t k = 0; k < count; k += GROUP) {
+        ASK_FOR(ahead, GROUP * ROWS);
+        INTS left = INTS_AT(panel + k * TOKENS), right = INTS_AT(panel + k * TOKENS + GROUP * LANES);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; r++) {
-            int32_t four;
-            memcpy(&four, rows + r * count + k, sizeof four);
-            INTS value = (INTS)_mm512_set1_epi32(four);
-            ADD_FOUR(kept[r][0], value, left);
-            ADD_FOUR(kept[r][1], value, right);
+            int32_t group;
+            memcpy(&group, rows + r * count + k, sizeof group);
+            INTS value = EVERYWHERE(group);
+            ADD_GROUP(kept[r][0], value, left);
+            ADD_GROUP(kept[r][1], value, right);
         }
     }
     memcpy(sums, kept, sizeof kept);

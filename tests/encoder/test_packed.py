@@ -17,11 +17,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, ModernBertConfig, ModernBertModel
 
 import checkpoints
-from colbert_integrations import ColBERT
+from colbert_integrations import ColBERT, cpu
 from colbert_integrations import kernel as compiled
 from colbert_integrations.encoder.forward import TorchForward
 from colbert_integrations.encoder.layers import Layers, Turns
-from colbert_integrations.encoder.linear import Int8Linear, Linear, PrepackedLinear, linear_maker
+from colbert_integrations.encoder.linear import (
+    Int8Linear,
+    Linear,
+    PrepackedLinear,
+    WidenedLinear,
+    linear_maker,
+)
 from colbert_integrations.encoder.packed import PackedForward, can_pack, choose_layers
 from colbert_integrations.encoder.runs import Run, Runs
 from colbert_integrations.encoder.tokens import TokenSequence
@@ -298,11 +304,11 @@ def test_norms_keep_nan_in_its_row_and_take_rows_of_one_number(dtype: torch.dtyp
         assert normed[[0, 1, 3]].tolist() == [[0.5] * 40] * 3
 
 
+@pytest.mark.parametrize("make", [PrepackedLinear, WidenedLinear])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "relu"])
-def test_linear_layers_agree(dtype: torch.dtype, activation: Any) -> None:
-    make = linear_maker(dtype)
-    if make is not PrepackedLinear:
+def test_linear_layers_agree(make: type[Linear], dtype: torch.dtype, activation: Any) -> None:
+    if make is PrepackedLinear and linear_maker(dtype) is not make:
         pytest.skip("needs torch's oneDNN operators, in bfloat16 on a CPU that has it")
     generator = torch.Generator().manual_seed(0)
     weight, bias, x = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((24, 40), (24,), (7, 40)))
@@ -324,12 +330,27 @@ def test_linear_layers_agree(dtype: torch.dtype, activation: Any) -> None:
 @pytest.mark.parametrize("machine", ["aarch64", "arm64", "ARM64"])
 def test_on_arm_linear_layers_are_torchs_own(dtype: torch.dtype, machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(cpu, "multiplies", lambda dtype: True)
     assert linear_maker(dtype) is Linear
+
+
+def test_a_cpu_without_bfloat16_multiplies_it_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "multiplies", lambda dtype: dtype == torch.float32)
+    assert linear_maker(torch.bfloat16) is WidenedLinear
+    assert linear_maker(torch.float32) is not WidenedLinear
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["integers", "floats"])
+def fast_int8(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whether torch multiplies int8 as such, or the same numbers in float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "multiplies", lambda dtype: request.param or dtype == torch.float32)
+        yield
 
 
 @settings(deadline=None, max_examples=30)
 @given(tokens=st.integers(1, 230), inputs=st.sampled_from([2, 4, 7, 33, 384]), outputs=st.sampled_from([1, 31, 32, 80]))
-@pytest.mark.usefixtures("implementation")
+@pytest.mark.usefixtures("implementation", "fast_int8")
 def test_int8_layers_round_each_token_and_each_output_once(tokens: int, inputs: int, outputs: int) -> None:
     generator = torch.Generator().manual_seed(tokens)
     shapes = (outputs, inputs), (outputs,), (tokens, inputs)
@@ -345,7 +366,7 @@ def test_int8_layers_round_each_token_and_each_output_once(tokens: int, inputs: 
             assert (actual != exact).any()
 
 
-@pytest.mark.usefixtures("implementation")
+@pytest.mark.usefixtures("implementation", "fast_int8")
 @pytest.mark.parametrize("inputs", [16, 20])
 def test_int8_layers_do_not_hide_nan_and_take_zeros(inputs: int) -> None:
     x = torch.ones(14, inputs)
@@ -388,6 +409,22 @@ def test_keeps_the_general_path_for_all_else(checkpoint: Build, layout: str) -> 
     assert isinstance(ColBERT(checkpoint(layout), device="cpu")._ready()._forward, TorchForward)
     with pytest.raises(InputError, match="'int8' is for BERT, RoBERTa and ModernBERT on a CPU"):
         ColBERT(checkpoint(layout), device="cpu", dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fast", "told"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0)]
+)
+def test_the_general_path_tells_of_a_dtype_that_is_slow(
+    dtype: str,
+    fast: bool,
+    told: int,
+    checkpoint: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(cpu, "multiplies", lambda asked: fast or asked == torch.float32)
+    ColBERT(checkpoint("stanford_deberta"), device="cpu", dtype=dtype).encode_query("wing")
+    assert [record.getMessage().count("torch.bfloat16 on a CPU") for record in caplog.records] == [1] * told
 
 
 def test_keeps_the_general_path_where_an_attention_is_asked_for(checkpoint: Build) -> None:

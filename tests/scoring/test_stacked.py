@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_integrations import TokenEmbeddings
+from colbert_integrations import TokenEmbeddings, cpu
 from colbert_integrations.scoring import StackedQueries, engine_for, onednn
 from colbert_integrations.scoring.reference import reference_maxsim
 from test_maxsim import float32_bound, unit_matrices
@@ -59,7 +59,12 @@ DIMS = [1, 2, 5, 8, 16, 32, 48, 96, 128]
 
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("query_sizes", [(5,), (33, 1, 60)])
-def test_int8_products_are_exact_integers(dim: int, query_sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("fast", [True, False])
+def test_int8_products_are_exact_integers(
+    fast: bool, dim: int, query_sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where torch would take ages over them, and they are made of the same numbers in float32."""
+    monkeypatch.setattr(cpu, "multiplies", lambda dtype: fast)
     generator = torch.Generator().manual_seed(dim)
     codes = [torch.randint(-127, 128, (length, dim), generator=generator).to(torch.int8) for length in LENGTHS]
     queries = [torch.randint(-127, 128, (size, dim), generator=generator).float() for size in query_sizes]
