@@ -223,7 +223,11 @@ floats_as_codes_avx512_dot(const float *x, float scale, uint8_t *out)
 #define ANY_NAN(v) _mm256_movemask_ps(_mm256_cmp_ps((__m256)(v), (__m256)(v), _CMP_UNORD_Q))
 TARGET static inline void halves_as_floats_avx2(const uint16_t *row, int64_t dim, float scale, float *to)
 {
-    for (int64_t k = 0; k < dim; k++)
+    __m256 scales = _mm256_set1_ps(scale);
+    int64_t k = 0;
+    for (; k + 8 <= dim; k += 8)
+        _mm256_storeu_ps(to + k, _mm256_mul_ps(_mm256_cvtph_ps(_mm_loadu_si128((const void *)(row + k))), scales));
+    for (; k < dim; k++)
         to[k] = _cvtsh_ss(row[k]) * scale;
 }
 TARGET static inline void floats_as_codes_avx2(const float *x, float scale, int16_t *out)
