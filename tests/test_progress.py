@@ -21,6 +21,7 @@ def test_a_program_without_stderr_shows_none(show: bool | None, monkeypatch: pyt
     monkeypatch.setattr(sys, "stderr", None)
     with progress_bar(2, show, "Encoding") as bar:
         bar.update(2)
+    assert not isinstance(bar, tqdm.auto.tqdm)
 
 
 @pytest.mark.parametrize("show", [True, None])
