@@ -397,7 +397,7 @@ void maxsim_pack(int32_t rank, int32_t arithmetic, const void *values, int64_t t
                 ((float *)packed)[to] = ((const float *)values)[from];
             else if (arithmetic == IN_BFLOAT16)
                 ((uint16_t *)packed)[to] = as_bfloat16(((const float *)values)[from]);
-            else if (bytes_of(rank, arithmetic) == 2)
+            else if (group == 2) /* not asked anew for each number: this is on the path of a query */
                 ((int16_t *)packed)[to] = ((const int8_t *)values)[from];
             else
                 ((int8_t *)packed)[to] = ((const int8_t *)values)[from];
