@@ -33,12 +33,12 @@ def merge_tokens(embeddings: TokenEmbeddings, factor: int) -> TokenEmbeddings:
     counts = -(-lengths // factor)
     firsts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))  # of each document's clusters
     places = _places(lengths)  # of each token in its document
-    owner = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    owner = torch.repeat_interleave(lengths)
     padded = embeddings.values.new_zeros(len(lengths), int(lengths.max()), embeddings.dim)
     padded[owner, places] = embeddings.values  # (documents, most tokens, dim)
     labels = firsts[owner] + places // factor
     means = _means(embeddings.values, labels, int(firsts[-1]), None)
-    cluster_owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    cluster_owner = torch.repeat_interleave(counts)
     cluster_places = _places(counts)
     for _ in range(_ROUNDS):
         centres = padded.new_zeros(len(counts), int(counts.max()), embeddings.dim)

@@ -27,7 +27,7 @@ def encode_int8(values: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tens
     Returns:
         Codes from -127 to 127, ``(tokens, dim)`` int8, and steps, ``(documents,)`` float32.
     """
-    owner = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths, output_size=len(values))
+    owner = torch.repeat_interleave(lengths, output_size=len(values))
     largest = values.new_zeros(len(lengths)).scatter_reduce_(0, owner, values.abs().amax(1), "amax")
     steps = (largest / 127).clamp_min(torch.finfo(torch.float32).tiny)  # a document of zeros: no division by zero
     return (values / steps[owner, None]).round_().to(torch.int8), steps

@@ -122,7 +122,7 @@ def _means(embeddings: TokenEmbeddings) -> torch.Tensor:
     """The mean of each text's vectors, ``(texts, dim)`` float32."""
     lengths = torch.tensor(embeddings.lengths, dtype=torch.int64, device="cpu")
     sums = torch.zeros(len(lengths), embeddings.dim, dtype=torch.float32, device="cpu").index_add_(
-        0, torch.arange(len(lengths), device="cpu").repeat_interleave(lengths), embeddings.values.float().cpu()
+        0, torch.repeat_interleave(lengths), embeddings.values.float().cpu()
     )
     return sums / lengths.clamp(min=1)[:, None]
 

@@ -104,7 +104,7 @@ class OneDNNQueries:
     def _start(self, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Maxima of nothing, ``(documents, filled query_tokens)``, and the document of each row."""
         best = torch.full((len(lengths), self._filled), float("-inf"), dtype=torch.float32, device="cpu")
-        return best, torch.arange(len(lengths), device="cpu").repeat_interleave(lengths)
+        return best, torch.repeat_interleave(lengths)
 
     def _blocks(self, rows: int) -> Iterator[slice]:
         """Blocks of rows, wherever documents begin and end in them; smaller ones for the rest."""

@@ -197,8 +197,7 @@ def engine_for(device: torch.device, dim: int) -> str:
 
 def _best(similarities: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Best similarity of each query token within each document, ``(documents, query_tokens)``."""
-    documents = torch.arange(len(lengths), device=lengths.device)
-    owner = documents.repeat_interleave(lengths, output_size=len(similarities))
+    owner = torch.repeat_interleave(lengths, output_size=len(similarities))
     best = similarities.new_full((len(lengths), similarities.shape[1]), float("-inf"))
     take_maxima(best, owner, similarities)
     return best
