@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 _INT, _LONG, _ADDRESS = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
-_INTERFACE = 2  # that of kernel.h
+_INTERFACE = 3  # that of kernel.h
 
 STORAGES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 """``enum storage`` of ``kernel.h``: the forms in which vectors can be."""
@@ -65,6 +65,11 @@ class Kernel:
             names, rank = [*names, name.decode()], rank + 1
         return names
 
+    @property
+    def instruction_set(self) -> str:
+        """Name of the one that runs."""
+        return self.instruction_sets[self.rank]
+
     def with_instruction_set(self, name: str) -> Kernel:
         """The same library with another instruction set of this CPU."""
         return Kernel(self.library, self.instruction_sets.index(name))
@@ -100,7 +105,8 @@ class Kernel:
         Raises:
             MemoryError: If a thread can't get its few hundred kB.
         """
-        if self.library[name](self.rank, ctypes.byref(job), torch.get_num_threads()):
+        function = getattr(self.library, name)  # not library[name], which looks it up anew: 3% of a short query
+        if function(self.rank, ctypes.byref(job), torch.get_num_threads()):
             raise MemoryError(f"not enough memory for {name} of the compiled kernel")
 
 

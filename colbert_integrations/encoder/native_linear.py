@@ -1,20 +1,29 @@
-"""A linear layer in int8 by the compiled kernel."""
+"""A linear layer and what follows it by the compiled kernel, in float32 or int8."""
 
 from __future__ import annotations
 
 import ctypes
+from typing import Literal, TypeAlias
 
 import torch
+from torch.nn import functional
 
 from ..kernel import Arithmetic, Kernel
 
-__all__ = ["NativeLinear"]
+__all__ = ["Activation", "NativeLinear"]
+
+Activation: TypeAlias = Literal["none", "gelu", "gelu_tanh", "relu"]
+
+_NUMBERS: dict[Activation, int] = {"none": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # ``enum activation`` of kernel.h
+_WIDEST_PANEL = 32  # outputs that any instruction set takes together; it reads as many steps, sums and biases
 
 
 class _Job(ctypes.Structure):
     """``struct linear`` of ``kernel.h``."""
 
     _fields_ = [
+        ("arithmetic", ctypes.c_int32),
+        ("activation", ctypes.c_int32),
         ("rows", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
@@ -23,41 +32,63 @@ class _Job(ctypes.Structure):
         ("steps", ctypes.c_void_p),
         ("sums", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("factors", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
     ]
 
 
 class NativeLinear:
-    """``y = W x + b`` in int8, with one step for each output and each token.
+    """``y = activation(W x + b) * factors``; in int8 with one step for each output and each token.
 
     Args:
-        kernel: The kernel, on a CPU that multiplies bytes.
-        codes: The weights, ``(out_features, in_features)`` int8.
-        steps: What one step of each output is worth, ``(out_features,)`` float32.
+        kernel: The kernel, for int8 on a CPU that multiplies in it.
+        weight: ``(out_features, in_features)``, float32 or int8 codes.
         bias: ``(out_features,)`` float32, or None.
+        activation: What follows.
+        steps: What one step of the codes of each output is worth, ``(out_features,)`` float32. None: in float32.
     """
 
-    def __init__(self, kernel: Kernel, codes: torch.Tensor, steps: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._kernel, (self._outputs, self._inputs) = kernel, codes.shape
-        missing = -self._inputs % Arithmetic.INT8.coordinates
-        self._packed = kernel.pack(torch.nn.functional.pad(codes, (0, missing)), Arithmetic.INT8)
-        self._sums = codes.sum(1, dtype=torch.int32)
-        self._steps = steps.contiguous()
-        self._bias = None if bias is None else bias.contiguous()
+    def __init__(
+        self,
+        kernel: Kernel,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        activation: Activation,
+        steps: torch.Tensor | None = None,
+    ) -> None:
+        self._kernel, (self._outputs, self._inputs) = kernel, weight.shape
+        self._arithmetic = Arithmetic.FLOAT32 if steps is None else Arithmetic.INT8
+        missing = -self._inputs % self._arithmetic.coordinates
+        self._packed = kernel.pack(functional.pad(weight, (0, missing)), self._arithmetic)
+        self._steps = None if steps is None else _filled(steps)
+        self._sums = None if steps is None else _filled(weight.sum(1, dtype=torch.int32))
+        self._bias, self._activation = None if bias is None else _filled(bias), _NUMBERS[activation]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``(tokens, in_features)`` float32 to ``(tokens, out_features)`` float32."""
+    def __call__(self, x: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
+        """Map ``(tokens, in_features)`` float32 to ``(tokens, out_features)`` float32; factors are of that shape."""
         x, out = x.contiguous(), torch.empty(len(x), self._outputs, dtype=torch.float32, device="cpu")
+        factors = None if factors is None else factors.contiguous()
         job = _Job(
+            arithmetic=self._arithmetic,
+            activation=self._activation,
             rows=len(x),
             inputs=self._inputs,
             outputs=self._outputs,
             x=x.data_ptr(),
             packed=self._packed.data_ptr(),
-            steps=self._steps.data_ptr(),
-            sums=self._sums.data_ptr(),
-            bias=None if self._bias is None else self._bias.data_ptr(),
+            steps=_address(self._steps),
+            sums=_address(self._sums),
+            bias=_address(self._bias),
+            factors=_address(factors),
             out=out.data_ptr(),
         )
         self._kernel.run("linear", job)
         return out
+
+
+def _filled(of_outputs: torch.Tensor) -> torch.Tensor:
+    return functional.pad(of_outputs, (0, -len(of_outputs) % _WIDEST_PANEL)).contiguous()
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

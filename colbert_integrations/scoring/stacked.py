@@ -189,7 +189,7 @@ def engine_for(device: torch.device, dim: int) -> str:
     """
     kernel = compiled.load()
     if device.type == "cpu" and kernel is not None:
-        return f"compiled kernel ({kernel.instruction_sets[kernel.rank]})"
+        return f"compiled kernel ({kernel.instruction_set})"
     if device.type == "cpu":
         return "oneDNN" if is_available() else "torch"
     return "Triton kernel for half precision, else torch" if supports(dim, torch.float16, device) else "torch"

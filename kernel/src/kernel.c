@@ -305,7 +305,7 @@ struct instruction_set {
     int (*score)(const struct job *, int32_t);
     int (*attention)(const struct attention *, int32_t);
     int (*norm)(const struct norm *, int32_t);
-    int (*linear)(const struct linear *, int32_t); /* NULL if it doesn't multiply in int8 */
+    int (*linear)(const struct linear *, int32_t);
 };
 
 #if HAS_TILES
@@ -328,12 +328,12 @@ static int may_use_tiles(void)
 /* The instruction sets that this CPU runs, best first; NULL behind the last. */
 static const struct instruction_set *instruction_set(int32_t rank)
 {
-    static const struct instruction_set portable = {"portable", 8, 0, 0, score_portable, attention_portable, norm_portable, NULL};
+    static const struct instruction_set portable = {"portable", 8, 0, 0, score_portable, attention_portable, norm_portable, linear_portable};
     const struct instruction_set *runs[5];
     int32_t count = 0;
 #if defined(__x86_64__)
     static const struct instruction_set avx512_dot = {"avx512_dot", 32, 1, 1, score_avx512_dot, attention_avx512_dot, norm_avx512_dot, linear_avx512_dot};
-    static const struct instruction_set avx512 = {"avx512", 32, 0, 0, score_avx512, attention_avx512, norm_avx512, NULL};
+    static const struct instruction_set avx512 = {"avx512", 32, 0, 0, score_avx512, attention_avx512, norm_avx512, linear_avx512};
     static const struct instruction_set avx2 = {"avx2", 16, 0, 2, score_avx2, attention_avx2, norm_avx2, linear_avx2};
     int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -389,19 +389,21 @@ void maxsim_pack(int32_t rank, int32_t arithmetic, const void *values, int64_t t
 {
     int64_t width = instruction_set(rank)->panel_tokens, group = 4 / bytes_of(rank, arithmetic); /* coordinates in 4 bytes */
     memset(packed, 0, maxsim_packed_bytes(rank, arithmetic, tokens, dim));
-    for (int64_t t = 0; t < tokens; t++)
-        for (int64_t k = 0; k < dim; k++) {
-            int64_t from = t * dim + k;
-            int64_t to = t / width * width * dim + k / group * group * width + t % width * group + k % group;
-            if (arithmetic == IN_FLOAT32)
-                ((float *)packed)[to] = ((const float *)values)[from];
-            else if (arithmetic == IN_BFLOAT16)
-                ((uint16_t *)packed)[to] = as_bfloat16(((const float *)values)[from]);
-            else if (group == 2) /* not asked anew for each number: this is on the path of a query */
-                ((int16_t *)packed)[to] = ((const int8_t *)values)[from];
-            else
-                ((int8_t *)packed)[to] = ((const int8_t *)values)[from];
-        }
+    for (int64_t t = 0; t < tokens; t++) {
+        int64_t from = t * dim, to = t / width * width * dim + t % width * group;
+        if (arithmetic == IN_FLOAT32)
+            for (int64_t k = 0; k < dim; k++)
+                ((float *)packed)[to + k * width] = ((const float *)values)[from + k];
+        else if (arithmetic == IN_BFLOAT16)
+            for (int64_t k = 0; k < dim; k++)
+                ((uint16_t *)packed)[to + k / 2 * 2 * width + k % 2] = as_bfloat16(((const float *)values)[from + k]);
+        else if (group == 2)
+            for (int64_t k = 0; k < dim; k++)
+                ((int16_t *)packed)[to + k / 2 * 2 * width + k % 2] = ((const int8_t *)values)[from + k];
+        else
+            for (int64_t k = 0; k < dim; k++)
+                ((int8_t *)packed)[to + k / 4 * 4 * width + k % 4] = ((const int8_t *)values)[from + k];
+    }
 }
 
 int maxsim_score(int32_t rank, const struct job *job, int32_t threads)

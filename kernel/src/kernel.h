@@ -43,15 +43,21 @@ struct attention {
     void *out;                    /* (tokens, heads * head_dim) */
 };
 
-/* One call of linear: out = x weights^T + bias, weights and x rounded to int8. */
+/* What follows the sums of a linear layer. */
+enum activation { NONE = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
+
+/* One call of linear: out = activation(x weights^T + bias) * factors. */
 struct linear {
+    int32_t arithmetic;   /* IN_FLOAT32, or IN_INT8: then weights and x are rounded to it */
+    int32_t activation;
     int64_t rows, inputs, outputs;
-    const float *x;      /* (rows, inputs) */
-    const void *packed;  /* what maxsim_pack made of the weights, (outputs, inputs padded to a multiple of 4) int8 */
-    const float *steps;  /* (outputs,): what one step of the weights of each output is worth */
-    const int32_t *sums; /* (outputs,): sum of the codes of each output */
-    const float *bias;   /* (outputs,), or NULL */
-    float *out;          /* (rows, outputs) */
+    const float *x;       /* (rows, inputs) */
+    const void *packed;   /* what maxsim_pack made of the weights, (outputs, inputs); in int8 inputs fill a multiple of 4 */
+    const float *steps;   /* (outputs, filling a multiple of 32): what one step of each output's weights is worth; in int8 */
+    const int32_t *sums;  /* the same: sum of the codes of each output's weights; in int8 */
+    const float *bias;    /* the same, or NULL */
+    const float *factors; /* (rows, outputs), or NULL */
+    float *out;           /* (rows, outputs) */
 };
 
 /* One call of norm: out = weight (x - mean) / sqrt(variance + eps) + bias for each row x = left + right. */
@@ -71,7 +77,7 @@ struct norm {
 /* The instruction sets that this CPU runs are numbered by rank, 0 the best. */
 
 /* Counts up whenever a job or a function changes. */
-#define INTERFACE 2
+#define INTERFACE 3
 int32_t kernel_interface(void);
 
 /* The name of one, or NULL where there is none of that rank. */
@@ -92,7 +98,7 @@ int maxsim_score(int32_t rank, const struct job *job, int32_t threads);
 /* Attend: 0, or 1 if there is not enough memory. */
 int attention(int32_t rank, const struct attention *job, int32_t threads);
 
-/* A linear layer where maxsim_supports int8: 0, or 1 if there is not enough memory. */
+/* A linear layer, in an arithmetic that maxsim_supports, not in bfloat16: 0, or 1 if there is not enough memory. */
 int linear(int32_t rank, const struct linear *job, int32_t threads);
 
 /* Normalise: 0. */

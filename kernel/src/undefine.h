@@ -25,3 +25,5 @@
 #undef ASK_FOR
 #undef TILE_START
 #undef PART
+#undef DEPTH
+#undef LEAD

@@ -22,16 +22,21 @@ from colbert_integrations import kernel as compiled
 from colbert_integrations.encoder.forward import TorchForward
 from colbert_integrations.encoder.layers import Layers, Turns
 from colbert_integrations.encoder.linear import (
+    Activation,
+    CompiledLinear,
     Int8Linear,
     Linear,
     PrepackedLinear,
     WidenedLinear,
+    _has_onednn,
     linear_maker,
 )
+from colbert_integrations.encoder.native_linear import NativeLinear
 from colbert_integrations.encoder.packed import PackedForward, can_pack, choose_layers
 from colbert_integrations.encoder.runs import Run, Runs
 from colbert_integrations.encoder.tokens import TokenSequence
 from colbert_integrations.errors import InputError
+from colbert_integrations.kernel import Kernel
 
 Build = Callable[[str], Path]
 CPU = torch.device("cpu")
@@ -41,18 +46,26 @@ VOCABULARY = 90
 HIDDEN = 20 if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 1) else 8
 
 
-def _implementations() -> list[str]:
-    kernel = compiled.load()
-    return ["torch", *(["compiled"] if kernel is None else kernel.instruction_sets)]
+KERNEL = compiled.load()  # once: a fixture replaces what ``load`` gives
+INSTRUCTION_SETS = ["compiled"] if KERNEL is None else KERNEL.instruction_sets
 
 
-@pytest.fixture(scope="module", params=_implementations())
+def _compiled(instruction_set: str) -> Kernel:
+    if KERNEL is None:
+        pytest.skip("needs the compiled kernel: pip install ./kernel")
+    return KERNEL.with_instruction_set(instruction_set)
+
+
+@pytest.fixture(scope="module", params=INSTRUCTION_SETS)
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """The compiled kernel in each instruction set that this CPU runs."""
+    return _compiled(request.param)
+
+
+@pytest.fixture(scope="module", params=["torch", *INSTRUCTION_SETS])
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """All by torch, and by the compiled kernel in each instruction set that this CPU runs."""
-    kernel = compiled.load()
-    if kernel is None and request.param != "torch":
-        pytest.skip("needs the compiled kernel: pip install ./kernel")
-    chosen = None if kernel is None or request.param == "torch" else kernel.with_instruction_set(request.param)
+    chosen = None if request.param == "torch" else _compiled(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "load", lambda: chosen)
         yield request.param
@@ -308,7 +321,7 @@ def test_norms_keep_nan_in_its_row_and_take_rows_of_one_number(dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "relu"])
 def test_linear_layers_agree(make: type[Linear], dtype: torch.dtype, activation: Any) -> None:
-    if make is PrepackedLinear and linear_maker(dtype) is not make:
+    if make is PrepackedLinear and not (_has_onednn() and cpu.multiplies(dtype)):
         pytest.skip("needs torch's oneDNN operators, in bfloat16 on a CPU that has it")
     generator = torch.Generator().manual_seed(0)
     weight, bias, x = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((24, 40), (24,), (7, 40)))
@@ -326,11 +339,73 @@ def test_linear_layers_agree(make: type[Linear], dtype: torch.dtype, activation:
     torch.testing.assert_close(bare, Linear(weight.float(), None, activation)(x.float()), rtol=0, atol=bound)
 
 
+ACTIVATIONS: list[Activation] = ["none", "gelu", "gelu_tanh", "relu"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.sampled_from([0, 1, 5, 6, 7, 12, 95, 96, 97, 101, 230]),
+    inputs=st.sampled_from([1, 3, 40, 191, 192, 193, 384, 385, 800]),
+    outputs=st.sampled_from([1, 15, 16, 17, 31, 32, 33, 80]),
+    activation=st.sampled_from(ACTIVATIONS),
+    biased=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_layers_of_the_kernel_are_their_formula(
+    kernel: Kernel, rows: int, inputs: int, outputs: int, activation: Activation, biased: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (outputs, inputs), (outputs,), (rows, inputs), (rows, outputs)
+    weight, bias, x, factors = (torch.randn(*shape, generator=generator) for shape in shapes)
+    offset = bias if biased else None
+    layer, plain = CompiledLinear(kernel, weight, offset, activation), Linear(weight, offset, activation)
+    exact = Linear(weight.double(), bias.double() if biased else None, activation)(x.double())
+    # What torch errs, and a few roundings of sums that come before what follows them.
+    sums = (x.abs() @ weight.abs().T).sqrt() * inputs**0.25 + 1
+    bound = 4 * (plain(x).double() - exact).abs().max() + 4 * 2**-24 * sums if rows else torch.zeros(0, 1)
+    assert ((layer(x).double() - exact).abs() <= bound).all()
+    assert ((layer.times(x, factors).double() - exact * factors).abs() <= (bound + 1e-7) * factors.abs()).all()
+    assert ((layer.plus(x, factors).double() - exact - factors).abs() <= bound + 1e-6).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(1, 230), seed=st.integers(0, 99))
+def test_what_comes_of_a_token_does_not_depend_on_its_batch(kernel: Kernel, count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    layer = CompiledLinear(kernel, torch.randn(50, 500, generator=generator), None, "gelu")
+    x = torch.randn(count, 500, generator=generator)
+    alone = torch.cat([layer(row[None]) for row in x])
+    assert torch.equal(layer(x), alone)
+
+
+@pytest.mark.parametrize(("activation", "infinite"), [("gelu", "nan"), ("gelu_tanh", "nan"), ("relu", "0.0")])
+def test_activations_of_the_kernel_err_by_roundings(kernel: Kernel, activation: Activation, infinite: str) -> None:
+    x = torch.linspace(-14, 14, 4001)[:, None]
+    exact = Linear(torch.ones(1, 1).double(), None, activation)(x.double())
+    if activation == "gelu":  # by erfc: torch's 1 + erf has no digits left where x is negative
+        exact = x.double() * torch.special.erfc(-x.double() / 2**0.5) / 2
+    act = NativeLinear(kernel, torch.ones(40, 1), None, activation)  # 40: whole vectors and single numbers
+    assert ((act(x).double() - exact).abs() <= 2**-23 * exact.abs() + 2**-24).all()
+    rest = act(torch.tensor([[0.0], [-0.0], [1e30], [-1e30], [float("inf")], [float("-inf")], [float("nan")]]))
+    for column in rest.T.tolist():
+        assert column[:4] == [0.0, 0.0, pytest.approx(1e30), 0.0]
+        assert [str(abs(number)) for number in column[4:]] == ["inf", infinite, "nan"]  # as torch's
+
+
+def test_the_kernel_multiplies_float32_where_it_was_measured_to_be_faster(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "load", lambda: kernel)
+    made = linear_maker(torch.float32)(torch.ones(2, 3), None, "none")
+    assert isinstance(made, CompiledLinear) == (kernel.instruction_set == "avx2")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("machine", ["aarch64", "arm64", "ARM64"])
 def test_on_arm_linear_layers_are_torchs_own(dtype: torch.dtype, machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(cpu, "multiplies", lambda dtype: True)
+    monkeypatch.setattr(compiled, "load", lambda: None)
     assert linear_maker(dtype) is Linear
 
 
@@ -349,18 +424,27 @@ def fast_int8(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @settings(deadline=None, max_examples=30)
-@given(tokens=st.integers(1, 230), inputs=st.sampled_from([2, 4, 7, 33, 384]), outputs=st.sampled_from([1, 31, 32, 80]))
+@given(
+    tokens=st.integers(1, 230),
+    inputs=st.sampled_from([2, 4, 7, 33, 384]),
+    outputs=st.sampled_from([1, 31, 32, 80]),
+    activation=st.sampled_from(ACTIVATIONS),
+)
 @pytest.mark.usefixtures("implementation", "fast_int8")
-def test_int8_layers_round_each_token_and_each_output_once(tokens: int, inputs: int, outputs: int) -> None:
+def test_int8_layers_round_each_token_and_each_output_once(
+    tokens: int, inputs: int, outputs: int, activation: Activation
+) -> None:
     generator = torch.Generator().manual_seed(tokens)
     shapes = (outputs, inputs), (outputs,), (tokens, inputs)
     weight, bias, x = (torch.randn(*shape, generator=generator) for shape in shapes)
     x[0] *= 1000  # an outlier that is no other token's concern
     for offset in (bias, None):
-        actual, exact = Int8Linear(weight, offset)(x), Linear(weight, offset)(x)
+        actual, exact = Int8Linear(weight, offset, activation)(x), Linear(weight, offset, activation)(x)
         row_steps, column_steps = x.abs().amax(1, keepdim=True) / 127, weight.abs().amax(1) / 127
-        # Half a step of one side for each product, by the largest of the other side, and what float32 rounds.
-        bound = inputs * (row_steps / 2 * 128 * column_steps + column_steps / 2 * 127 * row_steps) + exact.abs() * 1e-6
+        # Half a step of one side for each product, by the largest of the other side, and what float32 rounds; no
+        # activation is steeper than 1.13.
+        steps = row_steps / 2 * 128 * column_steps + column_steps / 2 * 127 * row_steps
+        bound = 1.13 * inputs * steps + exact.abs() * 1e-6
         assert ((actual - exact).abs() <= bound + 1e-6).all()
         if tokens * outputs > 50 and inputs > 4:
             assert (actual != exact).any()
