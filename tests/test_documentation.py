@@ -142,6 +142,8 @@ TABLES = {
     'encoding_peers.py --cpu "family 26"': "docs/performance_zen5.md",
     'rerank_peers.py --cpu "family 26"': "docs/performance_zen5.md",
     'maxsim_peers.py --cpu "family 25"': "docs/performance_zen3.md",
+    'encoding_peers.py --cpu "family 25"': "docs/performance_zen3.md",
+    'rerank_peers.py --cpu "family 25"': "docs/performance_zen3.md",
     "rerank_peers.py --concurrent --cpu Xeon": "docs/performance.md",
     "gpu_maxsim.py": "docs/performance.md",
     "observing_cost.py": "docs/observability.md",
