@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-__all__ = ["STORAGES", "Arithmetic", "Kernel", "load"]
+__all__ = ["STORAGES", "Arithmetic", "Kernel", "address", "load"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +39,11 @@ class Arithmetic(IntEnum):
     def coordinates(self) -> int:
         """How many coordinates are multiplied at once; the dimension must be a multiple of it."""
         return {Arithmetic.FLOAT32: 1, Arithmetic.BFLOAT16: 2, Arithmetic.INT8: 4}[self]
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    """Where a tensor's numbers lie, for a job; None, which C reads as NULL, for none."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 class Kernel:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..kernel import STORAGES, Kernel
+from ..kernel import STORAGES, Kernel, address
 from .layers import Layers, Norm, Stream, Turns
 from .linear import Linear, MakeLinear
 from .runs import Runs
@@ -56,8 +56,8 @@ class CompiledLayers(Layers):
             values=value.data_ptr(),
             bounds=runs.bounds.data_ptr(),
             attended=runs.attended.data_ptr(),
-            cosines=_address(cosines),
-            sines=_address(sines),
+            cosines=address(cosines),
+            sines=address(sines),
             out=out.data_ptr(),
         )
         self._kernel.run("attention", job)
@@ -101,18 +101,14 @@ class _CompiledNorm(Norm):
             width=left.shape[1],
             eps=self.eps,
             left=left.data_ptr(),
-            right=_address(right),
+            right=address(right),
             weight=self.weight.data_ptr(),
-            bias=_address(self.bias),
-            total=_address(total),
+            bias=address(self.bias),
+            total=address(total),
             normed=normed.data_ptr() if exact else None,
             rounded=None if rounded.dtype == torch.float32 else rounded.data_ptr(),
         )
         self._kernel.run("norm", job)
-
-
-def _address(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 class _Attention(ctypes.Structure):

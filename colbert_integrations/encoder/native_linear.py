@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch.nn import functional
 
-from ..kernel import Arithmetic, Kernel
+from ..kernel import Arithmetic, Kernel, address
 
 __all__ = ["Activation", "NativeLinear"]
 
@@ -77,10 +77,10 @@ class NativeLinear:
             outputs=self._outputs,
             x=x.data_ptr(),
             packed=self._packed.data_ptr(),
-            steps=_address(self._steps),
-            sums=_address(self._sums),
-            bias=_address(self._bias),
-            factors=_address(factors),
+            steps=address(self._steps),
+            sums=address(self._sums),
+            bias=address(self._bias),
+            factors=address(factors),
             out=out.data_ptr(),
         )
         self._kernel.run("linear", job)
@@ -89,7 +89,3 @@ class NativeLinear:
 
 def _filled(of_outputs: torch.Tensor) -> torch.Tensor:
     return functional.pad(of_outputs, (0, -len(of_outputs) % _WIDEST_PANEL)).contiguous()
-
-
-def _address(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

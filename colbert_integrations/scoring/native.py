@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..kernel import STORAGES, Arithmetic, Kernel
+from ..kernel import STORAGES, Arithmetic, Kernel, address
 
 __all__ = ["NativeQueries", "bounds_of"]
 
@@ -98,13 +98,13 @@ class NativeQueries:
             dim=self._dim,
             rows=None if matrices else rows[0].data_ptr(),
             matrices=ctypes.cast(matrices, ctypes.c_void_p) if matrices else None,
-            row_scales=_address(scales),
-            document_steps=_address(steps),
+            row_scales=address(scales),
+            document_steps=address(steps),
             bounds=bounds.data_ptr(),
             documents=len(lengths),
             packed=self._packed.data_ptr(),
-            token_steps=_address(self._token_steps),
-            token_sums=_address(self._token_sums),
+            token_steps=address(self._token_steps),
+            token_sums=address(self._token_sums),
             query_bounds=self._bounds.data_ptr(),
             queries=len(scores),
             scores=scores.data_ptr(),
@@ -130,7 +130,3 @@ def bounds_of(lengths: torch.Tensor) -> torch.Tensor:
 
 def _contiguous(values: torch.Tensor | None) -> torch.Tensor | None:
     return None if values is None else values.float().contiguous()
-
-
-def _address(values: torch.Tensor | None) -> int | None:
-    return None if values is None else values.data_ptr()
