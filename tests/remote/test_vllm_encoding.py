@@ -60,7 +60,7 @@ def test_what_is_done_with_vectors_stays_here(layout: str, options: dict, remote
 def test_vectors_that_are_not_normalised_come_as_they_are(remote, local) -> None:
     found = remote("native_raw").encode_document(DOCUMENTS)
     assert found.values.norm(dim=-1).max() > 1.1
-    assert_same(found, local("native_raw").encode_document(DOCUMENTS), EXACT)
+    assert_same(found, local("native_raw").encode_document(DOCUMENTS), EXACT / 3)
 
 
 @pytest.mark.filterwarnings("ignore:.*documents cut at document_length")
