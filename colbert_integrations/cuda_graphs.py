@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from threading import Lock
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -18,10 +20,12 @@ _RECORDING = Lock()
 
 
 class CudaRecorder:
-    """Records on one stream of a device.
+    """Records on one stream of a device, or two.
 
-    cuBLAS keeps memory for each stream that it has worked on, for good, and recordings use it: so there is one stream,
-    and recordings that multiply must run in turn.
+    cuBLAS keeps memory for each stream that it has worked on, for good, and recordings use it: so there is one stream
+    for all that multiply, and they must run in turn. From torch 2.12 or 2.13 on, a recording that ends gives back this
+    memory of its stream, which the others still use (pytorch issue 193402): so none of them ends before all are given
+    up. What multiplies nothing is recorded on a stream of its own, and ends when it is given up.
 
     Args:
         device: A CUDA device, with its index.
@@ -33,6 +37,10 @@ class CudaRecorder:
         self._device = device
         self._shared = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream_alone = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._numbers = count()
+        self._used: dict[int, torch.cuda.CUDAGraph] = {}  # those on the shared stream, by number
+        self._given_up = list[torch.cuda.CUDAGraph]()
         self._turn, self._done = Lock(), torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -52,7 +60,8 @@ class CudaRecorder:
 
         Args:
             work: Reads and writes the same memory each time, and does not wait.
-            alone: Whether what it allocates is its own. If not, recordings share memory, and must run in turn.
+            alone: Whether what it allocates is its own, and it multiplies nothing by cuBLAS. If not, recordings share
+                memory, and must run in turn.
 
         Returns:
             What does it again, and the tensors that each time hold what comes out.
@@ -66,10 +75,28 @@ class CudaRecorder:
             return self._record(work, alone)
 
     def _record(self, work: Callable[[], Out], alone: bool) -> tuple[Callable[[], object], Out]:
-        graph, stream, callers = torch.cuda.CUDAGraph(), self._stream, torch.cuda.current_stream(self._device)
+        graph = torch.cuda.CUDAGraph()
+        if alone:
+            return graph.replay, self._capture(graph, work, torch.cuda.graph_pool_handle(), self._stream_alone)
+        number = next(self._numbers)
+        self._used[number] = graph
+        try:
+            out = self._capture(graph, work, self._shared, self._stream)
+        except BaseException:
+            # Nothing ends a pool for pinned memory (torch 2.11 and 2.12): this one can't be begun again.
+            self._shared = torch.cuda.graph_pool_handle()
+            self._give_up(number)
+            raise
+        replay = _Replay(graph)
+        weakref.finalize(replay, self._give_up, number).atexit = False
+        return replay, out
+
+    def _capture(
+        self, graph: torch.cuda.CUDAGraph, work: Callable[[], Out], pool: Any, stream: torch.cuda.Stream
+    ) -> Out:
+        callers = torch.cuda.current_stream(self._device)
         # A context around torch's own, which leaves the thread on the stream where recording fails.
         with _RECORDING, torch.cuda.stream(stream):
-            pool = torch.cuda.graph_pool_handle() if alone else self._shared
             stream.wait_stream(callers)
             with self._turn:  # it multiplies in the memory of this stream, as recordings do that are launched meanwhile
                 stream.wait_event(self._done)
@@ -78,16 +105,25 @@ class CudaRecorder:
             try:
                 # Other threads may use the device meanwhile.
                 with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                    out = work()
+                    return work()
             except BaseException:
                 # torch would take it for ever that a recording goes on, and free nothing.
                 with suppress(Exception):
                     torch._C._cuda_endAllocateToPool(self._device.index, pool)
-                # Nothing ends it for pinned memory (torch 2.11 and 2.12): this pool can't be begun again.
-                if not alone:
-                    self._shared = torch.cuda.graph_pool_handle()
                 raise
-        return graph.replay, out
+
+    def _give_up(self, number: int) -> None:
+        """End all recordings on the shared stream if this was the last one in use.
+
+        Called wherever an object happens to go, so it waits for no lock: who records has one in use anyway.
+        """
+        self._given_up.append(self._used.pop(number))
+        if _RECORDING.acquire(blocking=False):
+            try:
+                if not self._used:
+                    self._given_up.clear()
+            finally:
+                _RECORDING.release()
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -99,3 +135,13 @@ class CudaRecorder:
                 yield
             finally:
                 self._done.record(stream)
+
+
+class _Replay:
+    """Does what was recorded again; it is in use as long as anybody holds this."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph) -> None:
+        self._graph = graph
+
+    def __call__(self) -> None:
+        self._graph.replay()

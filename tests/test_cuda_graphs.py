@@ -9,6 +9,7 @@ from threading import Event
 from time import sleep
 from types import SimpleNamespace
 from typing import Any
+from weakref import finalize
 
 import pytest
 import torch
@@ -54,6 +55,15 @@ class Played:
         self.current = before
 
 
+class Graph:
+    """Says when it ends."""
+
+    def __init__(self, played: Played) -> None:
+        self.played = played
+        self.replay = lambda: played.said.append("replay")
+        finalize(self, played.said.append, "gone")
+
+
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Any:
     def start(failures: int) -> Played:
@@ -65,7 +75,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Any:
             synchronize=lambda: None,
         )
         for name, value in {
-            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: played.said.append("replay")),
+            "CUDAGraph": lambda: Graph(played),
             "Event": lambda: SimpleNamespace(record=lambda stream: played.said.append("done")),
             "Stream": lambda device: stream,
             "current_stream": lambda device: SimpleNamespace(wait_event=lambda event: played.said.append("wait")),
@@ -171,3 +181,49 @@ def test_a_turn_ends_where_what_was_launched_fails(play: Any) -> None:
     with recorder.in_turn():
         pass
     assert played.said == ["wait", "done"] * 2
+
+
+def test_none_ends_while_another_is_in_use(play: Any) -> None:
+    """The end of one would give back memory of cuBLAS that the others use (pytorch issue 193402)."""
+    played = play(failures=0)
+    recorder = CudaRecorder(DEVICE)
+    (first, _), (second, _) = recorder.record(lambda: None), recorder.record(lambda: None)
+    del first
+    assert "gone" not in played.said
+    third, _ = recorder.record(lambda: None)
+    del second
+    assert "gone" not in played.said
+    third()
+    del third
+    assert played.said.count("gone") == 3
+
+
+def test_one_that_failed_ends_with_the_others(play: Any) -> None:
+    played = play(failures=0)
+    recorder = CudaRecorder(DEVICE)
+    first, _ = recorder.record(lambda: None)
+    played.failures = 1
+    second, _ = recorder.record(lambda: None)
+    assert "gone" not in played.said
+    del first, second
+    assert played.said.count("gone") == 3
+
+
+def test_one_that_goes_while_another_is_recorded_ends_later(play: Any) -> None:
+    played = play(failures=0)
+    recorder, mine = CudaRecorder(DEVICE), list[Any]()
+    mine.append(recorder.record(lambda: None))
+    second, _ = recorder.record(mine.clear)
+    assert "gone" not in played.said
+    del second
+    assert played.said.count("gone") == 2
+
+
+def test_one_alone_ends_when_it_is_given_up(play: Any) -> None:
+    played = play(failures=0)
+    recorder = CudaRecorder(DEVICE)
+    shared, _ = recorder.record(lambda: None)
+    alone, _ = recorder.record(lambda: None, alone=True)
+    del alone
+    assert played.said.count("gone") == 1
+    shared()
