@@ -36,6 +36,7 @@ setup(
             "colbert_integrations_kernel.kernel",
             sources=["src/kernel.c"],
             depends=sorted(glob("src/*.h")),
+            libraries=["m"],
             extra_compile_args=["-O3", "-std=gnu11", "-fno-strict-aliasing", "-fwrapv", "-Wall", "-Wextra", *OPENMP],
             extra_link_args=OPENMP,
         )

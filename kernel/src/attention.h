@@ -17,7 +17,8 @@ TARGET static inline FLOATS NAME(exponential)(FLOATS x)
     y = y * rest + 1.6666665459e-1f;
     y = y * rest + 5.0000001201e-1f;
     y = y * rest * rest + rest + 1.0f;
-    INTS bits = (INTS)y + (((INTS)shifted) << 23); /* times 2**whole */
+    INTS power = ((INTS)shifted << 23) & (INTS)(x == x); /* 2**whole; what some NaNs hold would make y a number */
+    INTS bits = (INTS)y + power;
     return (FLOATS)(bits & ~(INTS)(x <= -87.0f));
 }
 

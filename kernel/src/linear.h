@@ -139,7 +139,8 @@ TARGET static float NAME(rounded)(const float *x, int64_t count, int64_t padded,
         NAME(floats_as_codes)(x + k, scale, out + k);
     for (; k < padded; k++)
         out[k] = (CODE)((k < count ? (int)lrintf(x[k] * scale) : 0) + LIFT);
-    return ANY_NAN(total) || rest != rest ? NAN : top / 127.0f; /* codes can't say NaN, a step can */
+    /* Codes can't say NaN or infinite, a step can. */
+    return ANY_NAN(total) || rest != rest || top == INFINITY ? NAN : top / 127.0f;
 }
 
 /* Some tokens against one panel of weights. */
@@ -152,7 +153,7 @@ TARGET static void NAME(code_outputs)(const struct linear *job, const CODE *rows
         int64_t row = start + ROWS <= last || last < ROWS ? start : last - ROWS;
         INTS sums[ROWS][WIDTH];
         NAME(multiply_codes)(rows + row * padded, padded, weights, NULL, sums);
-        for (int64_t r = 0; r < ROWS && row + r < last; r++)
+        for (int64_t r = start - row; r < ROWS && row + r < last; r++)
             for (int64_t w = 0; w < WIDTH; w++) {
                 int64_t column = panel * TOKENS + w * LANES;
                 INTS products = sums[r][w] - INTS_AT(job->sums + column) * LIFT;

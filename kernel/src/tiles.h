@@ -27,7 +27,8 @@ TILE_TARGET static void shape_tiles(int64_t step)
         shape.bytes[t] = t == 4 || t == 5 ? (uint16_t)step : 64;
         shape.rows[t] = t < 6 ? 16 : (uint8_t)(step / 4);
     }
-    _tile_loadconfig(&shape);
+    /* Not _tile_loadconfig, which in older GCC says that 8 bytes are read: the others need never be written then. */
+    __asm__ volatile("ldtilecfg %0" : : "m"(shape));
 }
 
 TILE_TARGET static inline __m512 bfloats_at(const uint16_t *row)

@@ -255,6 +255,8 @@ def test_attention_does_not_overflow_and_does_not_hide_nan(dtype: torch.dtype) -
 def test_attention_does_not_hide_a_key_that_is_not_a_number(place: int, dtype: torch.dtype) -> None:
     mixed = torch.ones(40, 3, 1, 32, dtype=dtype)
     mixed[place, 1] = float("nan")
+    if dtype == torch.float32:
+        mixed[place, 1] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # what CUDA makes
     assert attend(mixed, Runs([Run(0, 1, 40, 40)])).isnan().all()
 
 
@@ -456,11 +458,11 @@ def test_int8_layers_round_each_token_and_each_output_once(
 @pytest.mark.parametrize("inputs", [16, 20])
 def test_int8_layers_do_not_hide_nan_and_take_zeros(inputs: int) -> None:
     x = torch.ones(14, inputs)
-    x[3], x[5, -1] = 0.0, float("nan")
+    x[3], x[5, -1], x[7, 0], x[9, -1] = 0.0, float("nan"), float("inf"), float("-inf")
     out = Int8Linear(torch.ones(6, inputs), torch.full((6,), 2.0))(x)
     assert out[3].tolist() == [2.0] * 6
     assert out[0].tolist() == pytest.approx([inputs + 2.0] * 6, rel=1e-6)
-    assert out.isnan().any(1).nonzero().tolist() == [[5]]
+    assert out.isnan().any(1).nonzero().tolist() == [[5], [7], [9]]
 
 
 @pytest.mark.parametrize(("dtype", "least_cosine"), [("float32", 1 - 1e-6), ("bfloat16", 0.9998), ("int8", 0.99)])
