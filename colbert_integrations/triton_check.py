@@ -37,6 +37,8 @@ def triton_runs(device: torch.device, trial: Callable[[], object], instead: str)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of Triton, a compiler or CUDA: whatever it is, there is another way
+        if "out of memory" in str(error):  # Triton says so by a RuntimeError of its own
+            raise torch.OutOfMemoryError(str(error)) from error
         _log.warning("Triton does not work on %s, so %s: %s", device, instead, error)
         return False
     return True

@@ -43,11 +43,14 @@ def test_without_a_compiler_the_log_says_what_is_done_instead(
     assert caplog.messages == ["Triton does not work on cuda, so torch does it: Failed to find C compiler"]
 
 
-def test_no_room_is_not_taken_for_no_triton(ampere: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("out of memory"), RuntimeError("Triton Error [CUDA]: out of memory")]
+)
+def test_no_room_is_not_taken_for_no_triton(ampere: pytest.MonkeyPatch, error: RuntimeError) -> None:
     def launch() -> None:
-        raise torch.OutOfMemoryError("full")
+        raise error
 
-    with pytest.raises(torch.OutOfMemoryError, match="full"):
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
         triton_runs(CUDA, launch, "torch does it")
 
 

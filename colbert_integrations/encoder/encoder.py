@@ -20,12 +20,12 @@ from ..embeddings import TokenEmbeddings
 from ..errors import InputError
 from ..observing import record, timed
 from ..progress import progress_bar
+from ..transfer import send
 from .batching import window_starts
 from .forward import Forward
 from .merging import Merger
 from .remote import Connection, LazyForward, Spreader
 from .tokens import Side, TextTokens, Tokenizer, TokenSequence
-from .transfer import send
 
 __all__ = ["EncodeOptions", "Encoder"]
 

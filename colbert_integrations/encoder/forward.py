@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..autocast import no_autocast
 from ..checkpoint import Checkpoint, ColBERTSpec, DenseSpec
 from ..errors import UnsupportedCheckpointError
+from ..transfer import send
 from .backbone import embedding_rows, position_limit
 from .batching import next_size
 from .tokens import TokenSequence
@@ -154,9 +156,7 @@ class TorchForward:
         return hidden
 
     def _tensor(self, values: list[int] | list[list[int]]) -> torch.Tensor:
-        here = torch.tensor(values, dtype=torch.int64, device="cpu")
-        # Only CUDA has read the host's memory when this returns; MPS may read it once it was given back.
-        return here.to(self.device, non_blocking=self.device.type == "cuda")
+        return send(np.array(values, dtype=np.int64), self.device)
 
 
 def count_parameters(backbone: nn.Module, projection: nn.Module) -> int:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..transfer import current, send
 from ..triton_check import triton_runs
-from .transfer import current, send
 
-__all__ = ["Blocks", "attend", "divide", "is_available"]
+__all__ = ["Blocks", "attend", "divide", "is_available", "options"]
 
 # float32 would not use the matrix units.
 _HALVES = (torch.float16, torch.bfloat16)
@@ -22,6 +22,8 @@ _HEAD_DIMS = (16, 32, 64, 128)
 # took 58 and 49 us more, little less than the 76 of turning them beforehand.
 _BLOCK = _TILE = 64
 _OPTIONS = {"num_warps": 4, "num_stages": 3}
+# Three tiles of keys and values of so wide heads would not fit into the 99 KiB of the smaller cards.
+_WIDE_HEAD = 128
 
 
 def is_available(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
@@ -113,6 +115,11 @@ def attend(
         BLOCK=_BLOCK,
         TILE=_TILE,
         WINDOWED=window is not None,
-        **_OPTIONS,
+        **options(head_dim),
     )
     return out
+
+
+def options(head_dim: int) -> dict[str, int]:
+    """What the kernel is compiled with for heads of a dimension."""
+    return _OPTIONS if head_dim < _WIDE_HEAD else {**_OPTIONS, "num_stages": 2}

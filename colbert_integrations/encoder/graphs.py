@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from ..autocast import no_autocast
+from ..transfer import ready, send
 from .gpu_attention import Blocks
 from .runs import Runs
 from .tokens import TokenSequence
-from .transfer import ready, send
 
 __all__ = ["ForwardPass", "Recorder", "ShortForward"]
 

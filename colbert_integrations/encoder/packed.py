@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import kernel as compiled
 from ..cuda_graphs import CudaRecorder
+from ..transfer import current, send
 from . import gpu_attention
 from .backbone import position_limit
 from .batching import next_size
@@ -25,7 +26,6 @@ from .linear import linear_maker
 from .packed_models import PackedBert, PackedJina, PackedModel, PackedModernBert, PackedRoberta
 from .runs import Run, Runs
 from .tokens import TokenSequence
-from .transfer import current, send
 
 __all__ = ["PackedForward", "can_pack", "choose_layers"]
 

@@ -71,9 +71,9 @@ def is_available(device: torch.device) -> bool:
 
 def _try(device: torch.device) -> None:
     """Launch both kernels; in a form that is common, so that it is mostly compiled for use."""
-    rows = torch.zeros(1, 128, dtype=torch.float16, device=device)
+    rows = torch.zeros(32, 128, dtype=torch.float16, device=device)  # as many as queries mostly have tokens
     queries = TritonQueries(TokenEmbeddings.from_list([rows]), rows.dtype)
-    queries.top_k(rows, torch.tensor([0, 1], device=device), 1)
+    queries.top_k(rows, torch.tensor([0, 32], device=device), 1)
 
 
 def supports(dim: int, dtype: torch.dtype, device: torch.device) -> bool:

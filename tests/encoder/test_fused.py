@@ -213,6 +213,7 @@ VARIANTS: list[tuple[str, dict[str, Any], bool]] = [
     ("rotate_kernel", {"HEADS": 12, "HALF": 32, "BLOCK_HEADS": 32, "BLOCK_HALF": 32}, False),
     ("attention_kernel", {"HEADS": 12, "HEAD_DIM": 32, "WINDOWED": False}, True),
     ("attention_kernel", {"HEADS": 12, "HEAD_DIM": 64, "WINDOWED": True}, True),
+    ("attention_kernel", {"HEADS": 6, "HEAD_DIM": 128, "WINDOWED": True}, True),
 ]
 
 
@@ -239,7 +240,7 @@ def compile_variants(capability: int) -> None:
         "rotate_kernel": {},
         "attention_kernel": {"BLOCK": gpu_attention._BLOCK, "TILE": gpu_attention._TILE},
     }
-    options = {"gelu_product_kernel": fused._PRODUCT_OPTIONS, "attention_kernel": gpu_attention._OPTIONS}
+    options = {"gelu_product_kernel": fused._PRODUCT_OPTIONS}
     for name, chosen, multiplies in VARIANTS:
         kernel = getattr(triton_layers, name)
         constants = chosen | tiles[name]
@@ -250,6 +251,8 @@ def compile_variants(capability: int) -> None:
         aligned += [place for place, key in enumerate(kernel.arg_names) if key == "stride"]
         source = ASTSource(kernel, signature, constants, {(place,): [["tt.divisibility", 16]] for place in aligned})
         target = GPUTarget("cuda", capability, 32)
+        if name == "attention_kernel":
+            options[name] = gpu_attention.options(constants["HEAD_DIM"])
         compiled = triton.compile(source, target=target, options=options.get(name, {"num_warps": fused._WARPS}))
         instruction = "wgmma" if capability == 90 else "mma.sync"
         multiplied = instruction in compiled.asm["ptx"]
