@@ -23,8 +23,8 @@ Columns: TypeAlias = Mapping[str, torch.Tensor]
 PER_DOCUMENT = frozenset({"steps"})
 """The columns with an entry for each document."""
 
-# Rows of codes that are unpacked at once, on a CPU or a GPU.
-_UNPACKED_ROWS = 2**15
+# Rows of codes that are unpacked at once, on a CPU and on a GPU, which pays for each launch.
+_UNPACKED_ROWS, _UNPACKED_ROWS_GPU = 2**15, 2**18
 # One for each document; there may be as many as rows.
 _STEP_BYTES = 4
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -157,7 +157,7 @@ class Layout:
         plain = StackedQueries(queries)
         if self._bits is None:
             return ReadyQueries(self, plain, plain)
-        rotated = TokenEmbeddings(queries.values @ self._bits.rotation.to(queries.device), queries.offsets)
+        rotated = TokenEmbeddings(queries.values @ self._bits.rotation_on(queries.device), queries.offsets)
         return ReadyQueries(self, plain, StackedQueries(rotated))
 
 
@@ -178,8 +178,11 @@ class ReadyQueries:
     @property
     def block_rows(self) -> int:
         """How many rows of documents are best scored at once."""
-        rows = self.plain.block_rows
-        return rows if self.layout._bits is None else min(rows, _UNPACKED_ROWS)
+        kept = _DTYPES[self.layout.dtype] if self.layout.has_vectors else torch.float32
+        rows = self.plain.block_rows(kept)
+        if self.layout._bits is None:
+            return rows
+        return min(rows, _UNPACKED_ROWS if self.plain.values.device.type == "cpu" else _UNPACKED_ROWS_GPU)
 
     def score(self, columns: Columns, lengths: torch.Tensor) -> torch.Tensor:
         """Score by the best vectors that are kept, ``(queries, documents)`` float32."""

@@ -45,6 +45,8 @@ __all__ = ["MemoryStore"]
 # Rows of a segment. The first ones are smaller, so that a small index takes little; large ones would make a deletion
 # cost more, which copies the segment's list of what is alive, and a compaction, which copies a segment.
 _FEWEST_ROWS, _MOST_ROWS = 2**14, 2**18
+# On a GPU a copy costs little, but each segment that a search goes through a few launches.
+_MOST_ROWS_GPU = 2**20
 # A segment is written anew without its deleted documents once they take up this part of it.
 _COMPACT_ABOVE = 0.25
 # So many small segments that were loaded are written into one.
@@ -245,7 +247,8 @@ class MemoryStore(Store):
 
     def _new_segment(self, views: list[View], rows: int) -> Segment:
         assert self._layout is not None
-        rows = max(rows, min(_MOST_ROWS, max(_FEWEST_ROWS, sum(view.rows for view in views))))
+        most = _MOST_ROWS_GPU if self.device.type == "cuda" else _MOST_ROWS
+        rows = max(rows, min(most, max(_FEWEST_ROWS, sum(view.rows for view in views))))
         return self._room.segment(self._layout, rows)
 
     def _compacted(self, state: State, moves: dict[str, tuple[Segment, int]]) -> State:
@@ -407,10 +410,10 @@ class MemoryStore(Store):
     def _brought_here(self, view: View) -> View:
         """A view of a segment that was mapped, with its vectors on this store's device."""
         mapped = view.segment
-        moved = self._room.segment(mapped.layout, mapped.capacity, mapped.name)
-        for name, tensor in mapped.columns.items():
-            moved.columns[name][: len(tensor)].copy_(tensor)
-        moved.register(mapped.ids, mapped.texts, mapped.metadatas, [b - a for a, b in pairwise(mapped.bounds)])
+        moved = _filled(self._room.segment(mapped.layout, mapped.capacity, mapped.name), mapped)
+        pooled = mapped.pooled_if_made(0)
+        if pooled is not None:
+            moved.adopt_pooled(_filled(moved.empty_twin(pooled.capacity), pooled))
         moved.sealed = True  # as it came from a file: it counts among the small ones that are written into one
         return View(moved, view.alive, view.deleted_rows)
 
@@ -421,6 +424,8 @@ class MemoryStore(Store):
         with self._lock:
             self._state, self._pending = None, None
             self._places = {}
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # torch would keep the memory for itself
         super().close()
 
     def _now(self) -> State:
@@ -451,3 +456,11 @@ class MemoryStore(Store):
         if self._state is None:
             return f"MemoryStore({form}, closed)"
         return f"MemoryStore({form}, documents={self.count()}, tokens={self.num_tokens}, device={str(self.device)!r})"
+
+
+def _filled(segment: Segment, other: Segment) -> Segment:
+    """An empty segment with the documents of another."""
+    for name, tensor in other.columns.items():
+        segment.columns[name][: len(tensor)].copy_(tensor)
+    segment.register(other.ids, other.texts, other.metadatas, [b - a for a, b in pairwise(other.bounds)])
+    return segment

@@ -80,6 +80,7 @@ class PackedBits:
         self._code_bytes = -(-dim // self._per_byte)
         self.width = self._code_bytes + _SCALE_BYTES
         self._table = self._byte_table()
+        self._elsewhere: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}  # rotation and table on a GPU
 
     def _byte_table(self) -> torch.Tensor:
         """The float16 levels in each byte, seen as one integer: a look-up then moves 4 or 8 bytes at once."""
@@ -87,6 +88,18 @@ class PackedBits:
         places = (torch.arange(256, device="cpu")[:, None] >> shifts) & (2**self.nbits - 1)
         wide = torch.int32 if self._per_byte == 2 else torch.int64
         return self.levels[places].half().view(wide).view(256)
+
+    def rotation_on(self, device: torch.device) -> torch.Tensor:
+        """``rotation`` on a device."""
+        return self._on(device)[0]
+
+    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rotation and the table on a device: sent once, since a GPU is waited for each time."""
+        if device.type == "cpu":
+            return self.rotation, self._table
+        if device not in self._elsewhere:
+            self._elsewhere[device] = self.rotation.to(device), self._table.to(device)
+        return self._elsewhere[device]
 
     def encode(self, values: torch.Tensor) -> torch.Tensor:
         """Rotate, scale and round vectors.
@@ -100,7 +113,7 @@ class PackedBits:
         Raises:
             NonFiniteError: If a vector is too long for a float16 scale.
         """
-        rotated = values @ self.rotation.to(values.device)
+        rotated = values @ self.rotation_on(values.device)
         norms = rotated.norm(dim=1, keepdim=True)
         unit = rotated * (self.dim**0.5 / norms.clamp_min(1e-12))
         boundaries = ((self.levels[1:] + self.levels[:-1]) / 2).to(values.device)
@@ -128,7 +141,7 @@ class PackedBits:
             Levels, ``(tokens, dim)`` float16, and scales, ``(tokens,)`` float32.
         """
         codes = packed[:, : self._code_bytes].reshape(-1).int()
-        levels = self._table.to(packed.device).index_select(0, codes).view(len(packed), self._code_bytes)
+        levels = self._on(packed.device)[1].index_select(0, codes).view(len(packed), self._code_bytes)
         last = packed[:, self._code_bytes :].flatten().clone()  # a copy: a view may lie at an odd byte
         return levels.view(torch.float16)[:, : self.dim], last.view(torch.float16).float()
 
@@ -142,7 +155,7 @@ class PackedBits:
             ``(tokens, dim)`` float32.
         """
         levels, scales = self.unpack(packed)
-        return (levels.float() * scales[:, None]) @ self.rotation.T.to(packed.device)
+        return (levels.float() * scales[:, None]) @ self.rotation_on(packed.device).T
 
 
 @lru_cache(maxsize=8)

@@ -50,14 +50,20 @@ class Room:
         if self._left is None:
             return Segment(layout, layout.empty(rows, self._device), name)
         if not self._take(needed):
-            return Segment(layout, layout.empty(rows, "cpu", pin=self._device.type == "cuda"), name)
+            return self._on_host(layout, rows, name)
         try:
             segment = Segment(layout, layout.empty(rows, self._device), name)
+        except torch.OutOfMemoryError:  # others have taken it since the budget was made
+            self._returned.append(needed)
+            return self._on_host(layout, rows, name)
         except BaseException:
             self._returned.append(needed)
             raise
         weakref.finalize(segment, self._returned.append, needed).atexit = False
         return segment
+
+    def _on_host(self, layout: Layout, rows: int, name: str | None) -> Segment:
+        return Segment(layout, layout.empty(rows, "cpu", pin=self._device.type == "cuda"), name)
 
     def _take(self, count: int) -> bool:
         with self._lock:

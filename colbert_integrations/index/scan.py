@@ -18,6 +18,9 @@ __all__ = ["Finder", "starts"]
 
 Scorer = Callable[[Columns, torch.Tensor], torch.Tensor]
 
+# Scores that are sorted together: 16 MiB. On a GPU many small sorts would take longer than the scores.
+_MOST_WAITING = 2**22
+
 
 class Best:
     """The highest scores so far of each query, and which documents they belong to.
@@ -71,11 +74,12 @@ def scan(
         twin: Gives the segment to scan instead of a view's own. None: its own.
         codes: Whether codes are scored rather than the best vectors that are kept.
     """
-    score = queries.screen if codes else queries.score
+    score, waiting = queries.screen if codes else queries.score, _Waiting(best)
     for view, mask, start in zip(views, wanted, starts(views), strict=True):
         if mask.any():
             segment = view.segment if twin is None else twin(view)
-            _scan_view(view.blocks(segment, mask, queries.block_rows), mask, score, best, start)
+            _scan_view(view.blocks(segment, mask, queries.block_rows), mask, score, waiting, start)
+    waiting.settle()
 
 
 def starts(views: Sequence[View]) -> list[int]:
@@ -83,15 +87,36 @@ def starts(views: Sequence[View]) -> list[int]:
     return list(accumulate(map(len, views), initial=0))[:-1]
 
 
-def _scan_view(blocks: Iterator[Block], wanted: torch.Tensor, score: Scorer, best: Best, start: int) -> None:
-    """One top-k a view, not one a block: sorting costs more than scoring a block."""
-    device, scores, places = best.scores.device, list[torch.Tensor](), list[torch.Tensor]()
-    everything, wanted = bool(wanted.all()), wanted.to(device)
-    for block in (_on(block, device) for block in blocks):
+class _Waiting:
+    """Scores that wait to be sorted together: one top-k a block costs more than scoring the block."""
+
+    def __init__(self, best: Best) -> None:
+        self.best, self.device = best, best.scores.device
+        self._found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._count = 0
+
+    def add(self, scores: torch.Tensor, places: torch.Tensor) -> None:
+        """Take in what ``Best.add`` takes."""
+        self._found.append((scores, places))
+        self._count += scores.numel()
+        if self._count >= _MOST_WAITING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Hand on what waits."""
+        if self._found:
+            scores, places = zip(*self._found, strict=True)
+            self.best.add(torch.cat(scores, dim=1), torch.cat(places))
+        self._found, self._count = [], 0
+
+
+def _scan_view(blocks: Iterator[Block], wanted: torch.Tensor, score: Scorer, waiting: _Waiting, start: int) -> None:
+    mask = None if wanted.all() else _sent(~wanted, waiting.device)
+    for block in (_on(block, waiting.device) for block in blocks):
         found = score(block.columns, block.lengths)
-        scores.append(found if everything else found.masked_fill_(~wanted[block.positions], float("-inf")))
-        places.append(block.positions + start)
-    best.add(torch.cat(scores, dim=1), torch.cat(places))
+        if mask is not None:
+            found.masked_fill_(mask[block.positions], float("-inf"))
+        waiting.add(found, block.positions + start)
 
 
 def _on(block: Block, device: torch.device) -> Block:
@@ -115,34 +140,34 @@ def rescore(views: Sequence[View], queries: Sequence[ReadyQueries], candidates: 
         candidates: The candidates.
         best: Takes the scores.
     """
-    rows = []
+    wanted, parts = list[list[int]](), list[torch.Tensor]()
     for query, places, found in zip(queries, candidates.places.tolist(), candidates.scores.tolist(), strict=True):
         real = sorted(place for place, score in zip(places, found, strict=True) if score > float("-inf"))
-        rows.append(_scores_of(views, query, real, best.scores.device))
-    width = max(map(len, rows), default=0)
-    scores = torch.full((len(rows), width), float("-inf"), dtype=torch.float32, device="cpu")
-    places_of = torch.zeros(len(rows), width, dtype=torch.int64, device="cpu")
-    for row, pairs in enumerate(rows):
-        if pairs:
-            place, score = zip(*pairs, strict=True)
-            places_of[row, : len(pairs)] = torch.tensor(place, device="cpu")
-            scores[row, : len(pairs)] = torch.tensor(score, dtype=torch.float32, device="cpu")
+        wanted.append(real)
+        parts += _scores_of(views, query, real, best.scores.device)
+    # All of them at once: a GPU is waited for with each answer.
+    flat = torch.cat(parts).cpu() if parts else torch.empty(0, device="cpu")
+    width = max(map(len, wanted), default=0)
+    scores = torch.full((len(wanted), width), float("-inf"), dtype=torch.float32, device="cpu")
+    places_of = torch.zeros(len(wanted), width, dtype=torch.int64, device="cpu")
+    for row, (real, scored) in enumerate(zip(wanted, torch.split(flat, [*map(len, wanted)]), strict=True)):
+        places_of[row, : len(real)] = torch.tensor(real, dtype=torch.int64, device="cpu")
+        scores[row, : len(real)] = scored
     order = scores.topk(min(best.width, width), dim=1)
     best.scores, best.places = order.values, places_of.gather(1, order.indices)
 
 
 def _scores_of(
     views: Sequence[View], query: ReadyQueries, places: list[int], device: torch.device
-) -> list[tuple[int, float]]:
-    """Places and scores of documents, given by rising places."""
-    pairs, begins = list[tuple[int, float]](), starts(views)
+) -> list[torch.Tensor]:
+    """Scores of documents, given by rising places, in parts."""
+    parts, begins = list[torch.Tensor](), starts(views)
     for view, begin in zip(views, begins, strict=True):
         here = places[bisect_left(places, begin) : bisect_left(places, begin + len(view))]
         if here:
             block = _on(gather(view.segment, [place - begin for place in here]), device)
-            scores = query.score(block.columns, block.lengths)[0].tolist()
-            pairs += zip(here, scores, strict=True)
-    return pairs
+            parts.append(query.score(block.columns, block.lengths)[0])
+    return parts
 
 
 class Finder:

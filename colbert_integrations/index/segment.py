@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..embeddings import TokenEmbeddings
 from ..scoring.blocks import ranges
+from ..transfer import send
 from .layout import PER_DOCUMENT, Columns, Layout, part
 from .pooled import merge_tokens
 
@@ -26,6 +28,8 @@ _POOL_DOCUMENTS = 256
 _POOL_TOKENS = 512
 # Most rows that are copied together; blocks without a copy may be larger.
 _GATHERED_ROWS = 2**15
+# Where no more than one document in so many is not wanted, all are scored in large blocks.
+_MOSTLY = 8
 
 
 @dataclass
@@ -168,6 +172,11 @@ class Segment:
             made = self._pooled is not None and len(self._pooled.ids) >= documents
             return self._pooled if made else None
 
+    def empty_twin(self, rows: int) -> Segment:
+        """A segment for pooled vectors, in the same kind of memory."""
+        small, pinned = Layout(self.layout.dim, nbits=8), next(iter(self.columns.values())).is_pinned()
+        return Segment(small, small.empty(rows, self.device, pin=pinned))
+
     def adopt_pooled(self, pooled: Segment) -> None:
         """Take pooled vectors that were saved."""
         self._pooled = pooled
@@ -181,8 +190,7 @@ class Segment:
         if pooled is not None and needed <= pooled.capacity:
             return pooled
         rows = min(self.capacity, max(needed, 2 * used))
-        small = Layout(self.layout.dim, nbits=8)
-        wider = Segment(small, small.empty(rows, self.device))
+        wider = self.empty_twin(rows)
         if pooled is not None:
             for name, tensor in part(pooled.columns, slice(done), slice(used)).items():
                 wider.columns[name][: len(tensor)].copy_(tensor)
@@ -271,7 +279,7 @@ class View:
             Blocks; some of their documents may not be wanted, where leaving them out would cost more than it saves.
         """
         bounds, rest, rest_rows, everything = segment.bounds, list[int](), 0, bool(wanted.all())
-        rows = rows if everything else min(rows, _GATHERED_ROWS)
+        rows = rows if _MOSTLY * int(wanted.sum()) >= len(wanted) * (_MOSTLY - 1) else min(rows, _GATHERED_ROWS)
         for start, stop in ranges(bounds, rows, len(self)):
             if everything or 2 * int(wanted[start:stop].sum()) >= stop - start:
                 yield segment.block(start, stop)
@@ -298,13 +306,13 @@ def gather(segment: Segment, positions: list[int]) -> Block:
     """
     bounds = segment.bounds
     spans = [slice(bounds[position], bounds[position + 1]) for position in positions]
+    places = send(np.array(positions, np.int64), segment.device)
     columns = {
-        name: tensor[positions] if name in PER_DOCUMENT else torch.cat([tensor[rows] for rows in spans])
+        name: tensor[places] if name in PER_DOCUMENT else torch.cat([tensor[rows] for rows in spans])
         for name, tensor in segment.columns.items()
     }
-    device = next(iter(columns.values())).device
-    lengths = torch.tensor([rows.stop - rows.start for rows in spans], device=device)
-    return Block(torch.tensor(positions, device=device), columns, lengths)
+    lengths = send(np.array([rows.stop - rows.start for rows in spans], np.int64), segment.device)
+    return Block(places, columns, lengths)
 
 
 def _merged(values: torch.Tensor, lengths: torch.Tensor) -> TokenEmbeddings:

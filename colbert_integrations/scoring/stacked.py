@@ -19,8 +19,8 @@ __all__ = ["StackedQueries", "engine_for"]
 _BLOCK_ELEMENTS, _FEWEST_ROWS, _MOST_ROWS = 2**20, 512, 8192
 # A GPU has other caches and pays for each launch.
 _BLOCK_ELEMENTS_GPU, _MOST_ROWS_GPU = 2**27, 2**18
-# The compiled kernel keeps no similarities: few calls are best.
-_MOST_ROWS_NATIVE = 2**20
+# The compiled kernel and Triton's keep no similarities: few calls are best.
+_MOST_ROWS_KERNEL = 2**20
 # What the Triton kernel scores besides int8: float32 would not use tensor cores, and cuBLAS multiplies it as well.
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -48,12 +48,11 @@ class StackedQueries:
         self._onednn_codes: OneDNNQueries | None = None
         self._int8: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    @property
-    def block_rows(self) -> int:
-        """How many rows of documents are best scored at once."""
+    def block_rows(self, dtype: torch.dtype) -> int:
+        """How many rows of documents of a dtype are best scored at once."""
         tokens = max(1, len(self.values))
-        if self._kernel is not None:
-            return _MOST_ROWS_NATIVE
+        if self._kernel is not None or self._by_triton(dtype):
+            return _MOST_ROWS_KERNEL
         if self._onednn is not None:
             return self._onednn.block_rows
         if self.values.device.type == "cpu":
@@ -84,7 +83,7 @@ class StackedQueries:
         if self._onednn is not None:
             return self._sums(self._onednn.best(rows, lengths, row_scales), lengths)
         rows = rows if isinstance(rows, torch.Tensor) else torch.cat(list(rows))
-        if dtype in _HALVES and row_scales is None and self._on_gpu(dtype):
+        if row_scales is None and self._by_triton(dtype):
             return self._triton_for(dtype).score(rows.contiguous(), bounds_of(lengths))
         similarities = rows.to(self.values.dtype) @ self.values.T  # (tokens, query_tokens)
         if row_scales is not None:
@@ -121,6 +120,9 @@ class StackedQueries:
         return self._sums(best * (steps[:, None] * token_steps), lengths)  # best is (documents, query_tokens)
 
     # ---------------------------------------------------------------------------------------------- the kernels
+
+    def _by_triton(self, dtype: torch.dtype) -> bool:
+        return dtype in _HALVES and self._on_gpu(dtype)
 
     def _on_gpu(self, dtype: torch.dtype) -> bool:
         return supports(self.values.shape[1], dtype, self.values.device) and self.values.dtype == torch.float32

@@ -23,6 +23,7 @@ from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbedd
 from colbert_integrations.errors import DamagedIndexError, StoreError
 from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.index import memory, persistence, segment
+from colbert_integrations.index.state import State
 from stores import brute_force, dyadic, fill, found, units
 
 QUERIES = dyadic(99, 3, 1, 5)
@@ -171,6 +172,9 @@ def test_merged_vectors_that_were_saved_are_not_made_again(
 
     monkeypatch.setattr(segment, "merge_tokens", again)
     assert found(MemoryStore.load(tmp_path), QUERIES, 2, search="pooled", candidates=3) == expected
+    moved = MemoryStore.load(tmp_path)
+    moved._state = State(tuple(map(moved._brought_here, moved._now().views)), moved.count())  # as to a GPU
+    assert found(moved, QUERIES, 2, search="pooled", candidates=3) == expected
 
 
 # -------------------------------------------------------------------------------------------------------- incremental

@@ -56,15 +56,21 @@ def test_without_a_budget_all_is_taken() -> None:
     assert [place(segment) for segment in segments] == ["meta"] * 3
 
 
-def test_memory_that_is_not_there_costs_no_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()])
+def test_memory_that_is_not_there_costs_no_budget(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     room, empty = Room(DEVICE, 2000), Layout.empty
 
-    def full(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def full(layout: Layout, rows: int, device: torch.device | str, **options: Any) -> dict[str, torch.Tensor]:
+        if device == DEVICE:
+            raise error
+        return empty(layout, rows, device, **options)
 
     monkeypatch.setattr(Layout, "empty", full)
-    with pytest.raises(torch.OutOfMemoryError):
-        room.segment(HALVES, 100)
+    if isinstance(error, torch.OutOfMemoryError):  # others took it
+        assert place(room.segment(HALVES, 100)) == "cpu"
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            room.segment(HALVES, 100)
     monkeypatch.setattr(Layout, "empty", empty)
     assert place(room.segment(HALVES, 100)) == "meta"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import InputError, StoreError
-from colbert_integrations.index import memory, segment
+from colbert_integrations.index import memory, scan, segment
 from colbert_integrations.index.checks import candidate_count
 from colbert_integrations.index.layout import Layout
 from colbert_integrations.index.pooled import merge_tokens
@@ -54,7 +54,8 @@ def test_exact_search_equals_float64(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "_FEWEST_ROWS", 50)
         patch.setattr(memory, "_MOST_ROWS", 50)
-        patch.setattr(StackedQueries, "block_rows", rows)  # whatever scores them
+        patch.setattr(StackedQueries, "block_rows", lambda self, dtype: rows)  # whatever scores them
+        patch.setattr(scan, "_MOST_WAITING", 5 * rows)
         store = MemoryStore(dtype)
         store.upsert(named(documents), documents)
         hits = store.search(queries, k)
@@ -98,7 +99,7 @@ def test_many_queries_take_no_more_memory_than_some(options: dict[str, Any], mon
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 39])
 def test_few_among_many_are_found_block_by_block(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StackedQueries, "block_rows", 16)
+    monkeypatch.setattr(StackedQueries, "block_rows", lambda self, dtype: 16)
     monkeypatch.setattr(segment, "_GATHERED_ROWS", 8)
     documents = dict(zip(named(vectors := dyadic(1, *[1, 4, 2, 9, 3] * 8)), vectors, strict=True))
     store, queries = MemoryStore("float32"), dyadic(2, 3, 5)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from colbert_integrations import MemoryStore
-from colbert_integrations.index import memory, segment
+from colbert_integrations.index import memory, scan, segment
 from colbert_integrations.scoring import StackedQueries
 from stores import brute_force, dyadic, fill, found
 
@@ -28,7 +28,8 @@ def _many_small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real sizes would keep everything in one segment and one block."""
     monkeypatch.setattr(memory, "_FEWEST_ROWS", 8)
     monkeypatch.setattr(memory, "_MOST_ROWS", 32)
-    monkeypatch.setattr(StackedQueries, "block_rows", 16)  # whatever scores them
+    monkeypatch.setattr(StackedQueries, "block_rows", lambda self, dtype: 16)  # whatever scores them
+    monkeypatch.setattr(scan, "_MOST_WAITING", 5)
     monkeypatch.setattr(segment, "_GATHERED_ROWS", 8)
 
 

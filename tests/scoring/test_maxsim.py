@@ -70,7 +70,7 @@ def test_chunking_does_not_matter(budget: int, seed: int) -> None:
         patch.setattr(ragged, "QUERY_TOKENS", budget)
         patch.setattr(stacked, "_FEWEST_ROWS", budget)
         patch.setattr(stacked, "_MOST_ROWS", budget)
-        patch.setattr(stacked, "_MOST_ROWS_NATIVE", budget)
+        patch.setattr(stacked, "_MOST_ROWS_KERNEL", budget)
         patch.setattr(onednn, "_MOST_ROWS", budget)
         patch.setattr(onednn, "_FEWEST_ROWS", budget)
         patch.setattr(onednn, "_MAXIMA", 1)
