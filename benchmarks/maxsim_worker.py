@@ -109,7 +109,7 @@ def ours_bf16(data: Data) -> Score:
     import torch
 
     rows, lengths = torch.from_numpy(data.values).bfloat16(), torch.from_numpy(data.lengths)
-    return _blocks(data, lambda stacked, some, part: stacked.score(rows[some], lengths[part]))
+    return _blocks(data, rows.dtype, lambda stacked, some, part: stacked.score(rows[some], lengths[part]))
 
 
 def ours_int8(data: Data) -> Score:
@@ -120,10 +120,14 @@ def ours_int8(data: Data) -> Score:
 
     lengths = torch.from_numpy(data.lengths)
     codes, steps = encode_int8(torch.from_numpy(data.values), lengths)
-    return _blocks(data, lambda stacked, some, part: stacked.score_int8(codes[some], lengths[part], steps[part]))
+
+    def score(stacked: Any, some: slice, part: slice) -> Any:
+        return stacked.score_int8(codes[some], lengths[part], steps[part])
+
+    return _blocks(data, codes.dtype, score)
 
 
-def _blocks(data: Data, score: Callable[[Any, slice, slice], Any]) -> Score:
+def _blocks(data: Data, dtype: Any, score: Callable[[Any, slice, slice], Any]) -> Score:
     """Score block by block, as large as the scorer likes them, as the stores do."""
     import torch
 
@@ -142,7 +146,8 @@ def _blocks(data: Data, score: Callable[[Any, slice, slice], Any]) -> Score:
 
     def all_scores(queries: np.ndarray) -> np.ndarray:
         stacked = StackedQueries(_stack(queries))
-        places = known.get(stacked.block_rows) or known.setdefault(stacked.block_rows, cuts(stacked.block_rows))
+        most = stacked.block_rows(dtype)
+        places = known.get(most) or known.setdefault(most, cuts(most))
         parts = zip(places, places[1:], strict=False)
         found = [score(stacked, slice(bounds[a], bounds[b]), slice(a, b)) for a, b in parts]
         return torch.cat(found, 1).numpy()

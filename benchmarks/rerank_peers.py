@@ -24,7 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import encoding_peers
 import numpy as np
 import our_kernel
@@ -35,6 +34,9 @@ import torch
 from tqdm import tqdm
 
 from colbert_integrations import ColBERT
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s would take most of a GPU for JAX, where that is installed
+import bm25s
 
 RESULTS = records.HERE / "results" / "rerank_peers.csv"
 CONCURRENT = records.HERE / "results" / "concurrent.csv"
