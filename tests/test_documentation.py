@@ -145,6 +145,7 @@ TABLES = {
     'encoding_peers.py --cpu "family 25"': "docs/performance_zen3.md",
     'rerank_peers.py --cpu "family 25"': "docs/performance_zen3.md",
     "rerank_peers.py --concurrent --cpu Xeon": "docs/performance.md",
+    'rerank_peers.py --concurrent --cpu "family 25"': "docs/performance_zen3.md",
     "gpu_maxsim.py": "docs/performance.md",
     "observing_cost.py": "docs/observability.md",
     "vllm_encoding.py": "docs/vllm.md",
