@@ -61,11 +61,6 @@ _NOT_IN_FINGERPRINT = frozenset(
     {"name", "layout", "backbone", "sources", "notes", "matryoshka_dims", "dtype"}
     | {"query_length", "document_length", "expansion_length"}
 )
-# Of the settings, what another machine may want otherwise, and consent to run code, which nobody gives by a file.
-_OF_THIS_MACHINE = frozenset(
-    {"device", "dtype", "batch_tokens", "batch_size", "attn_implementation", "cache_bytes"}
-    | {"cache_dir", "local_files_only", "trust_remote_code"}
-)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -501,8 +496,7 @@ class ColBERT:
             own = {name: value for name, value in asdict(spec).items() if name not in _NOT_IN_FINGERPRINT}
             said = json.dumps({"weights": weights_digest(self._folder), **own}, sort_keys=True)
             digest = hashlib.sha256(said.encode()).hexdigest()[:32]
-            kept = {name: value for name, value in self.settings.changed().items() if name not in _OF_THIS_MACHINE}
-            self._fingerprint = Fingerprint(digest, self.settings.model, spec.dim, kept)
+            self._fingerprint = Fingerprint(digest, self.settings.model, spec.dim, self.settings.changed())
         return self._fingerprint
 
     def about(self) -> dict[str, str]:
