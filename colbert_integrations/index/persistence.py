@@ -250,6 +250,7 @@ def _read(folder: Path, manifest: Mapping[str, Any], verify: bool, show_progress
     entries, views = manifest["segments"], list[View]()
     with progress_bar(sum(entry["documents"] for entry in entries), show_progress, "Opening") as bar:
         for entry in entries:
+            _check_names(folder, entry)
             for name, about in entry["files"].items():
                 _check_file(folder / name, about, verify)
             assert layout is not None  # where there are documents
@@ -350,6 +351,14 @@ def _manifest_or_none(folder: Path) -> dict[str, Any] | None:
 def _files_of(manifest: Mapping[str, Any] | None) -> dict[str, Any]:
     segments = [] if manifest is None else manifest["segments"]
     return {name: entry for segment in segments for name, entry in segment["files"].items()}
+
+
+def _check_names(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Refuse names that no save gives: by them, files outside of the folder would be read, or later written."""
+    stem = f"{entry['name']}-{entry['documents']}"
+    names = {f"{stem}.safetensors", f"{stem}.jsonl", *entry["files"]}
+    if other := sorted(name for name in names if not _OURS.fullmatch(name)):
+        raise DamagedIndexError(f"{folder / _MANIFEST} is damaged: it names {other[0]!r}, which is no file of an index")
 
 
 def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:

@@ -1,7 +1,8 @@
-"""An index from somebody else: what it says of its model consents to nothing."""
+"""An index from somebody else: what it says of its model consents to nothing, and its files stay in their folder."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,7 +14,7 @@ import pytest
 import checkpoints
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, open_store
 from colbert_integrations.cli import main
-from colbert_integrations.errors import RemoteCodeError
+from colbert_integrations.errors import DamagedIndexError, RemoteCodeError
 from colbert_integrations.index import persistence
 from colbert_integrations.langchain import ColBERTRetriever, ColBERTVectorStore
 from colbert_integrations.llama_index import ColBERTRetriever as NodeRetriever
@@ -100,3 +101,34 @@ def test_commands_do_not_take_its_consent_either(
     assert main([command, given, "--store", str(request.getfixturevalue(kept))]) == 2
     assert "pass trust_remote_code=True" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- its files
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("name", ["../outside", "{root}/outside", f"{'0' * 32}/../../outside", "of another form"])
+def test_a_segment_whose_name_is_a_way_out_is_damage(name: str, listed: bool, folder: Path, tmp_path: Path) -> None:
+    name = name.format(root=tmp_path)
+    (folder / ("0" * 32)).mkdir()  # for the way through it
+
+    def rename(manifest: dict[str, Any]) -> None:
+        [entry] = manifest["segments"]
+        for file in entry["files"]:
+            (folder / file).rename(folder / file.replace(entry["name"], name))
+        entry["files"] = {file.replace(entry["name"], name): about for file, about in entry["files"].items() if listed}
+        entry["name"] = name
+
+    rewritten(folder, rename)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*outside*")}
+    with pytest.raises(DamagedIndexError, match="it names .*, which is no file of an index"):
+        MemoryStore.load(folder).save(tmp_path / "copy")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*outside*")} == before
+
+
+def test_files_elsewhere_are_not_looked_at(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    about = {"bytes": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
+    rewritten(folder, lambda manifest: manifest["segments"][0]["files"].update({"../mine": about}))
+    with pytest.raises(DamagedIndexError, match=r"it names '\.\./mine', which is no file of an index"):
+        MemoryStore.load(folder)
