@@ -108,6 +108,7 @@ class MemoryStore(Store):
         self._state: State | None = State()  # None: closed
         self._places: dict[str, tuple[Segment, int]] = {}
         self._pending: tuple[State, Mapping[str, tuple[Segment, int]], Sequence[str]] | None = None
+        self._known: dict[str, set[str]] = {}  # by folder, what was loaded or saved there last
         self._lock = threading.RLock()  # held for moments, by readers too: to take or to replace a whole state
         self._writing = threading.RLock()  # one writer at a time
         self.check_search(search)
@@ -343,14 +344,15 @@ class MemoryStore(Store):
     def save(self, folder: str | os.PathLike[str], *, show_progress: bool | None = None) -> None:
         """Write everything to a folder, as one step; other threads may go on reading and writing.
 
-        Only files that are new since the last time are written. What was there is replaced at the end, whole.
+        Only files that are new since the last time are written. What was there is replaced at the end, whole, unless
+        somebody else saved there since this store was loaded from the folder or last saved to it.
 
         Args:
             folder: Where; made if it is not there.
             show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Raises:
-            StoreError: If it can't be written; an index that was there is unchanged.
+            StoreError: If it can't be written, or somebody else saved there; an index that was there is unchanged.
         """
         with self._lock:
             state = self._now()
@@ -363,7 +365,8 @@ class MemoryStore(Store):
             "candidates": self.candidates_default,
             "fingerprint": None if fingerprint is None else fingerprint.as_json(),
         }
-        write_index(Path(folder), Saved(layout, state.views, about), show_progress=show_progress)
+        known = self._known.setdefault(os.path.realpath(folder), set())
+        write_index(Path(folder), Saved(layout, state.views, about), known, show_progress=show_progress)
 
     @classmethod
     def load(
@@ -397,6 +400,7 @@ class MemoryStore(Store):
         store = cls(**about, device=device, device_bytes=device_bytes)
         store._fingerprint = None if fingerprint is None else Fingerprint(**fingerprint)
         store._layout = saved.layout
+        store._known[os.path.realpath(folder)] = {saved.checksum}
         views = saved.views if store.device.type == "cpu" else tuple(map(store._brought_here, saved.views))
         store._state = State(views, sum(int(view.alive.sum()) for view in views))
         for view in views:
