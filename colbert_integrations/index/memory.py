@@ -194,6 +194,18 @@ class MemoryStore(Store):
             moves = dict[str, tuple[Segment, int]]()
             self._commit(self._compacted(without(self._now(), gone), moves), moves, names)
 
+    def compact(self) -> None:
+        """Forget what is left of documents that were deleted or replaced: their texts, metadata and vectors.
+
+        Without it that waits until they take up a quarter of a segment. The next save removes them from a folder, too.
+
+        Raises:
+            StoreError: If the store is closed.
+        """
+        with self._alone():
+            moves = dict[str, tuple[Segment, int]]()
+            self._commit(self._compacted(self._now(), moves, above=0), moves)
+
     def _still(self, texts: Mapping[str, str]) -> list[str]:
         """The ids of documents that have these texts."""
         places = {name: self._places[name] for name in texts if name in self._places}
@@ -249,9 +261,9 @@ class MemoryStore(Store):
         rows = max(rows, min(_MOST_ROWS, max(_FEWEST_ROWS, sum(view.rows for view in views))))
         return self._room.segment(self._layout, rows)
 
-    def _compacted(self, state: State, moves: dict[str, tuple[Segment, int]]) -> State:
-        """Give back the room of deleted documents where they take up much of a segment."""
-        sparse = [view for view in state.views if view.deleted_rows > _COMPACT_ABOVE * view.rows]
+    def _compacted(self, state: State, moves: dict[str, tuple[Segment, int]], above: float = _COMPACT_ABOVE) -> State:
+        """Give back the room of deleted documents where they take up more than a part of a segment."""
+        sparse = [view for view in state.views if view.deleted_rows > above * view.rows]
         # Each load seals what it finds, so an index that is loaded, added to and saved again and again becomes crumbs.
         small = [view for view in state.views if view.segment.sealed and view.rows < _FEWEST_ROWS]
         sparse += [view for view in small if view not in sparse] if len(small) >= _MOST_SMALL else []

@@ -210,6 +210,39 @@ def test_a_save_clears_away_what_a_killed_one_left(store: MemoryStore, tmp_path:
     assert not [name for name in files(tmp_path) if name.startswith("0" * 32) or name.endswith(".new")]
 
 
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_what_was_deleted_is_gone_from_the_files_once_it_is_compacted(tmp_path: Path, options: dict[str, Any]) -> None:
+    store = MemoryStore(**options)
+    embeddings = units(3, 60, 2, 9, 1)  # few enough are deleted for them to stay by themselves
+    names = ["kept", "secret-id", "changed", "last"]
+    store.upsert(names, embeddings, ["one", "secret-text", "secret-words", None], [{}, {}, {}, {"a": "secret-note"}])
+    store.save(tmp_path)
+    store.delete(["secret-id"])
+    store.upsert(["changed"], embeddings[2:3], ["other words"])
+    store.set_metadata(["last"], [{"a": "another note"}])
+    queries = units(4, 3, 6)
+    expected = store.search(queries, 4)
+    for secrets in (1, 0):  # files
+        store.save(tmp_path)
+        assert sum(b"secret" in content for content in files(tmp_path).values()) == secrets
+        store.compact()
+    assert [len(view) for view in store._now().views] == [3]
+    for left in (store, MemoryStore.load(tmp_path)):
+        assert left.search(queries, 4) == expected
+        assert [document.text for document in left.get(["kept", "changed", "last"])] == ["one", "other words", None]
+
+
+def test_compacting_what_has_no_remains_changes_nothing(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.compact()
+    fill(store, {"a": torch.ones(3, 8)})
+    store.save(tmp_path)
+    before = files(tmp_path)
+    store.compact()
+    store.save(tmp_path)
+    assert files(tmp_path) == before
+
+
 # ------------------------------------------------------------------------------------------------------------- damage
 
 
