@@ -385,7 +385,8 @@ class ColBERTIndex:
             show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Raises:
-            StoreError: If it can't be written, or the store is kept elsewhere anyway.
+            StoreError: If it can't be written, if somebody else saved there since this index was loaded from the folder
+                or last saved to it, or if the store is kept elsewhere anyway.
         """
         if not isinstance(self.store, MemoryStore):
             raise StoreError(f"a {type(self.store).__name__} keeps its documents itself: there is nothing to save")

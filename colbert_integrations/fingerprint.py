@@ -8,6 +8,13 @@ from typing import Any
 
 __all__ = ["Fingerprint"]
 
+# Of the settings, what another machine may want otherwise, secrets, and what decides which code runs: whoever can write
+# an index would else run theirs where it is opened. Consent to that is given by the caller, never by a file.
+_OF_THIS_MACHINE = frozenset(
+    {"device", "dtype", "batch_tokens", "batch_size", "attn_implementation", "cache_bytes"}
+    | {"cache_dir", "local_files_only", "token", "trust_remote_code"}
+)
+
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -19,13 +26,18 @@ class Fingerprint:
             are equal if their digests are.
         model: Name or path of the checkpoint.
         dim: Dimension of its vectors.
-        settings: Arguments with which ``ColBERT`` makes it again.
+        settings: Arguments with which ``ColBERT`` makes it again. Those that are a matter of the machine, and consent
+            to run code, are left out, whoever gives them: an index may come from anywhere.
     """
 
     digest: str
     model: str = field(compare=False)
     dim: int = field(compare=False)
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        kept = {name: value for name, value in self.settings.items() if name not in _OF_THIS_MACHINE}
+        object.__setattr__(self, "settings", kept)
 
     def as_json(self) -> dict[str, Any]:
         """The fingerprint as JSON-able data; ``Fingerprint(**data)`` makes it again."""

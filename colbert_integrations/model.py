@@ -61,11 +61,6 @@ _NOT_IN_FINGERPRINT = frozenset(
     {"name", "layout", "backbone", "sources", "notes", "matryoshka_dims", "dtype"}
     | {"query_length", "document_length", "expansion_length"}
 )
-# Of the settings, what another machine may want otherwise, and consent to run code, which nobody gives by a file.
-_OF_THIS_MACHINE = frozenset(
-    {"device", "dtype", "batch_tokens", "batch_size", "attn_implementation", "cache_bytes"}
-    | {"cache_dir", "local_files_only", "trust_remote_code"}
-)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -186,6 +181,7 @@ class ColBERT:
         self._fingerprint: Fingerprint | None = None
         self._encoder: Encoder | None = None
         self._folder: Path | None = None
+        self._name = settings.model
         self._lock = threading.Lock()
         self._worker = Worker(_ASYNC_THREADS)
         # Of this object, and with it of one spec.
@@ -501,8 +497,9 @@ class ColBERT:
             own = {name: value for name, value in asdict(spec).items() if name not in _NOT_IN_FINGERPRINT}
             said = json.dumps({"weights": weights_digest(self._folder), **own}, sort_keys=True)
             digest = hashlib.sha256(said.encode()).hexdigest()[:32]
-            kept = {name: value for name, value in self.settings.changed().items() if name not in _OF_THIS_MACHINE}
-            self._fingerprint = Fingerprint(digest, self.settings.model, spec.dim, kept)
+            self._fingerprint = Fingerprint(
+                digest, self._name, spec.dim, {**self.settings.changed(), "model": self._name}
+            )
         return self._fingerprint
 
     def about(self) -> dict[str, str]:
@@ -577,10 +574,13 @@ class ColBERT:
         )
         overrides = SpecOverrides(**{item.name: getattr(settings, item.name) for item in fields(SpecOverrides)})
         bundled = settings.model.startswith("bundled/")
-        self._folder = locate(settings.model, hub)
+        found = locate(settings.model, hub)
+        # An index remembers where a model lies, and may be opened from another folder.
+        self._folder = Path(os.path.abspath(found))
+        self._name = str(self._folder) if found == Path(settings.model) else settings.model
         checkpoint = read_checkpoint(
             settings.model,
-            self._folder,
+            found,
             overrides,
             allow_unprojected=settings.allow_unprojected or bundled,
             projection_dim=settings.projection_dim,

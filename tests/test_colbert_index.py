@@ -378,6 +378,21 @@ def test_an_index_knows_the_model_it_was_made_with(checkpoint: Callable[[str], P
     assert loaded.search("wing", k=5) == index.search("wing", k=5)
 
 
+def test_a_model_in_a_folder_is_found_from_another_one(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint("stanford")
+    monkeypatch.chdir(folder.parent)
+    model = ColBERT(folder.name, device="cpu")
+    monkeypatch.chdir(tmp_path)  # already before it is asked for its fingerprint
+    index = ColBERTIndex(model)
+    index.add(TEXTS)
+    index.save("saved")
+    loaded = ColBERTIndex.load("saved")
+    assert loaded.model.settings.model == str(folder)
+    assert loaded.search("wing", k=5) == index.search("wing", k=5)
+
+
 def test_an_index_is_loaded_where_and_as_carefully_as_asked(index: ColBERTIndex, tiny: ColBERT, tmp_path: Path) -> None:
     index.add(TEXTS, ids=list("abcde"))
     index.save(tmp_path)

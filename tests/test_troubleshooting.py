@@ -419,6 +419,15 @@ def another_writer(bench):
 
 
 @raises(errors.StoreError)
+def another_writer_before(bench):
+    folder = bench.saved()
+    first, second = (ColBERTIndex.load(folder, bench.model) for _ in range(2))
+    first.add(["a fox"])
+    first.save(folder)
+    second.save(folder)
+
+
+@raises(errors.StoreError)
 def a_collection_of_another_form(bench):
     client = QdrantClient(":memory:")
     QdrantStore(client).bind(bench.model.fingerprint)

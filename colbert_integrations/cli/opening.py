@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,8 +42,6 @@ def open_model(args: argparse.Namespace, made_with: Mapping[str, Any] | None = N
 
         disable_progress_bars()
     name = args.model
-    if name is not None and os.path.isdir(name):
-        name = os.path.abspath(name)  # an index remembers it, and may be opened from elsewhere
     chosen = {"model": DEFAULT_MODEL, **(made_with or {})} if name is None else {"model": name}
     machine = {"device": args.device, "dtype": args.dtype}
     return ColBERT.shared(**{**chosen, **dict(args.settings), **machine})

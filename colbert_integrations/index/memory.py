@@ -110,6 +110,7 @@ class MemoryStore(Store):
         self._state: State | None = State()  # None: closed
         self._places: dict[str, tuple[Segment, int]] = {}
         self._pending: tuple[State, Mapping[str, tuple[Segment, int]], Sequence[str]] | None = None
+        self._known: dict[str, set[str]] = {}  # by folder, what was loaded or saved there last
         self._lock = threading.RLock()  # held for moments, by readers too: to take or to replace a whole state
         self._writing = threading.RLock()  # one writer at a time
         self.check_search(search)
@@ -195,6 +196,18 @@ class MemoryStore(Store):
             moves = dict[str, tuple[Segment, int]]()
             self._commit(self._compacted(without(self._now(), gone), moves), moves, names)
 
+    def compact(self) -> None:
+        """Forget what is left of documents that were deleted or replaced: their texts, metadata and vectors.
+
+        Without it that waits until they take up a quarter of a segment. The next save removes them from a folder, too.
+
+        Raises:
+            StoreError: If the store is closed.
+        """
+        with self._alone():
+            moves = dict[str, tuple[Segment, int]]()
+            self._commit(self._compacted(self._now(), moves, above=0), moves)
+
     def _still(self, texts: Mapping[str, str]) -> list[str]:
         """The ids of documents that have these texts."""
         places = {name: self._places[name] for name in texts if name in self._places}
@@ -251,9 +264,9 @@ class MemoryStore(Store):
         rows = max(rows, min(most, max(_FEWEST_ROWS, sum(view.rows for view in views))))
         return self._room.segment(self._layout, rows)
 
-    def _compacted(self, state: State, moves: dict[str, tuple[Segment, int]]) -> State:
-        """Give back the room of deleted documents where they take up much of a segment."""
-        sparse = [view for view in state.views if view.deleted_rows > _COMPACT_ABOVE * view.rows]
+    def _compacted(self, state: State, moves: dict[str, tuple[Segment, int]], above: float = _COMPACT_ABOVE) -> State:
+        """Give back the room of deleted documents where they take up more than a part of a segment."""
+        sparse = [view for view in state.views if view.deleted_rows > above * view.rows]
         # Each load seals what it finds, so an index that is loaded, added to and saved again and again becomes crumbs.
         small = [view for view in state.views if view.segment.sealed and view.rows < _FEWEST_ROWS]
         sparse += [view for view in small if view not in sparse] if len(small) >= _MOST_SMALL else []
@@ -346,14 +359,15 @@ class MemoryStore(Store):
     def save(self, folder: str | os.PathLike[str], *, show_progress: bool | None = None) -> None:
         """Write everything to a folder, as one step; other threads may go on reading and writing.
 
-        Only files that are new since the last time are written. What was there is replaced at the end, whole.
+        Only files that are new since the last time are written. What was there is replaced at the end, whole, unless
+        somebody else saved there since this store was loaded from the folder or last saved to it.
 
         Args:
             folder: Where; made if it is not there.
             show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Raises:
-            StoreError: If it can't be written; an index that was there is unchanged.
+            StoreError: If it can't be written, or somebody else saved there; an index that was there is unchanged.
         """
         with self._lock:
             state = self._now()
@@ -366,7 +380,8 @@ class MemoryStore(Store):
             "candidates": self.candidates_default,
             "fingerprint": None if fingerprint is None else fingerprint.as_json(),
         }
-        write_index(Path(folder), Saved(layout, state.views, about), show_progress=show_progress)
+        known = self._known.setdefault(os.path.realpath(folder), set())
+        write_index(Path(folder), Saved(layout, state.views, about), known, show_progress=show_progress)
 
     @classmethod
     def load(
@@ -400,6 +415,7 @@ class MemoryStore(Store):
         store = cls(**about, device=device, device_bytes=device_bytes)
         store._fingerprint = None if fingerprint is None else Fingerprint(**fingerprint)
         store._layout = saved.layout
+        store._known[os.path.realpath(folder)] = {saved.checksum}
         views = saved.views if store.device.type == "cpu" else tuple(map(store._brought_here, saved.views))
         store._state = State(views, sum(int(view.alive.sum()) for view in views))
         for view in views:

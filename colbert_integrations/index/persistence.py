@@ -59,22 +59,26 @@ class Saved:
         layout: Form of the vectors; None where there are none yet.
         views: The documents.
         about: What else the store wants to find again, as JSON-able data.
+        checksum: That of the manifest, where this was read: it tells whether somebody else has saved there since.
     """
 
     layout: Layout | None
     views: tuple[View, ...]
     about: Mapping[str, Any]
+    checksum: str = ""
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def write_index(folder: Path, saved: Saved, *, show_progress: bool | None) -> None:
+def write_index(folder: Path, saved: Saved, known: set[str], *, show_progress: bool | None) -> None:
     """Write an index, as one step.
 
     Args:
         folder: Where; made if it is not there.
         saved: What to write. Files that are there already are not written again.
+        known: Checksum of what was read or written there last, or nothing; that of this save takes its place. What is
+            there is replaced if it is known or if nothing is.
         show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
     Raises:
@@ -83,14 +87,16 @@ def write_index(folder: Path, saved: Saved, *, show_progress: bool | None) -> No
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            _write(folder, saved, show_progress)
+            _write(folder, saved, known, show_progress)
     except OSError as error:
         raise StoreError(f"can't save the index to {folder}: {error}. An index that was there is unchanged") from error
 
 
-def _write(folder: Path, saved: Saved, show_progress: bool | None) -> None:
+def _write(folder: Path, saved: Saved, known: set[str], show_progress: bool | None) -> None:
     _check_replaceable(folder)
-    there = _files_of(_manifest_or_none(folder))
+    replaced = _manifest_or_none(folder)
+    _check_known(folder, replaced, known)
+    there = _files_of(replaced)
     new: list[Path] = []
     try:
         manifest = {
@@ -102,6 +108,7 @@ def _write(folder: Path, saved: Saved, show_progress: bool | None) -> None:
         }
         _write_file(folder / f"{_MANIFEST}.new", _sealed(manifest), new)
         _sync_folder(folder)  # the files must be there for good before something names them
+        known.add(_checksum(manifest))  # not later: an interrupt may come once it is there
         _patiently(partial(os.replace, folder / f"{_MANIFEST}.new", folder / _MANIFEST))
     except BaseException:
         # An interrupt may come once the new manifest is in its place.
@@ -110,6 +117,7 @@ def _write(folder: Path, saved: Saved, show_progress: bool | None) -> None:
             if path.name not in named:
                 path.unlink(missing_ok=True)
         raise
+    known.intersection_update({_checksum(manifest)})
     _sync_folder(folder)
     _sweep(folder, set(_files_of(manifest)))
 
@@ -170,8 +178,11 @@ def _write_file(path: Path, content: bytes, new: list[Path]) -> dict[str, Any]:
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
-    said = json.dumps(manifest, indent=1)
-    return json.dumps({**manifest, "sha256": hashlib.sha256(said.encode()).hexdigest()}, indent=1).encode()
+    return json.dumps({**manifest, "sha256": _checksum(manifest)}, indent=1).encode()
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -250,12 +261,13 @@ def _read(folder: Path, manifest: Mapping[str, Any], verify: bool, show_progress
     entries, views = manifest["segments"], list[View]()
     with progress_bar(sum(entry["documents"] for entry in entries), show_progress, "Opening") as bar:
         for entry in entries:
+            _check_names(folder, entry)
             for name, about in entry["files"].items():
                 _check_file(folder / name, about, verify)
             assert layout is not None  # where there are documents
             views.append(_read_view(folder, entry, layout))
             bar.update(entry["documents"])
-    return Saved(layout, tuple(views), manifest["about"])
+    return Saved(layout, tuple(views), manifest["about"], manifest["sha256"])
 
 
 def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout) -> View:
@@ -309,7 +321,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         known = manifest.pop("sha256")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedIndexError(f"{path} is damaged: it is not a manifest") from error
-    if hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest() != known:
+    if _checksum(manifest) != known:
         raise DamagedIndexError(f"{path} is damaged: its checksum differs")
     if manifest["format"] != _FORMAT:
         raise StoreError(f"{path} was not written by colbert-integrations: its format is {manifest['format']!r}")
@@ -318,7 +330,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
             f"{path} is of version {manifest['version']}, and this release reads up to {_VERSION}: "
             "upgrade colbert-integrations"
         )
-    return manifest
+    return {**manifest, "sha256": known}
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -339,6 +351,18 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
+def _check_known(folder: Path, there: Mapping[str, Any] | None, known: set[str]) -> None:
+    """Refuse to replace what others saved meanwhile: what they added would be lost."""
+    if there is None:
+        return
+    if known and there["sha256"] not in known:
+        raise StoreError(
+            f"{folder} was saved by somebody else since this index was loaded from there or saved to it, and what they "
+            "changed would be lost: load it again and make your changes there, or save to another folder"
+        )
+    known.add(there["sha256"])  # a second try, after a failure, may replace it too
+
+
 def _manifest_or_none(folder: Path) -> dict[str, Any] | None:
     """What is there, if it can be told: a save replaces a damaged index too."""
     try:
@@ -350,6 +374,14 @@ def _manifest_or_none(folder: Path) -> dict[str, Any] | None:
 def _files_of(manifest: Mapping[str, Any] | None) -> dict[str, Any]:
     segments = [] if manifest is None else manifest["segments"]
     return {name: entry for segment in segments for name, entry in segment["files"].items()}
+
+
+def _check_names(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Refuse names that no save gives: by them, files outside of the folder would be read, or later written."""
+    stem = f"{entry['name']}-{entry['documents']}"
+    names = {f"{stem}.safetensors", f"{stem}.jsonl", *entry["files"]}
+    if other := sorted(name for name in names if not _OURS.fullmatch(name)):
+        raise DamagedIndexError(f"{folder / _MANIFEST} is damaged: it names {other[0]!r}, which is no file of an index")
 
 
 def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:

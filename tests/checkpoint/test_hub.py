@@ -85,6 +85,12 @@ def _query_length(name: str, **options: Any) -> int | None:
     return ColBERT(name, device="cpu", **options).spec.query_length
 
 
+def _remembered(name: str, **options: Any) -> tuple[str, Any]:
+    """What an index keeps of a model."""
+    fingerprint = ColBERT(name, device="cpu", **options).fingerprint
+    return fingerprint.model, fingerprint.settings
+
+
 def _shown(name: str, **options: Any) -> str:
     """Everything that is printed or written of a model, and of its error if there is one."""
     try:
@@ -102,6 +108,13 @@ def test_a_repository_ranks_as_its_folder_does(hub: Hub, away: Away, checkpoint:
     hub.add("org/whole", checkpoint("stanford"))
     expected = _scores(str(checkpoint("stanford")))
     assert away(_scores, "org/whole", cache_dir=tmp_path) == pytest.approx(expected)
+
+
+def test_an_index_remembers_a_repository_not_where_it_was_downloaded(
+    hub: Hub, away: Away, checkpoint: Any, tmp_path: Path
+) -> None:
+    hub.add("org/indexed", checkpoint("stanford"))
+    assert away(_remembered, "org/indexed", cache_dir=tmp_path) == ("org/indexed", {"model": "org/indexed"})
 
 
 def test_the_cache_is_where_it_was_asked_to_be(hub: Hub, away: Away, checkpoint: Any, tmp_path: Path) -> None:

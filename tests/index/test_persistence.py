@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import stat
 import sys
 import tempfile
@@ -211,6 +212,39 @@ def test_a_save_clears_away_what_a_killed_one_left(store: MemoryStore, tmp_path:
         (tmp_path / name).write_bytes(b"half")
     store.save(tmp_path)
     assert not [name for name in files(tmp_path) if name.startswith("0" * 32) or name.endswith(".new")]
+
+
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_what_was_deleted_is_gone_from_the_files_once_it_is_compacted(tmp_path: Path, options: dict[str, Any]) -> None:
+    store = MemoryStore(**options)
+    embeddings = units(3, 60, 2, 9, 1)  # few enough are deleted for them to stay by themselves
+    names = ["kept", "secret-id", "changed", "last"]
+    store.upsert(names, embeddings, ["one", "secret-text", "secret-words", None], [{}, {}, {}, {"a": "secret-note"}])
+    store.save(tmp_path)
+    store.delete(["secret-id"])
+    store.upsert(["changed"], embeddings[2:3], ["other words"])
+    store.set_metadata(["last"], [{"a": "another note"}])
+    queries = units(4, 3, 6)
+    expected = store.search(queries, 4)
+    for secrets in (1, 0):  # files
+        store.save(tmp_path)
+        assert sum(b"secret" in content for content in files(tmp_path).values()) == secrets
+        store.compact()
+    assert [len(view) for view in store._now().views] == [3]
+    for left in (store, MemoryStore.load(tmp_path)):
+        assert left.search(queries, 4) == expected
+        assert [document.text for document in left.get(["kept", "changed", "last"])] == ["one", "other words", None]
+
+
+def test_compacting_what_has_no_remains_changes_nothing(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.compact()
+    fill(store, {"a": torch.ones(3, 8)})
+    store.save(tmp_path)
+    before = files(tmp_path)
+    store.compact()
+    store.save(tmp_path)
+    assert files(tmp_path) == before
 
 
 # ------------------------------------------------------------------------------------------------------------- damage
@@ -488,6 +522,81 @@ def test_two_savers_do_not_mix(store: MemoryStore, tmp_path: Path, monkeypatch: 
     store.save(tmp_path)
 
 
+def test_a_save_never_loses_what_another_has_saved(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    first, second = MemoryStore.load(tmp_path), MemoryStore.load(tmp_path)
+    fill(first, {"first": torch.ones(1, 8)})
+    fill(second, {"second": torch.ones(1, 8)})
+    first.save(tmp_path)
+    before = files(tmp_path)
+    for late in (second, second, store):  # also those that have changed nothing, and a second time
+        with pytest.raises(StoreError, match="saved by somebody else since"):
+            late.save(tmp_path)
+    assert files(tmp_path) == before
+    second.save(tmp_path / "elsewhere")
+    fill(first, {"more": torch.ones(1, 8)})
+    first.save(tmp_path)
+    assert {"first", "more"} <= set(MemoryStore.load(tmp_path).ids())
+    assert "second" in MemoryStore.load(tmp_path / "elsewhere").ids()
+
+
+def test_a_folder_is_the_same_by_any_of_its_names(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store.save("index")
+    names = ("index", tmp_path / "index")
+    loaded = list(map(MemoryStore.load, names))
+    fill(store, {"new": torch.ones(1, 8)})
+    store.save("index")
+    for late, name in zip(loaded, reversed(names), strict=True):
+        with pytest.raises(StoreError, match="saved by somebody else since"):
+            late.save(name)
+
+
+def test_an_older_index_that_was_put_back_is_not_replaced(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path / "index")
+    shutil.copytree(tmp_path / "index", tmp_path / "backup")
+    fill(store, {"new": torch.ones(1, 8)})
+    store.save(tmp_path / "index")
+    shutil.rmtree(tmp_path / "index")
+    (tmp_path / "backup").rename(tmp_path / "index")
+    with pytest.raises(StoreError, match="saved by somebody else since"):
+        store.save(tmp_path / "index")
+
+
+def test_a_new_store_replaces_what_is_there(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    new = MemoryStore()
+    fill(new, {"new": torch.ones(1, 8)})
+    new.save(tmp_path)
+    new.save(tmp_path)
+    assert MemoryStore.load(tmp_path).ids() == ["new"]
+    with pytest.raises(StoreError, match="saved by somebody else since"):
+        store.save(tmp_path)
+
+
+def test_a_new_store_replaces_what_is_there_also_after_a_failure(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(tmp_path)
+    new = MemoryStore()
+    fill(new, {"new": torch.ones(1, 8)})
+    with monkeypatch.context() as patch:
+        patch.setattr(persistence.os, "replace", lambda *_: os.stat(tmp_path / "missing"))
+        with pytest.raises(StoreError, match="can't save the index"):
+            new.save(tmp_path)
+    new.save(tmp_path)
+    assert MemoryStore.load(tmp_path).ids() == ["new"]
+
+
+def test_a_folder_that_was_emptied_can_be_saved_to(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path / "index")
+    shutil.rmtree(tmp_path / "index")
+    store.save(tmp_path / "index")
+    assert found(MemoryStore.load(tmp_path / "index"), QUERIES, 9) == found(store, QUERIES, 9)
+
+
 def test_an_interrupt_right_after_the_step_leaves_the_new_index_whole(
     store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -503,6 +612,8 @@ def test_an_interrupt_right_after_the_step_leaves_the_new_index_whole(
     with pytest.raises(KeyboardInterrupt):
         store.save(tmp_path)
     assert found(MemoryStore.load(tmp_path), QUERIES, 9) == found(store, QUERIES, 9)
+    monkeypatch.undo()
+    store.save(tmp_path)  # which knows that it was its own
 
 
 @pytest.mark.parametrize("reader", ["load_file", "_read_segment"])
