@@ -31,6 +31,7 @@ from colbert_integrations.llama_index import ColBERTRetriever as NodeRetriever
 from colbert_integrations.qdrant import QdrantStore
 from colbert_integrations.vllm import VLLMForward, VLLMScorer
 from qdrant_server import QdrantServer
+from qdrant_server.strict import CLOUD
 from vllm_double import Double, Fault
 
 PAGE = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -447,6 +448,15 @@ def no_key(bench):
 def a_large_request(bench):
     with ended(QdrantServer(most_bytes=2000)) as server:
         ColBERTIndex(bench.model, QdrantStore(server.url)).add(["a cat"] * 20, ids=map(str, range(20)))
+
+
+@raises(errors.StoreServerError)
+def an_unindexed_key(bench):
+    with ended(QdrantServer()) as server:
+        server.strict_mode = dict(CLOUD)
+        index = ColBERTIndex(bench.model, QdrantStore(server.url))
+        index.add(["a cat"])
+        index.search("cat", filter={"year": {"$gte": 2020}})
 
 
 class Served:

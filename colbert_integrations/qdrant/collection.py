@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
@@ -13,8 +13,9 @@ from ..errors import InputError, StoreError, StoreServerError
 from ..fingerprint import Fingerprint
 from ..index.checks import check_count
 from .connection import Connection, Steps, ask
-from .filters import field_path
+from .filters import METADATA, field_path
 from .first_stage import FirstStage
+from .points import TEXT_HASH
 
 __all__ = ["FIRST_STAGE", "Collection", "Form", "IndexKind", "bound", "made", "opened"]
 
@@ -29,6 +30,15 @@ _KINDS = {
     "string": models.PayloadSchemaType.KEYWORD,
     "number": models.PayloadSchemaType.FLOAT,
     "boolean": models.PayloadSchemaType.BOOL,
+}
+# What this package's own calls filter by, for servers whose strict mode takes filters on indexed keys only (Qdrant
+# Cloud's is on): writing metadata where the text is still the same, and LlamaIndex' nodes of a document. They are made
+# with the collection, since a key that may only read opens one too. Hashes take about a hundred bytes a document beside
+# its vectors' tens of thousands, an index of the texts themselves would take as much as they do; a key that no document
+# has, such as the second one outside LlamaIndex, takes next to nothing.
+_OWN_INDEXES = {
+    TEXT_HASH: models.PayloadSchemaType.UUID,
+    f'{METADATA}."_llama_index"."ref_doc_id"': models.PayloadSchemaType.KEYWORD,
 }
 _QUANTIZATIONS: dict[str, models.QuantizationConfig] = {
     "int8": models.ScalarQuantization(
@@ -114,15 +124,19 @@ class Collection:
         fingerprint: Of the model whose vectors it holds. None: not recorded.
         has_codes: Whether it has quantised vectors.
         has_first_stage: Whether it has a vector for the first stage.
+        has_text_hashes: Whether hashes of the texts are indexed, so that every document has one.
     """
 
     dim: int
     fingerprint: Fingerprint | None
     has_codes: bool
     has_first_stage: bool
+    has_text_hashes: bool = False
 
 
-def opened(connection: Connection, form: Form) -> Steps[Collection | None]:
+def opened(
+    connection: Connection, form: Form, more: Mapping[str, models.PayloadSchemaType] | None = None
+) -> Steps[Collection | None]:
     """Look at a collection, None if it is not there; make payload indexes that it lacks, refuse another form."""
     if not (yield from ask("collection_exists")):
         return None
@@ -130,11 +144,12 @@ def opened(connection: Connection, form: Form) -> Steps[Collection | None]:
     found = _read(info, form, f"the collection {connection.collection!r} at {connection.place}")
     # Quotes are written in more than one way. Local mode has no indexes.
     there = {name.replace('"', "") for name in info.payload_schema or {}}
-    for key, kind in () if connection.local else form.payload_indexes.items():
-        path = field_path(key) or key
+    wanted = {field_path(key) or key: _KINDS[kind] for key, kind in form.payload_indexes.items()} | dict(more or {})
+    for path, kind in () if connection.local else wanted.items():
         if path.replace('"', "") not in there:
-            yield from ask("create_payload_index", field_name=path, field_schema=_KINDS[kind], wait=True)
-    return found
+            yield from ask("create_payload_index", field_name=path, field_schema=kind, wait=True)
+            there.add(path)
+    return replace(found, has_text_hashes=TEXT_HASH in there)
 
 
 def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint | None = None) -> Steps[Collection]:
@@ -150,7 +165,8 @@ def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint 
         )
     except StoreServerError as error:
         refused = error
-    found = yield from opened(connection, form)
+    # Also if another one was quicker, who may not have come to them yet.
+    found = yield from opened(connection, form, _OWN_INDEXES)
     if found is None:
         raise refused or StoreError(f"the collection {connection.collection!r} was made, but is not there")
     return found

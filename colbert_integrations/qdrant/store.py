@@ -40,7 +40,18 @@ from .connection import Connection, Steps, ask
 from .filters import EXACT, METADATA, Wanted, among, wanted
 from .first_stage import first_stage_of
 from .pages import PAGE, Page
-from .points import AROUND_BYTES, Prepared, batched, document_of, metadata_payload, payload_of, point_id, size_of
+from .points import (
+    AROUND_BYTES,
+    TEXT_HASH,
+    Prepared,
+    batched,
+    document_of,
+    metadata_payload,
+    payload_of,
+    point_id,
+    size_of,
+    text_hash,
+)
 from .search import Query, Searching
 from .wire import Wire
 
@@ -303,8 +314,10 @@ class QdrantStore(Store):
         self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None
     ) -> Steps[None]:
         notes, expected = checked_notes(ids, metadatas, texts)
-        operations = [_set_payload(name, note, expected.get(name)) for name, note in notes.items()]
-        if (yield from self._opened()) is None:
+        found = yield from self._opened()
+        hashed = found is not None and found.has_text_hashes
+        operations = [_set_payload(name, note, expected.get(name), hashed) for name, note in notes.items()]
+        if found is None:
             return
         for some in batches(operations, itemgetter(1), self._batch_bytes):
             yield from ask("batch_update_points", update_operations=[operation for operation, _ in some], wait=True)
@@ -600,14 +613,15 @@ class QdrantStore(Store):
         return f"QdrantStore({self._connection.place!r}, {self._connection.collection!r}, {self._form.dtype}{closed})"
 
 
-def _set_payload(name: str, metadata: Metadata, text: str | None) -> tuple[models.UpdateOperation, int]:
+def _set_payload(name: str, metadata: Metadata, text: str | None, hashed: bool) -> tuple[models.UpdateOperation, int]:
     """What replaces the metadata of a document that has a text, None: any; and about how many bytes that takes."""
     # By a filter, since a list of points that has an unknown one is an error.
-    must, payload = [among([point_id(name)])], metadata_payload(metadata)
+    must, payload, told = [among([point_id(name)])], metadata_payload(metadata), {}
     if text is not None:
-        must.append(models.FieldCondition(key="text", match=models.MatchValue(value=text)))
+        told = {TEXT_HASH: text_hash(text)} if hashed else {"text": text}
+        must += [models.FieldCondition(key=key, match=models.MatchValue(value=value)) for key, value in told.items()]
     setting = models.SetPayload(payload=payload, filter=models.Filter(must=must))
-    size = size_of({**payload, "id": name, "text": text}) + AROUND_BYTES
+    size = size_of({**payload, "id": name, **told}) + AROUND_BYTES
     return models.SetPayloadOperation(set_payload=setting), size
 
 
