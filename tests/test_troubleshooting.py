@@ -15,6 +15,7 @@ import pytest
 import torch
 from filelock import FileLock
 from langchain_core.documents import Document
+from langchain_core.embeddings import FakeEmbeddings
 from llama_index.core.vector_stores import FilterCondition, MetadataFilter, MetadataFilters
 from pydantic import ValidationError
 from qdrant_client import QdrantClient
@@ -457,6 +458,13 @@ def an_unindexed_key(bench):
         index = ColBERTIndex(bench.model, QdrantStore(server.url))
         index.add(["a cat"])
         index.search("cat", filter={"year": {"$gte": 2020}})
+
+
+@raises(errors.StoreError)
+def another_first_stage(bench):
+    client = QdrantClient(":memory:")
+    QdrantStore(client, first_stage="mean").bind(bench.model.fingerprint)
+    QdrantStore(client, first_stage=FakeEmbeddings(size=bench.model.dim)).count()
 
 
 class Served:

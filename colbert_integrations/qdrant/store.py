@@ -95,6 +95,8 @@ class QdrantStore(Store):
             serve ``search="codes"`` only.
         first_stage: Keep one vector for each document too, which ``search="first_stage"`` looks for candidates by:
             ``"mean"`` of its token vectors, or an embedding model of LangChain or LlamaIndex, which gets the texts.
+        first_stage_name: What this model is called; another one's collection is refused. None: by its ``model_name`` or
+            ``model``, or else by its class.
         search: What a search does unless it says otherwise. ``"exact"``: MaxSim with every document. ``"codes"``, with
             ``quantization``: a pass over the codes, then MaxSim with the candidates. ``"first_stage"``: candidates by
             one vector each, then MaxSim with them; what the first stage does not find is lost.
@@ -134,6 +136,7 @@ class QdrantStore(Store):
         replication_factor: int | None = None,
         quantization: Literal["int8", "binary"] | models.QuantizationConfig | None = None,
         first_stage: Literal["mean"] | Any | None = None,
+        first_stage_name: str | None = None,
         search: Search = "exact",
         candidates: int | None = None,
         payload_indexes: Mapping[str, IndexKind] | None = None,
@@ -153,7 +156,7 @@ class QdrantStore(Store):
             raise InputError(f"payload_indexes must map keys to their kinds, not be a {type(payload_indexes).__name__}")
         if not isinstance(async_client, (AsyncQdrantClient, NoneType)):
             raise InputError(f"async_client must be an AsyncQdrantClient, not {type(async_client).__name__}")
-        self._first = first_stage_of(first_stage)
+        self._first = first_stage_of(first_stage, first_stage_name)
         self._form = Form(
             vector_name,
             dtype,
@@ -216,7 +219,7 @@ class QdrantStore(Store):
                 raise FingerprintError(
                     f"{where} holds vectors of dim {found.dim}, which are not those of {fingerprint}"
                 )
-            found = yield from bound(self._connection, self._form, fingerprint)
+            found = yield from bound(self._connection, self._form, found, fingerprint)
         check_same(_by_its_name_here(found.fingerprint, before), fingerprint, where)
         # Under this name here; there it stays as it is, since a key that may only read opens an index too.
         self._collection = replace(found, fingerprint=fingerprint)
