@@ -15,6 +15,7 @@ import pytest
 import torch
 from filelock import FileLock
 from langchain_core.documents import Document
+from langchain_core.embeddings import FakeEmbeddings
 from llama_index.core.vector_stores import FilterCondition, MetadataFilter, MetadataFilters
 from pydantic import ValidationError
 from qdrant_client import QdrantClient
@@ -31,6 +32,7 @@ from colbert_integrations.llama_index import ColBERTRetriever as NodeRetriever
 from colbert_integrations.qdrant import QdrantStore
 from colbert_integrations.vllm import VLLMForward, VLLMScorer
 from qdrant_server import QdrantServer
+from qdrant_server.strict import CLOUD
 from vllm_double import Double, Fault
 
 PAGE = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -456,6 +458,22 @@ def no_key(bench):
 def a_large_request(bench):
     with ended(QdrantServer(most_bytes=2000)) as server:
         ColBERTIndex(bench.model, QdrantStore(server.url)).add(["a cat"] * 20, ids=map(str, range(20)))
+
+
+@raises(errors.StoreServerError)
+def an_unindexed_key(bench):
+    with ended(QdrantServer()) as server:
+        server.strict_mode = dict(CLOUD)
+        index = ColBERTIndex(bench.model, QdrantStore(server.url))
+        index.add(["a cat"])
+        index.search("cat", filter={"year": {"$gte": 2020}})
+
+
+@raises(errors.StoreError)
+def another_first_stage(bench):
+    client = QdrantClient(":memory:")
+    QdrantStore(client, first_stage="mean").bind(bench.model.fingerprint)
+    QdrantStore(client, first_stage=FakeEmbeddings(size=bench.model.dim)).count()
 
 
 class Served:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
@@ -13,8 +13,9 @@ from ..errors import InputError, StoreError, StoreServerError
 from ..fingerprint import Fingerprint
 from ..index.checks import check_count
 from .connection import Connection, Steps, ask
-from .filters import field_path
+from .filters import METADATA, field_path
 from .first_stage import FirstStage
+from .points import TEXT_HASH
 
 __all__ = ["FIRST_STAGE", "Collection", "Form", "IndexKind", "bound", "made", "opened"]
 
@@ -29,6 +30,15 @@ _KINDS = {
     "string": models.PayloadSchemaType.KEYWORD,
     "number": models.PayloadSchemaType.FLOAT,
     "boolean": models.PayloadSchemaType.BOOL,
+}
+# What this package's own calls filter by, for servers whose strict mode takes filters on indexed keys only (Qdrant
+# Cloud's is on): writing metadata where the text is still the same, and LlamaIndex' nodes of a document. They are made
+# with the collection, since a key that may only read opens one too. Hashes take about a hundred bytes a document beside
+# its vectors' tens of thousands, an index of the texts themselves would take as much as they do; a key that no document
+# has, such as the second one outside LlamaIndex, takes next to nothing.
+_OWN_INDEXES = {
+    TEXT_HASH: models.PayloadSchemaType.UUID,
+    f'{METADATA}."_llama_index"."ref_doc_id"': models.PayloadSchemaType.KEYWORD,
 }
 _QUANTIZATIONS: dict[str, models.QuantizationConfig] = {
     "int8": models.ScalarQuantization(
@@ -114,15 +124,21 @@ class Collection:
         fingerprint: Of the model whose vectors it holds. None: not recorded.
         has_codes: Whether it has quantised vectors.
         has_first_stage: Whether it has a vector for the first stage.
+        first_stage: Name of what made these vectors. None: not recorded.
+        has_text_hashes: Whether hashes of the texts are indexed, so that every document has one.
     """
 
     dim: int
     fingerprint: Fingerprint | None
     has_codes: bool
     has_first_stage: bool
+    first_stage: str | None
+    has_text_hashes: bool = False
 
 
-def opened(connection: Connection, form: Form) -> Steps[Collection | None]:
+def opened(
+    connection: Connection, form: Form, more: Mapping[str, models.PayloadSchemaType] | None = None
+) -> Steps[Collection | None]:
     """Look at a collection, None if it is not there; make payload indexes that it lacks, refuse another form."""
     if not (yield from ask("collection_exists")):
         return None
@@ -130,11 +146,12 @@ def opened(connection: Connection, form: Form) -> Steps[Collection | None]:
     found = _read(info, form, f"the collection {connection.collection!r} at {connection.place}")
     # Quotes are written in more than one way. Local mode has no indexes.
     there = {name.replace('"', "") for name in info.payload_schema or {}}
-    for key, kind in () if connection.local else form.payload_indexes.items():
-        path = field_path(key) or key
+    wanted = {field_path(key) or key: _KINDS[kind] for key, kind in form.payload_indexes.items()} | dict(more or {})
+    for path, kind in () if connection.local else wanted.items():
         if path.replace('"', "") not in there:
-            yield from ask("create_payload_index", field_name=path, field_schema=_KINDS[kind], wait=True)
-    return found
+            yield from ask("create_payload_index", field_name=path, field_schema=kind, wait=True)
+            there.add(path)
+    return replace(found, has_text_hashes=TEXT_HASH in there)
 
 
 def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint | None = None) -> Steps[Collection]:
@@ -146,19 +163,20 @@ def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint 
             vectors_config=form.vectors(dim),
             shard_number=form.shard_number,
             replication_factor=form.replication_factor,
-            metadata=_said(fingerprint),
+            metadata=_said(fingerprint, None if form.first_stage is None else form.first_stage.name),
         )
     except StoreServerError as error:
         refused = error
-    found = yield from opened(connection, form)
+    # Also if another one was quicker, who may not have come to them yet.
+    found = yield from opened(connection, form, _OWN_INDEXES)
     if found is None:
         raise refused or StoreError(f"the collection {connection.collection!r} was made, but is not there")
     return found
 
 
-def bound(connection: Connection, form: Form, fingerprint: Fingerprint) -> Steps[Collection]:
+def bound(connection: Connection, form: Form, before: Collection, fingerprint: Fingerprint) -> Steps[Collection]:
     """Write down whose vectors a collection holds; give it with what it says then: another one may be quicker."""
-    yield from ask("update_collection", metadata=_said(fingerprint))
+    yield from ask("update_collection", metadata=_said(fingerprint, before.first_stage))
     found = yield from opened(connection, form)
     if found is None or found.fingerprint is None:
         raise StoreError(
@@ -168,8 +186,9 @@ def bound(connection: Connection, form: Form, fingerprint: Fingerprint) -> Steps
     return found
 
 
-def _said(fingerprint: Fingerprint | None) -> dict[str, Any]:
-    return {_OURS: {"fingerprint": None if fingerprint is None else fingerprint.as_json()}}
+def _said(fingerprint: Fingerprint | None, first_stage: str | None) -> dict[str, Any]:
+    said = None if fingerprint is None else fingerprint.as_json()
+    return {_OURS: {"fingerprint": said, "first_stage": first_stage}}
 
 
 def _read(info: models.CollectionInfo, form: Form, name: str) -> Collection:
@@ -189,22 +208,25 @@ def _read(info: models.CollectionInfo, form: Form, name: str) -> Collection:
     ):
         if has != needs:
             raise StoreError(f"{name} has {form.vector!r} with {what} {has!r}, not {needs!r}: {way_out}")
-    if FIRST_STAGE in wanted:
+    fingerprint, first_stage = _recorded(info.config.metadata, name)
+    if form.first_stage is not None:
         _check_first_stage(vectors, wanted[FIRST_STAGE].size, name)
+        _check_same_stage(first_stage, form.first_stage.name, name)
     has_codes = (tokens.quantization_config or info.config.quantization_config) is not None
-    fingerprint = _fingerprint(info.config.metadata, name)
     has_first_stage = isinstance(vectors, dict) and FIRST_STAGE in vectors
-    return Collection(tokens.size, fingerprint, has_codes, has_first_stage)
+    return Collection(tokens.size, fingerprint, has_codes, has_first_stage, first_stage)
 
 
-def _fingerprint(metadata: Mapping[str, Any] | None, name: str) -> Fingerprint | None:
-    """The model that a collection was bound to, if it was."""
+def _recorded(metadata: Mapping[str, Any] | None, name: str) -> tuple[Fingerprint | None, str | None]:
+    """The model that a collection was bound to, and the name of its first stage, as far as it says that."""
     try:
-        said = ((metadata or {}).get(_OURS) or {}).get("fingerprint")
+        ours = (metadata or {}).get(_OURS) or {}
+        said, first_stage = ours.get("fingerprint"), ours.get("first_stage")
         if said is None:
-            return None
+            return None, first_stage
         # Of a later version's, what this one knows; of an earlier one's, what that said.
-        return Fingerprint(**{item.name: said[item.name] for item in fields(Fingerprint) if item.name in said})
+        known = {item.name: said[item.name] for item in fields(Fingerprint) if item.name in said}
+        return Fingerprint(**known), first_stage
     except (AttributeError, TypeError) as error:
         raise StoreError(
             f"{name} has metadata that this version can't read ({type(error).__name__}: {error})"
@@ -219,4 +241,13 @@ def _check_first_stage(vectors: Any, size: int, name: str) -> None:
         raise StoreError(
             f"{name} has vectors of dim {there.size} as its first stage, not {size}: pass the first_stage that made "
             "them"
+        )
+
+
+def _check_same_stage(recorded: str | None, given: str, name: str) -> None:
+    """Vectors of another model may have the same size, and nothing good is found by them."""
+    if recorded not in (None, given):
+        raise StoreError(
+            f"{name} has vectors of {recorded!r} as its first stage, not of {given!r}: pass the first_stage that made "
+            f"them, or first_stage_name={recorded!r} if this one is the same by another name"
         )

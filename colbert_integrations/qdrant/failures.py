@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from ..errors import StoreServerError
+from .filters import METADATA
 
 __all__ = ["Failure", "failure_of"]
 
@@ -19,7 +21,6 @@ __all__ = ["Failure", "failure_of"]
 # (Qdrant's issue 7031).
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _HELP = {
-    400: "the server can't read it",
     401: "the server wants an API key: pass api_key=, or set QDRANT_API_KEY where the store is named by a location",
     403: "the API key may not do this: pass one that may as api_key=",
     404: "the collection is not there any more: make a new store, and add the documents again",
@@ -29,6 +30,9 @@ _HELP = {
     422: "the server can't read it: it may be older than what this client speaks",
     429: "the server limits how much is asked of it: ask less at once, or raise its limits",
 }
+# What strict mode says of a filter: the key, and the kinds of index of which it wants one.
+_UNINDEXED = re.compile(r'Index required but not found for "(.+)" of one of the following types: \[(.*?)\]')
+_KINDS = {"keyword": "string", "float": "number", "bool": "boolean"}  # as payload_indexes= calls them
 _NO_ANSWER = "is it up, and does it listen there?"
 _TOO_SLOW = "raise timeout= if the server needs longer"
 _STATUS_OF_CODE = {
@@ -83,7 +87,7 @@ def failure_of(error: Exception, asked: str) -> Failure | None:
     if isinstance(error, grpc.RpcError):
         # Whether by the sync or the async client, an answer has a code; RpcError itself does not say so.
         code, details = (getattr(error, name, str)() for name in ("code", "details"))
-        return _refused(asked, _STATUS_OF_CODE.get(code), str(details or error)[:_SHOWN])
+        return _refused(asked, _STATUS_OF_CODE.get(code), str(details or error))
     if isinstance(error, (json.JSONDecodeError, AssertionError)):  # the client asserts what an answer holds
         return Failure(StoreServerError(f"{asked} got an answer that is not Qdrant's: is it a proxy's page? ({error})"))
     # The client's local mode, which does what a server does without saying a status.
@@ -94,8 +98,23 @@ def failure_of(error: Exception, asked: str) -> Failure | None:
 
 def _refused(asked: str, status: int | None, said: str, wait: float = 0) -> Failure:
     refused = "refused" if status is None else f"refused with status {status}"
-    text = "; ".join(part for part in (said, _HELP.get(status or 0, "")) if part)
+    unindexed = _UNINDEXED.search(said)
+    helps = _HELP.get(status or 0, "") if unindexed is None else _to_index(*unindexed.groups())
+    text = "; ".join(part for part in (said[:_SHOWN].rstrip("."), helps) if part)
     return Failure(StoreServerError(f"{asked} was {refused}: {text}", status), status in _AGAIN, wait)
+
+
+def _to_index(path: str, kinds: str) -> str:
+    """How to make the index that a filter needs in strict mode."""
+    key = path.removeprefix(f"{METADATA}.").replace('"', "")
+    if key == path:  # one of this package's own
+        return (
+            "the collection was made without that index: copy it into a new one with copy_from, or call "
+            f"store.client.create_payload_index(store.collection, {path!r}, 'keyword')"
+        )
+    fitting = " or ".join(repr(ours) for theirs, ours in _KINDS.items() if theirs in kinds.split(", "))
+    way_out = f"make the store with payload_indexes={{{key!r}: {fitting}}}"
+    return f"its strict mode takes filters on indexed keys only: {way_out}"
 
 
 def _not_answered(asked: str, source: Exception) -> Failure:
@@ -120,4 +139,4 @@ def _said(content: bytes) -> str:
         found = json.loads(content)["status"]["error"]
     except (ValueError, KeyError, TypeError):
         found = content.decode("utf-8", "replace")
-    return str(found).strip()[:_SHOWN]
+    return str(found).strip()

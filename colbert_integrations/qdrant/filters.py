@@ -131,9 +131,10 @@ def _not_equal(path: str, value: Any) -> list[models.Condition]:
         return [models.Filter(must_not=[equal])]
     if not is_plain(value):
         return []
-    # A number that stands in for another one may be equal where that one is not.
-    as_given = models.IsEmptyCondition(is_empty=models.PayloadField(key=EXACT))
-    return [models.Filter(must_not=[models.Filter(must=[equal, as_given])])]
+    # Of the two numbers that stand in for another one, one may be equal where that one is not. That there is a single
+    # number is asked of this key again, so that an index of another one is never needed.
+    single = models.FieldCondition(key=path, values_count=models.ValuesCount(lt=2))
+    return [models.Filter(must_not=[models.Filter(must=[equal, single])])]
 
 
 def _range(operator: str, value: Any) -> models.Range:

@@ -13,6 +13,9 @@ from ..errors import InputError
 __all__ = ["FirstStage", "MeanVectors", "TextVectors", "VectorsOfTexts", "first_stage_of"]
 
 
+_MEAN = "mean"
+
+
 class TextVectors(Protocol):
     """What makes one vector of a text, as LangChain's ``Embeddings`` do."""
 
@@ -25,6 +28,8 @@ class TextVectors(Protocol):
 
 class MeanVectors:
     """The mean of a text's token vectors: costs nothing, and loses much where texts are alike."""
+
+    name = _MEAN
 
     def dim(self, token_dim: int) -> int:
         """Dimension of its vectors."""
@@ -63,10 +68,11 @@ class VectorsOfTexts:
 
     Args:
         model: Makes them.
+        name: What tells them from those of other models.
     """
 
-    def __init__(self, model: TextVectors) -> None:
-        self.model = model
+    def __init__(self, model: TextVectors, name: str) -> None:
+        self.model, self.name = model, name
         self._dim: int | None = None
 
     def dim(self, token_dim: int) -> int:
@@ -95,27 +101,39 @@ class VectorsOfTexts:
 FirstStage: TypeAlias = MeanVectors | VectorsOfTexts
 
 
-def first_stage_of(given: Any) -> FirstStage | None:
-    """Read the argument of a store.
+def first_stage_of(given: Any, name: str | None = None) -> FirstStage | None:
+    """Read the arguments of a store.
 
     Args:
         given: ``"mean"``, an embedding model of LangChain or LlamaIndex, or None.
+        name: What the model is called. None: as it says, or else as its class is.
 
     Returns:
         The first stage; None: there is none.
 
     Raises:
-        InputError: If it is something else.
+        InputError: If it is something else, or nothing that has a name.
     """
+    if name is not None and (given in (None, _MEAN) or not isinstance(name, str) or not name):
+        raise InputError(
+            f"first_stage_name must be the name of an embedding model that is the first_stage, not {name!r}"
+        )
     if given is None:
         return None
-    if given == "mean":
+    if given == _MEAN:
         return MeanVectors()
     if hasattr(given, "embed_documents") and hasattr(given, "embed_query"):
-        return VectorsOfTexts(given)
+        return VectorsOfTexts(given, name or _name_of(given))
     if hasattr(given, "get_text_embedding_batch") and hasattr(given, "get_query_embedding"):
-        return VectorsOfTexts(_OfLlamaIndex(given))
+        return VectorsOfTexts(_OfLlamaIndex(given), name or _name_of(given))
     raise InputError(f"first_stage must be 'mean' or an embedding model of LangChain or LlamaIndex, not {given!r}")
+
+
+def _name_of(model: Any) -> str:
+    """The name of the weights, which one class has of many, and which both frameworks may load."""
+    said = [getattr(model, attribute, None) for attribute in ("model_name", "model")]
+    # LlamaIndex' models say "unknown" where nobody named them.
+    return next((name for name in said if isinstance(name, str) and name not in ("", "unknown")), type(model).__name__)
 
 
 def _means(embeddings: TokenEmbeddings) -> torch.Tensor:

@@ -40,7 +40,18 @@ from .connection import Connection, Steps, ask
 from .filters import EXACT, METADATA, Wanted, among, wanted
 from .first_stage import first_stage_of
 from .pages import PAGE, Page
-from .points import AROUND_BYTES, Prepared, batched, document_of, metadata_payload, payload_of, point_id, size_of
+from .points import (
+    AROUND_BYTES,
+    TEXT_HASH,
+    Prepared,
+    batched,
+    document_of,
+    metadata_payload,
+    payload_of,
+    point_id,
+    size_of,
+    text_hash,
+)
 from .search import Query, Searching
 from .wire import Wire
 
@@ -84,6 +95,8 @@ class QdrantStore(Store):
             serve ``search="codes"`` only.
         first_stage: Keep one vector for each document too, which ``search="first_stage"`` looks for candidates by:
             ``"mean"`` of its token vectors, or an embedding model of LangChain or LlamaIndex, which gets the texts.
+        first_stage_name: What this model is called; another one's collection is refused. None: by its ``model_name`` or
+            ``model``, or else by its class.
         search: What a search does unless it says otherwise. ``"exact"``: MaxSim with every document. ``"codes"``, with
             ``quantization``: a pass over the codes, then MaxSim with the candidates. ``"first_stage"``: candidates by
             one vector each, then MaxSim with them; what the first stage does not find is lost.
@@ -123,6 +136,7 @@ class QdrantStore(Store):
         replication_factor: int | None = None,
         quantization: Literal["int8", "binary"] | models.QuantizationConfig | None = None,
         first_stage: Literal["mean"] | Any | None = None,
+        first_stage_name: str | None = None,
         search: Search = "exact",
         candidates: int | None = None,
         payload_indexes: Mapping[str, IndexKind] | None = None,
@@ -142,7 +156,7 @@ class QdrantStore(Store):
             raise InputError(f"payload_indexes must map keys to their kinds, not be a {type(payload_indexes).__name__}")
         if not isinstance(async_client, (AsyncQdrantClient, NoneType)):
             raise InputError(f"async_client must be an AsyncQdrantClient, not {type(async_client).__name__}")
-        self._first = first_stage_of(first_stage)
+        self._first = first_stage_of(first_stage, first_stage_name)
         self._form = Form(
             vector_name,
             dtype,
@@ -205,7 +219,7 @@ class QdrantStore(Store):
                 raise FingerprintError(
                     f"{where} holds vectors of dim {found.dim}, which are not those of {fingerprint}"
                 )
-            found = yield from bound(self._connection, self._form, fingerprint)
+            found = yield from bound(self._connection, self._form, found, fingerprint)
         check_same(_by_its_name_here(found.fingerprint, before), fingerprint, where)
         # Under this name here; there it stays as it is, since a key that may only read opens an index too.
         self._collection = replace(found, fingerprint=fingerprint)
@@ -303,8 +317,10 @@ class QdrantStore(Store):
         self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None
     ) -> Steps[None]:
         notes, expected = checked_notes(ids, metadatas, texts)
-        operations = [_set_payload(name, note, expected.get(name)) for name, note in notes.items()]
-        if (yield from self._opened()) is None:
+        found = yield from self._opened()
+        hashed = found is not None and found.has_text_hashes
+        operations = [_set_payload(name, note, expected.get(name), hashed) for name, note in notes.items()]
+        if found is None:
             return
         for some in batches(operations, itemgetter(1), self._batch_bytes):
             yield from ask("batch_update_points", update_operations=[operation for operation, _ in some], wait=True)
@@ -600,14 +616,15 @@ class QdrantStore(Store):
         return f"QdrantStore({self._connection.place!r}, {self._connection.collection!r}, {self._form.dtype}{closed})"
 
 
-def _set_payload(name: str, metadata: Metadata, text: str | None) -> tuple[models.UpdateOperation, int]:
+def _set_payload(name: str, metadata: Metadata, text: str | None, hashed: bool) -> tuple[models.UpdateOperation, int]:
     """What replaces the metadata of a document that has a text, None: any; and about how many bytes that takes."""
     # By a filter, since a list of points that has an unknown one is an error.
-    must, payload = [among([point_id(name)])], metadata_payload(metadata)
+    must, payload, told = [among([point_id(name)])], metadata_payload(metadata), {}
     if text is not None:
-        must.append(models.FieldCondition(key="text", match=models.MatchValue(value=text)))
+        told = {TEXT_HASH: text_hash(text)} if hashed else {"text": text}
+        must += [models.FieldCondition(key=key, match=models.MatchValue(value=value)) for key, value in told.items()]
     setting = models.SetPayload(payload=payload, filter=models.Filter(must=must))
-    size = size_of({**payload, "id": name, "text": text}) + AROUND_BYTES
+    size = size_of({**payload, "id": name, **told}) + AROUND_BYTES
     return models.SetPayloadOperation(set_payload=setting), size
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from colbert_integrations.errors import FingerprintError, StoreServerError
 from colbert_integrations.langchain import ColBERTReranker, ColBERTRetriever, ColBERTVectorStore
 from colbert_integrations.llama_index import ColBERTRetriever as LlamaIndexRetriever
 from colbert_integrations.qdrant import QdrantStore
-from qdrant_server import shared_server
+from qdrant_server import QdrantServer, shared_server
+from qdrant_server.strict import CLOUD
 
 
 @pytest.fixture
@@ -132,16 +134,21 @@ async def test_a_llama_index_retriever_finds_the_same_as_in_memory(
     there.index.close()
 
 
-def test_a_document_of_nodes_is_deleted(shared_model: ColBERT, location: str) -> None:
+@pytest.mark.parametrize("strict", [False, True])
+def test_nodes_of_a_document_are_found_and_deleted(shared_model: ColBERT, strict: bool) -> None:
     sources = [RelatedNodeInfo(node_id=f"doc-{number % 2}") for number in range(4)]
     nodes = [
         TextNode(text=text, id_=f"id-{i}", relationships={NodeRelationship.SOURCE: sources[i]})
         for i, text in enumerate(TEXTS[:4])
     ]
-    retriever = LlamaIndexRetriever(nodes, model=shared_model, store=location)
-    retriever.delete_ref_doc("doc-1")
-    assert retriever.index.store.ids() == ["id-0", "id-2"]
-    retriever.index.close()
+    with closing(QdrantServer()) as server:
+        server.strict_mode = dict(CLOUD) if strict else {}
+        store = f"qdrant+{server.url}/nodes"
+        retriever = LlamaIndexRetriever(nodes, model=shared_model, store=store, doc_ids=["doc-1", "none"])
+        assert sorted(found.node_id for found in retriever.retrieve(QUERY)) == ["id-1", "id-3"]
+        retriever.delete_ref_doc("doc-1")
+        assert retriever.index.store.ids() == ["id-0", "id-2"]
+        retriever.index.close()
 
 
 # ---------------------------------------------------------------------------------------------------------------- both

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from langchain_core.embeddings import FakeEmbeddings
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from colbert_integrations import ColBERT, ColBERTIndex, TokenEmbeddings
@@ -79,6 +80,9 @@ def documents() -> dict[str, torch.Tensor]:
         ({"prefer_grpc": 0}, "prefer_grpc must be True or False, not 0"),
         ({"first_stage": "max"}, "first_stage must be 'mean' or an embedding model"),
         ({"first_stage": object()}, "first_stage must be 'mean' or an embedding model"),
+        ({"first_stage_name": "minilm"}, "the name of an embedding model that is the first_stage, not 'minilm'"),
+        ({"first_stage_name": "minilm", "first_stage": "mean"}, "of an embedding model that is the first_stage"),
+        ({"first_stage_name": 5, "first_stage": FakeEmbeddings(size=3)}, "first_stage_name must be .* not 5"),
         ({"search": "pooled"}, "has no search='pooled'"),
         ({"search": "first_stage"}, "needs a first stage"),
         ({"candidates": 0}, "candidates must be"),
@@ -225,7 +229,7 @@ def test_a_collection_is_made_as_was_asked(server: QdrantServer) -> None:
         },
         "shard_number": 3,
         "replication_factor": 2,
-        "metadata": {"colbert_integrations": {"fingerprint": HERE.as_json()}},
+        "metadata": {"colbert_integrations": {"fingerprint": HERE.as_json(), "first_stage": "mean"}},
     }
 
 
@@ -292,6 +296,83 @@ def test_a_collection_with_a_first_stage_is_not_written_without_it(
     client.close()
 
 
+class Angles:
+    """An embedding model that says nothing about itself."""
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [self.embed_query(text) for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return [float(len(text) + 1)] + [1.0] * (DIM - 1)
+
+
+class Others(Angles):
+    pass
+
+
+class Named(Angles):
+    def __init__(self, model_name: str) -> None:
+        self.model_name = model_name
+
+
+class NamedOtherwise(Angles):
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+
+@pytest.mark.parametrize(
+    ("made", "given", "called"),
+    [
+        ("mean", Angles(), ("mean", "Angles")),
+        (Angles(), "mean", ("Angles", "mean")),
+        (Angles(), Others(), ("Angles", "Others")),
+        (Named("minilm"), NamedOtherwise("e5"), ("minilm", "e5")),
+        (Named("unknown"), NamedOtherwise(object()), ("Named", "NamedOtherwise")),
+    ],
+)
+@pytest.mark.parametrize("local", [True, False], ids=["local", "server"])
+def test_a_first_stage_of_another_model_is_refused_though_its_vectors_fit(
+    server: QdrantServer, made: Any, given: Any, called: tuple[str, str], local: bool
+) -> None:
+    client = QdrantClient(":memory:") if local else QdrantClient(url=server.url, check_compatibility=False)
+    with QdrantStore(client, first_stage=made) as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        store.bind(HERE)  # and what was recorded stays
+    said = f"vectors of '{called[0]}' as its first stage, not of '{called[1]}': .* or first_stage_name='{called[0]}'"
+    with QdrantStore(client, first_stage=given) as other, pytest.raises(StoreError, match=said):
+        other.count()
+    with QdrantStore(client) as reader:
+        assert reader.count() == 1
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("made", "given"),
+    [
+        ({"first_stage": Named("minilm")}, {"first_stage": NamedOtherwise("minilm")}),
+        ({"first_stage": Angles()}, {"first_stage": Others(), "first_stage_name": "Angles"}),
+        ({"first_stage": Named("/here/minilm"), "first_stage_name": "minilm"}, {"first_stage": Named("minilm")}),
+    ],
+)
+def test_a_first_stage_by_the_same_name_is_the_same(
+    server: QdrantServer, made: dict[str, Any], given: dict[str, Any]
+) -> None:
+    with QdrantStore(server.url, **made) as store, QdrantStore(server.url, **given) as other:
+        fill(store, {"a": torch.ones(1, DIM)})
+        assert found(other, QUERIES[:1], 1, search="first_stage", texts=["a"])[0][0][0] == "a"
+
+
+@pytest.mark.parametrize("said", [{}, {"colbert_integrations": {"fingerprint": None}}])
+def test_a_collection_that_does_not_say_its_first_stage_has_any(server: QdrantServer, said: dict[str, Any]) -> None:
+    client = QdrantClient(url=server.url, check_compatibility=False)
+    vectors = {"colbert": multivector(), "first_stage": models.VectorParams(size=DIM, distance="Cosine")}
+    client.create_collection("colbert", vectors_config=vectors, metadata=said)
+    for stage in ("mean", Angles()):
+        with QdrantStore(client, first_stage=stage) as store:
+            assert store.count() == 0
+    client.close()
+
+
 def test_a_collection_whose_vector_has_no_name_is_refused() -> None:
     client = QdrantClient(":memory:")
     client.create_collection("colbert", vectors_config=multivector())
@@ -339,7 +420,6 @@ def test_metadata_that_somebody_spoilt_is_our_error(server: QdrantServer) -> Non
 @needs_numpy_2
 def test_payload_indexes_are_made_once(server: QdrantServer) -> None:
     indexes: Any = {"year": "number", "author.first name": "string", "draft": "boolean"}
-    made = ["year", "author.first name", "draft"]
     notes = [{"year": 2020, "author": {"first name": "Ada"}, "draft": True}, {"year": 2021.5, "draft": False}]
     for _ in range(2):
         with QdrantStore(server.url, payload_indexes=indexes) as store:
@@ -347,11 +427,10 @@ def test_payload_indexes_are_made_once(server: QdrantServer) -> None:
             assert store.ids({"year": {"$gt": 2020}}) == store.ids({"draft": False}) == ["b"]
             assert store.ids({"year": 2020.0, "draft": True}) == store.ids({"author.first name": "Ada"}) == ["a"]
     bodies = [asked.body for asked in server.asked if asked.call.endswith("/index")]
-    assert [body["field_schema"] for body in bodies] == ["float", "keyword", "bool"]
-    assert len(bodies) == len(made)
+    assert [body["field_schema"] for body in bodies] == ["float", "keyword", "bool", "uuid", "keyword"]
     with QdrantStore(server.url, payload_indexes={"more": "string"}) as store:
         assert store.count() == 2
-    assert len([asked for asked in server.asked if asked.call.endswith("/index")]) == 4
+    assert len([asked for asked in server.asked if asked.call.endswith("/index")]) == 6
 
 
 def test_local_mode_has_no_payload_indexes_and_does_not_warn() -> None:
@@ -637,7 +716,7 @@ def test_documents_that_are_not_there_do_not_make_pages_small(server: QdrantServ
 @pytest.mark.parametrize(
     ("status", "tries", "said"),
     [
-        (400, 1, "the server can't read it"),
+        (400, 1, "told to answer 400"),
         (401, 1, "pass api_key="),
         (403, 1, "may not do this"),
         (404, 1, "not there any more"),

@@ -133,6 +133,10 @@ class Engine:
             },
         }
 
+    def indexes(self, name: str) -> dict[str, str]:
+        """The kinds of a collection's payload indexes, by path."""
+        return self._get(name).indexes
+
     def create_index(self, name: str, body: Json) -> Json:
         """PUT /collections/{name}/index."""
         kinds = {
@@ -140,6 +144,7 @@ class Engine:
             "integer": edge.PayloadSchemaType.Integer,
             "float": edge.PayloadSchemaType.Float,
             "bool": edge.PayloadSchemaType.Bool,
+            "uuid": edge.PayloadSchemaType.Uuid,
         }
         collection = self._get(name)
         kind = body["field_schema"]
@@ -285,6 +290,8 @@ def _condition(condition: Json) -> Any:
         return _filter(condition)
     if condition.get("range") is not None:
         return edge.FieldCondition(condition["key"], range=edge.RangeFloat(**condition["range"]))
+    if condition.get("values_count") is not None:
+        return edge.FieldCondition(condition["key"], values_count=edge.ValuesCount(**condition["values_count"]))
     value = condition["match"]["value"]
     # The binding takes Python's True for the number 1, but numpy's for a boolean.
     match = edge.MatchValue(np.bool_(value) if isinstance(value, bool) else value)

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from . import rpc
 from .bodies import problem
 from .engine import Engine, Refused
+from .strict import refusal
 
 _NAME = r"/collections/([^/]+)"
 # Method, path, what answers it, and the type of its body.
@@ -81,6 +82,9 @@ class QdrantServer:
         api_key: What requests must bring. None: nothing.
         most_bytes: Largest body that it takes.
         strict: Whether bodies are checked against the API's schemas.
+
+    Attributes:
+        strict_mode: The ``strict_mode_config`` of every collection; empty: none.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class QdrantServer:
     ) -> None:
         self.engine = Engine()
         self.api_key, self.most_bytes, self.strict = api_key, most_bytes, strict
+        self.strict_mode: dict[str, Any] = {}
         self.delay = 0.0
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
@@ -155,6 +160,10 @@ class QdrantServer:
             return function(self.engine, name)
         if self.strict and (wrong := problem(body, kind)) is not None:
             raise Refused(422, f"Validation error in JSON body: {wrong}")
+        if kind not in ("CreateCollection", "UpdateCollection", "CreateFieldIndex"):
+            said = refusal(self.strict_mode, kind, body, self.engine.indexes(name))
+            if said is not None:
+                raise Refused(400, said)
         try:
             return function(self.engine, name, body)
         except Refused:

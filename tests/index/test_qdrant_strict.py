@@ -1,0 +1,193 @@
+"""Qdrant's strict mode, as its Cloud has it: what works there, and what is said where nothing can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from qdrant_client import QdrantClient, models
+
+from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
+from colbert_integrations.errors import StoreServerError
+from colbert_integrations.llama_index.nodes import REF_DOC_ID
+from colbert_integrations.qdrant import QdrantStore
+from colbert_integrations.qdrant.collection import _OWN_INDEXES, Form
+from colbert_integrations.qdrant.filters import field_path
+from colbert_integrations.qdrant.points import TEXT_HASH
+from qdrant_server import QdrantServer
+from qdrant_server.strict import CLOUD
+from stores import DIM, dyadic, fill
+
+QUERIES = dyadic(99, 3, 1, 5)
+ONE = torch.ones(1, DIM)
+
+
+@pytest.fixture
+def server() -> Iterator[QdrantServer]:
+    made = QdrantServer()
+    made.strict_mode = dict(CLOUD)
+    yield made
+    made.close()
+
+
+def client_of(server: QdrantServer, *, grpc: bool = False) -> QdrantClient:
+    port = server.grpc_port if grpc else 6334
+    return QdrantClient(url=server.url, grpc_port=port, prefer_grpc=grpc, check_compatibility=False)
+
+
+def make_otherwise(client: QdrantClient) -> None:
+    """A collection without the indexes that a store makes."""
+    form = Form("colbert", "float16", False, None, None, None, None, {})
+    client.create_collection("colbert", vectors_config=form.vectors(DIM))
+
+
+def fill_as_before(store: QdrantStore, *names: str) -> None:
+    """Documents as they were stored when there were no hashes, each with its id as its text."""
+    fill(store, dict.fromkeys(names, ONE))
+    records, _ = store.client.scroll(store.collection, with_vectors=True)
+    points = [
+        models.PointStruct(
+            id=record.id,
+            vector=record.vector,
+            payload={key: value for key, value in record.payload.items() if key != TEXT_HASH},
+        )
+        for record in records
+    ]
+    store.client.upsert(store.collection, points)
+
+
+# ----------------------------------------------------------------------------------------------------------- what works
+
+
+@pytest.mark.parametrize("grpc", [True, False], ids=["grpc", "http"])
+def test_metadata_is_written_where_the_text_is_still_the_same(server: QdrantServer, grpc: bool) -> None:
+    client = client_of(server, grpc=grpc)
+    with QdrantStore(client) as store:
+        fill(store, {"a": ONE, "b": ONE, "c": ONE})  # each with its id as its text
+        store.upsert(["c"], dyadic(1, 2))  # without a text
+        store.set_metadata(["a", "b", "c"], [{"n": 1}, {"n": 2}, {"n": 3}], ["another", "b", ""])
+        assert [document.metadata for document in store.get(["a", "b", "c"])] == [{}, {"n": 2}, {}]
+    client.close()
+
+
+def test_documents_that_are_added_again_get_their_new_metadata(server: QdrantServer, tiny: ColBERT) -> None:
+    texts, ids = ["bread", "wings"], ["a", "b"]
+    with ColBERTIndex(tiny, QdrantStore(server.url)) as index:
+        index.add(texts, ids=ids, metadatas=[{"n": 1}, {"n": 2}])
+        index.add(texts, ids=ids, metadatas=[{"n": 1}, {"n": 3}])
+        assert [document.metadata for document in index.get(ids)] == [{"n": 1}, {"n": 3}]
+
+
+def test_filters_find_the_same_as_in_memory_where_their_keys_are_indexed(server: QdrantServer) -> None:
+    values = [0.3, 0.1 + 0.2, 0.3000000000001, 2020, 2**53 + 1, [0.3], [0.3, 1], [0.1 + 0.2, 1], [], None, "0.3"]
+    notes: list[dict[str, Any]] = [{"a": value, "b c": {"d": str(value)}} for value in values] + [{}]
+    documents = dict(zip("abcdefghijkl", dyadic(1, *[2] * len(notes)), strict=True))
+    filters: list[dict[str, Any]] = [
+        {"a": {sign: number}} for sign in ("$ne", "$eq", "$gte") for number in (0.3, 0.1 + 0.2, 1, 2020, 2**53 + 1)
+    ]
+    filters += [{"a": None}, {"a": {"$ne": None}}, {"b c.d": {"$in": ["2020", "[]"]}}, {"b c.d": {"$ne": "0.3"}}]
+    indexes: Any = {"a": "number", "b c.d": "string"}
+    with QdrantStore(server.url, payload_indexes=indexes) as store, MemoryStore() as memory:
+        for each in (store, memory):
+            fill(each, documents, notes)
+        for filter in filters:
+            assert store.ids(filter) == memory.ids(filter), filter
+            assert store.search(QUERIES, 3, filter) == memory.search(QUERIES, 3, filter), filter
+        assert store.ids(lambda document: document.id == "c") == ["c"]
+
+
+def test_the_key_by_which_nodes_of_a_document_are_found_is_indexed() -> None:
+    assert field_path(REF_DOC_ID) in _OWN_INDEXES
+
+
+def test_one_who_lost_the_race_to_make_a_collection_indexes_it_too(server: QdrantServer) -> None:
+    client = client_of(server)
+    with QdrantStore(client) as store:
+        assert store.count() == 0
+        exists, asked = client.collection_exists, []
+
+        def not_yet(**arguments: Any) -> bool:
+            asked.append(arguments)
+            if len(asked) == 1:
+                make_otherwise(client)  # and the other one has not come to the indexes
+                return False
+            return exists(**arguments)
+
+        client.collection_exists = not_yet  # type: ignore[method-assign]
+        fill(store, {"a": ONE})
+        store.set_metadata(["a"], [{"n": 1}], ["a"])
+        assert store.get(["a"])[0].metadata == {"n": 1}
+    client.close()
+
+
+# -------------------------------------------------------------------------------------------------------- what is said
+
+
+@pytest.mark.parametrize(
+    ("filter", "indexes"),
+    [
+        ({"year": 2020}, "{'year': 'number'}"),
+        ({"year": {"$ne": 2020}}, "{'year': 'number'}"),
+        ({"author.first name": "Ada"}, "{'author.first name': 'string'}"),
+        ({"author": "0a1b5c2e-6f0d-4c57-9d5e-8b0d6a3c1f47"}, "{'author': 'string'}"),
+        ({"draft": {"$ne": True}}, "{'draft': 'boolean'}"),
+        ({"draft": None}, "{'draft': 'string' or 'number' or 'boolean'}"),
+    ],
+)
+@pytest.mark.parametrize("grpc", [True, False], ids=["grpc", "http"])
+def test_a_filter_on_another_key_names_the_option(
+    server: QdrantServer, filter: dict[str, Any], indexes: str, grpc: bool
+) -> None:
+    client = client_of(server, grpc=grpc)
+    with QdrantStore(client) as store:
+        fill(store, {"a": ONE})
+        for call in (lambda: store.ids(filter), lambda: store.search(QUERIES, filter=filter)):
+            with pytest.raises(StoreServerError, match="Index required but not found for") as caught:
+                call()
+            assert str(caught.value).endswith(f"make the store with payload_indexes={indexes}")
+            assert caught.value.status == 400
+    client.close()
+
+
+def test_a_long_key_is_named_too(server: QdrantServer) -> None:
+    with QdrantStore(server.url) as store:
+        fill(store, {"a": ONE})
+        with pytest.raises(StoreServerError, match="payload_indexes={'k{400}': 'number'}$"):
+            store.ids({"k" * 400: 1})
+
+
+def test_a_collection_that_was_made_otherwise_is_written_as_before_or_says_what_it_lacks(server: QdrantServer) -> None:
+    client = client_of(server)
+    make_otherwise(client)
+    with QdrantStore(client) as store:
+        fill_as_before(store, "a", "b")
+        with pytest.raises(StoreServerError, match="copy_from, or call store.client.create_payload_index") as caught:
+            store.set_metadata(["a"], [{"n": 1}], ["a"])
+        eval(str(caught.value).rpartition("or call ")[2])
+        store.set_metadata(["a", "b"], [{"n": 1}, {"n": 1}], ["a", "another"])
+        assert [document.metadata for document in store.get(["a", "b"])] == [{"n": 1}, {}]
+    client.delete_collection("colbert")
+    make_otherwise(client)
+    server.strict_mode.clear()
+    with QdrantStore(client) as store:
+        fill_as_before(store, "a", "b")
+        store.set_metadata(["a", "b"], [{"n": 1}, {"n": 1}], ["a", "another"])
+        assert store.ids({"n": {"$ne": 2}, REF_DOC_ID: {"$ne": "x"}}) == ["a", "b"]
+        assert [document.metadata for document in store.get(["a", "b"])] == [{"n": 1}, {}]
+    client.close()
+
+
+@pytest.mark.parametrize("grpc", [True, False], ids=["grpc", "http"])
+def test_what_a_limit_is_stays_in_the_servers_words(server: QdrantServer, grpc: bool) -> None:
+    client = client_of(server, grpc=grpc)
+    with QdrantStore(client) as store:
+        fill(store, {"a": ONE})
+        server.strict_mode |= {"max_query_limit": 10, "upsert_max_batchsize": 1}
+        with pytest.raises(StoreServerError, match='11 > 10 for "limit". Help: Reduce the "limit" parameter to .* 10$'):
+            store.search(QUERIES, 10)
+        assert len(store.search(QUERIES, 9)[0]) == 1
+        with pytest.raises(StoreServerError, match='Limit exceeded 2 > 1 for "upsert limit"'):
+            fill(store, {"a": ONE, "b": ONE})
+    client.close()
