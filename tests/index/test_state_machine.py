@@ -66,6 +66,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.metadata.update({name: {"n": value, "name": name} for name in names if name in self.vectors})
 
     @rule()
+    def compact(self) -> None:
+        self.store.compact()
+
+    @rule()
     def save(self) -> None:
         self.store.save(self.folder)
         self.saved = dict(self.vectors), dict(self.metadata)
