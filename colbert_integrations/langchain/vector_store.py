@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
-from typing_extensions import Self, TypedDict, Unpack
+from typing_extensions import Self
 
 from ..adapter import check_query
 from ..errors import InputError
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["ColBERTVectorStore"]
 
 Scored = tuple[Document, float]
-
-
-class SearchOptions(TypedDict, total=False):
-    """Arguments of a search beside ``query`` and ``k``; see ``ColBERTIndex.search``."""
-
-    filter: DocumentFilter | None
-    search: Search | None
-    candidates: int | None
 
 
 class ColBERTVectorStore(VectorStore):
@@ -312,16 +304,16 @@ class ColBERTVectorStore(VectorStore):
         return await asyncio.to_thread(lambda: [document_of(stored) for stored in found])
 
     # --------------------------------------------------------------------------------------------------------- search
+    # Options are named and checked in _search. Here they are **kwargs: Any as in LangChain's own methods, since a tool
+    # that is made of one reads its signature and can make nothing of an Unpack.
 
-    def similarity_search(  # type: ignore[override]  # unknown arguments are an error
-        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
-    ) -> list[Document]:
+    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         """Find the documents that answer a query best.
 
         Args:
             query: The query; white space around it is ignored.
             k: Maximum number of documents to find.
-            **options: ``filter``, ``search``, ``candidates``: see the class.
+            **kwargs: ``filter``, ``search``, ``candidates``: see the class.
 
         Returns:
             At most ``k`` documents, best first.
@@ -330,21 +322,19 @@ class ColBERTVectorStore(VectorStore):
             InputError: If an argument can't be used.
             StoreError: If the store can't be used.
         """
-        return [document for document, _ in self._search(query, k, **options)]
+        return [document for document, _ in self._search(query, k, **kwargs)]
 
-    async def asimilarity_search(  # type: ignore[override]  # the same
-        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
-    ) -> list[Document]:
+    async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         """Do what ``similarity_search`` does without blocking the event loop; see there for the arguments."""
-        return [document for document, _ in await self._asearch(query, k, **options)]
+        return [document for document, _ in await self._asearch(query, k, **kwargs)]
 
-    def similarity_search_with_score(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> list[Scored]:
+    def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[Scored]:
         """Find documents and say their scores.
 
         Args:
             query: The query.
             k: Maximum number of documents to find.
-            **options: ``filter``, ``search``, ``candidates``: see the class.
+            **kwargs: ``filter``, ``search``, ``candidates``: see the class.
 
         Returns:
             Documents, each with its MaxSim: the raw sum, higher is better, comparable within one query only. Scores
@@ -354,21 +344,19 @@ class ColBERTVectorStore(VectorStore):
             InputError: If an argument can't be used.
             StoreError: If the store can't be used.
         """
-        return self._search(query, k, **options)
+        return self._search(query, k, **kwargs)
 
-    async def asimilarity_search_with_score(
-        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
-    ) -> list[Scored]:
+    async def asimilarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[Scored]:
         """Do what ``similarity_search_with_score`` does without blocking the event loop; see there."""
-        return await self._asearch(query, k, **options)
+        return await self._asearch(query, k, **kwargs)
 
     # Not by _select_relevance_score_fn, which sees a sum but not the number of query vectors that it is to be
     # divided by.
-    def _similarity_search_with_relevance_scores(self, query: str, k: int = 4, **options: Any) -> list[Scored]:
-        return self._search(query, k, normalize_scores=True, **options)
+    def _similarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> list[Scored]:
+        return self._search(query, k, normalize_scores=True, **kwargs)
 
-    async def _asimilarity_search_with_relevance_scores(self, query: str, k: int = 4, **options: Any) -> list[Scored]:
-        return await self._asearch(query, k, normalize_scores=True, **options)
+    async def _asimilarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> list[Scored]:
+        return await self._asearch(query, k, normalize_scores=True, **kwargs)
 
     def max_marginal_relevance_search(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: it compares documents by one vector each, and here they have one for each token.
