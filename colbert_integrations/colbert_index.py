@@ -252,7 +252,8 @@ class ColBERTIndex:
                 found = self._explained(texts, found)
         return found[0] if isinstance(query, str) else found
 
-    async def asearch(
+    @overload
+    async def asearch(  # type: ignore[overload-overlap]  # as for search
         self,
         query: str,
         k: int = 10,
@@ -264,22 +265,53 @@ class ColBERTIndex:
         normalize_scores: bool = False,
         score_threshold: float | None = None,
         explain: bool = False,
-    ) -> list[Hit]:
-        """Do what ``search`` does for one query without blocking the event loop; see there for the arguments."""
-        if not isinstance(query, str):
-            raise InputError(f"query must be one string, not {type(query).__name__}; await one call for each")
+        show_progress: bool | None = None,
+    ) -> list[Hit]: ...
+
+    @overload
+    async def asearch(
+        self,
+        query: Sequence[str],
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+        normalize_scores: bool = False,
+        score_threshold: float | None = None,
+        explain: bool = False,
+        show_progress: bool | None = None,
+    ) -> list[list[Hit]]: ...
+
+    async def asearch(
+        self,
+        query: str | Sequence[str],
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+        normalize_scores: bool = False,
+        score_threshold: float | None = None,
+        explain: bool = False,
+        show_progress: bool | None = None,
+    ) -> list[Hit] | list[list[Hit]]:
+        """Do what ``search`` does without blocking the event loop; see there for the arguments."""
         with logged(_log, "search", self.model.about):
+            texts = _queries(query)
             self._check_search(k, filter, search, candidates, score_threshold)
             named = None if ids is None else check_ids(ids)
-            encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
+            encoded = await self.model.run_async(self._encode_queries, texts, normalize_scores, show_progress)
             with timed("score_s"):
                 found = await self.store.asearch(
-                    encoded, k, filter, ids=named, search=search, candidates=candidates, texts=[query]
+                    encoded, k, filter, ids=named, search=search, candidates=candidates, texts=texts
                 )
             found = self._finished(encoded, found, normalize_scores, score_threshold)
             if explain:
-                found = await self.model.run_async(self._explained, [query], found)
-        return found[0]
+                found = await self.model.run_async(self._explained, texts, found)
+        return found[0] if isinstance(query, str) else found
 
     def rank(
         self,
@@ -328,6 +360,29 @@ class ColBERTIndex:
             explain=explain,
         )
 
+    async def arank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        ids: Sequence[str | None],
+        top_n: int | None = None,
+        *,
+        normalize_scores: bool = False,
+        score_threshold: float | None = None,
+        explain: bool = False,
+    ) -> list[RankedDocument]:
+        """Do what ``rank`` does without blocking the event loop; see there for the arguments."""
+        return await self.model.run_async(
+            self.rank,
+            query,
+            documents,
+            ids,
+            top_n,
+            normalize_scores=normalize_scores,
+            score_threshold=score_threshold,
+            explain=explain,
+        )
+
     def _check_search(
         self,
         k: int,
@@ -347,7 +402,7 @@ class ColBERTIndex:
         check_threshold(score_threshold)
 
     def _encode_queries(
-        self, query: str | Sequence[str], normalize_scores: bool, show_progress: bool | None = None
+        self, query: str | Sequence[str], normalize_scores: bool, show_progress: bool | None
     ) -> TokenEmbeddings:
         self._bind()
         if normalize_scores:
