@@ -70,6 +70,7 @@ class ColBERTIndex:
         self.model = model if isinstance(model, ColBERT) else ColBERT.shared(model)
         self.store: Store = _opened(store)
         self.pool_factor = pool_factor
+        self._alike = set[str]()  # for loaders
         self._worker = Worker(_ADDING_THREADS)
         if self.store.fingerprint is not None:
             self.store.bind(self.model.fingerprint)
@@ -82,6 +83,7 @@ class ColBERTIndex:
         ids: Iterable[str | None] | None = None,
         metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         *,
+        reencode: bool = False,
         show_progress: bool | None = None,
     ) -> list[str]:
         """Encode and store texts; one whose id is there replaces the old one.
@@ -94,6 +96,9 @@ class ColBERTIndex:
             ids: An id for each. None, for one or for all: a hash of text and metadata, so that the same document is
                 stored once.
             metadatas: JSON-able data with string keys for each. None: empty.
+            reencode: Whether texts that are there unchanged are encoded again, as after a change of
+                ``long_documents`` or ``pool_factor``. False: they keep their vectors, with a warning where settings
+                have changed.
             show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Returns:
@@ -106,7 +111,7 @@ class ColBERTIndex:
             MissingExtraError: If vectors are to be merged and scipy is not installed.
         """
         done = list[str]()
-        for added in self._steps(texts, ids, metadatas, show_progress):
+        for added in self._steps(texts, ids, metadatas, reencode, show_progress):
             done += added
         return done
 
@@ -115,12 +120,13 @@ class ColBERTIndex:
         texts: Iterable[str],
         ids: Iterable[str | None] | None,
         metadatas: Iterable[Mapping[str, Any] | None] | None,
+        reencode: bool,
         show_progress: bool | None,
     ) -> Iterator[list[str]]:
         """Add window by window; the ids of each."""
         total = _common_length(texts, *(column for column in (ids, metadatas) if column is not None))
         done, failures = list[str](), dict[str, Exception]()
-        loader = Loader(self.model, self.store, self.pool_factor)
+        loader = Loader(self.model, self.store, self.pool_factor, reencode=reencode, alike=self._alike)
         with progress_bar(total, show_progress, "Indexing") as bar:
             for loaded in loader.load(_rows(texts, ids, metadatas), _WINDOW):
                 failures.update(loaded.failures)
@@ -499,11 +505,12 @@ class ColBERTIndex:
         ids: Iterable[str | None] | None = None,
         metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         *,
+        reencode: bool = False,
         show_progress: bool | None = None,
     ) -> list[str]:
         """Do what ``add`` does without blocking the event loop; see there for the arguments."""
         # Window by window, so that other calls of this kind have their turn in between.
-        steps, done = self._steps(texts, ids, metadatas, show_progress), list[str]()
+        steps, done = self._steps(texts, ids, metadatas, reencode, show_progress), list[str]()
         while (added := await self._worker.run(next, steps, None)) is not None:
             done += added
         return done

@@ -195,6 +195,7 @@ class ColBERTVectorStore(VectorStore):
         *,
         ids: Sequence[str | None] | None = None,
         batch_size: int | None = None,
+        reencode: bool = False,
     ) -> list[str]:
         """Add texts; one whose id is there replaces the old one, and is encoded only if it changed.
 
@@ -203,6 +204,8 @@ class ColBERTVectorStore(VectorStore):
             metadatas: JSON-able data for each. None: empty.
             ids: An id for each. None, here or there: a hash of text and metadata.
             batch_size: Not used: LangChain's indexing passes it, the model has a budget of its own.
+            reencode: Whether texts that are there unchanged are encoded again, as after a change of the model's
+                settings. To LangChain's indexing pass it as ``upsert_kwargs={"reencode": True}``.
 
         Returns:
             The id of each, in order.
@@ -212,7 +215,7 @@ class ColBERTVectorStore(VectorStore):
             AddError: If some can't be stored, after all others were; it lists them and says why.
             StoreError: If the store can't be used.
         """
-        return self.index.add(texts, ids, metadatas)
+        return self.index.add(texts, ids, metadatas, reencode=reencode)
 
     async def aadd_texts(  # type: ignore[override]  # unknown arguments are an error
         self,
@@ -221,9 +224,10 @@ class ColBERTVectorStore(VectorStore):
         *,
         ids: Sequence[str | None] | None = None,
         batch_size: int | None = None,
+        reencode: bool = False,
     ) -> list[str]:
         """Do what ``add_texts`` does without blocking the event loop; see there for the arguments."""
-        return await self.index.aadd(texts, ids, metadatas)
+        return await self.index.aadd(texts, ids, metadatas, reencode=reencode)
 
     # LangChain's own goes through the documents three times: of a generator it would add nothing, without a word.
     def add_documents(  # type: ignore[override]  # unknown arguments are an error
@@ -232,6 +236,7 @@ class ColBERTVectorStore(VectorStore):
         *,
         ids: Sequence[str | None] | None = None,
         batch_size: int | None = None,
+        reencode: bool = False,
     ) -> list[str]:
         """Add documents; one whose id is there replaces the old one, and is encoded only if its text changed.
 
@@ -239,6 +244,7 @@ class ColBERTVectorStore(VectorStore):
             documents: The documents, with JSON-able metadata.
             ids: An id for each. None: the documents' own, or where there is none a hash of text and metadata.
             batch_size: Not used, as in ``add_texts``.
+            reencode: As in ``add_texts``.
 
         Returns:
             The id of each, in order.
@@ -249,7 +255,7 @@ class ColBERTVectorStore(VectorStore):
             StoreError: If the store can't be used.
         """
         texts, metadatas, own = columns(documents)
-        return self.add_texts(texts, metadatas, ids=own if ids is None else ids)
+        return self.add_texts(texts, metadatas, ids=own if ids is None else ids, reencode=reencode)
 
     async def aadd_documents(  # type: ignore[override]  # unknown arguments are an error
         self,
@@ -257,10 +263,11 @@ class ColBERTVectorStore(VectorStore):
         *,
         ids: Sequence[str | None] | None = None,
         batch_size: int | None = None,
+        reencode: bool = False,
     ) -> list[str]:
         """Do what ``add_documents`` does without blocking the event loop; see there for the arguments."""
         texts, metadatas, own = columns(documents)
-        return await self.aadd_texts(texts, metadatas, ids=own if ids is None else ids)
+        return await self.aadd_texts(texts, metadatas, ids=own if ids is None else ids, reencode=reencode)
 
     def delete(self, ids: Sequence[str] | None = None) -> bool:  # type: ignore[override]  # the same
         """Remove documents.
