@@ -76,7 +76,7 @@ class StaleVectors:
             self._others = []
             self._record()
             self._alike.clear()
-        if self._kept:
+        elif self._kept:
             said = dict.fromkeys(change for other in self._others for change in _differing(other, self._own))
             message = (
                 f"{self._kept} of {self._total} documents are there with the same text and keep their vectors, which "

@@ -108,6 +108,14 @@ def test_an_index_knows_what_it_has_encoded_itself(store: Store, model: Model) -
     assert told(lambda: ColBERTIndex(model(), store).add(TEXTS, IDS)) == []
 
 
+def test_a_text_that_a_later_window_replaces_is_not_told(
+    store: Store, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("colbert_integrations.colbert_index._WINDOW", 1)
+    ColBERTIndex(model(), store, pool_factor=2).add(["wing"], ["a"])
+    assert told(lambda: ColBERTIndex(model(), store).add(["wing", "shock"], ["a", "a"])) == []
+
+
 def test_new_documents_make_a_mixed_store_and_the_old_settings_are_told_too(store: Store, model: Model) -> None:
     pooling, plain = (ColBERTIndex(model(), store, pool_factor=factor) for factor in (2, 1))
     pooling.add(TEXTS[:2], IDS[:2])

@@ -399,7 +399,7 @@ class ColBERTRetriever(BaseRetriever):
         index = await asyncio.to_thread(self._checked_index)
         arguments = self._search_arguments()
         with figures_on_span(self._about):
-            found = await asyncio.gather(*(index.asearch(query, **arguments) for query in queries))
+            found = await index.asearch(queries, **arguments)
             return await asyncio.to_thread(self._merged, found)
 
     def _about(self) -> dict[str, Any]:
