@@ -47,11 +47,8 @@ class StaleVectors:
         else:
             self._store.bind(self._model.fingerprint)
         known = [] if self._store.fingerprint is None else self._store.fingerprint.encodings
-        others = [encoding for encoding in known if _differing(encoding, self._own)]
-        self._recorded = len(others) < len(known)
-        if others and not self._store.count():  # of documents that are gone
-            others, self._recorded = [], False
-        self._others = others
+        self._others = [encoding for encoding in known if _differing(encoding, self._own)]
+        self._recorded = len(self._others) < len(known)
 
     def keeps(self, total: int, ids: Iterable[str]) -> None:
         """Take note of documents that are not encoded again, among so many that were given."""

@@ -133,6 +133,14 @@ def test_what_was_removed_is_not_told(store: Store, model: Model) -> None:
     assert told(lambda: ColBERTIndex(model(), store).add(TEXTS, IDS)) == []
 
 
+def test_what_is_left_is_told_also_where_as_many_were_encoded_again(store: Store, model: Model) -> None:
+    ColBERTIndex(model(), store, pool_factor=2).add(TEXTS, IDS)
+    index = ColBERTIndex(model(), store)
+    index.add(TEXTS[:2], IDS[:2], reencode=True)
+    store.delete(["a"])
+    assert "1 of 2" in told(lambda: index.add(TEXTS[1:], IDS[1:]))[0]
+
+
 def test_an_interrupted_run_leaves_the_rest_to_be_told(
     store: Store, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
