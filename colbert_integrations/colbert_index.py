@@ -70,6 +70,7 @@ class ColBERTIndex:
         self.model = model if isinstance(model, ColBERT) else ColBERT.shared(model)
         self.store: Store = _opened(store)
         self.pool_factor = pool_factor
+        self._alike = set[str]()  # for loaders
         self._worker = Worker(_ADDING_THREADS)
         if self.store.fingerprint is not None:
             self.store.bind(self.model.fingerprint)
@@ -82,6 +83,7 @@ class ColBERTIndex:
         ids: Iterable[str | None] | None = None,
         metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         *,
+        reencode: bool = False,
         show_progress: bool | None = None,
     ) -> list[str]:
         """Encode and store texts; one whose id is there replaces the old one.
@@ -94,6 +96,9 @@ class ColBERTIndex:
             ids: An id for each. None, for one or for all: a hash of text and metadata, so that the same document is
                 stored once.
             metadatas: JSON-able data with string keys for each. None: empty.
+            reencode: Whether texts that are there unchanged are encoded again, as after a change of
+                ``long_documents`` or ``pool_factor``. False: they keep their vectors, with a warning where settings
+                have changed.
             show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Returns:
@@ -106,7 +111,7 @@ class ColBERTIndex:
             MissingExtraError: If vectors are to be merged and scipy is not installed.
         """
         done = list[str]()
-        for added in self._steps(texts, ids, metadatas, show_progress):
+        for added in self._steps(texts, ids, metadatas, reencode, show_progress):
             done += added
         return done
 
@@ -115,12 +120,13 @@ class ColBERTIndex:
         texts: Iterable[str],
         ids: Iterable[str | None] | None,
         metadatas: Iterable[Mapping[str, Any] | None] | None,
+        reencode: bool,
         show_progress: bool | None,
     ) -> Iterator[list[str]]:
         """Add window by window; the ids of each."""
         total = _common_length(texts, *(column for column in (ids, metadatas) if column is not None))
         done, failures = list[str](), dict[str, Exception]()
-        loader = Loader(self.model, self.store, self.pool_factor)
+        loader = Loader(self.model, self.store, self.pool_factor, reencode=reencode, alike=self._alike)
         with progress_bar(total, show_progress, "Indexing") as bar:
             for loaded in loader.load(_rows(texts, ids, metadatas), _WINDOW):
                 failures.update(loaded.failures)
@@ -252,7 +258,8 @@ class ColBERTIndex:
                 found = self._explained(texts, found)
         return found[0] if isinstance(query, str) else found
 
-    async def asearch(
+    @overload
+    async def asearch(  # type: ignore[overload-overlap]  # as for search
         self,
         query: str,
         k: int = 10,
@@ -264,22 +271,53 @@ class ColBERTIndex:
         normalize_scores: bool = False,
         score_threshold: float | None = None,
         explain: bool = False,
-    ) -> list[Hit]:
-        """Do what ``search`` does for one query without blocking the event loop; see there for the arguments."""
-        if not isinstance(query, str):
-            raise InputError(f"query must be one string, not {type(query).__name__}; await one call for each")
+        show_progress: bool | None = None,
+    ) -> list[Hit]: ...
+
+    @overload
+    async def asearch(
+        self,
+        query: Sequence[str],
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+        normalize_scores: bool = False,
+        score_threshold: float | None = None,
+        explain: bool = False,
+        show_progress: bool | None = None,
+    ) -> list[list[Hit]]: ...
+
+    async def asearch(
+        self,
+        query: str | Sequence[str],
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+        normalize_scores: bool = False,
+        score_threshold: float | None = None,
+        explain: bool = False,
+        show_progress: bool | None = None,
+    ) -> list[Hit] | list[list[Hit]]:
+        """Do what ``search`` does without blocking the event loop; see there for the arguments."""
         with logged(_log, "search", self.model.about):
+            texts = _queries(query)
             self._check_search(k, filter, search, candidates, score_threshold)
             named = None if ids is None else check_ids(ids)
-            encoded = await self.model.run_async(self._encode_queries, query, normalize_scores)
+            encoded = await self.model.run_async(self._encode_queries, texts, normalize_scores, show_progress)
             with timed("score_s"):
                 found = await self.store.asearch(
-                    encoded, k, filter, ids=named, search=search, candidates=candidates, texts=[query]
+                    encoded, k, filter, ids=named, search=search, candidates=candidates, texts=texts
                 )
             found = self._finished(encoded, found, normalize_scores, score_threshold)
             if explain:
-                found = await self.model.run_async(self._explained, [query], found)
-        return found[0]
+                found = await self.model.run_async(self._explained, texts, found)
+        return found[0] if isinstance(query, str) else found
 
     def rank(
         self,
@@ -328,6 +366,29 @@ class ColBERTIndex:
             explain=explain,
         )
 
+    async def arank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        ids: Sequence[str | None],
+        top_n: int | None = None,
+        *,
+        normalize_scores: bool = False,
+        score_threshold: float | None = None,
+        explain: bool = False,
+    ) -> list[RankedDocument]:
+        """Do what ``rank`` does without blocking the event loop; see there for the arguments."""
+        return await self.model.run_async(
+            self.rank,
+            query,
+            documents,
+            ids,
+            top_n,
+            normalize_scores=normalize_scores,
+            score_threshold=score_threshold,
+            explain=explain,
+        )
+
     def _check_search(
         self,
         k: int,
@@ -347,7 +408,7 @@ class ColBERTIndex:
         check_threshold(score_threshold)
 
     def _encode_queries(
-        self, query: str | Sequence[str], normalize_scores: bool, show_progress: bool | None = None
+        self, query: str | Sequence[str], normalize_scores: bool, show_progress: bool | None
     ) -> TokenEmbeddings:
         self._bind()
         if normalize_scores:
@@ -445,11 +506,12 @@ class ColBERTIndex:
         ids: Iterable[str | None] | None = None,
         metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         *,
+        reencode: bool = False,
         show_progress: bool | None = None,
     ) -> list[str]:
         """Do what ``add`` does without blocking the event loop; see there for the arguments."""
         # Window by window, so that other calls of this kind have their turn in between.
-        steps, done = self._steps(texts, ids, metadatas, show_progress), list[str]()
+        steps, done = self._steps(texts, ids, metadatas, reencode, show_progress), list[str]()
         while (added := await self._worker.run(next, steps, None)) is not None:
             done += added
         return done

@@ -59,6 +59,7 @@ def index_corpus(
     store: Store | str,
     *,
     pool_factor: float = 1,
+    reencode: bool = False,
     window: int = 2048,
     total: int | None = None,
     on_failure: Callable[[str, Exception], None] | None = None,
@@ -76,6 +77,9 @@ def index_corpus(
         model: A name, a path or a ``ColBERT``.
         store: Where to: a store, or the location of one such as ``"qdrant+http://localhost:6333/my-collection"``.
         pool_factor: About 1 in ``pool_factor`` vectors of a document is kept, by merging similar ones; 1 keeps all.
+        reencode: Whether texts that are there unchanged are encoded again, as after a change of ``long_documents`` or
+            ``pool_factor``; all ids are held in memory then. False: they keep their vectors, with a warning where
+            settings have changed.
         window: Maximum number of documents in a window, fewer if they are long. Those of like length are encoded
             together, so many suit a GPU; an interruption loses two windows at most.
         total: How many documents will come, for the progress bar. None: not known, or the length of a list.
@@ -115,7 +119,8 @@ def index_corpus(
     tally = _Tally(on_failure)
     try:
         with progress_bar(total, show_progress, "Indexing") as bar:
-            for loaded in Loader(index.model, index.store, pool_factor).load_ahead(map(_row, documents), window):
+            loader = Loader(index.model, index.store, pool_factor, reencode=reencode)
+            for loaded in loader.load_ahead(map(_row, documents), window):
                 tally.add(loaded)
                 bar.update(loaded.size)
     finally:

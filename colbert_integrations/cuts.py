@@ -11,7 +11,7 @@ from typing import Literal
 
 from .errors import TruncationWarning
 
-__all__ = ["NOUNS", "CutDocuments", "warn_of_cuts"]
+__all__ = ["NOUNS", "CutDocuments", "callers_stacklevel", "warn_of_cuts"]
 
 NOUNS = {"query": "queries", "document": "documents"}
 
@@ -75,10 +75,10 @@ def _warn(total: int, cut: int, side: str, length: int | None) -> None:
         return
     cure = "long_documents='window' scores them whole" if side == "document" else "raise query_length to keep more"
     message = f"{cut} of {total} {NOUNS[side]} cut at {side}_length={length} tokens; {cure}"
-    warnings.warn(message, TruncationWarning, stacklevel=_callers_stacklevel())
+    warnings.warn(message, TruncationWarning, stacklevel=callers_stacklevel())
 
 
-def _callers_stacklevel() -> int:
+def callers_stacklevel() -> int:
     """How far up the stack the code lies that called this package: that line is what a warning should name."""
     package, frame, level = __name__.split(".")[0], sys._getframe(1), 1
     while frame.f_back is not None and _is_between(frame.f_globals.get("__name__", ""), package):

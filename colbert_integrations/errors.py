@@ -24,6 +24,7 @@
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
     TruncationWarning (UserWarning)       text was cut at the model's length
+    StaleVectorsWarning (UserWarning)     vectors were kept that other settings may have made
 
 Each message names the value that was wrong and what would be right.
 """
@@ -51,6 +52,7 @@ __all__ = [
     "RemoteRefusedError",
     "RemoteUnavailableError",
     "ShapeError",
+    "StaleVectorsWarning",
     "StoreError",
     "StoreServerError",
     "TruncationWarning",
@@ -201,3 +203,7 @@ class MissingExtraError(ColBERTError, ImportError):
 
 class TruncationWarning(UserWarning):
     """Text was cut at the model's length: what lies beyond did not count."""
+
+
+class StaleVectorsWarning(UserWarning):
+    """Documents were not encoded again, though settings have changed since they may have been."""

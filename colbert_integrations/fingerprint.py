@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 __all__ = ["Fingerprint"]
@@ -28,16 +28,28 @@ class Fingerprint:
         dim: Dimension of its vectors.
         settings: Arguments with which ``ColBERT`` makes it again. Those that are a matter of the machine, and consent
             to run code, are left out, whoever gives them: an index may come from anywhere.
+        encodings: How documents of a store were encoded with it: lengths, windows, pooling, for each way that there
+            was. A model says nothing of it.
     """
 
     digest: str
     model: str = field(compare=False)
     dim: int = field(compare=False)
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    encodings: Sequence[Mapping[str, Any]] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         kept = {name: value for name, value in self.settings.items() if name not in _OF_THIS_MACHINE}
         object.__setattr__(self, "settings", kept)
+
+    def after(self, kept: Fingerprint | None) -> Fingerprint:
+        """This one, with the encodings of the one that was kept so far where it says none itself."""
+        return self if kept is None or self.encodings else replace(self, encodings=kept.encodings)
+
+    def joined(self, other: Fingerprint | None) -> Fingerprint:
+        """This one, with the encodings of both."""
+        more = [] if other is None else [each for each in other.encodings if each not in self.encodings]
+        return replace(self, encodings=[*self.encodings, *more])
 
     def as_json(self) -> dict[str, Any]:
         """The fingerprint as JSON-able data; ``Fingerprint(**data)`` makes it again."""

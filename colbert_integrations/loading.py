@@ -15,6 +15,7 @@ from .embeddings import TokenEmbeddings
 from .errors import InputError
 from .index import Store, StoredDocument, json_copy
 from .model import ColBERT
+from .stale import StaleVectors
 
 __all__ = ["Loaded", "Loader", "Row"]
 
@@ -103,10 +104,22 @@ class Loader:
         model: Encodes the texts.
         store: Keeps them.
         pool_factor: About 1 in ``pool_factor`` vectors of a document is kept.
+        reencode: Whether what is there with the same text is encoded again.
+        alike: Ids of documents that an earlier loader of this model and store has encoded, where the store has others
+            that were encoded otherwise; this one adds its own. None: not known.
     """
 
-    def __init__(self, model: ColBERT, store: Store, pool_factor: float = 1) -> None:
-        self._model, self._store, self._pool_factor = model, store, pool_factor
+    def __init__(
+        self,
+        model: ColBERT,
+        store: Store,
+        pool_factor: float = 1,
+        *,
+        reencode: bool = False,
+        alike: set[str] | None = None,
+    ) -> None:
+        self._model, self._store, self._pool_factor, self._reencode = model, store, pool_factor, reencode
+        self._stale = StaleVectors(store, model, pool_factor, set() if alike is None else alike)
         self._cuts = CutDocuments()
 
     def load(self, rows: Iterable[Row], window: int) -> Iterator[Loaded]:
@@ -126,6 +139,7 @@ class Loader:
         with self._cuts.all_pieces():
             for checked in self._checked(rows, window):
                 yield self._write(self._prepare(checked))
+        self._stale.end()
 
     def load_ahead(self, rows: Iterable[Row], window: int) -> Iterator[Loaded]:
         """Load documents as ``load`` does, the next window encoded while one is written by another thread.
@@ -153,9 +167,10 @@ class Loader:
                 writing, written = executor.submit(self._write, prepared), ids
             if writing is not None:
                 yield writing.result()
+        self._stale.end()
 
     def _checked(self, rows: Iterable[Row], window: int) -> Iterator[_Checked]:
-        self._store.bind(self._model.fingerprint)
+        self._stale.begin()
         first = 0
         for given in _windows(rows, window):
             yield _check(given, first)
@@ -164,11 +179,13 @@ class Loader:
     def _prepare(self, checked: _Checked) -> _Window:
         """Encode what is new of a window."""
         wanted = list({document.id: document for document in checked.documents}.values())
-        there = {document.id: document for document in self._store.get([document.id for document in wanted])}
+        names = [] if self._reencode else [document.id for document in wanted]
+        there = {document.id: document for document in self._store.get(names)}
         same = [document for document in wanted if _text_of(there, document) == document.text]
         # As JSON: to Python 1 and True are equal.
         moved = [document for document in same if _json(there[document.id].metadata) != _json(document.metadata)]
         known = {document.id for document in same}
+        self._stale.keeps(checked.size, known)
         pieces, refused = self._encode([document for document in wanted if document.id not in known])
         return _Window(checked, moved, pieces, refused)
 
@@ -213,7 +230,9 @@ class Loader:
     def _upsert(self, piece: _Piece, part: slice) -> None:
         ids, metadatas = _columns(piece.documents[part])
         texts = [document.text for document in piece.documents[part]]
+        self._stale.writes()
         self._store.upsert(ids, piece.encoded[part], texts, metadatas)
+        self._stale.wrote(ids)
 
 
 def _columns(documents: list[_Document]) -> tuple[list[str], list[Mapping[str, Any]]]:

@@ -55,12 +55,13 @@ def test_search_ranks_as_the_model_does(index: ColBERTIndex, tiny: ColBERT) -> N
     assert [hit.text for hit in hits] == [TEXTS[entry.index] for entry in ranked]
 
 
-def test_several_queries_are_searched_together(index: ColBERTIndex) -> None:
+async def test_several_queries_are_searched_together(index: ColBERTIndex) -> None:
     index.add(TEXTS)
     together = index.search(["wing", "heat"], k=2)
+    assert await index.asearch(["wing", "heat"], k=2) == together
     for query, hits in zip(["wing", "heat"], together, strict=True):
         assert [hit.id for hit in hits] == [hit.id for hit in index.search(query, k=2)]
-    assert index.search([], k=2) == []
+    assert index.search([], k=2) == await index.asearch([], k=2) == []
 
 
 async def test_looking_into_a_store_where_nothing_is_does_not_claim_it_for_a_model(index: ColBERTIndex) -> None:
@@ -272,15 +273,12 @@ async def test_an_impossible_search_is_refused_before_a_model_is_loaded(
         await index.asearch("wing", **options)
 
 
-async def test_several_queries_are_not_searched_as_one(index: ColBERTIndex) -> None:
+@pytest.mark.parametrize("how", ["sync", "async"])
+async def test_queries_may_come_from_a_generator(index: ColBERTIndex, how: str) -> None:
     index.add(TEXTS)
-    with pytest.raises(InputError, match="one string, not list"):
-        await index.asearch(["wing", "heat"])  # type: ignore[arg-type]
-
-
-def test_queries_may_come_from_a_generator(index: ColBERTIndex) -> None:
-    index.add(TEXTS)
-    hits = index.search((query for query in ("wing", "heat")), k=2, explain=True)  # type: ignore[arg-type]
+    queries: Any = (query for query in ("wing", "heat"))
+    options: dict[str, Any] = {"k": 2, "explain": True}
+    hits: Any = index.search(queries, **options) if how == "sync" else await index.asearch(queries, **options)
     assert [[hit.explanation.query for hit in some] for some in hits] == [["wing"] * 2, ["heat"] * 2]
 
 
@@ -331,7 +329,7 @@ def test_vectors_can_be_pooled_before_they_are_stored(tiny: ColBERT) -> None:
 # --------------------------------------------------------------------------------------------------------------- rank
 
 
-def test_rank_takes_stored_vectors_where_the_text_is_the_same(
+async def test_rank_takes_stored_vectors_where_the_text_is_the_same(
     index: ColBERTIndex, tiny: ColBERT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index.add(TEXTS[:3], ids=["a", "b", "c"])
@@ -349,6 +347,9 @@ def test_rank_takes_stored_vectors_where_the_text_is_the_same(
     expected = tiny.rank("wing heat", candidates)
     assert [entry.index for entry in ranked] == [entry.index for entry in expected]
     assert [entry.score for entry in ranked] == pytest.approx([entry.score for entry in expected], abs=1e-5)
+    options: dict[str, Any] = {"normalize_scores": True, "score_threshold": 0.1, "explain": True}
+    cut = index.rank("wing heat", candidates, ["a", "b", "c", None, "unknown"], 2, **options)
+    assert await index.arank("wing heat", candidates, ["a", "b", "c", None, "unknown"], 2, **options) == cut
     with pytest.raises(InputError, match="2 documents but 1 ids"):
         index.rank("wing", ["a", "b"], ["a"])
 

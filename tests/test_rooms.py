@@ -87,7 +87,8 @@ ROOMS = {
     "qdrant": {".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},
-    "loading": {".cuts", ".embeddings", ".errors", ".index", ".model"},
+    "stale": {".cuts", ".errors", ".index", ".model"},
+    "loading": {".cuts", ".embeddings", ".errors", ".index", ".model", ".stale"},
     "colbert_index": {".checks", ".embeddings", ".errors", ".index", ".loading", ".location", ".model", ".observing"}
     | {".progress", ".ranking", ".settings", ".worker"},
     "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},

@@ -621,6 +621,11 @@ def a_query_that_is_cut(bench):
     bench.model.rank("the dog " * 400, ["a cat"])
 
 
+@raises(errors.StaleVectorsWarning)
+def vectors_of_before(bench):
+    ColBERTIndex(bench.model, bench.index().store, pool_factor=2).add(["a cat"], ids=["cat"])
+
+
 @raises(ValidationError)
 def a_field(bench):
     ColBERTReranker(doc_maxlen=180)
@@ -642,7 +647,8 @@ def raised(tiny, tmp_path_factory):
 
 def ended_in(reproduce, model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch, warnings.catch_warnings():
-        warnings.simplefilter("error", errors.TruncationWarning)
+        for category in (errors.TruncationWarning, errors.StaleVectorsWarning):
+            warnings.simplefilter("error", category)
         try:
             reproduce(Bench(tmp_path_factory.mktemp("bench"), model, monkeypatch))
         except Exception as error:

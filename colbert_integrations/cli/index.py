@@ -86,6 +86,7 @@ def _load(
             index.model,
             index.store,
             pool_factor=args.pool_factor,
+            reencode=args.reencode,
             window=_WINDOW_CPU if index.model.device.type == "cpu" else _WINDOW_OTHER,
             total=corpus.count() if sys.stderr.isatty() and not output.quiet else None,
             on_failure=failures.add,

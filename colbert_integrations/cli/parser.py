@@ -153,6 +153,11 @@ def _add_index(commands: Any) -> None:
         "--pool-factor", type=_factor, default=1, metavar="F", help="keep about 1 in F vectors, by merging similar ones"
     )
     command.add_argument(
+        "--reencode",
+        action="store_true",
+        help="encode what is there unchanged again too, as after a change of --pool-factor or --set",
+    )
+    command.add_argument(
         "--nbits", type=int, choices=(8, 4, 2), help="of a new folder: keep vectors as codes of so many bits"
     )
     command.add_argument("--failures", metavar="OUT.jsonl", help="write what could not be read or stored, and why")

@@ -148,7 +148,7 @@ class MemoryStore(Store):
         """Record which model the vectors come from; see ``Store.bind``."""
         with self._alone():
             check_same(self._fingerprint, fingerprint, "this store")
-            self._fingerprint = fingerprint
+            self._fingerprint = fingerprint.after(self._fingerprint)
 
     # ------------------------------------------------------------------------------------------------------ writing
 

@@ -243,7 +243,7 @@ class Store(ABC):
         """Record which model the vectors come from.
 
         Args:
-            fingerprint: Of the model.
+            fingerprint: Of the model. Its ``encodings`` replace those that are recorded, unless it has none.
 
         Raises:
             FingerprintError: If they are another model's.
@@ -275,7 +275,7 @@ class Store(ABC):
         if not isinstance(source, Store):
             raise InputError(f"source must be a store, not {type(source).__name__}; that of an index is its .store")
         if source.fingerprint is not None:
-            self.bind(source.fingerprint)
+            self.bind(source.fingerprint.joined(self.fingerprint))
         moved, cancellation = 0, current_cancellation()
         with progress_bar(source.count(), show_progress, "Copying") as bar:
             for batch in _batches(source.iter_documents(), batch_tokens):

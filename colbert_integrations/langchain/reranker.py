@@ -16,6 +16,7 @@ from langchain_core.callbacks import (
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda, ensure_config
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query, copied
 from ..errors import InputError
@@ -50,7 +51,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
     metadata_fields: list[str] = Field(default_factory=list)
     """Metadata that is scored with the text, a ``name: value`` line each, before it."""
 
-    document_formatter: Callable[[Document], str] | None = None
+    document_formatter: SkipJsonSchema[Callable[[Document], str] | None] = None
     """Makes the text that is scored. None: ``metadata_fields`` and the page content."""
 
     def compress_documents(

@@ -201,12 +201,16 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
 
     # ------------------------------------------------------------------------------------------------------ documents
 
-    def add_documents(self, documents: Sequence[Document], ids: Sequence[str | None] | None = None) -> list[str]:
+    def add_documents(
+        self, documents: Sequence[Document], ids: Sequence[str | None] | None = None, *, reencode: bool = False
+    ) -> list[str]:
         """Add documents; one whose id is there replaces the old one, and is encoded only if its text changed.
 
         Args:
             documents: The documents, with JSON-able metadata.
             ids: An id for each. None: the documents' own, or where there is none a hash of text and metadata.
+            reencode: Whether texts that are there unchanged are encoded again, as after a change of the model's
+                settings.
 
         Returns:
             The id of each, in order.
@@ -217,12 +221,14 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
             StoreError: If the store can't be used.
         """
         texts, metadatas, own = columns(documents)
-        return self.index.add(texts, own if ids is None else ids, metadatas)
+        return self.index.add(texts, own if ids is None else ids, metadatas, reencode=reencode)
 
-    async def aadd_documents(self, documents: Sequence[Document], ids: Sequence[str | None] | None = None) -> list[str]:
+    async def aadd_documents(
+        self, documents: Sequence[Document], ids: Sequence[str | None] | None = None, *, reencode: bool = False
+    ) -> list[str]:
         """Do what ``add_documents`` does without blocking the event loop; see there for the arguments."""
         texts, metadatas, own = columns(documents)
-        return await self.index.aadd(texts, own if ids is None else ids, metadatas)
+        return await self.index.aadd(texts, own if ids is None else ids, metadatas, reencode=reencode)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove documents.

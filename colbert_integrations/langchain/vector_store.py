@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
-from typing_extensions import Self, TypedDict, Unpack
+from typing_extensions import Self
 
 from ..adapter import check_query
 from ..errors import InputError
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["ColBERTVectorStore"]
 
 Scored = tuple[Document, float]
-
-
-class SearchOptions(TypedDict, total=False):
-    """Arguments of a search beside ``query`` and ``k``; see ``ColBERTIndex.search``."""
-
-    filter: DocumentFilter | None
-    search: Search | None
-    candidates: int | None
 
 
 class ColBERTVectorStore(VectorStore):
@@ -203,6 +195,7 @@ class ColBERTVectorStore(VectorStore):
         *,
         ids: Sequence[str | None] | None = None,
         batch_size: int | None = None,
+        reencode: bool = False,
     ) -> list[str]:
         """Add texts; one whose id is there replaces the old one, and is encoded only if it changed.
 
@@ -211,6 +204,8 @@ class ColBERTVectorStore(VectorStore):
             metadatas: JSON-able data for each. None: empty.
             ids: An id for each. None, here or there: a hash of text and metadata.
             batch_size: Not used: LangChain's indexing passes it, the model has a budget of its own.
+            reencode: Whether texts that are there unchanged are encoded again, as after a change of the model's
+                settings. To LangChain's indexing pass it as ``upsert_kwargs={"reencode": True}``.
 
         Returns:
             The id of each, in order.
@@ -220,7 +215,7 @@ class ColBERTVectorStore(VectorStore):
             AddError: If some can't be stored, after all others were; it lists them and says why.
             StoreError: If the store can't be used.
         """
-        return self.index.add(texts, ids, metadatas)
+        return self.index.add(texts, ids, metadatas, reencode=reencode)
 
     async def aadd_texts(  # type: ignore[override]  # unknown arguments are an error
         self,
@@ -229,9 +224,10 @@ class ColBERTVectorStore(VectorStore):
         *,
         ids: Sequence[str | None] | None = None,
         batch_size: int | None = None,
+        reencode: bool = False,
     ) -> list[str]:
         """Do what ``add_texts`` does without blocking the event loop; see there for the arguments."""
-        return await self.index.aadd(texts, ids, metadatas)
+        return await self.index.aadd(texts, ids, metadatas, reencode=reencode)
 
     # LangChain's own goes through the documents three times: of a generator it would add nothing, without a word.
     def add_documents(  # type: ignore[override]  # unknown arguments are an error
@@ -240,6 +236,7 @@ class ColBERTVectorStore(VectorStore):
         *,
         ids: Sequence[str | None] | None = None,
         batch_size: int | None = None,
+        reencode: bool = False,
     ) -> list[str]:
         """Add documents; one whose id is there replaces the old one, and is encoded only if its text changed.
 
@@ -247,6 +244,7 @@ class ColBERTVectorStore(VectorStore):
             documents: The documents, with JSON-able metadata.
             ids: An id for each. None: the documents' own, or where there is none a hash of text and metadata.
             batch_size: Not used, as in ``add_texts``.
+            reencode: As in ``add_texts``.
 
         Returns:
             The id of each, in order.
@@ -257,7 +255,7 @@ class ColBERTVectorStore(VectorStore):
             StoreError: If the store can't be used.
         """
         texts, metadatas, own = columns(documents)
-        return self.add_texts(texts, metadatas, ids=own if ids is None else ids)
+        return self.add_texts(texts, metadatas, ids=own if ids is None else ids, reencode=reencode)
 
     async def aadd_documents(  # type: ignore[override]  # unknown arguments are an error
         self,
@@ -265,10 +263,11 @@ class ColBERTVectorStore(VectorStore):
         *,
         ids: Sequence[str | None] | None = None,
         batch_size: int | None = None,
+        reencode: bool = False,
     ) -> list[str]:
         """Do what ``add_documents`` does without blocking the event loop; see there for the arguments."""
         texts, metadatas, own = columns(documents)
-        return await self.aadd_texts(texts, metadatas, ids=own if ids is None else ids)
+        return await self.aadd_texts(texts, metadatas, ids=own if ids is None else ids, reencode=reencode)
 
     def delete(self, ids: Sequence[str] | None = None) -> bool:  # type: ignore[override]  # the same
         """Remove documents.
@@ -312,16 +311,16 @@ class ColBERTVectorStore(VectorStore):
         return await asyncio.to_thread(lambda: [document_of(stored) for stored in found])
 
     # --------------------------------------------------------------------------------------------------------- search
+    # Options are named and checked in _search. Here they are **kwargs: Any as in LangChain's own methods, since a tool
+    # that is made of one reads its signature and can make nothing of an Unpack.
 
-    def similarity_search(  # type: ignore[override]  # unknown arguments are an error
-        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
-    ) -> list[Document]:
+    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         """Find the documents that answer a query best.
 
         Args:
             query: The query; white space around it is ignored.
             k: Maximum number of documents to find.
-            **options: ``filter``, ``search``, ``candidates``: see the class.
+            **kwargs: ``filter``, ``search``, ``candidates``: see the class.
 
         Returns:
             At most ``k`` documents, best first.
@@ -330,21 +329,19 @@ class ColBERTVectorStore(VectorStore):
             InputError: If an argument can't be used.
             StoreError: If the store can't be used.
         """
-        return [document for document, _ in self._search(query, k, **options)]
+        return [document for document, _ in self._search(query, k, **kwargs)]
 
-    async def asimilarity_search(  # type: ignore[override]  # the same
-        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
-    ) -> list[Document]:
+    async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         """Do what ``similarity_search`` does without blocking the event loop; see there for the arguments."""
-        return [document for document, _ in await self._asearch(query, k, **options)]
+        return [document for document, _ in await self._asearch(query, k, **kwargs)]
 
-    def similarity_search_with_score(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> list[Scored]:
+    def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[Scored]:
         """Find documents and say their scores.
 
         Args:
             query: The query.
             k: Maximum number of documents to find.
-            **options: ``filter``, ``search``, ``candidates``: see the class.
+            **kwargs: ``filter``, ``search``, ``candidates``: see the class.
 
         Returns:
             Documents, each with its MaxSim: the raw sum, higher is better, comparable within one query only. Scores
@@ -354,21 +351,19 @@ class ColBERTVectorStore(VectorStore):
             InputError: If an argument can't be used.
             StoreError: If the store can't be used.
         """
-        return self._search(query, k, **options)
+        return self._search(query, k, **kwargs)
 
-    async def asimilarity_search_with_score(
-        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
-    ) -> list[Scored]:
+    async def asimilarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[Scored]:
         """Do what ``similarity_search_with_score`` does without blocking the event loop; see there."""
-        return await self._asearch(query, k, **options)
+        return await self._asearch(query, k, **kwargs)
 
     # Not by _select_relevance_score_fn, which sees a sum but not the number of query vectors that it is to be
     # divided by.
-    def _similarity_search_with_relevance_scores(self, query: str, k: int = 4, **options: Any) -> list[Scored]:
-        return self._search(query, k, normalize_scores=True, **options)
+    def _similarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> list[Scored]:
+        return self._search(query, k, normalize_scores=True, **kwargs)
 
-    async def _asimilarity_search_with_relevance_scores(self, query: str, k: int = 4, **options: Any) -> list[Scored]:
-        return await self._asearch(query, k, normalize_scores=True, **options)
+    async def _asimilarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> list[Scored]:
+        return await self._asearch(query, k, normalize_scores=True, **kwargs)
 
     def max_marginal_relevance_search(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: it compares documents by one vector each, and here they have one for each token.

@@ -299,11 +299,12 @@ class ColBERTRetriever(BaseRetriever):
 
     # -------------------------------------------------------------------------------------------------------- writing
 
-    def add_nodes(self, nodes: Sequence[BaseNode]) -> list[str]:
+    def add_nodes(self, nodes: Sequence[BaseNode], *, reencode: bool = False) -> list[str]:
         """Encode and store nodes; one whose id is there replaces the old one, without encoding if its text is the same.
 
         Args:
             nodes: The nodes. Embeddings that they carry are of other models, and not kept.
+            reencode: Whether nodes whose text is the same are encoded again, as after a change of the model's settings.
 
         Returns:
             Their ids.
@@ -314,7 +315,7 @@ class ColBERTRetriever(BaseRetriever):
             StoreError: If the store can't be used.
         """
         index, rows = self._prepared(nodes)
-        return index.add(*rows, show_progress=self._show_progress)
+        return index.add(*rows, reencode=reencode, show_progress=self._show_progress)
 
     def _prepared(
         self, nodes: Sequence[BaseNode]
@@ -367,10 +368,10 @@ class ColBERTRetriever(BaseRetriever):
         if not self._is_new():
             self.delete_nodes(self.index.store.ids({REF_DOC_ID: ref_doc_id}))
 
-    async def aadd_nodes(self, nodes: Sequence[BaseNode]) -> list[str]:
+    async def aadd_nodes(self, nodes: Sequence[BaseNode], *, reencode: bool = False) -> list[str]:
         """Do what ``add_nodes`` does without blocking the event loop; see there."""
         index, rows = await asyncio.to_thread(self._prepared, nodes)
-        return await index.aadd(*rows, show_progress=self._show_progress)
+        return await index.aadd(*rows, reencode=reencode, show_progress=self._show_progress)
 
     async def adelete_nodes(self, node_ids: Sequence[str]) -> None:
         """Do what ``delete_nodes`` does without blocking the event loop; see there."""
@@ -398,7 +399,7 @@ class ColBERTRetriever(BaseRetriever):
         index = await asyncio.to_thread(self._checked_index)
         arguments = self._search_arguments()
         with figures_on_span(self._about):
-            found = await asyncio.gather(*(index.asearch(query, **arguments) for query in queries))
+            found = await index.asearch(queries, **arguments)
             return await asyncio.to_thread(self._merged, found)
 
     def _about(self) -> dict[str, Any]:

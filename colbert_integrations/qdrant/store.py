@@ -221,8 +221,11 @@ class QdrantStore(Store):
                 )
             found = yield from bound(self._connection, self._form, found, fingerprint)
         check_same(_by_its_name_here(found.fingerprint, before), fingerprint, where)
+        kept = found.fingerprint
         # Under this name here; there it stays as it is, since a key that may only read opens an index too.
-        self._collection = replace(found, fingerprint=fingerprint)
+        if kept is not None and fingerprint.encodings and [*fingerprint.encodings] != [*kept.encodings]:
+            yield from bound(self._connection, self._form, found, replace(kept, encodings=fingerprint.encodings))
+        self._collection = replace(found, fingerprint=fingerprint.after(kept))
 
     # ------------------------------------------------------------------------------------------------------ writing
 

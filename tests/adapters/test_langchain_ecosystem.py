@@ -96,6 +96,9 @@ async def test_langchains_indexing_skips_what_is_there_and_cleans_up(
     assert await indexed(["lions", "paris"]) == (0, 0, 2, 1)
     assert await indexed(["lions", "paris"], force_update=True) == (0, 2, 0, 0)
     assert encoded == []
+    assert await indexed(["lions", "paris"], force_update=True, upsert_kwargs={"reencode": True}) == (0, 2, 0, 0)
+    assert sorted(encoded) == ["lions", "paris"]
+    encoded.clear()
     assert await indexed(["lions", "berlin"]) == (1, 0, 1, 1)
     assert encoded == ["berlin"]
     assert {document.page_content for document in store.similarity_search("lions", k=9)} == {"lions", "berlin"}

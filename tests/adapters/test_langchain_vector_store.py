@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.tools import StructuredTool
+from langchain_core.vectorstores import InMemoryVectorStore
 
 from adapters.drivers import QUERY, TEXTS
 from adapters.test_concurrency import STALL_S, least_stall
@@ -150,6 +152,19 @@ async def test_search_and_candidates_reach_the_store(store: ColBERTVectorStore, 
     store.similarity_search(QUERY, search="pooled", candidates=7)
     await store.asimilarity_search_with_score(QUERY, search="pooled", candidates=7)
     assert seen == [{"ids": None, "search": "pooled", "candidates": 7, "texts": [QUERY]}] * 2
+
+
+@pytest.mark.parametrize(
+    "search", ["similarity_search", "similarity_search_with_score", "similarity_search_with_relevance_scores"]
+)
+async def test_a_search_is_a_tool(store: ColBERTVectorStore, search: str):
+    method, twin = getattr(store, search), getattr(store, f"a{search}")
+    framework = StructuredTool.from_function(getattr(InMemoryVectorStore(DeterministicFakeEmbedding(size=4)), search))
+    assert StructuredTool.from_function(coroutine=twin).args.keys() == framework.args.keys()
+    tool = StructuredTool.from_function(method, coroutine=twin)
+    assert tool.args.keys() == framework.args.keys() >= {"query", "k"}
+    found = method(QUERY, k=2)
+    assert tool.invoke({"query": QUERY, "k": 2}) == await tool.ainvoke({"query": QUERY, "k": 2}) == found
 
 
 # ---------------------------------------------------------------------------------------------------------- documents

@@ -111,6 +111,16 @@ def test_llama_index_dictionaries_and_json(stanford: dict[str, Any]):
         assert scores_of(driver, twin) == scores
 
 
+@pytest.mark.parametrize(
+    "adapter", [langchain.ColBERTReranker, langchain.ColBERTRetriever, llama_index.ColBERTRerank], ids=str
+)
+def test_fields_have_a_json_schema(adapter: Any):
+    fields = adapter.model_json_schema()["properties"]
+    assert {"model", "device", "score_threshold", "explain"} <= fields.keys()
+    assert "document_formatter" not in fields  # a function, which JSON can't say
+    assert adapter.model_json_schema(mode="serialization")["type"] == "object"
+
+
 @pytest.mark.parametrize("how", COPIES)
 def test_a_callback_handler_that_cannot_be_copied_does_not_matter(stanford: dict[str, Any], how: str):
     handler = LlamaDebugHandler(print_trace_on_end=False)

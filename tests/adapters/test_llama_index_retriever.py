@@ -146,7 +146,7 @@ async def test_white_space_around_a_query_does_not_count(make: Make, monkeypatch
     )
     retriever.retrieve("\n lions \n\n")
     await retriever.aretrieve("lions\n\n")
-    assert asked == [["lions"], "lions"]
+    assert asked == [["lions"], ["lions"]]
 
 
 @pytest.mark.parametrize("query", ["", " \n"])

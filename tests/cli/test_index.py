@@ -369,16 +369,26 @@ def test_a_model_in_a_folder_is_found_from_elsewhere(
 # -------------------------------------------------------------------------------------------------------- how vectors
 
 
+@pytest.mark.filterwarnings("default::colbert_integrations.errors.StaleVectorsWarning")  # shown, as on a terminal
 def test_vectors_can_be_few_and_small(run: Run, model: ColBERT, notes: Path) -> None:
     run("index", "notes", "--store", "kept", "--nbits", 4, "--pool-factor", 2)
     kept = MemoryStore.load("kept")
     assert kept.nbits == 4
-    whole = model.encode_document(list(NOTES.values())).lengths
-    assert 0 < kept.num_tokens < 0.7 * sum(whole)
+    lengths = model.encode_document(list(NOTES.values())).lengths
+    assert 0 < kept.num_tokens < 0.7 * sum(lengths)
     again = run("index", "notes", "--store", "kept", "--nbits", 8)
     assert again.code == 2
     assert "kept keeps codes of 4 bits, which --nbits 8 can't change" in again.err
-    assert run("index", "notes", "--store", "kept").code == 0
+    few = kept.num_tokens
+    without = run("index", "notes", "--store", "kept")
+    assert without.code == 0
+    assert "warning: " in without.err
+    assert "pool_factor=2" in without.err
+    assert MemoryStore.load("kept").num_tokens == few
+    whole = run("index", "notes", "--store", "kept", "--reencode")
+    assert (whole.code, "warning" in whole.err) == (0, False)
+    assert MemoryStore.load("kept").num_tokens == sum(lengths)
+    assert "warning" not in run("index", "notes", "--store", "kept").err
 
 
 # ------------------------------------------------------------------------------------------------------- interruptions

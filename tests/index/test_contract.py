@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -365,6 +366,19 @@ def test_a_store_is_bound_to_one_model(store: Store) -> None:
     with pytest.raises(FingerprintError, match=r"the same by another name \(dim 8, abc\).*two \(dim 8, def\)"):
         store.bind(THERE)
     assert store.fingerprint == HERE
+
+
+def test_encodings_stay_until_others_are_said(store: Store) -> None:
+    old, new = {"pool_factor": 2, "document_length": None}, {"pool_factor": 1, "document_length": 32}
+    for said, kept in (([old], [old]), ((), [old]), ([old, new], [old, new]), ([new], [new])):
+        store.bind(replace(HERE, encodings=said))
+        assert store.fingerprint is not None
+        assert [*store.fingerprint.encodings] == kept
+    with MemoryStore() as other:
+        other.bind(replace(HERE, encodings=[old]))
+        other.copy_from(store)
+        assert other.fingerprint is not None
+        assert [*other.fingerprint.encodings] == [new, old]
 
 
 @pytest.mark.parametrize("target", KINDS)

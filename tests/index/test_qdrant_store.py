@@ -492,6 +492,16 @@ def test_another_name_of_the_same_model_is_not_written(server: QdrantServer) -> 
         assert store.fingerprint.model == "one"  # type: ignore[union-attr]
 
 
+def test_encodings_are_kept_with_the_collection_under_the_name_that_it_has(server: QdrantServer) -> None:
+    with QdrantStore(server.url) as store, QdrantStore(server.url) as writer:
+        store.bind(HERE)
+        writer.bind(Fingerprint("abc", "another name", DIM, encodings=[{"pool_factor": 2}]))
+        with QdrantStore(server.url) as reader:
+            kept = reader.fingerprint
+        assert kept is not None
+        assert (kept.model, [*kept.encodings]) == ("one", [{"pool_factor": 2}])
+
+
 def test_a_model_of_another_dimension_is_refused(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
     with QdrantStore(server.url) as store:
         fill(store, documents)

@@ -1,0 +1,106 @@
+"""Stale vectors: a store says how its documents were encoded, so that old vectors are not taken for new ones."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from .cuts import callers_stacklevel
+from .errors import StaleVectorsWarning
+from .index import Store
+from .model import ColBERT
+
+__all__ = ["StaleVectors"]
+
+Encoding: TypeAlias = Mapping[str, Any]
+
+
+class StaleVectors:
+    """Documents of a store that may have been encoded otherwise than a model would do it now.
+
+    Args:
+        store: The store.
+        model: Encodes what is added.
+        pool_factor: The one with which documents are encoded now.
+        alike: Ids of documents that are known to be encoded like this, which grow by those that are.
+    """
+
+    def __init__(self, store: Store, model: ColBERT, pool_factor: float, alike: set[str]) -> None:
+        self._store, self._model, self._pool_factor, self._alike = store, model, pool_factor, alike
+        self._own: Encoding = {}
+        self._others: list[Encoding] = []
+        self._recorded = False
+        self._kept, self._total = 0, 0
+
+    def begin(self) -> None:
+        """Bind the store to the model, and look how its documents were encoded.
+
+        Raises:
+            FingerprintError: If the store holds vectors of another model.
+            StoreError: If it can't be used.
+        """
+        self._own = _encoding(self._model, self._pool_factor)
+        if self._store.fingerprint is None:
+            self._record()
+        else:
+            self._store.bind(self._model.fingerprint)
+        known = [] if self._store.fingerprint is None else self._store.fingerprint.encodings
+        self._others = [encoding for encoding in known if _differing(encoding, self._own)]
+        self._recorded = len(self._others) < len(known)
+
+    def keeps(self, total: int, ids: Iterable[str]) -> None:
+        """Take note of documents that are not encoded again, among so many that were given."""
+        self._total += total
+        if self._others:
+            self._kept += sum(name not in self._alike for name in ids)
+
+    def writes(self) -> None:
+        """Say in the store how documents are encoded now, before it gets the first of them."""
+        if not self._recorded:
+            self._record()
+            self._recorded = True
+
+    def wrote(self, ids: Iterable[str]) -> None:
+        """Take note of documents that are encoded like this now."""
+        if self._others:
+            self._alike.update(ids)
+
+    def end(self) -> None:
+        """Say in the store if all of it is encoded like this now; warn of documents that may not be."""
+        if self._others and self._all_alike():
+            self._others = []
+            self._record()
+            self._alike.clear()
+        elif self._kept:
+            said = dict.fromkeys(change for other in self._others for change in _differing(other, self._own))
+            message = (
+                f"{self._kept} of {self._total} documents are there with the same text and keep their vectors, which "
+                f"may have been made with {', '.join(said)}; reencode=True encodes them again"
+            )
+            warnings.warn(message, StaleVectorsWarning, stacklevel=callers_stacklevel())
+
+    def _all_alike(self) -> bool:
+        # Ids are listed only where there may be no other.
+        return 0 < self._store.count() <= len(self._alike) and self._alike.issuperset(self._store.ids())
+
+    def _record(self) -> None:
+        self._store.bind(replace(self._model.fingerprint, encodings=[*self._others, self._own]))
+
+
+def _encoding(model: ColBERT, pool_factor: float) -> Encoding:
+    """What decides the vectors of a document beside what the fingerprint is of: what is seen of it, and is kept."""
+    settings = model.settings
+    return {
+        "document_length": model.spec.document_length,
+        "long_documents": settings.long_documents,
+        "window_overlap": settings.window_overlap if settings.long_documents == "window" else None,
+        "pool_factor": pool_factor,
+    }
+
+
+def _differing(other: Encoding, own: Encoding) -> list[str]:
+    """What is said differently; not what is not said at all, as by another version."""
+    names = [name for name in own if name in other and other[name] != own[name]]
+    return [f"{name}={other[name]!r} (now {own[name]!r})" for name in names]
