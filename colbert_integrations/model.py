@@ -111,7 +111,7 @@ class ColBERT:
         truncate_dim: Dimensions to keep, for heads trained for it (Matryoshka). None: all.
         projection_dim: For a plain encoder, dimension of a fixed orthonormal projection. None: none.
         allow_unprojected: Whether a plain encoder without a ColBERT head may be used; ``bundled/...`` implies it.
-        attn_implementation: Attention backend of transformers. None: its own choice.
+        attn_implementation: Attention backend of transformers. None: its own choice, for ModernBERT ``"sdpa"``.
         language: For X-MOD models, whose adapters to use. None: the checkpoint's default.
         revision: Branch, tag or commit on the hub. None: the default branch.
         token: Hub access token. Never printed or pickled. None: the one stored on this machine.

@@ -43,7 +43,7 @@ class LoadOptions:
         device: Device of the weights.
         dtype: Data type of the weights and the forward pass; int8 is of the linear layers, the rest being float32.
         trust_remote_code: Whether code from the checkpoint's repository may run.
-        attn_implementation: Name of an attention backend of transformers. None: its own choice.
+        attn_implementation: Name of an attention backend of transformers. None: its own choice, for ModernBERT ``"sdpa"``.
         language: For X-MOD, whose adapters to use. None: the checkpoint's default language.
         token: Hub token, for remote code that lies in another repository.
     """
@@ -200,7 +200,7 @@ def _from_pretrained(
     arguments: dict[str, Any] = {
         "dtype": options.float_dtype,
         "output_loading_info": True,
-        "attn_implementation": options.attn_implementation,
+        "attn_implementation": options.attn_implementation or _attention(checkpoint),
         "trust_remote_code": trust or None,
         "token": options.token,
         "config": config,
@@ -213,6 +213,15 @@ def _from_pretrained(
     except Exception as error:  # of transformers, safetensors, pickle: none of theirs is left out for good
         raise _explain_failure(checkpoint, error) from error
     return model, info
+
+
+def _attention(checkpoint: Checkpoint) -> str | None:
+    """The attention of a backbone where the caller does not say; None: transformers' choice.
+
+    For ModernBERT transformers 4 takes FlashAttention wherever that is installed, which drops tokens that nobody attends
+    to.
+    """
+    return "sdpa" if checkpoint.spec.architecture == "modernbert" else None
 
 
 def _explain_failure(checkpoint: Checkpoint, error: Exception) -> CheckpointError:

@@ -81,6 +81,8 @@ def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, ru
     projection = build_projection(checkpoint)
     if can_pack(backbone, load.attn_implementation) and not rules.hides_beginnings:
         return PackedForward(backbone, projection.to(load.device), load.dtype)
+    # Again, of the one that runs: config.json or transformers may have chosen it.
+    _check_attention(checkpoint.spec, getattr(backbone.config, "_attn_implementation", None))
     if load.dtype == torch.int8:
         expansion = ", expansion before a query" * rules.hides_beginnings
         raise InputError(
@@ -209,10 +211,10 @@ def _check_rows(spec: ColBERTSpec, backbone: Any) -> None:
 
 def _check_attention(spec: ColBERTSpec, attention: str | None) -> None:
     unseen = spec.query_expansion != "none" and not spec.attend_to_expansion_tokens
-    if unseen and attention is not None and attention.startswith(("flash_attention", "kernels-community/flash")):
+    if unseen and attention is not None and "flash" in attention:  # also of kernels from the hub
         raise InputError(
             f"attn_implementation={attention!r} drops tokens that nobody attends to, and with them the query "
-            f"expansion that {spec.name} scores by: use 'sdpa'"
+            f"expansion that {spec.name} scores by: pass attn_implementation='sdpa'"
         )
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 import checkpoints
 from colbert_integrations import ColBERT
+from colbert_integrations.encoder import backbone as backbones
 from colbert_integrations.errors import (
     CheckpointError,
     MissingWeightsError,
@@ -212,3 +216,33 @@ def test_remote_code_without_consent(stanford: Path) -> None:
 def test_flash_attention_with_expansion_that_nobody_sees(stanford: Path) -> None:
     with pytest.raises(ValueError, match="drops tokens that nobody attends to"):
         load(stanford, attn_implementation="flash_attention_2")
+
+
+def test_flash_attention_that_transformers_or_the_files_chose(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_backbone(*arguments: Any) -> Any:
+        backbone = backbones.load_backbone(*arguments)
+        backbone.config._attn_implementation = "kernels-community/vllm-flash-attn3"
+        return backbone
+
+    monkeypatch.setattr("colbert_integrations.encoder.load.load_backbone", load_backbone)
+    with pytest.raises(ValueError, match=r"vllm-flash-attn3' drops tokens.*pass attn_implementation='sdpa'"):
+        load(checkpoint("stanford_deberta"))
+    load(checkpoint("stanford_deberta"), query_expansion=False)  # nothing that it would drop
+
+
+@pytest.mark.parametrize(("layout", "passed"), [("pylate", "sdpa"), ("stanford", None)])
+def test_transformers_is_not_left_to_choose_for_modernbert(
+    layout: str, passed: str | None, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, original = [], AutoModel.from_pretrained
+
+    def from_pretrained(*arguments: Any, **options: Any) -> Any:
+        seen.append(options.get("attn_implementation"))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", from_pretrained)
+    load(checkpoint(layout))
+    load(checkpoint(layout), attn_implementation="eager")
+    assert seen == [passed, "eager"]
