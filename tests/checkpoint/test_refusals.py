@@ -116,8 +116,29 @@ def test_an_encoder_decoder(stanford: Path) -> None:
         load(stanford)
 
 
+def test_quantised_weights(stanford: Path) -> None:
+    edit(stanford / "config.json", quantization_config={"quant_method": "fp8"})
+    with pytest.raises(UnsupportedCheckpointError, match="stores quantised weights.*that they were made of"):
+        load(stanford)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(("layout", "file"), [("stanford", ""), ("pylate", "1_Dense/"), ("bge", "colbert_linear.pt")])
+def test_a_quantised_head(layout: str, file: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    path = checkpoints.build(layout, tmp_path)
+    if layout == "bge":
+        head = torch.load(path / file)
+        torch.save({**head, "weight": head["weight"].to(dtype)}, path / file)
+    else:
+        tensors = load_file(path / f"{file}model.safetensors")
+        tensors["linear.weight"] = tensors["linear.weight"].to(dtype)
+        save_file(tensors, path / f"{file}model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedCheckpointError, match=rf"stores its head .*linear\.weight\) as {dtype}"):
+        load(path)
+
+
 def test_architectures_and_kinds_that_are_null_or_false_are_no_reason(stanford: Path) -> None:
-    edit(stanford / "config.json", architectures=None, is_encoder_decoder=False)
+    edit(stanford / "config.json", architectures=None, is_encoder_decoder=False, quantization_config=None)
     assert load(stanford).dim == checkpoints.DIM
 
 
