@@ -112,7 +112,7 @@ class ColBERT:
         projection_dim: For a plain encoder, dimension of a fixed orthonormal projection. None: none.
         allow_unprojected: Whether a plain encoder without a ColBERT head may be used; ``bundled/...`` implies it.
         attn_implementation: Attention backend of transformers. None: its own choice, for ModernBERT ``"sdpa"``.
-        language: For X-MOD models, whose adapters to use. None: the checkpoint's default.
+        language: For X-MOD models, whose adapters to use. None: the checkpoint's default, if it names one.
         revision: Branch, tag or commit on the hub. None: the default branch.
         token: Hub access token. Never printed or pickled. None: the one stored on this machine.
         cache_dir: Where downloads are kept. None: the hub library's own place.
@@ -498,7 +498,7 @@ class ColBERT:
         if self._fingerprint is None:
             spec = self.spec
             assert self._folder is not None
-            own = {name: value for name, value in asdict(spec).items() if name not in _NOT_IN_FINGERPRINT}
+            own = _meaning(spec)
             said = json.dumps({"weights": weights_digest(self._folder), **own}, sort_keys=True)
             digest = hashlib.sha256(said.encode()).hexdigest()[:32]
             kept = {name: value for name, value in self.settings.changed().items() if name not in _OF_THIS_MACHINE}
@@ -590,7 +590,6 @@ class ColBERT:
             dtype=dtype,
             trust_remote_code=settings.trust_remote_code,
             attn_implementation=settings.attn_implementation,
-            language=settings.language,
             token=settings.token,
         )
         default = _BATCH_TOKENS_CPU if device.type == "cpu" else _BATCH_TOKENS_OTHER
@@ -626,6 +625,17 @@ class ColBERT:
         spec = self._spec
         lengths = f"query_length={spec.query_length}, document_length={spec.document_length}"
         return f"{shown}, layout={spec.layout!r}, {lengths}, loaded={self.loaded})"
+
+
+def _meaning(spec: ColBERTSpec) -> dict[str, Any]:
+    """What of a spec decides what a vector means; what was added later only where it says something.
+
+    So fingerprints of before stay what they were.
+    """
+    own = {name: value for name, value in asdict(spec).items() if name not in _NOT_IN_FINGERPRINT}
+    if spec.language is None:
+        del own["language"]
+    return own
 
 
 def _pooled(encoded: TokenEmbeddings, side: Side, spec: ColBERTSpec) -> TokenEmbeddings:

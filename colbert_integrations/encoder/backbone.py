@@ -43,8 +43,8 @@ class LoadOptions:
         device: Device of the weights.
         dtype: Data type of the weights and the forward pass; int8 is of the linear layers, the rest being float32.
         trust_remote_code: Whether code from the checkpoint's repository may run.
-        attn_implementation: Name of an attention backend of transformers. None: its own choice, for ModernBERT ``"sdpa"``.
-        language: For X-MOD, whose adapters to use. None: the checkpoint's default language.
+        attn_implementation: Name of an attention backend of transformers. None: its own choice, for ModernBERT
+            ``"sdpa"``.
         token: Hub token, for remote code that lies in another repository.
     """
 
@@ -52,7 +52,6 @@ class LoadOptions:
     dtype: torch.dtype
     trust_remote_code: bool = False
     attn_implementation: str | None = None
-    language: str | None = None
     token: str | None = field(default=None, repr=False)
 
     @property
@@ -135,7 +134,8 @@ def load_backbone(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
         model = _checked(checkpoint, _load_flash_xlm_roberta(checkpoint, options))
     else:
         model = _load_auto(checkpoint, options)
-    _set_language(model, options.language)
+    if checkpoint.spec.language is not None:
+        model.set_default_language(checkpoint.spec.language)
     return model.to(options.device).eval().requires_grad_(False)
 
 
@@ -218,8 +218,8 @@ def _from_pretrained(
 def _attention(checkpoint: Checkpoint) -> str | None:
     """The attention of a backbone where the caller does not say; None: transformers' choice.
 
-    For ModernBERT transformers 4 takes FlashAttention wherever that is installed, which drops tokens that nobody attends
-    to.
+    For ModernBERT transformers 4 takes FlashAttention wherever that is installed, which drops tokens that nobody
+    attends to.
     """
     return "sdpa" if checkpoint.spec.architecture == "modernbert" else None
 
@@ -304,18 +304,6 @@ def _rope_theta(checkpoint: Checkpoint) -> float:
     if not isinstance(theta, (int, float)) or theta <= 0:
         raise UnsupportedCheckpointError(f"{checkpoint.spec.name}: rotary_emb_base must be positive, not {theta!r}")
     return float(theta)
-
-
-def _set_language(model: Backbone, language: str | None) -> None:
-    languages = getattr(model.config, "languages", None)
-    if not hasattr(model, "set_default_language"):
-        if language is not None:
-            raise InputError(f"language={language!r} is for X-MOD models; {type(model).__name__} has no languages")
-        return
-    chosen = language or getattr(model.config, "default_language", None) or next(iter(languages or ()), None)
-    if languages is None or chosen not in languages:
-        raise InputError(f"language must be one of {sorted(languages or ())}, not {chosen!r}")
-    model.set_default_language(chosen)
 
 
 @contextmanager
