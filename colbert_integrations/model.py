@@ -635,6 +635,8 @@ def _meaning(spec: ColBERTSpec) -> dict[str, Any]:
     own = {name: value for name, value in asdict(spec).items() if name not in _NOT_IN_FINGERPRINT}
     if spec.language is None:
         del own["language"]
+    if spec.sources.get("projection") == "argument":
+        own["projection_made"] = "positive diagonal"  # vectors of before had LAPACK's signs and don't fit these
     return own
 
 

@@ -462,6 +462,11 @@ def test_the_language_of_adapters_is_part_of_the_fingerprint(checkpoint: Callabl
     assert german.fingerprint.settings["language"] == "de_DE"
 
 
+def test_a_projection_made_here_is_part_of_the_fingerprint_as_it_is_made(checkpoint: Callable[[str], Path]) -> None:
+    model = ColBERT(checkpoint("plain"), device="cpu", allow_unprojected=True, projection_dim=8)
+    assert _meaning(model.spec)["projection_made"] == "positive diagonal"  # as long as it is made the same way
+
+
 def test_what_later_versions_add_to_a_spec_leaves_fingerprints_as_they_were(tiny: ColBERT) -> None:
     assert _meaning(tiny.spec).keys() == {
         *("architecture", "query_marker", "document_marker", "query_marker_id", "document_marker_id"),

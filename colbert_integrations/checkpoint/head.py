@@ -70,7 +70,7 @@ def orthonormal_head(files: Files, dim: int) -> Head:
         dim: Dimension to project to.
 
     Returns:
-        One layer whose rows are orthonormal, the same on every machine up to signs, which no score depends on.
+        One layer whose rows are orthonormal, the same on every machine but for rounding.
 
     Raises:
         InputError: If ``dim`` is not from 1 to the encoder's hidden size.
@@ -80,7 +80,9 @@ def orthonormal_head(files: Files, dim: int) -> Head:
         raise InputError(f"projection_dim must be from 1 to the hidden size {hidden}, not {dim}")
     # RandomState, not default_rng: its stream is frozen, so an index stays valid across numpy releases.
     gaussian = np.random.RandomState(0).standard_normal((hidden, dim))
-    weight = torch.from_numpy(np.linalg.qr(gaussian)[0].T).float().contiguous()  # (dim, hidden)
+    orthonormal, triangle = np.linalg.qr(gaussian)
+    # With a positive diagonal the factor is unique. Signs are else LAPACK's, and queries would not fit kept vectors.
+    weight = torch.from_numpy((orthonormal * np.sign(np.diag(triangle))).T).float().contiguous()  # (dim, hidden)
     return _single_layer({"linear.weight": weight}, "argument")
 
 

@@ -7,6 +7,7 @@ import string
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -452,6 +453,24 @@ def test_a_plain_encoder_can_be_projected_keeping_angles(checkpoint: Build) -> N
     assert ColBERT(path, device="cpu", allow_unprojected=True, projection_dim=8).dim == 8
     with pytest.raises(InputError, match="hidden size 32"):
         ColBERT(path, device="cpu", allow_unprojected=True, projection_dim=33)
+
+
+def test_a_projection_is_the_same_whatever_signs_lapack_chooses(
+    checkpoint: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> torch.Tensor:
+        options = {"allow_unprojected": True, "projection_dim": 8}
+        return read_checkpoint("tiny", checkpoint("plain"), SpecOverrides(), **options).head[0]["linear.weight"]
+
+    here, qr = made(), np.linalg.qr
+    signs = np.where(np.arange(8) % 3, 1, -1)
+
+    def other(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        orthonormal, triangle = qr(matrix)
+        return orthonormal * signs, triangle * signs[:, None]
+
+    monkeypatch.setattr(np.linalg, "qr", other)
+    assert torch.equal(made(), here)
 
 
 def test_projection_dim_is_for_plain_encoders(checkpoint: Build) -> None:
