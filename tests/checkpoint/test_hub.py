@@ -104,6 +104,12 @@ def test_a_repository_ranks_as_its_folder_does(hub: Hub, away: Away, checkpoint:
     assert away(_scores, "org/whole", cache_dir=tmp_path) == pytest.approx(expected)
 
 
+def test_every_file_of_a_tokenizer_is_fetched(hub: Hub, away: Away, checkpoint: Any, tmp_path: Path) -> None:
+    hub.add("org/python", checkpoint("stanford_python"))  # PhoBERT's, with bpe.codes
+    expected = _scores(str(checkpoint("stanford_python")), query_length=40)
+    assert away(_scores, "org/python", query_length=40, cache_dir=tmp_path) == pytest.approx(expected)
+
+
 def test_the_cache_is_where_it_was_asked_to_be(hub: Hub, away: Away, checkpoint: Any, tmp_path: Path) -> None:
     hub.add("org/cached", checkpoint("stanford"))
     away(_query_length, "org/cached", cache_dir=tmp_path)
