@@ -92,11 +92,8 @@ def _is_unprojected(files: Files, layout: str) -> bool:
 
 
 def _architecture(files: Files) -> str:
-    # The rotary XLM-R of Jina is saved as plain "xlm-roberta": only its fused weights give it away, and the plain
-    # class would load it with random ones.
-    if any(".mixer.Wqkv." in tensor for tensor in files.folder.weight_names(files.backbone)):
-        return "xlm-roberta-flash"
-    return str(files.config.get("model_type", ""))
+    # The class that Jina's files name would load with random weights.
+    return "xlm-roberta-flash" if files.has_fused_attention else str(files.config.get("model_type", ""))
 
 
 def _has_tokenizer(folder: Path) -> bool:
