@@ -113,7 +113,7 @@ class ColBERT:
         allow_unprojected: Whether a plain encoder without a ColBERT head may be used; ``bundled/...`` implies it.
         attn_implementation: Attention backend of transformers. None: its own choice, for ModernBERT ``"sdpa"``.
         language: For X-MOD models, whose adapters to use. None: the checkpoint's default, if it names one.
-        revision: Branch, tag or commit on the hub. None: the default branch.
+        revision: Branch, tag or commit on the hub, not of code in another repository. None: the default branch.
         token: Hub access token. Never printed or pickled. None: the one stored on this machine.
         cache_dir: Where downloads are kept. None: the hub library's own place.
         local_files_only: Use only what was downloaded before.
@@ -591,6 +591,8 @@ class ColBERT:
             trust_remote_code=settings.trust_remote_code,
             attn_implementation=settings.attn_implementation,
             token=settings.token,
+            cache_dir=settings.cache_dir,
+            local_files_only=settings.local_files_only,
         )
         default = _BATCH_TOKENS_CPU if device.type == "cpu" else _BATCH_TOKENS_OTHER
         if isinstance(self._forward, RemoteForward):

@@ -46,6 +46,8 @@ class LoadOptions:
         attn_implementation: Name of an attention backend of transformers. None: its own choice, for ModernBERT
             ``"sdpa"``.
         token: Hub token, for remote code that lies in another repository.
+        cache_dir: Where such code is downloaded to. None: the hub library's own place.
+        local_files_only: Whether only code that was downloaded before may run.
     """
 
     device: torch.device
@@ -53,6 +55,13 @@ class LoadOptions:
     trust_remote_code: bool = False
     attn_implementation: str | None = None
     token: str | None = field(default=None, repr=False)
+    cache_dir: str | None = None
+    local_files_only: bool = False
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """How transformers gets code from another repository."""
+        return {"token": self.token, "cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
 
     @property
     def float_dtype(self) -> torch.dtype:
@@ -202,8 +211,8 @@ def _from_pretrained(
         "output_loading_info": True,
         "attn_implementation": options.attn_implementation or _attention(checkpoint),
         "trust_remote_code": trust or None,
-        "token": options.token,
         "config": config,
+        **options.hub,
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
     arguments.setdefault("trust_remote_code", False)

@@ -56,9 +56,20 @@ def load_encoder(
     if forward is not None:
         return Encoder(apply_rules(checkpoint, tokenizer), forward, encode)
     backbone = load_backbone(checkpoint, load)
+    checkpoint = _with_code_noted(checkpoint, backbone)
     rules = apply_rules(checkpoint, tokenizer, position_limit(backbone))
     _check_rows(rules.spec, backbone)
     return Encoder(rules, _choose_forward(checkpoint, backbone, load, rules), encode)
+
+
+def _with_code_noted(checkpoint: Checkpoint, backbone: Any) -> Checkpoint:
+    """Say where code came from that ``revision`` does not pin."""
+    classes = checkpoint.config.get("auto_map")
+    source = str(classes.get("AutoModel")) if isinstance(classes, dict) else ""
+    if "--" not in source or not type(backbone).__module__.startswith("transformers_modules."):
+        return checkpoint
+    note = f"runs code of {source.partition('--')[0]} as it is on the default branch there: revision= does not pin it"
+    return replace(checkpoint, spec=replace(checkpoint.spec, notes=(*checkpoint.spec.notes, note)))
 
 
 def _connect(
@@ -151,9 +162,7 @@ def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
     from transformers import AutoTokenizer
 
     def read(trust: bool) -> Any:
-        return AutoTokenizer.from_pretrained(
-            str(checkpoint.tokenizer_folder), trust_remote_code=trust, token=load.token
-        )
+        return AutoTokenizer.from_pretrained(str(checkpoint.tokenizer_folder), trust_remote_code=trust, **load.hub)
 
     try:
         tokenizer = read(trust=False)  # first, also on consent: with it transformers runs the model's code as well
