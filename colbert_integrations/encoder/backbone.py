@@ -189,6 +189,7 @@ def _load_auto(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
     # The native class first, also on consent: it is the one that is maintained.
     try:
         model = _checked(checkpoint, _from_pretrained(AutoModel.from_pretrained, checkpoint, options))
+        _check_rope(checkpoint)
         _check_positions(checkpoint, model)
         _check_class(checkpoint, model)
         return model
@@ -264,6 +265,19 @@ def _check_positions(checkpoint: Checkpoint, model: Backbone) -> None:
         raise UnsupportedCheckpointError(
             f"{checkpoint.spec.name} was trained with {kind!r} positions, but {type(model).__name__} numbers them in a "
             "table: its vectors would be wrong. It needs its own code: pass trust_remote_code=True after reading it"
+        )
+
+
+def _check_rope(checkpoint: Checkpoint) -> None:
+    """Refuse rotary bases as transformers 5 writes them, in place of which transformers 4 takes its defaults."""
+    from transformers import __version__
+
+    names = ("rope_theta", "global_rope_theta")
+    unread = bool(checkpoint.config.get("rope_parameters")) and not any(name in checkpoint.config for name in names)
+    if unread and int(__version__.partition(".")[0]) < 5:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.spec.name} was saved by transformers 5: transformers {__version__} does not read its rotary "
+            "positions (rope_parameters in config.json) and would assume others: pip install -U 'transformers>=5'"
         )
 
 

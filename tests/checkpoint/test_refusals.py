@@ -197,6 +197,21 @@ def test_alibi_positions_on_a_class_with_a_table(stanford: Path) -> None:
         load(stanford)
 
 
+@pytest.mark.parametrize("version", ["4.57.3", "5.0.0"])
+@pytest.mark.parametrize("said", [{}, {"global_rope_theta": 160_000.0}])
+def test_rotary_bases_that_an_old_transformers_does_not_read(
+    version: str, said: dict[str, float], pylate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases = {kind: {"rope_type": "default", "rope_theta": 5e3} for kind in ("full_attention", "sliding_attention")}
+    edit(pylate / "config.json", rope_parameters=bases, **said)
+    monkeypatch.setattr("transformers.__version__", version)
+    if version.startswith("4") and not said:
+        with pytest.raises(UnsupportedCheckpointError, match=r"transformers 4\.57\.3 does not read.*transformers>=5'"):
+            load(pylate)
+    else:
+        assert load(pylate).dim == checkpoints.DIM
+
+
 @checkpoints.needs_jina
 def test_rotary_weights_under_another_kind_of_position(tmp_path: Path) -> None:
     checkpoints.jina(tmp_path, position_embedding_type="absolute")
