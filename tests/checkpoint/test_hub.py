@@ -104,12 +104,6 @@ def test_a_repository_ranks_as_its_folder_does(hub: Hub, away: Away, checkpoint:
     assert away(_scores, "org/whole", cache_dir=tmp_path) == pytest.approx(expected)
 
 
-def test_every_file_of_a_tokenizer_is_fetched(hub: Hub, away: Away, checkpoint: Any, tmp_path: Path) -> None:
-    hub.add("org/python", checkpoint("stanford_python"))  # PhoBERT's, with bpe.codes
-    expected = _scores(str(checkpoint("stanford_python")), query_length=40)
-    assert away(_scores, "org/python", query_length=40, cache_dir=tmp_path) == pytest.approx(expected)
-
-
 def test_the_cache_is_where_it_was_asked_to_be(hub: Hub, away: Away, checkpoint: Any, tmp_path: Path) -> None:
     hub.add("org/cached", checkpoint("stanford"))
     away(_query_length, "org/cached", cache_dir=tmp_path)
@@ -269,6 +263,12 @@ def test_a_pickled_head_does_not_bring_a_pickled_backbone_along(hub: Hub, away: 
     hub.add("org/half", folder)
     away(_query_length, "org/half", cache_dir=tmp_path)
     assert [path for path in hub.fetched("org/half") if path.endswith(".bin")] == ["1_Dense/pytorch_model.bin"]
+
+
+def test_every_file_of_a_tokenizer_is_fetched(hub: Hub, away: Away, checkpoint: Any, tmp_path: Path) -> None:
+    hub.add("org/python", checkpoint("stanford_python"))  # PhoBERT's, with bpe.codes
+    expected = _scores(str(checkpoint("stanford_python")), query_length=40)
+    assert away(_scores, "org/python", query_length=40, cache_dir=tmp_path) == pytest.approx(expected)
 
 
 def test_code_is_fetched_on_consent_only(hub: Hub, away: Away, checkpoint: Any, tmp_path: Path) -> None:
