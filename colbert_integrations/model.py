@@ -106,9 +106,9 @@ class ColBERT:
         truncate_dim: Dimensions to keep, for heads trained for it (Matryoshka). None: all.
         projection_dim: For a plain encoder, dimension of a fixed orthonormal projection. None: none.
         allow_unprojected: Whether a plain encoder without a ColBERT head may be used; ``bundled/...`` implies it.
-        attn_implementation: Attention backend of transformers. None: its own choice.
-        language: For X-MOD models, whose adapters to use. None: the checkpoint's default.
-        revision: Branch, tag or commit on the hub. None: the default branch.
+        attn_implementation: Attention backend of transformers. None: its own choice, for ModernBERT ``"sdpa"``.
+        language: For X-MOD models, whose adapters to use. None: the checkpoint's default, if it names one.
+        revision: Branch, tag or commit on the hub, not of code in another repository. None: the default branch.
         token: Hub access token. Never printed or pickled. None: the one stored on this machine.
         cache_dir: Where downloads are kept. None: the hub library's own place.
         local_files_only: Use only what was downloaded before.
@@ -494,7 +494,7 @@ class ColBERT:
         if self._fingerprint is None:
             spec = self.spec
             assert self._folder is not None
-            own = {name: value for name, value in asdict(spec).items() if name not in _NOT_IN_FINGERPRINT}
+            own = _meaning(spec)
             said = json.dumps({"weights": weights_digest(self._folder), **own}, sort_keys=True)
             digest = hashlib.sha256(said.encode()).hexdigest()[:32]
             self._fingerprint = Fingerprint(
@@ -590,8 +590,9 @@ class ColBERT:
             dtype=dtype,
             trust_remote_code=settings.trust_remote_code,
             attn_implementation=settings.attn_implementation,
-            language=settings.language,
             token=settings.token,
+            cache_dir=settings.cache_dir,
+            local_files_only=settings.local_files_only,
         )
         default = _BATCH_TOKENS_CPU if device.type == "cpu" else _BATCH_TOKENS_OTHER
         if isinstance(self._forward, RemoteForward):
@@ -626,6 +627,19 @@ class ColBERT:
         spec = self._spec
         lengths = f"query_length={spec.query_length}, document_length={spec.document_length}"
         return f"{shown}, layout={spec.layout!r}, {lengths}, loaded={self.loaded})"
+
+
+def _meaning(spec: ColBERTSpec) -> dict[str, Any]:
+    """What of a spec decides what a vector means; what was added later only where it says something.
+
+    So fingerprints of before stay what they were.
+    """
+    own = {name: value for name, value in asdict(spec).items() if name not in _NOT_IN_FINGERPRINT}
+    if spec.language is None:
+        del own["language"]
+    if spec.sources.get("projection") == "argument":
+        own["projection_made"] = "positive diagonal"  # vectors of before had LAPACK's signs and don't fit these
+    return own
 
 
 def _pooled(encoded: TokenEmbeddings, side: Side, spec: ColBERTSpec) -> TokenEmbeddings:

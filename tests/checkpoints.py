@@ -289,7 +289,8 @@ def stanford_python(folder: Path) -> None:
 def xmod(folder: Path) -> None:
     """Layout X: Stanford's files on a backbone with an adapter for each language."""
     languages = ["en_XX", "de_DE"]
-    config, tensors = _roberta("xmod", unigram(folder), languages=languages, adapter_reduction_factor=2)
+    spoken = {"languages": languages, "default_language": "en_XX"}
+    config, tensors = _roberta("xmod", unigram(folder), **spoken, adapter_reduction_factor=2)
     _write(
         folder,
         {**config, "architectures": ["HF_ColBERT"]},

@@ -19,6 +19,7 @@ from colbert_integrations import colbert_index as module
 from colbert_integrations.encoder import Encoder
 from colbert_integrations.errors import AddError, DamagedIndexError, FingerprintError, InputError, StoreError
 from colbert_integrations.index import StoredDocument
+from colbert_integrations.model import _meaning
 
 PATIENCE_S = 30
 TEXTS = ["wing lift", "boundary layer flow", "heat transfer", "shock wave", "wing lift"]
@@ -467,6 +468,28 @@ def test_the_fingerprint_is_of_weights_and_spec_not_of_names(
     content[-1] ^= 1  # the last bit of the last weight
     weights.write_bytes(content)
     assert ColBERT(copied, device="cpu").fingerprint != tiny.fingerprint
+
+
+def test_the_language_of_adapters_is_part_of_the_fingerprint(checkpoint: Callable[[str], Path]) -> None:
+    default, english, german = (
+        ColBERT(checkpoint("xmod"), device="cpu", language=language) for language in (None, "en_XX", "de_DE")
+    )
+    assert default.fingerprint == english.fingerprint != german.fingerprint
+    assert german.fingerprint.settings["language"] == "de_DE"
+
+
+def test_a_projection_made_here_is_part_of_the_fingerprint_as_it_is_made(checkpoint: Callable[[str], Path]) -> None:
+    model = ColBERT(checkpoint("plain"), device="cpu", allow_unprojected=True, projection_dim=8)
+    assert _meaning(model.spec)["projection_made"] == "positive diagonal"  # as long as it is made the same way
+
+
+def test_what_later_versions_add_to_a_spec_leaves_fingerprints_as_they_were(tiny: ColBERT) -> None:
+    assert _meaning(tiny.spec).keys() == {
+        *("architecture", "query_marker", "document_marker", "query_marker_id", "document_marker_id"),
+        *("query_expansion", "expansion_token", "expansion_token_id", "attend_to_expansion_tokens"),
+        *("skiplist_words", "skiplist_ids", "skiplist_rule", "skiplist_tasks", "query_prompt", "document_prompt"),
+        *("strip", "lowercase", "dropped_tokens", "projection", "dim", "truncate_dim", "normalize", "pooling"),
+    }
 
 
 def test_a_store_that_is_kept_elsewhere_is_not_saved(tiny: ColBERT, tmp_path: Path) -> None:

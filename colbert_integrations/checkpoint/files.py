@@ -46,6 +46,11 @@ class Files:
     modules: tuple[Module, ...]
     backbone: str
 
+    @property
+    def has_fused_attention(self) -> bool:
+        """Whether the backbone is Jina's rotary XLM-R: saved as plain "xlm-roberta", only its weights say so."""
+        return any(".mixer.Wqkv." in name for name in self.folder.weight_names(self.backbone))
+
     def modules_of(self, kind: str) -> list[Module]:
         """Modules whose class has a name that ends with ``kind``."""
         return [module for module in self.modules if module.kind.endswith(kind)]

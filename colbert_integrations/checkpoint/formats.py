@@ -32,20 +32,25 @@ _PYLATE_KEYS = (
     "do_query_expansion",
 )
 _PUNCTUATION = tuple(string.punctuation)
+_SUMS = "scores here are sums, as everywhere in this package"
+_PROMPTS = {"query_prompt": "query", "document_prompt": "document"}
 
 # Published checkpoints whose own files are known to be wrong or silent, by name. An entry beats the files, an explicit
 # argument beats the entry. Sources: pylate issues 109, 125 and 148 for the two ModernColBERT (trained where
 # FlashAttention dropped unattended expansion tokens, so without expansion; older revisions do not say so), pylate pull
 # request 55 for Jina, whose authors confirm there that expansion is attended.
+_JINA = {
+    "query_token_id": "[QueryMarker]",
+    "doc_token_id": "[DocumentMarker]",
+    "attend_to_mask_tokens": True,
+}
 _KNOWN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "lightonai/GTE-ModernColBERT-v1": {"do_query_expansion": False},
         "lightonai/Reason-ModernColBERT": {"do_query_expansion": False},
-        "jinaai/jina-colbert-v2": {
-            "query_token_id": "[QueryMarker]",
-            "doc_token_id": "[DocumentMarker]",
-            "attend_to_mask_tokens": True,
-        },
+        "jinaai/jina-colbert-v2": _JINA,
+        "jinaai/jina-colbert-v2-96": _JINA,
+        "jinaai/jina-colbert-v2-64": _JINA,
     }
 )
 
@@ -151,6 +156,12 @@ def _read_stanford(files: Files, values: Values) -> None:
     values.set("skiplist_rule", "first_piece", "always so in this format")
     if meta.get("similarity") == "l2":
         values.notes.append("trained with l2 similarity; scores here are dot products, which rank unit vectors alike")
+    if files.has_fused_attention and not values.attributes["attend_to_expansion_tokens"]:
+        # Not set right as where the name says so: a model that was trained further from Jina's has the same files.
+        values.notes.append(
+            "looks like a copy of jinaai/jina-colbert-v2, which was trained otherwise than its files say: if so, "
+            "pass attend_to_expansion_tokens=True, query_marker='[QueryMarker]' and document_marker='[DocumentMarker]'"
+        )
     _read_matryoshka(files, values)
 
 
@@ -174,7 +185,7 @@ def _read_pylate(files: Files, values: Values) -> None:
         masked = values.pick("skiplist_words", bool, [(meta, "mask_punctuation", METADATA)], True)
         skipped = list(_PUNCTUATION) if masked else []
     values.attributes["skiplist_words"] = strings(skipped, f"{ST_CONFIG}: skiplist_words")
-    _read_prompts(files, values)
+    _read_pylate_prompts(files, values)
     values.set("strip", True, "always so in this format")
     _read_lowercase(files, values)
     _read_matryoshka(files, values)
@@ -203,6 +214,8 @@ def _read_native(files: Files, values: Values) -> None:
     _read_lowercase(files, values)
     _read_matryoshka(files, values)
     _read_native_pooling(files, values)
+    if files.st_config.get("similarity_fn_name") == "meanmaxsim":
+        values.notes.append(f"its own scores are means over query tokens; {_SUMS}")
 
 
 def _read_native_expansion(transformer: Mapping[str, Any], values: Values, source: str) -> None:
@@ -260,7 +273,7 @@ def _read_bge(files: Files, values: Values) -> None:
     for attribute in ("query_length", "document_length"):
         values.set(attribute, 512, "default of the format")
     values.set("dropped_tokens", "first", "always so in this format")
-    values.notes.append("BGE-M3 reports means over query tokens; scores here are sums, as everywhere in this package")
+    values.notes.append(f"BGE-M3 reports means over query tokens; {_SUMS}")
 
 
 def _read_plain(files: Files, values: Values) -> None:
@@ -274,8 +287,24 @@ def _read_plain(files: Files, values: Values) -> None:
 def _read_prompts(files: Files, values: Values) -> None:
     source = f"{ST_CONFIG}: prompts"
     prompts = of_kind(files.st_config.get("prompts") or {}, dict, source)
-    for attribute, key in (("query_prompt", "query"), ("document_prompt", "document")):
+    for attribute, key in _PROMPTS.items():
         values.set(attribute, of_kind(prompts.get(key) or "", str, f"{source}.{key}"), source)
+
+
+def _read_pylate_prompts(files: Files, values: Values) -> None:
+    _read_prompts(files, values)
+    if any(values.attributes[attribute] for attribute in _PROMPTS):
+        values.notes.append(
+            "prompts are always applied here, by PyLate only with prompt_name=: if the model was trained without them, "
+            "pass query_prompt='' and document_prompt=''"
+        )
+    # Of either side, as PyLate applies it where no other is asked for.
+    source = f"{ST_CONFIG}: default_prompt_name"
+    name = of_kind(files.st_config.get("default_prompt_name") or "", str, source)
+    default = of_kind((files.st_config.get("prompts") or {}).get(name) or "", str, f"{ST_CONFIG}: prompts.{name}")
+    for attribute in _PROMPTS:
+        if default and not values.attributes[attribute]:
+            values.set(attribute, default, source)
 
 
 def _read_lowercase(files: Files, values: Values) -> None:

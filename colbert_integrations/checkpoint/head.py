@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import CheckpointError, InputError, MissingWeightsError
+from ..errors import CheckpointError, InputError, MissingWeightsError, UnsupportedCheckpointError
 from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, Files, Module
 from .kinds import of_kind
 from .spec import DenseSpec
@@ -19,6 +19,7 @@ __all__ = ["Head", "disputed_dims", "hidden_size", "orthonormal_head", "read_hea
 
 # Where config.json may state the dimension, in vLLM's order.
 _DIM_KEYS = ("colbert_dim", "dim", "projection_dim")
+_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ def read_head(files: Files, layout: str) -> Head:
 
     Raises:
         MissingWeightsError: If there is none, or a tensor of it is missing.
+        UnsupportedCheckpointError: If it is stored as codes of some quantisation.
         CheckpointError: If its shapes contradict each other.
     """
     if layout == "bge-m3":
-        tensors = files.folder.pickled(BGE_HEAD)
-        return _single_layer({f"linear.{name}": tensor for name, tensor in tensors.items()}, BGE_HEAD)
-    head = _dense_modules(files, layout) if files.modules_of("Dense") else _root_head(files)
+        head = _pickled_head(files)
+    else:
+        head = _dense_modules(files, layout) if files.modules_of("Dense") else _root_head(files)
+    _check_numbers(files, head)
     _check_shapes(head)
     return head
 
@@ -67,7 +70,7 @@ def orthonormal_head(files: Files, dim: int) -> Head:
         dim: Dimension to project to.
 
     Returns:
-        One layer whose rows are orthonormal, the same on every machine up to signs, which no score depends on.
+        One layer whose rows are orthonormal, the same on every machine but for rounding.
 
     Raises:
         InputError: If ``dim`` is not from 1 to the encoder's hidden size.
@@ -77,7 +80,9 @@ def orthonormal_head(files: Files, dim: int) -> Head:
         raise InputError(f"projection_dim must be from 1 to the hidden size {hidden}, not {dim}")
     # RandomState, not default_rng: its stream is frozen, so an index stays valid across numpy releases.
     gaussian = np.random.RandomState(0).standard_normal((hidden, dim))
-    weight = torch.from_numpy(np.linalg.qr(gaussian)[0].T).float().contiguous()  # (dim, hidden)
+    orthonormal, triangle = np.linalg.qr(gaussian)
+    # With a positive diagonal the factor is unique. Signs are else LAPACK's, and queries would not fit kept vectors.
+    weight = torch.from_numpy((orthonormal * np.sign(np.diag(triangle))).T).float().contiguous()  # (dim, hidden)
     return _single_layer({"linear.weight": weight}, "argument")
 
 
@@ -100,6 +105,11 @@ def disputed_dims(files: Files, head: Head) -> list[str]:
         for source, value in stated.items()
         if dim is not None and isinstance(value, int) and value != dim
     ]
+
+
+def _pickled_head(files: Files) -> Head:
+    tensors = files.folder.pickled(BGE_HEAD)
+    return _single_layer({f"linear.{name}": tensor for name, tensor in tensors.items()}, BGE_HEAD)
 
 
 def _root_head(files: Files) -> Head:
@@ -151,6 +161,16 @@ def _dense_spec(config: Mapping[str, Any], module: Module, default_activation: s
 def _tensor_names(layer: DenseSpec) -> list[str]:
     projected = layer.residual and layer.in_features != layer.out_features
     return ["linear.weight"] + ["linear.bias"] * layer.bias + ["residual.weight"] * projected
+
+
+def _check_numbers(files: Files, head: Head) -> None:
+    """Refuse a float8 or integer, which stands for another number that only a scale stored elsewhere tells."""
+    for name, tensor in (item for tensors in head.tensors for item in tensors.items()):
+        if tensor.dtype not in _NUMBERS:
+            raise UnsupportedCheckpointError(
+                f"{files.name} stores its head ({head.source}: {name}) as {tensor.dtype}, the codes of some "
+                "quantisation. Save it as float32, float16 or bfloat16, or use the checkpoint that it was made of"
+            )
 
 
 def _check_shapes(head: Head) -> None:

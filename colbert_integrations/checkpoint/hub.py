@@ -25,7 +25,7 @@ _BUNDLED = {
 }
 # What a checkpoint can consist of. Left out: other runtimes' exports, training state, and pickled weights, which are
 # asked for only where safetensors are missing.
-_FILES = ["*.json", "*.txt", "*.model", "*.metadata", "*.jinja", *WEIGHTS]
+_FILES = ["*.json", "*.txt", "*.model", "bpe.codes", "*.metadata", "*.jinja", *WEIGHTS]
 _CODE = ["*.py"]
 _OTHERS = [f"{start}{folder}/*" for folder in OTHER_FOLDERS for start in ("", "*/")]
 # What a user can do, by the name of the hub library's error. Names, since which classes there are, and what they derive

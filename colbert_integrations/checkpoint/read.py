@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError, MissingWeightsError
 from .files import BGE_HEAD, ROOT_HEADS, Files, read_files
 from .folder import Folder
 from .formats import FORMATS, Values, known_values
 from .head import Head, disputed_dims, hidden_size, orthonormal_head, read_head
+from .kinds import strings
 from .spec import Checkpoint, ColBERTSpec, SpecOverrides
 
 __all__ = ["read_checkpoint"]
@@ -62,7 +65,8 @@ def read_checkpoint(
     )
     folder = path / files.backbone
     tokenizer_folder = folder if _has_tokenizer(folder) else path
-    return Checkpoint(_override(spec, overrides), folder, tokenizer_folder, head.tensors, files.config)
+    spec = _with_language(_override(spec, overrides), files.config)
+    return Checkpoint(spec, folder, tokenizer_folder, head.tensors, files.config)
 
 
 def _head(files: Files, layout: str, allow_unprojected: bool, projection_dim: int | None) -> Head:
@@ -88,11 +92,8 @@ def _is_unprojected(files: Files, layout: str) -> bool:
 
 
 def _architecture(files: Files) -> str:
-    # The rotary XLM-R of Jina is saved as plain "xlm-roberta": only its fused weights give it away, and the plain
-    # class would load it with random ones.
-    if any(".mixer.Wqkv." in tensor for tensor in files.folder.weight_names(files.backbone)):
-        return "xlm-roberta-flash"
-    return str(files.config.get("model_type", ""))
+    # The class that Jina's files name would load with random weights.
+    return "xlm-roberta-flash" if files.has_fused_attention else str(files.config.get("model_type", ""))
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -111,6 +112,22 @@ def _override(spec: ColBERTSpec, overrides: SpecOverrides) -> ColBERTSpec:
     moved = kind == "fixed" and ("query_length" in given or spec.query_expansion == "none")
     length = changed.query_length if moved else changed.expansion_length
     return replace(changed, query_expansion=kind, expansion_length=length or 0)
+
+
+def _with_language(spec: ColBERTSpec, config: Mapping[str, Any]) -> ColBERTSpec:
+    """Decide whose adapters an X-MOD model uses; they make a vector as much as other weights do."""
+    if spec.architecture != "xmod":
+        if spec.language is not None:
+            raise InputError(f"language={spec.language!r} is for X-MOD models; {spec.name} has no languages")
+        return spec
+    languages = strings(config.get("languages") or ["en_XX"], "config.json: languages")  # transformers' default
+    only = languages[0] if len(languages) == 1 else None
+    chosen = spec.language or config.get("default_language") or only
+    if chosen is None:
+        raise InputError(f"{spec.name} names no default language: pass language=, one of {sorted(languages)}")
+    if chosen not in languages:
+        raise InputError(f"language must be one of {sorted(languages)}, not {chosen!r}")
+    return replace(spec, language=chosen, sources={"language": "config.json", **spec.sources})
 
 
 def _check_truncation(spec: ColBERTSpec) -> ColBERTSpec:

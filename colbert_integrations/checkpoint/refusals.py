@@ -54,6 +54,10 @@ def _is_many_headed(folder: Folder, config: Mapping[str, Any]) -> bool:
     return named or sum(bool(_PER_DIMENSION.search(name)) for name in folder.weight_names()) > 1
 
 
+def _is_quantised(folder: Folder, config: Mapping[str, Any]) -> bool:
+    return bool(config.get("quantization_config"))
+
+
 def _is_encoder_decoder(folder: Folder, config: Mapping[str, Any]) -> bool:
     return bool(config.get("is_encoder_decoder"))
 
@@ -88,6 +92,11 @@ _REFUSALS = (
         _is_encoder_decoder,
         "is an encoder-decoder model, which gives no hidden state per input token. Save its encoder alone, or choose "
         "an encoder",
+    ),
+    Refusal(
+        _is_quantised,
+        "stores quantised weights (quantization_config in config.json): codes, which only the library that made them "
+        "can multiply by. Use the checkpoint that they were made of; dtype='int8' rounds it when it is loaded",
     ),
 )
 

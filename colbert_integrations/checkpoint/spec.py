@@ -95,6 +95,7 @@ class ColBERTSpec:
         matryoshka_dims: Dimensions the head was trained to be cut at, where the files say so.
         normalize: Whether vectors are brought to unit length.
         pooling: Token pooling baked into the checkpoint, if any.
+        language: Whose adapters are used, of an X-MOD model; None for all others.
         dtype: Data type of the stored weights, as the files name it.
         sources: For each attribute that a file or an argument decided, which one it was.
         notes: What a user should know of this checkpoint.
@@ -130,6 +131,7 @@ class ColBERTSpec:
     matryoshka_dims: tuple[int, ...] = ()
     normalize: bool = True
     pooling: PoolingSpec | None = None
+    language: str | None = None
     dtype: str = "float32"
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
@@ -169,6 +171,7 @@ class SpecOverrides:
     query_prompt: str | None = None
     document_prompt: str | None = None
     truncate_dim: int | None = None
+    language: str | None = None
 
 
 @dataclass(frozen=True)

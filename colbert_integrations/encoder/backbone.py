@@ -43,17 +43,25 @@ class LoadOptions:
         device: Device of the weights.
         dtype: Data type of the weights and the forward pass; int8 is of the linear layers, the rest being float32.
         trust_remote_code: Whether code from the checkpoint's repository may run.
-        attn_implementation: Name of an attention backend of transformers. None: its own choice.
-        language: For X-MOD, whose adapters to use. None: the checkpoint's default language.
+        attn_implementation: Name of an attention backend of transformers. None: its own choice, for ModernBERT
+            ``"sdpa"``.
         token: Hub token, for remote code that lies in another repository.
+        cache_dir: Where such code is downloaded to. None: the hub library's own place.
+        local_files_only: Whether only code that was downloaded before may run.
     """
 
     device: torch.device
     dtype: torch.dtype
     trust_remote_code: bool = False
     attn_implementation: str | None = None
-    language: str | None = None
     token: str | None = field(default=None, repr=False)
+    cache_dir: str | None = None
+    local_files_only: bool = False
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """How transformers gets code from another repository."""
+        return {"token": self.token, "cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
 
     @property
     def float_dtype(self) -> torch.dtype:
@@ -135,7 +143,8 @@ def load_backbone(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
         model = _checked(checkpoint, _load_flash_xlm_roberta(checkpoint, options))
     else:
         model = _load_auto(checkpoint, options)
-    _set_language(model, options.language)
+    if checkpoint.spec.language is not None:
+        model.set_default_language(checkpoint.spec.language)
     return model.to(options.device).eval().requires_grad_(False)
 
 
@@ -180,6 +189,7 @@ def _load_auto(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
     # The native class first, also on consent: it is the one that is maintained.
     try:
         model = _checked(checkpoint, _from_pretrained(AutoModel.from_pretrained, checkpoint, options))
+        _check_rope(checkpoint)
         _check_positions(checkpoint, model)
         _check_class(checkpoint, model)
         return model
@@ -200,10 +210,10 @@ def _from_pretrained(
     arguments: dict[str, Any] = {
         "dtype": options.float_dtype,
         "output_loading_info": True,
-        "attn_implementation": options.attn_implementation,
+        "attn_implementation": options.attn_implementation or _attention(checkpoint),
         "trust_remote_code": trust or None,
-        "token": options.token,
         "config": config,
+        **options.hub,
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
     arguments.setdefault("trust_remote_code", False)
@@ -213,6 +223,15 @@ def _from_pretrained(
     except Exception as error:  # of transformers, safetensors, pickle: none of theirs is left out for good
         raise _explain_failure(checkpoint, error) from error
     return model, info
+
+
+def _attention(checkpoint: Checkpoint) -> str | None:
+    """The attention of a backbone where the caller does not say; None: transformers' choice.
+
+    For ModernBERT transformers 4 takes FlashAttention wherever that is installed, which drops tokens that nobody
+    attends to.
+    """
+    return "sdpa" if checkpoint.spec.architecture == "modernbert" else None
 
 
 def _explain_failure(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
@@ -246,6 +265,19 @@ def _check_positions(checkpoint: Checkpoint, model: Backbone) -> None:
         raise UnsupportedCheckpointError(
             f"{checkpoint.spec.name} was trained with {kind!r} positions, but {type(model).__name__} numbers them in a "
             "table: its vectors would be wrong. It needs its own code: pass trust_remote_code=True after reading it"
+        )
+
+
+def _check_rope(checkpoint: Checkpoint) -> None:
+    """Refuse rotary bases as transformers 5 writes them, in place of which transformers 4 takes its defaults."""
+    from transformers import __version__
+
+    names = ("rope_theta", "global_rope_theta")
+    unread = bool(checkpoint.config.get("rope_parameters")) and not any(name in checkpoint.config for name in names)
+    if unread and int(__version__.partition(".")[0]) < 5:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.spec.name} was saved by transformers 5: transformers {__version__} does not read its rotary "
+            "positions (rope_parameters in config.json) and would assume others: pip install -U 'transformers>=5'"
         )
 
 
@@ -295,18 +327,6 @@ def _rope_theta(checkpoint: Checkpoint) -> float:
     if not isinstance(theta, (int, float)) or theta <= 0:
         raise UnsupportedCheckpointError(f"{checkpoint.spec.name}: rotary_emb_base must be positive, not {theta!r}")
     return float(theta)
-
-
-def _set_language(model: Backbone, language: str | None) -> None:
-    languages = getattr(model.config, "languages", None)
-    if not hasattr(model, "set_default_language"):
-        if language is not None:
-            raise InputError(f"language={language!r} is for X-MOD models; {type(model).__name__} has no languages")
-        return
-    chosen = language or getattr(model.config, "default_language", None) or next(iter(languages or ()), None)
-    if languages is None or chosen not in languages:
-        raise InputError(f"language must be one of {sorted(languages or ())}, not {chosen!r}")
-    model.set_default_language(chosen)
 
 
 @contextmanager

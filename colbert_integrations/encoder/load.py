@@ -56,9 +56,20 @@ def load_encoder(
     if forward is not None:
         return Encoder(apply_rules(checkpoint, tokenizer), forward, encode)
     backbone = load_backbone(checkpoint, load)
+    checkpoint = _with_code_noted(checkpoint, backbone)
     rules = apply_rules(checkpoint, tokenizer, position_limit(backbone))
     _check_rows(rules.spec, backbone)
     return Encoder(rules, _choose_forward(checkpoint, backbone, load, rules), encode)
+
+
+def _with_code_noted(checkpoint: Checkpoint, backbone: Any) -> Checkpoint:
+    """Say where code came from that ``revision`` does not pin."""
+    classes = checkpoint.config.get("auto_map")
+    source = str(classes.get("AutoModel")) if isinstance(classes, dict) else ""
+    if "--" not in source or not type(backbone).__module__.startswith("transformers_modules."):
+        return checkpoint
+    note = f"runs code of {source.partition('--')[0]} as it is on the default branch there: revision= does not pin it"
+    return replace(checkpoint, spec=replace(checkpoint.spec, notes=(*checkpoint.spec.notes, note)))
 
 
 def _connect(
@@ -81,6 +92,8 @@ def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, ru
     projection = build_projection(checkpoint)
     if can_pack(backbone, load.attn_implementation) and not rules.hides_beginnings:
         return PackedForward(backbone, projection.to(load.device), load.dtype)
+    # Again, of the one that runs: config.json or transformers may have chosen it.
+    _check_attention(checkpoint.spec, getattr(backbone.config, "_attn_implementation", None))
     if load.dtype == torch.int8:
         expansion = ", expansion before a query" * rules.hides_beginnings
         raise InputError(
@@ -149,9 +162,7 @@ def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
     from transformers import AutoTokenizer
 
     def read(trust: bool) -> Any:
-        return AutoTokenizer.from_pretrained(
-            str(checkpoint.tokenizer_folder), trust_remote_code=trust, token=load.token
-        )
+        return AutoTokenizer.from_pretrained(str(checkpoint.tokenizer_folder), trust_remote_code=trust, **load.hub)
 
     try:
         tokenizer = read(trust=False)  # first, also on consent: with it transformers runs the model's code as well
@@ -209,10 +220,10 @@ def _check_rows(spec: ColBERTSpec, backbone: Any) -> None:
 
 def _check_attention(spec: ColBERTSpec, attention: str | None) -> None:
     unseen = spec.query_expansion != "none" and not spec.attend_to_expansion_tokens
-    if unseen and attention is not None and attention.startswith(("flash_attention", "kernels-community/flash")):
+    if unseen and attention is not None and "flash" in attention:  # also of kernels from the hub
         raise InputError(
             f"attn_implementation={attention!r} drops tokens that nobody attends to, and with them the query "
-            f"expansion that {spec.name} scores by: use 'sdpa'"
+            f"expansion that {spec.name} scores by: pass attn_implementation='sdpa'"
         )
 
 

@@ -7,6 +7,7 @@ import string
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -414,11 +415,58 @@ def test_a_known_checkpoint_is_set_right_and_an_argument_beats_that(checkpoint: 
     assert spec_of(old, name=known, query_expansion=True).query_expansion == "fixed"
 
 
-def test_what_is_known_of_jina_colbert_beats_its_files(checkpoint: Build) -> None:
+@pytest.mark.parametrize("size", ["", "-96", "-64"])
+def test_what_is_known_of_jina_colbert_beats_its_files(size: str, checkpoint: Build) -> None:
     # pylate pull request 55: expansion is attended.
-    spec = spec_of(checkpoint("stanford"), name="jinaai/jina-colbert-v2")
+    spec = spec_of(checkpoint("stanford"), name=f"jinaai/jina-colbert-v2{size}")
     markers = (spec.query_marker, spec.document_marker)
     assert (markers, spec.attend_to_expansion_tokens) == (("[QueryMarker]", "[DocumentMarker]"), True)
+
+
+@checkpoints.needs_jina
+def test_a_copy_of_jina_colbert_is_told_what_its_files_leave_out(tmp_path: Path) -> None:
+    path = checkpoints.build("jina", tmp_path)
+    assert spec_of(path).notes == ()
+    (path / "artifact.metadata").write_text(json.dumps(checkpoints.metadata(attend_to_mask_tokens=False)))
+    spec = spec_of(path)
+    assert not spec.attend_to_expansion_tokens  # it may as well be one that was trained further, as its files say
+    assert any("copy of jinaai/jina-colbert-v2" in note for note in spec.notes)
+    assert spec_of(path, name="jinaai/jina-colbert-v2").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default", "read"),
+    [
+        ({"query": "", "document": "", "ask": "ask: "}, "ask", ("ask: ", "ask: ")),
+        ({"query": "q: ", "ask": "ask: "}, "ask", ("q: ", "ask: ")),
+        ({"query": "q: ", "document": "d: ", "ask": "ask: "}, "ask", ("q: ", "d: ")),
+        ({"query": "", "ask": "ask: "}, None, ("", "")),
+        ({"query": ""}, "lost", ("", "")),
+    ],
+)
+def test_a_side_without_a_prompt_has_pylates_default_one(
+    prompts: dict[str, str], default: str | None, read: tuple[str, str], tmp_path: Path
+) -> None:
+    checkpoints.pylate(tmp_path, prompts=prompts, default_prompt_name=default)
+    spec = spec_of(tmp_path)
+    assert (spec.query_prompt, spec.document_prompt) == read
+    assert spec.sources["document_prompt"].endswith("default_prompt_name") == (read[1] == "ask: ")
+    # PyLate applies the default by itself, the others only when it is told to.
+    assert any("prompt_name=" in note for note in spec.notes) == bool(prompts["query"])
+
+
+def test_a_native_checkpoint_has_no_default_prompt(tmp_path: Path) -> None:
+    # encode_query and encode_document of sentence-transformers take the one of their side, also where it is null.
+    path = checkpoints.build("native", tmp_path)
+    edit(path / "config_sentence_transformers.json", prompts={"query": "[Q] ", "ask": "a"}, default_prompt_name="ask")
+    assert spec_of(path).document_prompt == ""
+
+
+def test_scores_that_are_means_elsewhere_are_noted(tmp_path: Path) -> None:
+    path = checkpoints.build("native", tmp_path)
+    assert spec_of(path).notes == ()
+    edit(path / "config_sentence_transformers.json", similarity_fn_name="meanmaxsim")
+    assert any("scores here are sums" in note for note in spec_of(path).notes)
 
 
 def test_dimensions_are_cut_only_where_the_head_allows(tmp_path: Path) -> None:
@@ -452,6 +500,24 @@ def test_a_plain_encoder_can_be_projected_keeping_angles(checkpoint: Build) -> N
     assert ColBERT(path, device="cpu", allow_unprojected=True, projection_dim=8).dim == 8
     with pytest.raises(InputError, match="hidden size 32"):
         ColBERT(path, device="cpu", allow_unprojected=True, projection_dim=33)
+
+
+def test_a_projection_is_the_same_whatever_signs_lapack_chooses(
+    checkpoint: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> torch.Tensor:
+        options = {"allow_unprojected": True, "projection_dim": 8}
+        return read_checkpoint("tiny", checkpoint("plain"), SpecOverrides(), **options).head[0]["linear.weight"]
+
+    here, qr = made(), np.linalg.qr
+    signs = np.where(np.arange(8) % 3, 1, -1)
+
+    def other(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        orthonormal, triangle = qr(matrix)
+        return orthonormal * signs, triangle * signs[:, None]
+
+    monkeypatch.setattr(np.linalg, "qr", other)
+    assert torch.equal(made(), here)
 
 
 def test_projection_dim_is_for_plain_encoders(checkpoint: Build) -> None:

@@ -278,6 +278,12 @@ def test_a_pickled_head_does_not_bring_a_pickled_backbone_along(hub: Hub, away: 
     assert [path for path in hub.fetched("org/half") if path.endswith(".bin")] == ["1_Dense/pytorch_model.bin"]
 
 
+def test_every_file_of_a_tokenizer_is_fetched(hub: Hub, away: Away, checkpoint: Any, tmp_path: Path) -> None:
+    hub.add("org/python", checkpoint("stanford_python"))  # PhoBERT's, with bpe.codes
+    expected = _scores(str(checkpoint("stanford_python")), query_length=40)
+    assert away(_scores, "org/python", query_length=40, cache_dir=tmp_path) == pytest.approx(expected)
+
+
 def test_code_is_fetched_on_consent_only(hub: Hub, away: Away, checkpoint: Any, tmp_path: Path) -> None:
     folder = tmp_path / "coded"
     shutil.copytree(checkpoint("stanford"), folder)
@@ -300,3 +306,22 @@ def test_an_interrupted_download_is_refused_or_completed_never_used(
     with pytest.raises(CheckpointError, match="org/partial"):
         away(_scores, "org/partial", cache_dir=tmp_path, local_files_only=True)
     assert away(_scores, "org/partial", cache_dir=tmp_path) == before
+
+
+def test_code_of_another_repository_lies_with_the_weights_and_is_told(hub: Hub, away: Away, tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    code = "from transformers import BertModel\n\n\nclass OwnBertModel(BertModel):\n    pass\n"
+    (tmp_path / "code" / "modeling_own.py").write_text(code)
+    folder = checkpoints.build("stanford", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    own = {"auto_map": {"AutoModel": "org/code--modeling_own.OwnBertModel"}}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    hub.add("org/code", tmp_path / "code")
+    hub.add("org/elsewhere", folder)
+    options = {"trust_remote_code": True, "cache_dir": tmp_path / "cache"}
+    shown = away(_shown, "org/elsewhere", **options)
+    assert "runs code of org/code as it is on the default branch there" in shown
+    assert list((tmp_path / "cache").rglob("modeling_own.py"))
+    hub.sent.clear()
+    assert away(_query_length, "org/elsewhere", local_files_only=True, **options) == 16
+    assert hub.sent == []

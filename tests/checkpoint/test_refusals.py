@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 import checkpoints
 from colbert_integrations import ColBERT
+from colbert_integrations.encoder import backbone as backbones
 from colbert_integrations.errors import (
     CheckpointError,
     MissingWeightsError,
@@ -112,8 +116,29 @@ def test_an_encoder_decoder(stanford: Path) -> None:
         load(stanford)
 
 
+def test_quantised_weights(stanford: Path) -> None:
+    edit(stanford / "config.json", quantization_config={"quant_method": "fp8"})
+    with pytest.raises(UnsupportedCheckpointError, match="stores quantised weights.*that they were made of"):
+        load(stanford)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(("layout", "file"), [("stanford", ""), ("pylate", "1_Dense/"), ("bge", "colbert_linear.pt")])
+def test_a_quantised_head(layout: str, file: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    path = checkpoints.build(layout, tmp_path)
+    if layout == "bge":
+        head = torch.load(path / file)
+        torch.save({**head, "weight": head["weight"].to(dtype)}, path / file)
+    else:
+        tensors = load_file(path / f"{file}model.safetensors")
+        tensors["linear.weight"] = tensors["linear.weight"].to(dtype)
+        save_file(tensors, path / f"{file}model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedCheckpointError, match=rf"stores its head .*linear\.weight\) as {dtype}"):
+        load(path)
+
+
 def test_architectures_and_kinds_that_are_null_or_false_are_no_reason(stanford: Path) -> None:
-    edit(stanford / "config.json", architectures=None, is_encoder_decoder=False)
+    edit(stanford / "config.json", architectures=None, is_encoder_decoder=False, quantization_config=None)
     assert load(stanford).dim == checkpoints.DIM
 
 
@@ -172,6 +197,21 @@ def test_alibi_positions_on_a_class_with_a_table(stanford: Path) -> None:
         load(stanford)
 
 
+@pytest.mark.parametrize("version", ["4.57.3", "5.0.0"])
+@pytest.mark.parametrize("said", [{}, {"global_rope_theta": 160_000.0}])
+def test_rotary_bases_that_an_old_transformers_does_not_read(
+    version: str, said: dict[str, float], pylate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases = {kind: {"rope_type": "default", "rope_theta": 5e3} for kind in ("full_attention", "sliding_attention")}
+    edit(pylate / "config.json", rope_parameters=bases, **said)
+    monkeypatch.setattr("transformers.__version__", version)
+    if version.startswith("4") and not said:
+        with pytest.raises(UnsupportedCheckpointError, match=r"transformers 4\.57\.3 does not read.*transformers>=5'"):
+            load(pylate)
+    else:
+        assert load(pylate).dim == checkpoints.DIM
+
+
 @checkpoints.needs_jina
 def test_rotary_weights_under_another_kind_of_position(tmp_path: Path) -> None:
     checkpoints.jina(tmp_path, position_embedding_type="absolute")
@@ -212,3 +252,33 @@ def test_remote_code_without_consent(stanford: Path) -> None:
 def test_flash_attention_with_expansion_that_nobody_sees(stanford: Path) -> None:
     with pytest.raises(ValueError, match="drops tokens that nobody attends to"):
         load(stanford, attn_implementation="flash_attention_2")
+
+
+def test_flash_attention_that_transformers_or_the_files_chose(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_backbone(*arguments: Any) -> Any:
+        backbone = backbones.load_backbone(*arguments)
+        backbone.config._attn_implementation = "kernels-community/vllm-flash-attn3"
+        return backbone
+
+    monkeypatch.setattr("colbert_integrations.encoder.load.load_backbone", load_backbone)
+    with pytest.raises(ValueError, match=r"vllm-flash-attn3' drops tokens.*pass attn_implementation='sdpa'"):
+        load(checkpoint("stanford_deberta"))
+    load(checkpoint("stanford_deberta"), query_expansion=False)  # nothing that it would drop
+
+
+@pytest.mark.parametrize(("layout", "passed"), [("pylate", "sdpa"), ("stanford", None)])
+def test_transformers_is_not_left_to_choose_for_modernbert(
+    layout: str, passed: str | None, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, original = [], AutoModel.from_pretrained
+
+    def from_pretrained(*arguments: Any, **options: Any) -> Any:
+        seen.append(options.get("attn_implementation"))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", from_pretrained)
+    load(checkpoint(layout))
+    load(checkpoint(layout), attn_implementation="eager")
+    assert seen == [passed, "eager"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -461,10 +463,25 @@ def test_xmod_speaks_the_language_it_is_told(checkpoint: Build) -> None:
     english, default, german = (load(checkpoint("xmod"), language=code) for code in ("en_XX", None, "de_DE"))
     assert torch.equal(english.encode_query("a").values, default.encode_query("a").values)
     assert not torch.allclose(english.encode_query("a").values, german.encode_query("a").values, atol=1e-3)
+    assert [model.spec.language for model in (english, default, german)] == ["en_XX", "en_XX", "de_DE"]
     with pytest.raises(InputError, match=r"\['de_DE', 'en_XX'\]"):
         load(checkpoint("xmod"), language="fr_FR")
     with pytest.raises(InputError, match="has no languages"):
         load(checkpoint("stanford"), language="en_XX")
+
+
+@pytest.mark.parametrize("languages", [["en_XX", "de_DE"], ["de_DE"]])
+def test_a_language_is_not_guessed(languages: list[str], checkpoint: Build, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint("xmod"), tmp_path / "xmod")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "languages": languages, "default_language": None}))
+    if len(languages) == 1:
+        expected = load(checkpoint("xmod"), language="de_DE").encode_query("a").values
+        assert torch.equal(load(folder).encode_query("a").values, expected)
+    else:
+        with pytest.raises(InputError, match=r"no default language: pass language=, one of \['de_DE', 'en_XX'\]"):
+            load(folder)
+        assert load(folder, language="de_DE").spec.language == "de_DE"
 
 
 @pytest.mark.gpu
