@@ -71,19 +71,21 @@ ROOMS = {
         ".kernel",
         ".observing",
         ".progress",
+        ".transfer",
         ".triton_check",
     }
     | {"numpy", "tokenizers", "torch", "transformers", "triton"},
     "kernel": {"colbert_integrations_kernel", "torch"},
     "scoring": {".autocast", ".cpu", ".cuda_graphs", ".embeddings", ".errors", ".kernel", ".triton_check"}
     | {"torch", "triton"},
+    "transfer": {"numpy", "torch"},
     "triton_check": {"torch"},
     "pooling": {".autocast", ".checks", ".embeddings", ".errors", "numpy", "scipy", "torch"},
     "explain": {".autocast", ".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
     "model": {*CORE, "torch"},
     # It sees embeddings, never texts to encode.
     "index": {".autocast", ".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".progress"}
-    | {".scoring", ".worker", "filelock", "numpy", "safetensors", "torch"},
+    | {".scoring", ".transfer", ".worker", "filelock", "numpy", "safetensors", "torch"},
     "qdrant": {".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},
