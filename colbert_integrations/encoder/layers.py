@@ -90,10 +90,19 @@ class Layers:
 
     Args:
         linear: Makes its linear layers.
+
+    Attributes:
+        few_sizes: Whether a linear layer that was made is better given few numbers of rows; see ``Linear``.
     """
 
     def __init__(self, linear: MakeLinear) -> None:
-        self.linear = linear
+        self._linear, self.few_sizes = linear, False
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> Linear:
+        """Make a linear layer; see ``Linear``."""
+        made = self._linear(weight, bias, activation)
+        self.few_sizes = self.few_sizes or made.few_sizes
+        return made
 
     def norm(self, module: Any, dtype: torch.dtype) -> Norm:
         """Make a norm of a ``LayerNorm``, for linear layers that read ``dtype``."""

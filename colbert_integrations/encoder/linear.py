@@ -39,7 +39,13 @@ class Linear:
         weight: ``(out_features, in_features)``.
         bias: ``(out_features,)``, or None.
         activation: What follows.
+
+    Attributes:
+        few_sizes: Whether few numbers of rows are better on a CPU than exact ones: torch's libraries may compile code
+            for each, and keep it.
     """
+
+    few_sizes = True
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> None:
         self.weight, self.bias, self.activation = weight, bias, activation
@@ -100,6 +106,8 @@ class CompiledLinear(Linear):
         activation: What follows.
     """
 
+    few_sizes = False
+
     def __init__(
         self, kernel: Kernel, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none"
     ) -> None:
@@ -124,6 +132,7 @@ class WidenedLinear(Linear):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> None:
         super().__init__(weight[:0].clone(), bias, activation)
         self._wide = linear_maker(torch.float32)(weight.float(), None if bias is None else bias.float(), activation)
+        self.few_sizes = self._wide.few_sizes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(tokens, in_features)`` to ``(tokens, out_features)``."""
@@ -145,6 +154,7 @@ class Int8Linear(Linear):
         super().__init__(codes[:0].clone(), bias, activation)
         if kernel is not None and kernel.supports(Arithmetic.INT8, dim=Arithmetic.INT8.coordinates):
             self._rounded: Callable[[torch.Tensor], torch.Tensor] = NativeLinear(kernel, codes, bias, activation, steps)
+            self.few_sizes = False
         else:
             self._rounded = _RoundedByTorch(codes, steps, bias, activation)
 

@@ -146,9 +146,25 @@ def test_few_sizes_occur_and_filling_up_to_them_adds_little(backbone: Any) -> No
     assert sum(sizes) < 1.03 * sum(tokens)
 
 
-def sizes_run(backbone: Any, tokens: Iterable[int]) -> list[int]:
+def test_a_batch_is_not_filled_up_for_layers_that_take_any_size(backbone: Any) -> None:
+    assert sizes_run(backbone, [1, 9, 250], few_sizes=False) == [1, 9, 250]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.usefixtures("implementation")
+def test_the_kernels_linear_layers_take_any_size(dtype: torch.dtype) -> None:
+    layers = choose_layers(CPU, dtype)
+    assert not layers.few_sizes
+    made = layers.linear(torch.ones(8, 8, dtype=torch.float32 if dtype == torch.int8 else dtype), None, "none")
+    by_kernel = isinstance(vars(vars(made).get("_wide", made)).get("_rounded"), NativeLinear)
+    by_kernel = by_kernel or isinstance(vars(made).get("_wide", made), CompiledLinear)
+    assert layers.few_sizes is not by_kernel
+
+
+def sizes_run(backbone: Any, tokens: Iterable[int], *, few_sizes: bool = True) -> list[int]:
     """How many rows a model's layers see of batches of so many tokens."""
     forward, seen = PackedForward(backbone, nn.Identity(), torch.float32), list[int]()
+    forward._few_sizes = few_sizes
 
     def model(ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
         assert len(ids) == len(positions) == runs.bounds[-1]
