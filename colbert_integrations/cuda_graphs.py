@@ -115,7 +115,8 @@ class CudaRecorder:
     def _give_up(self, number: int) -> None:
         """End all recordings on the shared stream if this was the last one in use.
 
-        Called wherever an object happens to go, so it waits for no lock: who records has one in use anyway.
+        Called wherever an object happens to go, so it waits for no lock: who records here has one in use anyway, and
+        after who records on another device they end the next time.
         """
         self._given_up.append(self._used.pop(number))
         if _RECORDING.acquire(blocking=False):
