@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from threading import Lock
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 
@@ -77,26 +77,23 @@ class CudaRecorder:
     def _record(self, work: Callable[[], Out], alone: bool) -> tuple[Callable[[], object], Out]:
         graph = torch.cuda.CUDAGraph()
         if alone:
-            return graph.replay, self._capture(graph, work, torch.cuda.graph_pool_handle(), self._stream_alone)
+            return graph.replay, self._capture(graph, work, alone)
         number = next(self._numbers)
         self._used[number] = graph
         try:
-            out = self._capture(graph, work, self._shared, self._stream)
+            out = self._capture(graph, work, alone)
         except BaseException:
-            # Nothing ends a pool for pinned memory (torch 2.11 and 2.12): this one can't be begun again.
-            self._shared = torch.cuda.graph_pool_handle()
             self._give_up(number)
             raise
         replay = _Replay(graph)
         weakref.finalize(replay, self._give_up, number).atexit = False
         return replay, out
 
-    def _capture(
-        self, graph: torch.cuda.CUDAGraph, work: Callable[[], Out], pool: Any, stream: torch.cuda.Stream
-    ) -> Out:
-        callers = torch.cuda.current_stream(self._device)
+    def _capture(self, graph: torch.cuda.CUDAGraph, work: Callable[[], Out], alone: bool) -> Out:
+        stream, callers = self._stream_alone if alone else self._stream, torch.cuda.current_stream(self._device)
         # A context around torch's own, which leaves the thread on the stream where recording fails.
         with _RECORDING, torch.cuda.stream(stream):
+            pool = torch.cuda.graph_pool_handle() if alone else self._shared
             stream.wait_stream(callers)
             with self._turn:  # it multiplies in the memory of this stream, as recordings do that are launched meanwhile
                 stream.wait_event(self._done)
@@ -110,6 +107,9 @@ class CudaRecorder:
                 # torch would take it for ever that a recording goes on, and free nothing.
                 with suppress(Exception):
                     torch._C._cuda_endAllocateToPool(self._device.index, pool)
+                # Nothing ends it for pinned memory (torch 2.11 and 2.12): this pool can't be begun again.
+                if not alone:
+                    self._shared = torch.cuda.graph_pool_handle()
                 raise
 
     def _give_up(self, number: int) -> None:

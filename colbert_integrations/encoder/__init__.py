@@ -5,9 +5,9 @@ transformer and refuses a wrong one, ``forward.py`` runs any of them on token id
 BERT, RoBERTa and ModernBERT, with the models in ``packed_models.py`` and what they are made of in ``layers.py``,
 ``linear.py``, ``attention.py`` and ``runs.py``; the compiled kernel does it in ``compiled_layers.py`` and
 ``native_linear.py``; on a GPU it is in ``fused.py`` and ``gpu_attention.py`` by the Triton kernels of
-``triton_layers.py``, and in ``graphs.py`` for one short text. ``encoder.py``
-joins it all, ``batching.py`` cuts work into batches and windows, and ``merging.py`` lets calls at the same time share
-batches. ``remote.py`` is where servers step in.
+``triton_layers.py``, and in ``graphs.py`` for one short text. ``encoder.py`` joins it all, ``batching.py`` cuts work
+into batches and windows, and ``merging.py`` lets calls at the same time share batches. ``remote.py`` is where servers
+step in.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _MODELS: dict[str, type[PackedModel]] = {
     "xlm-roberta": PackedRoberta,
 }
 # To one of these sizes a batch is filled up where linear layers want few of them, with texts of one token; see
-# ``next_size``. It costs 2% on average, but a query of 6 to 17 tokens 15 to 35%.
+# ``next_size``. It costs 2% on average, but a query of 6 to 17 tokens up to 30%.
 _SIZES = 16
 _FILLER = TokenSequence([0], 1, [], [None])
 
