@@ -27,7 +27,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
 
 from colbert_integrations.encoder import TokenSequence, TorchForward
-from colbert_integrations.encoder.packed import PackedForward, can_pack
+from colbert_integrations.encoder.packed.forward import PackedForward, can_pack
 
 RESULTS = records.HERE / "results" / "gpu_encoding.csv"
 BATCH_TOKENS, LONGEST, MEDIAN_TOKENS, VOCABULARY = 32_768, 300, 166, 30_000

@@ -125,7 +125,7 @@ def ours_graph(asked: torch.Tensor, parts: Sequence[Corpus]) -> list[Call]:
 
 def _stacked(asked: torch.Tensor, dtype: torch.dtype) -> object:
     from colbert_integrations import TokenEmbeddings
-    from colbert_integrations.scoring.gpu import TritonQueries
+    from colbert_integrations.scoring.triton import TritonQueries
 
     bounds = torch.arange(len(asked) + 1) * QUERY_TOKENS
     return TritonQueries(TokenEmbeddings(asked.reshape(-1, DIM), bounds), dtype)

@@ -210,10 +210,10 @@ def test_every_room_is_in_the_table() -> None:
     assert {room_of(path) for path in MODULES} == set(ROOMS)
 
 
-@pytest.mark.parametrize("room", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
-def test_a_room_names_its_files_in_its_docstring(room: str) -> None:
-    said = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or ""
-    files = {path.name for path in (PACKAGE / room).glob("*.py")} - {"__init__.py"}
+@pytest.mark.parametrize("room", sorted(PACKAGE.glob("*/**/__init__.py")), ids=module_of)
+def test_a_room_names_its_files_in_its_docstring(room: Path) -> None:
+    said = ast.get_docstring(ast.parse(room.read_text())) or ""
+    files = {path.name for path in room.parent.glob("*.py")} - {"__init__.py"}
     assert set(re.findall(r"``(\w+\.py)``", said)) == files
 
 

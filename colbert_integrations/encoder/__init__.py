@@ -1,13 +1,9 @@
 """Texts to TokenEmbeddings: tokenise without state, batch by a token budget, run the backbone, keep what counts.
 
 ``load.py`` makes an encoder of a checkpoint. ``tokens.py`` makes token sequences from texts, ``backbone.py`` loads the
-transformer and refuses a wrong one, ``forward.py`` runs any of them on token ids. ``packed.py`` does so faster for
-BERT, RoBERTa and ModernBERT, with the models in ``packed_models.py`` and what they are made of in ``layers.py``,
-``linear.py``, ``attention.py`` and ``runs.py``; the compiled kernel does it in ``compiled_layers.py`` and
-``native_linear.py``; on a GPU it is in ``fused.py`` and ``gpu_attention.py`` by the Triton kernels of
-``triton_layers.py``, and in ``graphs.py`` for one short text. ``encoder.py`` joins it all, ``batching.py`` cuts work
-into batches and windows, and ``merging.py`` lets calls at the same time share batches. ``remote.py`` is where servers
-step in.
+transformer and refuses a wrong one, ``forward.py`` runs any of them on token ids; the room ``packed`` does so faster
+for BERT, its kin and ModernBERT. ``encoder.py`` joins it all, ``batching.py`` cuts work into batches and windows, and
+``merging.py`` lets calls at the same time share batches. ``remote.py`` is where servers step in.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The one door to scoring: checks what it is given, then hands it to the implementation that fits.
 
 ``reference.py`` is the definition in plain loops; ``ragged.py`` goes through a batch block by block, and ``stacked.py``
-scores a block: on a CPU by the compiled kernel (``native.py``) where it is installed, else by oneDNN (``onednn.py``)
-where torch has it; on a GPU by the Triton kernel (``gpu.py``, ``triton_kernel.py``) where it fits; else by torch's own
-operations. ``blocks.py`` says in which forms documents are scored. Stores use ``stacked.py`` too, on blocks of their
-own.
+scores a block: on a CPU by the compiled kernel (``compiled.py``) where it is installed, else by oneDNN (``onednn.py``)
+where torch has it; on a GPU by the Triton kernels (``triton.py``, ``triton_kernels.py``) where they fit; else by
+torch's own operations. ``blocks.py`` says in which forms documents are scored. Stores use ``stacked.py`` too, on
+blocks of their own.
 """
 
 from __future__ import annotations

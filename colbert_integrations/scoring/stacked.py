@@ -9,9 +9,9 @@ from .. import kernel as compiled
 from ..embeddings import TokenEmbeddings
 from ..kernel import STORAGES, Arithmetic, Kernel
 from .blocks import Documents, as_int8, take_maxima
-from .gpu import TritonQueries, supports
-from .native import NativeQueries, bounds_of
+from .compiled import CompiledQueries, bounds_of
 from .onednn import OneDNNQueries, is_available
+from .triton import TritonQueries, supports
 
 __all__ = ["StackedQueries", "engine_for"]
 
@@ -41,8 +41,8 @@ class StackedQueries:
         self.values = queries.values.to(dtype)  # (query_tokens, dim)
         on_cpu = self.values.device.type == "cpu" and dtype == torch.float32 and self.values.numel() > 0
         self._kernel = compiled.load() if on_cpu else None
-        self._native: dict[Arithmetic, NativeQueries] = {}
-        self._native_codes: NativeQueries | None = None
+        self._compiled: dict[Arithmetic, CompiledQueries] = {}
+        self._compiled_codes: CompiledQueries | None = None
         self._triton: dict[torch.dtype, TritonQueries] = {}
         self._onednn = OneDNNQueries(self.values) if on_cpu and self._kernel is None and is_available() else None
         self._onednn_codes: OneDNNQueries | None = None
@@ -77,7 +77,7 @@ class StackedQueries:
             tokens. A NaN in a vector makes its scores NaN.
         """
         dtype = rows.dtype if isinstance(rows, torch.Tensor) else rows[0].dtype
-        queries = self._native_for(dtype, scaled=row_scales is not None)
+        queries = self._compiled_for(dtype, scaled=row_scales is not None)
         if queries is not None:
             return queries.score(rows, lengths, row_scales=row_scales)
         if self._onednn is not None:
@@ -106,7 +106,7 @@ class StackedQueries:
             too, which is what makes it approximate.
         """
         if self._kernel is not None:
-            return self._native_int8(self._kernel).score(codes, lengths, document_steps=steps)
+            return self._compiled_int8(self._kernel).score(codes, lengths, document_steps=steps)
         if self._on_gpu(torch.int8):
             return self._triton_for(torch.int8).score(
                 codes.contiguous(), bounds_of(lengths), steps.float().contiguous()
@@ -132,7 +132,7 @@ class StackedQueries:
             self._triton[dtype] = TritonQueries(self._queries, dtype)
         return self._triton[dtype]
 
-    def _native_for(self, dtype: torch.dtype, *, scaled: bool) -> NativeQueries | None:
+    def _compiled_for(self, dtype: torch.dtype, *, scaled: bool) -> CompiledQueries | None:
         """The queries for the kernel, in the arithmetic that is best for documents of a dtype."""
         kernel = self._kernel
         if kernel is None or dtype not in STORAGES:
@@ -140,18 +140,18 @@ class StackedQueries:
         direct = dtype == torch.bfloat16 and not scaled
         direct = direct and kernel.supports(Arithmetic.BFLOAT16, self.values.shape[1])
         arithmetic = Arithmetic.BFLOAT16 if direct else Arithmetic.FLOAT32
-        if arithmetic not in self._native:
-            self._native[arithmetic] = NativeQueries(kernel, self.values, self.lengths, arithmetic)
-        return self._native[arithmetic]
+        if arithmetic not in self._compiled:
+            self._compiled[arithmetic] = CompiledQueries(kernel, self.values, self.lengths, arithmetic)
+        return self._compiled[arithmetic]
 
-    def _native_int8(self, kernel: Kernel) -> NativeQueries:
-        if self._native_codes is None:
+    def _compiled_int8(self, kernel: Kernel) -> CompiledQueries:
+        if self._compiled_codes is None:
             codes, steps = self._as_int8()
             # Below 2**24 for any dim up to 1,040, so float32 holds the products of codes exactly too.
             direct = kernel.supports(Arithmetic.INT8, codes.shape[1])
             arithmetic = Arithmetic.INT8 if direct else Arithmetic.FLOAT32
-            self._native_codes = NativeQueries(kernel, codes, self.lengths, arithmetic, steps)
-        return self._native_codes
+            self._compiled_codes = CompiledQueries(kernel, codes, self.lengths, arithmetic, steps)
+        return self._compiled_codes
 
     # ---------------------------------------------------------------------------------------------------- torch
 

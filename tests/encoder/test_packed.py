@@ -20,20 +20,21 @@ import checkpoints
 from colbert_integrations import ColBERT, cpu
 from colbert_integrations import kernel as compiled
 from colbert_integrations.encoder.forward import TorchForward
-from colbert_integrations.encoder.layers import Layers, Turns
-from colbert_integrations.encoder.linear import (
+from colbert_integrations.encoder.packed.compiled_product import CompiledProduct
+from colbert_integrations.encoder.packed.forward import PackedForward, can_pack, choose_layers
+from colbert_integrations.encoder.packed.layers import Layers, Rotary
+from colbert_integrations.encoder.packed.linear import (
     Activation,
     CompiledLinear,
     Int8Linear,
     Linear,
     PrepackedLinear,
+    TorchLinear,
     WidenedLinear,
     _has_onednn,
     linear_maker,
 )
-from colbert_integrations.encoder.native_linear import NativeLinear
-from colbert_integrations.encoder.packed import PackedForward, can_pack, choose_layers
-from colbert_integrations.encoder.runs import Run, Runs
+from colbert_integrations.encoder.packed.runs import Run, Runs
 from colbert_integrations.encoder.tokens import TokenSequence
 from colbert_integrations.errors import InputError
 from colbert_integrations.kernel import Kernel
@@ -113,7 +114,7 @@ def test_equals_the_padded_pass(backbone: Any, lengths: list[tuple[int, bool]], 
     # What float32 errs here is what the padded pass errs; layers amplify it, so no number would say it.
     bound = 8 * (TorchForward(backbone, nn.Identity(), CPU)(sequences) - exact).abs().max().item() + 1e-6
     packed, plain = (PackedForward(backbone, nn.Identity(), torch.float32) for _ in range(2))
-    plain._model = type(plain._model)(backbone, Layers(Linear))
+    plain._model = type(plain._model)(backbone, Layers(TorchLinear))
     for forward in (packed, plain):
         torch.testing.assert_close(forward(sequences).double(), exact, rtol=0, atol=bound)
 
@@ -156,7 +157,7 @@ def test_the_kernels_linear_layers_take_any_size(dtype: torch.dtype) -> None:
     layers = choose_layers(CPU, dtype)
     assert not layers.few_sizes
     made = layers.linear(torch.ones(8, 8, dtype=torch.float32 if dtype == torch.int8 else dtype), None, "none")
-    by_kernel = isinstance(vars(vars(made).get("_wide", made)).get("_rounded"), NativeLinear)
+    by_kernel = isinstance(vars(vars(made).get("_wide", made)).get("_rounded"), CompiledProduct)
     by_kernel = by_kernel or isinstance(vars(made).get("_wide", made), CompiledLinear)
     assert layers.few_sizes is not by_kernel
 
@@ -178,11 +179,11 @@ def sizes_run(backbone: Any, tokens: Iterable[int], *, few_sizes: bool = True) -
     return seen
 
 
-def attend(mixed: torch.Tensor, runs: Runs, window: int | None = None, turns: Turns | None = None) -> torch.Tensor:
+def attend(mixed: torch.Tensor, runs: Runs, window: int | None = None, turns: Rotary | None = None) -> torch.Tensor:
     return choose_layers(CPU, torch.float32).attend(mixed.clone(), runs, window, turns)
 
 
-def turned(x: torch.Tensor, turns: Turns) -> torch.Tensor:
+def turned(x: torch.Tensor, turns: Rotary) -> torch.Tensor:
     """Queries or keys, ``(tokens, heads, head_dim)``, as complex numbers of coordinates half a row apart."""
     left, right = x.double().chunk(2, dim=-1)
     cosines, sines = (side[:, 0].double() for side in turns)
@@ -279,9 +280,6 @@ def test_attention_does_not_hide_a_key_that_is_not_a_number(place: int, dtype: t
 class Given(Linear):
     """A linear layer that gives what it is given."""
 
-    def __init__(self) -> None:
-        super().__init__(torch.empty(0), None)
-
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
@@ -311,9 +309,9 @@ def test_norms_are_their_formula(
     variance = (added - added.mean(1, keepdim=True)).square().mean(1, keepdim=True)
     share = (variance + module.eps).rsqrt() * module.weight.abs().max()
     bound = 8 * 2**-24 * (added.abs().amax(1, keepdim=True) * share + 1)
-    total, normed = norm.beside_sum(Given(), left, right)
+    total, normed = norm.pre_norm(Given(), left, right)
     torch.testing.assert_close(total, left.float() + right, rtol=0, atol=0)
-    stream, read = norm.of_sum(Given(), left, right)
+    stream, read = norm.post_norm(Given(), left, right)
     assert (normed.dtype, stream.dtype, read.dtype) == (dtype, torch.float32, dtype)
     assert ((stream.double() - exact).abs() <= bound).all()
     for rounded in (normed, read):
@@ -330,7 +328,7 @@ def test_norms_keep_nan_in_its_row_and_take_rows_of_one_number(dtype: torch.dtyp
     module.bias.fill_(0.5)
     left, right = torch.full((4, 40), 7.0, dtype=dtype), torch.zeros(4, 40)
     left[2, 39] = float("nan")
-    for normed in choose_layers(CPU, torch.float32).norm(module, dtype).of_sum(Given(), left, right):
+    for normed in choose_layers(CPU, torch.float32).norm(module, dtype).post_norm(Given(), left, right):
         assert normed[2].isnan().all()
         assert normed[[0, 1, 3]].tolist() == [[0.5] * 40] * 3
 
@@ -344,7 +342,7 @@ def test_linear_layers_agree(make: type[Linear], dtype: torch.dtype, activation:
     generator = torch.Generator().manual_seed(0)
     weight, bias, x = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((24, 40), (24,), (7, 40)))
     other = torch.randn(7, 24, generator=generator).to(dtype)
-    plain = Linear(weight.float(), bias.float(), activation)
+    plain = TorchLinear(weight.float(), bias.float(), activation)
     packed = make(weight, bias, activation)
     # One rounding of values up to 30 to 8 bits, and the sum once more.
     bound = 1e-4 if dtype == torch.float32 else 30 * 2**-7
@@ -354,7 +352,7 @@ def test_linear_layers_agree(make: type[Linear], dtype: torch.dtype, activation:
         both = plain.times(x.float(), other.float())
         torch.testing.assert_close(packed.times(x, other).float(), both, rtol=2**-6, atol=2 * bound)
     bare = make(weight, None, activation)(x).float()
-    torch.testing.assert_close(bare, Linear(weight.float(), None, activation)(x.float()), rtol=0, atol=bound)
+    torch.testing.assert_close(bare, TorchLinear(weight.float(), None, activation)(x.float()), rtol=0, atol=bound)
 
 
 ACTIVATIONS: list[Activation] = ["none", "gelu", "gelu_tanh", "relu"]
@@ -377,7 +375,7 @@ def test_layers_of_the_kernel_are_their_formula(
     weight, bias, x, factors = (torch.randn(*shape, generator=generator) for shape in shapes)
     offset = bias if biased else None
     layer = CompiledLinear(kernel, weight, offset, activation)
-    exact = Linear(weight.double(), bias.double() if biased else None, activation)(x.double())
+    exact = TorchLinear(weight.double(), bias.double() if biased else None, activation)(x.double())
     sizes = x.abs().double() @ weight.abs().double().T + (bias.abs() if biased else 0)
     # Sums of random numbers err by the root of their number (Higham & Mary 2019, SIAM J. Sci. Comput. 41), which an
     # activation enlarges by 1.13 at most; and what the activation errs.
@@ -401,10 +399,10 @@ def test_what_comes_of_a_token_does_not_depend_on_its_batch(kernel: Kernel, coun
 @pytest.mark.parametrize(("activation", "infinite"), [("gelu", "nan"), ("gelu_tanh", "nan"), ("relu", "0.0")])
 def test_activations_of_the_kernel_err_by_roundings(kernel: Kernel, activation: Activation, infinite: str) -> None:
     x = torch.linspace(-14, 14, 4001)[:, None]
-    exact = Linear(torch.ones(1, 1).double(), None, activation)(x.double())
+    exact = TorchLinear(torch.ones(1, 1).double(), None, activation)(x.double())
     if activation == "gelu":  # by erfc: torch's 1 + erf has no digits left where x is negative
         exact = x.double() * torch.special.erfc(-x.double() / 2**0.5) / 2
-    act = NativeLinear(kernel, torch.ones(40, 1), None, activation)  # 40: whole vectors and single numbers
+    act = CompiledProduct(kernel, torch.ones(40, 1), None, activation)  # 40: whole vectors and single numbers
     assert ((act(x).double() - exact).abs() <= 2**-23 * exact.abs() + 2**-24).all()
     rest = act(torch.tensor([[0.0], [-0.0], [1e30], [-1e30], [float("inf")], [float("-inf")], [float("nan")]]))
     for column in rest.T.tolist():
@@ -426,7 +424,7 @@ def test_on_arm_linear_layers_are_torchs_own(dtype: torch.dtype, machine: str, m
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(cpu, "multiplies", lambda dtype: True)
     monkeypatch.setattr(compiled, "load", lambda: None)
-    assert linear_maker(dtype) is Linear
+    assert linear_maker(dtype) is TorchLinear
 
 
 def test_a_cpu_without_bfloat16_multiplies_it_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,7 +457,7 @@ def test_int8_layers_round_each_token_and_each_output_once(
     weight, bias, x = (torch.randn(*shape, generator=generator) for shape in shapes)
     x[0] *= 1000  # an outlier that is no other token's concern
     for offset in (bias, None):
-        actual, exact = Int8Linear(weight, offset, activation)(x), Linear(weight, offset, activation)(x)
+        actual, exact = Int8Linear(weight, offset, activation)(x), TorchLinear(weight, offset, activation)(x)
         row_steps, column_steps = x.abs().amax(1, keepdim=True) / 127, weight.abs().amax(1) / 127
         # Half a step of one side for each product, by the largest of the other side, and what float32 rounds; no
         # activation is steeper than 1.13.

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, ModernBertConfig
 import checkpoints
 from colbert_integrations.cuda_graphs import CudaRecorder
 from colbert_integrations.encoder.forward import TorchForward
-from colbert_integrations.encoder.packed import PackedForward, can_pack
+from colbert_integrations.encoder.packed.forward import PackedForward, can_pack
 from colbert_integrations.encoder.tokens import TokenSequence
 
 pytestmark = pytest.mark.gpu
@@ -164,10 +164,10 @@ def test_a_forward_pass_never_waits_for_the_device(
 @pytest.mark.parametrize("kind", checkpoints.PACKED)
 def test_a_new_batch_compiles_nothing_new(kind: str) -> None:
     pytest.importorskip("triton", reason="needs triton")
-    from colbert_integrations.encoder import triton_layers
+    from colbert_integrations.encoder.packed import triton_kernels
 
     forward, counts = packed(backbone(kind), torch.bfloat16), []
-    kernels = [getattr(triton_layers, name) for name in triton_layers.__all__]
+    kernels = [getattr(triton_kernels, name) for name in triton_kernels.__all__]
     for lengths in ([1], [16], [17, 3], [300] * 9, [77, 64, 5]):
         forward(sequences(*[(n, n) for n in lengths]))
         counts.append([len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels])

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from colbert_integrations import TokenEmbeddings, maxsim
-from colbert_integrations.scoring import StackedQueries, gpu
-from colbert_integrations.scoring.gpu import TritonQueries
+from colbert_integrations.scoring import StackedQueries
+from colbert_integrations.scoring import triton as triton_scoring
+from colbert_integrations.scoring.triton import TritonQueries
 
 pytestmark = pytest.mark.gpu
 
@@ -55,7 +56,7 @@ def expected_scores(queries: TokenEmbeddings, documents: TokenEmbeddings) -> tor
 
 
 def needs_support(dim: int, dtype: torch.dtype) -> None:
-    if not gpu.supports(dim, dtype, torch.device("cuda")):
+    if not triton_scoring.supports(dim, dtype, torch.device("cuda")):
         pytest.skip(f"needs triton and a CUDA device that takes {dtype}: compute capability 8.0, or 8.9 for float8")
 
 
@@ -112,7 +113,7 @@ def test_scoring_never_waits_for_the_device(dtype: torch.dtype, no_waiting: NoWa
 
 def test_a_new_shape_compiles_nothing_new() -> None:
     needs_support(128, torch.float16)
-    from colbert_integrations.scoring.triton_kernel import maxsim_kernel
+    from colbert_integrations.scoring.triton_kernels import maxsim_kernel
 
     queries, compiled = TritonQueries(unit([32], 128, 0).to("cuda"), torch.float16), []
     for count in (1, 16, 17, 1000, 20_000):

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import interpreted
 from colbert_integrations import TokenEmbeddings
 from colbert_integrations.errors import InputError, ShapeError
-from colbert_integrations.scoring import gpu
-from colbert_integrations.scoring.gpu import TritonQueries
+from colbert_integrations.scoring import triton as triton_scoring
 from colbert_integrations.scoring.reference import reference_maxsim
+from colbert_integrations.scoring.triton import TritonQueries
 from test_maxsim import float32_bound, unit_matrices
 
 DEVICE = str(interpreted.DEVICE)
@@ -27,9 +27,9 @@ FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 
 @pytest.fixture(scope="module", autouse=True)
 def interpreter() -> Iterator[None]:
-    from colbert_integrations.scoring import triton_kernel
+    from colbert_integrations.scoring import triton_kernels
 
-    with interpreted.interpreted(triton_kernel):
+    with interpreted.interpreted(triton_kernels):
         yield
 
 
@@ -141,7 +141,7 @@ def test_wide_rows_are_cut_into_chunks(dim: int) -> None:
 @pytest.mark.parametrize("programs", [1, 7, 10**6])
 def test_how_documents_are_dealt_out_does_not_matter(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     queries, documents = unit_matrices([3], 16, 1), unit_matrices([*range(35), 0, 0], 16, 2)
-    monkeypatch.setattr(gpu, "_FEWEST_PROGRAMS", programs)
+    monkeypatch.setattr(triton_scoring, "_FEWEST_PROGRAMS", programs)
     steps = torch.linspace(0.5, 1, len(documents))
     expected = reference_maxsim(queries, documents) * steps
     actual = scored(queries, documents, steps.to(DEVICE))
@@ -171,7 +171,7 @@ def test_addresses_go_beyond_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("held", [1, 10, 10**6])
 def test_top_k_in_blocks_equals_sorting_all(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_SCORES", held)
+    monkeypatch.setattr(triton_scoring, "_SCORES", held)
     rows = packed(codes([3, 0, 5, 1, 9, 2, 4], 32, 1))
     steps = torch.linspace(0.5, 2, 7).to(DEVICE)
     queries = TritonQueries(packed(unit_matrices([4, 3], 32, 2)), torch.int8)
@@ -190,7 +190,7 @@ def test_the_best_of_few_are_those_of_a_stable_sort(documents: int, k: int) -> N
     scores = torch.randn(3, documents, generator=torch.Generator().manual_seed(documents))
     scores[1] = scores[1].round()  # many are equal, 0 and -0 too
     scores[0, documents // 2], scores[2, -1], scores[2, 0] = float("nan"), -float("nan"), float("-inf")
-    best, positions = gpu._top_k(scores.to(DEVICE), k)
+    best, positions = triton_scoring._top_k(scores.to(DEVICE), k)
     expected, order = scores.sort(dim=1, descending=True, stable=True)
     torch.testing.assert_close(best.cpu(), expected[:, :k], rtol=0, atol=0, equal_nan=True)
     assert torch.equal(positions.cpu(), order[:, :k])
@@ -225,9 +225,9 @@ def test_refuses_what_does_not_fit() -> None:
 
 
 def test_plain_torch_serves_other_devices_and_forms() -> None:
-    assert not gpu.supports(128, torch.float16, torch.device("cpu"))
-    assert not gpu.supports(128, torch.float16, torch.device("mps"))
-    assert [gpu.fits(dim, torch.float16) for dim in (0, 16, 24, 128, 1024, 1040)] == [
+    assert not triton_scoring.supports(128, torch.float16, torch.device("cpu"))
+    assert not triton_scoring.supports(128, torch.float16, torch.device("mps"))
+    assert [triton_scoring.fits(dim, torch.float16) for dim in (0, 16, 24, 128, 1024, 1040)] == [
         False,
         True,
         False,
@@ -235,7 +235,11 @@ def test_plain_torch_serves_other_devices_and_forms() -> None:
         True,
         False,
     ]
-    assert [gpu.fits(128, dtype) for dtype in (torch.float64, torch.float32, torch.int8)] == [False, True, True]
+    assert [triton_scoring.fits(128, dtype) for dtype in (torch.float64, torch.float32, torch.int8)] == [
+        False,
+        True,
+        True,
+    ]
 
 
 # (dim, dtype of the documents, tokens of the query) -> what Hopper is to multiply with
@@ -262,13 +266,13 @@ def compile_variants(capability: int) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from colbert_integrations.scoring.triton_kernel import maxsim_kernel
+    from colbert_integrations.scoring.triton_kernels import maxsim_kernel
 
     names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "i8", torch.float32: "fp32"}
     room = {80: 99, 90: 227}[capability] * 2**10  # 99 KiB on the smaller cards
     for dim, name, tokens, instruction in VARIANTS:
         dtype = getattr(torch, name)
-        if capability == 80 and dtype == gpu._FLOAT8:
+        if capability == 80 and dtype == triton_scoring._FLOAT8:
             continue
         queries = TritonQueries(TokenEmbeddings.from_list([torch.ones(tokens, dim)]), dtype)
         pointers = {"queries": names[queries._factor], "weights": "fp32", "rows": names.get(dtype, "fp8e4nv")}
@@ -287,9 +291,9 @@ def compile_variants(capability: int) -> None:
 
 def test_the_trial_launches_both_kernels_whatever_the_default_device_is(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    top_k = gpu._top_k
-    monkeypatch.setattr(gpu, "_top_k", lambda *given: found.append(top_k(*given)) or found[-1])
+    top_k = triton_scoring._top_k
+    monkeypatch.setattr(triton_scoring, "_top_k", lambda *given: found.append(top_k(*given)) or found[-1])
     with torch.device("meta"):
-        gpu._try(interpreted.DEVICE)
+        triton_scoring._try(interpreted.DEVICE)
     ((scores, positions),) = found
     assert (scores.tolist(), positions.tolist()) == ([[0.0]], [[0]])

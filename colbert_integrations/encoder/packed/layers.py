@@ -12,12 +12,12 @@ from .attention import attention
 from .linear import Activation, Linear, MakeLinear
 from .runs import Runs
 
-__all__ = ["Gated", "Layers", "Norm", "Stream", "Turns"]
+__all__ = ["Gated", "Layers", "Norm", "Rotary", "Stream"]
 
-# What layers add to, and what the next linear layer reads, both (tokens, hidden).
+# The residual stream, and what the next linear layer reads of it in its own dtype, both (tokens, hidden).
 Stream: TypeAlias = tuple[torch.Tensor, torch.Tensor]
-# Cosines and sines of the angles by which pairs of coordinates turn, each (tokens, 1, 1, head_dim / 2).
-Turns: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+# Cosines and sines of the angles by which pairs of coordinates are rotated, each (tokens, 1, 1, head_dim / 2).
+Rotary: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 class Norm:
@@ -40,18 +40,18 @@ class Norm:
         self,
         words: torch.Tensor,
         ids: torch.Tensor,
-        places: torch.Tensor | None = None,
+        others: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
     ) -> Stream:
-        """Normalise ``words[ids] + places[positions]``, or ``words[ids]`` alone."""
+        """Normalise ``words[ids] + others[positions]``, or ``words[ids]`` alone."""
         x = words[ids].float()
-        return self._both(self._norm(x if places is None else x + places[positions]))
+        return self._both(self._norm(x if others is None else x + others[positions]))
 
-    def of_sum(self, linear: Linear, inputs: torch.Tensor, residual: torch.Tensor) -> Stream:
+    def post_norm(self, linear: Linear, inputs: torch.Tensor, residual: torch.Tensor) -> Stream:
         """Normalise ``linear(inputs) + residual``, and go on with that."""
         return self._both(self._norm(linear.plus(inputs, residual)))
 
-    def beside_sum(self, linear: Linear, inputs: torch.Tensor, residual: torch.Tensor) -> Stream:
+    def pre_norm(self, linear: Linear, inputs: torch.Tensor, residual: torch.Tensor) -> Stream:
         """Go on with ``linear(inputs) + residual``, and normalise what linear layers read of it."""
         total = linear.plus(inputs, residual)
         return total, self._norm(total).to(self.dtype)
@@ -115,27 +115,27 @@ class Layers:
         return Gated(weight, bias, activation, self.linear)
 
     def attend(
-        self, mixed: torch.Tensor, runs: Runs, window: int | None = None, turns: Turns | None = None
+        self, qkv: torch.Tensor, runs: Runs, window: int | None = None, rotary: Rotary | None = None
     ) -> torch.Tensor:
         """Let tokens attend to each other.
 
         Args:
-            mixed: Queries, keys and values, ``(tokens, 3, heads, head_dim)``; may be overwritten.
+            qkv: Queries, keys and values, ``(tokens, 3, heads, head_dim)``; may be overwritten.
             runs: The sequences.
             window: How many tokens to either side a token sees. None: all.
-            turns: By which queries and keys turn before. None: not at all.
+            rotary: Angles by which queries and keys are rotated before. None: no rotary positions.
 
         Returns:
             ``(tokens, heads * head_dim)``, of the same dtype.
         """
-        query, key, value = mixed.unbind(1)  # each (tokens, heads, head_dim)
-        if turns is not None:
-            query, key = self.rotate(mixed[:, :2], turns).unbind(1)
+        query, key, value = qkv.unbind(1)  # each (tokens, heads, head_dim)
+        if rotary is not None:
+            query, key = self.rotate(qkv[:, :2], rotary).unbind(1)
         return attention(query, key, value, runs, window)
 
-    def rotate(self, x: torch.Tensor, turns: Turns) -> torch.Tensor:
-        """Turn ``(tokens, 2, heads, head_dim)``; coordinate i pairs with i + head_dim / 2."""
-        cosines, sines = turns
+    def rotate(self, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        """Rotate ``(tokens, 2, heads, head_dim)``; coordinate i pairs with i + head_dim / 2."""
+        cosines, sines = rotary
         wide = x.float()
         turned = torch.empty_like(wide, memory_format=torch.contiguous_format)
         (left, right), (new_left, new_right) = wide.chunk(2, dim=-1), turned.chunk(2, dim=-1)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..kernel import STORAGES, Kernel, address
-from .layers import Layers, Norm, Stream, Turns
+from ...kernel import STORAGES, Kernel, address
+from .layers import Layers, Norm, Rotary, Stream
 from .linear import Linear, MakeLinear
 from .runs import Runs
 
@@ -16,7 +16,7 @@ __all__ = ["CompiledLayers"]
 
 
 class CompiledLayers(Layers):
-    """Layers whose norms read what they add once, and whose attention turns queries and keys as it reads them.
+    """Layers whose norms read what they add once, and whose attention rotates queries and keys as it reads them.
 
     In torch the sum, the norm and the rounding after a linear layer, and the rotation before attention, each go through
     memory by themselves: with ModernBERT-base in bfloat16 that was 38% of the time (a Xeon with AMX).
@@ -35,20 +35,20 @@ class CompiledLayers(Layers):
         return _CompiledNorm(module, dtype, self._kernel)
 
     def attend(
-        self, mixed: torch.Tensor, runs: Runs, window: int | None = None, turns: Turns | None = None
+        self, qkv: torch.Tensor, runs: Runs, window: int | None = None, rotary: Rotary | None = None
     ) -> torch.Tensor:
         """Let tokens attend to each other; see ``Layers``."""
-        tokens, _, heads, head_dim = mixed.shape
-        mixed = mixed.contiguous()
-        query, key, value = mixed.unbind(1)  # each (tokens, heads, head_dim)
-        cosines, sines = (None, None) if turns is None else turns
-        out = torch.empty(tokens, heads * head_dim, dtype=mixed.dtype, device="cpu")
+        tokens, _, heads, head_dim = qkv.shape
+        qkv = qkv.contiguous()
+        query, key, value = qkv.unbind(1)  # each (tokens, heads, head_dim)
+        cosines, sines = (None, None) if rotary is None else rotary
+        out = torch.empty(tokens, heads * head_dim, dtype=qkv.dtype, device="cpu")
         job = _Attention(
-            storage=STORAGES[mixed.dtype],
+            storage=STORAGES[qkv.dtype],
             sequences=len(runs.attended),
             heads=heads,
             head_dim=head_dim,
-            stride=mixed.stride(0),
+            stride=qkv.stride(0),
             window=-1 if window is None else window,
             scale=head_dim**-0.5,
             queries=query.data_ptr(),
@@ -69,13 +69,13 @@ class _CompiledNorm(Norm):
         super().__init__(module, dtype)
         self._kernel = kernel
 
-    def of_sum(self, linear: Linear, inputs: torch.Tensor, residual: torch.Tensor) -> Stream:
+    def post_norm(self, linear: Linear, inputs: torch.Tensor, residual: torch.Tensor) -> Stream:
         normed = torch.empty_like(residual)
         rounded = normed if self.dtype == torch.float32 else torch.empty_like(residual, dtype=self.dtype)
         self._run(linear(inputs), residual, None, normed, rounded)
         return normed, rounded
 
-    def beside_sum(self, linear: Linear, inputs: torch.Tensor, residual: torch.Tensor) -> Stream:
+    def pre_norm(self, linear: Linear, inputs: torch.Tensor, residual: torch.Tensor) -> Stream:
         total, normed = torch.empty_like(residual), torch.empty_like(residual, dtype=self.dtype)
         self._run(linear(inputs), residual, total, normed, normed)
         return total, normed

@@ -11,11 +11,11 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import torch
 
-from ..autocast import no_autocast
-from ..transfer import ready, send
-from .gpu_attention import Blocks
+from ...autocast import no_autocast
+from ...transfer import ready, send
+from ..tokens import TokenSequence
 from .runs import Runs
-from .tokens import TokenSequence
+from .triton_attention import Blocks
 
 __all__ = ["ForwardPass", "Recorder", "ShortForward"]
 

@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and ModernBERT over packed tokens, from the weights of transformers' models."""
+"""BERT, RoBERTa and its kin, Jina's XLM-RoBERTa and ModernBERT over packed tokens, of transformers' weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from .layers import Layers, Stream, Turns
+from .layers import Layers, Rotary, Stream
 from .linear import Activation, Linear
 from .runs import Runs
 
@@ -52,10 +52,10 @@ class PackedBert:
 
     def __init__(self, model: Any, layers: Layers) -> None:
         embeddings = model.embeddings
-        self._words = embeddings.word_embeddings.weight
-        # Every token is of the first type.
-        self._places = embeddings.position_embeddings.weight.float() + embeddings.token_type_embeddings.weight[0]
-        self._norm = layers.norm(embeddings.LayerNorm, self._words.dtype)
+        self._word_embeddings = embeddings.word_embeddings.weight
+        positions, types = embeddings.position_embeddings.weight, embeddings.token_type_embeddings.weight
+        self._position_embeddings = positions.float() + types[0]  # every token is of the first type
+        self._norm = layers.norm(embeddings.LayerNorm, self._word_embeddings.dtype)
         self._layers = [_BertLayer(_parts(layer), model.config, layers) for layer in model.encoder.layer]
 
     @staticmethod
@@ -67,7 +67,7 @@ class PackedBert:
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Hidden states, ``(tokens, hidden)`` float32."""
-        stream = self._norm.of_embeddings(self._words, ids, self._places, positions)
+        stream = self._norm.of_embeddings(self._word_embeddings, ids, self._position_embeddings, positions)
         for layer in self._layers:
             stream = layer(stream, runs)
         return stream[0].float()
@@ -120,9 +120,9 @@ class PackedJina:
 
     def __init__(self, model: Any, layers: Layers) -> None:
         config, embeddings = model.config, model.embeddings
-        self._words = embeddings.word_embeddings.weight
-        self._type = embeddings.token_type_embeddings.weight[:1].float()  # (1, hidden): every token is of the first
-        self._norm = layers.norm(embeddings.LayerNorm, self._words.dtype)
+        self._word_embeddings = embeddings.word_embeddings.weight
+        self._type_embedding = embeddings.token_type_embeddings.weight[:1].float()  # of the first, which every token is
+        self._norm = layers.norm(embeddings.LayerNorm, self._word_embeddings.dtype)
         self._layers = [_BertLayer(_jina_parts(layer), config, layers) for layer in model.layers]
         self._theta = config.rope_parameters["rope_theta"]
         self._head_dim = config.hidden_size // config.num_attention_heads
@@ -135,10 +135,11 @@ class PackedJina:
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Hidden states, ``(tokens, hidden)`` float32."""
-        stream = self._norm.of_embeddings(self._words, ids, self._type, torch.zeros_like(positions))
-        turns = _turns(positions, self._theta, self._head_dim)
+        first = torch.zeros_like(positions)
+        stream = self._norm.of_embeddings(self._word_embeddings, ids, self._type_embedding, first)
+        rotary = _rotary(positions, self._theta, self._head_dim)
         for layer in self._layers:
-            stream = layer(stream, runs, turns)
+            stream = layer(stream, runs, rotary)
         return stream[0].float()
 
 
@@ -156,21 +157,23 @@ class _Parts(NamedTuple):
 
 
 def _parts(layer: Any) -> _Parts:
-    mix, mixed, up, down = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
-    return _Parts(mix.query, mix.key, mix.value, mixed.dense, mixed.LayerNorm, up.dense, down.dense, down.LayerNorm)
+    attention, out, up, down = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
+    qkv = (attention.query, attention.key, attention.value)
+    return _Parts(*qkv, out.dense, out.LayerNorm, up.dense, down.dense, down.LayerNorm)
 
 
 def _jina_parts(layer: Any) -> _Parts:
-    mix, wide = layer.self_attn, layer.mlp
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
     norms = (layer.post_attention_layernorm, layer.post_mlp_layernorm)
-    return _Parts(mix.q_proj, mix.k_proj, mix.v_proj, mix.o_proj, norms[0], wide.fc1, wide.fc2, norms[1])
+    return _Parts(*qkv, attention.o_proj, norms[0], mlp.fc1, mlp.fc2, norms[1])
 
 
 class _BertLayer:
     def __init__(self, parts: _Parts, config: Any, layers: Layers) -> None:
-        mix = (parts.query, parts.key, parts.value)
-        weight, bias = torch.cat([part.weight for part in mix]), torch.cat([part.bias for part in mix])
-        self._in = layers.linear(weight, bias, "none")
+        qkv = (parts.query, parts.key, parts.value)
+        weight, bias = torch.cat([part.weight for part in qkv]), torch.cat([part.bias for part in qkv])
+        self._qkv = layers.linear(weight, bias, "none")
         self._out = _linear(parts.out, layers)
         self._attention_norm = layers.norm(parts.attention_norm, weight.dtype)
         self._up = _linear(parts.up, layers, _ACTIVATIONS[config.hidden_act])
@@ -178,11 +181,11 @@ class _BertLayer:
         self._norm = layers.norm(parts.norm, weight.dtype)
         self._heads, self._attend = config.num_attention_heads, layers.attend
 
-    def __call__(self, stream: Stream, runs: Runs, turns: Turns | None = None) -> Stream:
+    def __call__(self, stream: Stream, runs: Runs, rotary: Rotary | None = None) -> Stream:
         x, normed = stream
-        mixed = self._in(normed).view(len(x), 3, self._heads, -1)  # (tokens, 3, heads, head_dim)
-        x, normed = self._attention_norm.of_sum(self._out, self._attend(mixed, runs, None, turns), x)
-        return self._norm.of_sum(self._down, self._up(normed), x)
+        qkv = self._qkv(normed).view(len(x), 3, self._heads, -1)  # (tokens, 3, heads, head_dim)
+        x, normed = self._attention_norm.post_norm(self._out, self._attend(qkv, runs, None, rotary), x)
+        return self._norm.post_norm(self._down, self._up(normed), x)
 
 
 # ---------------------------------------------------------------------------------------------------- ModernBERT
@@ -201,12 +204,12 @@ class PackedModernBert:
 
     def __init__(self, model: Any, layers: Layers) -> None:
         config = model.config
-        self._words = model.embeddings.tok_embeddings.weight
-        self._norm = layers.norm(model.embeddings.norm, self._words.dtype)
+        self._word_embeddings = model.embeddings.tok_embeddings.weight
+        self._norm = layers.norm(model.embeddings.norm, self._word_embeddings.dtype)
         self._layers = [_ModernBertLayer(layer, config, layers) for layer in model.layers]
         # The norm that follows a layer is the first of the next one.
-        self._norms = [layers.norm(layer.attn_norm, self._words.dtype) for layer in model.layers[1:]]
-        self._final_norm = layers.norm(model.final_norm, self._words.dtype)
+        self._norms = [layers.norm(layer.attn_norm, self._word_embeddings.dtype) for layer in model.layers[1:]]
+        self._final_norm = layers.norm(model.final_norm, self._word_embeddings.dtype)
         self._local = [kind != "full_attention" for kind in _layer_types(config)]
         self._window = config.local_attention // 2
         self._thetas = _thetas(config)
@@ -223,11 +226,11 @@ class PackedModernBert:
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Hidden states, ``(tokens, hidden)`` float32."""
-        x, normed = self._norm.of_embeddings(self._words, ids)
-        turns = [_turns(positions, theta, self._head_dim) for theta in self._thetas]
-        follow = [*(norm.beside_sum for norm in self._norms), self._final_norm.of_sum]
+        x, normed = self._norm.of_embeddings(self._word_embeddings, ids)
+        rotary = [_rotary(positions, theta, self._head_dim) for theta in self._thetas]
+        follow = [*(norm.pre_norm for norm in self._norms), self._final_norm.post_norm]
         for layer, local, norm in zip(self._layers, self._local, follow, strict=True):
-            x, gated = layer(x, normed, runs, turns[local], self._window if local else None)
+            x, gated = layer(x, normed, runs, rotary[local], self._window if local else None)
             x, normed = norm(layer.down, gated, x)
         return x.float()
 
@@ -236,17 +239,17 @@ class _ModernBertLayer:
     """All but the sum at its end, which is taken together with the norm that follows."""
 
     def __init__(self, layer: Any, config: Any, layers: Layers) -> None:
-        self._in, self._out = _linear(layer.attn.Wqkv, layers), _linear(layer.attn.Wo, layers)
-        wide = layer.mlp.Wi
-        self._norm = layers.norm(layer.mlp_norm, wide.weight.dtype)
-        self._gated = layers.gated(wide.weight, wide.bias, _ACTIVATIONS[config.hidden_activation])
+        self._qkv, self._out = _linear(layer.attn.Wqkv, layers), _linear(layer.attn.Wo, layers)
+        up = layer.mlp.Wi  # of gate and value
+        self._norm = layers.norm(layer.mlp_norm, up.weight.dtype)
+        self._gated = layers.gated(up.weight, up.bias, _ACTIVATIONS[config.hidden_activation])
         self.down = _linear(layer.mlp.Wo, layers)
         self._heads, self._attend = config.num_attention_heads, layers.attend
 
-    def __call__(self, x: torch.Tensor, normed: torch.Tensor, runs: Runs, turns: Turns, window: int | None) -> Stream:
+    def __call__(self, x: torch.Tensor, normed: torch.Tensor, runs: Runs, rotary: Rotary, window: int | None) -> Stream:
         """The sum after attention, and what ``down`` is to read."""
-        mixed = self._in(normed).view(len(x), 3, self._heads, -1)  # (tokens, 3, heads, head_dim)
-        x, normed = self._norm.beside_sum(self._out, self._attend(mixed, runs, window, turns), x)
+        qkv = self._qkv(normed).view(len(x), 3, self._heads, -1)  # (tokens, 3, heads, head_dim)
+        x, normed = self._norm.pre_norm(self._out, self._attend(qkv, runs, window, rotary), x)
         return x, self._gated(normed)
 
 
@@ -268,8 +271,8 @@ def _thetas(config: Any) -> tuple[float, float]:
     return everything, everything if local is None else local
 
 
-def _turns(positions: torch.Tensor, theta: float, head_dim: int) -> Turns:
-    """Cosines and sines of the angles by which pairs of coordinates turn, each ``(tokens, 1, 1, head_dim / 2)``."""
+def _rotary(positions: torch.Tensor, theta: float, head_dim: int) -> Rotary:
+    """Cosines and sines of the angles by which pairs are rotated, each ``(tokens, 1, 1, head_dim / 2)``."""
     halves = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
     frequencies = 1.0 / theta ** (halves / head_dim)
     angles = (positions[:, None].float() * frequencies)[:, None, None, :]

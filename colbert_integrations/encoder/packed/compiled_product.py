@@ -8,9 +8,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch.nn import functional
 
-from ..kernel import Arithmetic, Kernel, address
+from ...kernel import Arithmetic, Kernel, address
 
-__all__ = ["Activation", "NativeLinear"]
+__all__ = ["Activation", "CompiledProduct"]
 
 Activation: TypeAlias = Literal["none", "gelu", "gelu_tanh", "relu"]
 
@@ -37,7 +37,7 @@ class _Job(ctypes.Structure):
     ]
 
 
-class NativeLinear:
+class CompiledProduct:
     """``y = activation(W x + b) * factors``; in int8 with one step for each output and each token.
 
     Args:

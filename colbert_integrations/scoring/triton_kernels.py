@@ -1,4 +1,4 @@
-"""The Triton kernels of MaxSim and of the best of few scores. Only ``gpu.py`` imports them."""
+"""The Triton kernels of MaxSim and of the best of few scores. Only ``triton.py`` imports them."""
 
 # mypy: disable-error-code="untyped-decorator"
 from __future__ import annotations

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..transfer import current, send
-from ..triton_check import triton_runs
+from ...transfer import current, send
+from ...triton_check import triton_runs
 
 __all__ = ["Blocks", "attend", "divide", "is_available", "options"]
 
@@ -104,7 +104,7 @@ def attend(
     Returns:
         ``(tokens, heads * head_dim)``, of the dtype of the inputs; 0 for a token that sees nothing.
     """
-    from .triton_layers import attention_kernel
+    from .triton_kernels import attention_kernel
 
     tokens, heads, head_dim = query.shape
     out = torch.empty(tokens, heads * head_dim, dtype=query.dtype, device=query.device)

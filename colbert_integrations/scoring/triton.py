@@ -1,4 +1,4 @@
-"""TritonQueries: MaxSim and top-k on a CUDA device by the kernel in ``triton_kernel.py``, without waiting for it."""
+"""TritonQueries: MaxSim and top-k on a CUDA device by the kernel in ``triton_kernels.py``, without waiting for it."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ class TritonQueries:
     def _launch(
         self, rows: torch.Tensor, offsets: torch.Tensor, steps: torch.Tensor | None, scores: torch.Tensor
     ) -> None:
-        from .triton_kernel import maxsim_kernel
+        from .triton_kernels import maxsim_kernel
 
         slots, documents = scores.shape
         longest = _SHORT_RUN if self._stack == _STACKS[0] else _LONGEST_RUN
@@ -327,7 +327,7 @@ def _top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     if not 0 < documents <= _FEW[-1] or not 0 < k <= _FEW_WANTED:
         best, positions = scores.topk(k, dim=1)
         return best, positions
-    from .triton_kernel import top_k_kernel
+    from .triton_kernels import top_k_kernel
 
     best = torch.empty(queries, k, dtype=torch.float32, device=scores.device)
     positions = torch.empty(queries, k, dtype=torch.int64, device=scores.device)

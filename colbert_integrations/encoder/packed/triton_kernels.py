@@ -1,6 +1,6 @@
 """Triton kernels of an encoder: all but its linear layers, and of these the one that gelu follows.
 
-Only ``fused.py`` and ``gpu_attention.py`` import them.
+Only ``triton_layers.py`` and ``triton_attention.py`` import them.
 """
 
 # mypy: disable-error-code="untyped-decorator"

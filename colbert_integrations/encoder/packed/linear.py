@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
@@ -10,12 +11,12 @@ from typing import TypeAlias
 import torch
 from torch.nn import functional
 
-from .. import cpu
-from .. import kernel as compiled
-from ..kernel import Arithmetic, Kernel
-from .native_linear import Activation, NativeLinear
+from ... import cpu
+from ... import kernel as compiled
+from ...kernel import Arithmetic, Kernel
+from .compiled_product import Activation, CompiledProduct
 
-__all__ = ["Activation", "Linear", "MakeLinear", "linear_maker"]
+__all__ = ["Activation", "Linear", "MakeLinear", "TorchLinear", "linear_maker"]
 
 MakeLinear: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None, Activation], "Linear"]
 
@@ -32,13 +33,8 @@ _FASTER_THAN_ONEDNN = ("avx2",)
 _TYPICAL_ROWS = 2048
 
 
-class Linear:
-    """``y = activation(W x + b)``, in torch's own way; others do the same faster.
-
-    Args:
-        weight: ``(out_features, in_features)``.
-        bias: ``(out_features,)``, or None.
-        activation: What follows.
+class Linear(ABC):
+    """``y = activation(W x + b)``, made of a ``weight``, a ``bias`` or None, and the name of an activation.
 
     Attributes:
         few_sizes: Whether few numbers of rows are better on a CPU than exact ones: torch's libraries may compile code
@@ -47,20 +43,34 @@ class Linear:
 
     few_sizes = True
 
+    @abstractmethod
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(tokens, in_features)`` to ``(tokens, out_features)``."""
+
+    def plus(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """``self(x) + other``, for layers without an activation only: it may be left out here."""
+        return self(x) + other
+
+    def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """``self(x) * other``, for layers without an activation only: it may be left out here."""
+        return self(x) * other
+
+
+class TorchLinear(Linear):
+    """Such a layer in torch's own way.
+
+    Args:
+        weight: ``(out_features, in_features)``.
+        bias: ``(out_features,)``, or None.
+        activation: What follows.
+    """
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> None:
         self.weight, self.bias, self.activation = weight, bias, activation
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(tokens, in_features)`` to ``(tokens, out_features)``."""
         return _PLAIN[self.activation](functional.linear(x, self.weight, self.bias))
-
-    def plus(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """``self(x) + other``, without an activation."""
-        return self(x) + other
-
-    def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """``self(x) * other``, without an activation."""
-        return self(x) * other
 
 
 class PrepackedLinear(Linear):
@@ -71,25 +81,25 @@ class PrepackedLinear(Linear):
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> None:
-        super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS), bias, activation)
-        self._follows = _ONEDNN[activation]
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
+        self._bias, self._follows = bias, _ONEDNN[activation]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(tokens, in_features)`` to ``(tokens, out_features)``."""
         name, algorithm = self._follows
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, name, [], algorithm)
         return product
 
     def plus(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """``self(x) + other``, without an activation; fused where both are of one dtype."""
+        """``self(x) + other``, fused where both are of one dtype."""
         return self._binary(x, other, "add") if x.dtype == other.dtype else self(x) + other
 
     def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """``self(x) * other``, without an activation."""
+        """``self(x) * other``, fused."""
         return self._binary(x, other, "mul")
 
     def _binary(self, x: torch.Tensor, other: torch.Tensor, name: str) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, name)
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self._weight, self._bias, name)
         return product
 
 
@@ -111,16 +121,15 @@ class CompiledLinear(Linear):
     def __init__(
         self, kernel: Kernel, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none"
     ) -> None:
-        super().__init__(weight[:0].clone(), bias, activation)
-        self._native = NativeLinear(kernel, weight, bias, activation)
+        self._product = CompiledProduct(kernel, weight, bias, activation)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(tokens, in_features)`` to ``(tokens, out_features)``."""
-        return self._native(x)
+        return self._product(x)
 
     def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """``self(x) * other``, fused."""
-        return self._native(x, other)
+        return self._product(x, other)
 
 
 class WidenedLinear(Linear):
@@ -130,7 +139,6 @@ class WidenedLinear(Linear):
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> None:
-        super().__init__(weight[:0].clone(), bias, activation)
         self._wide = linear_maker(torch.float32)(weight.float(), None if bias is None else bias.float(), activation)
         self.few_sizes = self._wide.few_sizes
 
@@ -151,9 +159,9 @@ class Int8Linear(Linear):
         steps = (weight.float().abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
         codes = (weight.float() / steps[:, None]).round_().to(torch.int8)  # (out_features, in_features)
         bias, kernel = None if bias is None else bias.float(), compiled.load()
-        super().__init__(codes[:0].clone(), bias, activation)
+        self._rounded: Callable[[torch.Tensor], torch.Tensor]
         if kernel is not None and kernel.supports(Arithmetic.INT8, dim=Arithmetic.INT8.coordinates):
-            self._rounded: Callable[[torch.Tensor], torch.Tensor] = NativeLinear(kernel, codes, bias, activation, steps)
+            self._rounded = CompiledProduct(kernel, codes, bias, activation, steps)
             self.few_sizes = False
         else:
             self._rounded = _RoundedByTorch(codes, steps, bias, activation)
@@ -164,7 +172,7 @@ class Int8Linear(Linear):
 
 
 class _RoundedByTorch:
-    """``NativeLinear`` in torch: products of integers where the CPU has them, else of the same numbers in float32."""
+    """``CompiledProduct`` in torch: by integers where the CPU multiplies them, else by the same numbers in float32."""
 
     def __init__(
         self, codes: torch.Tensor, steps: torch.Tensor, bias: torch.Tensor | None, activation: Activation
@@ -200,7 +208,7 @@ def linear_maker(dtype: torch.dtype) -> MakeLinear:
     kernel = compiled.load()
     if dtype == torch.float32 and kernel is not None and kernel.instruction_set in _FASTER_THAN_ONEDNN:
         return partial(CompiledLinear, kernel)
-    return PrepackedLinear if _has_onednn() else Linear
+    return PrepackedLinear if _has_onednn() else TorchLinear
 
 
 def _has_onednn() -> bool:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import interpreted
-from colbert_integrations.encoder import gpu_attention
-from colbert_integrations.encoder.runs import Run, Runs
+from colbert_integrations.encoder.packed import triton_attention
+from colbert_integrations.encoder.packed.runs import Run, Runs
 
 DEVICE = interpreted.DEVICE
 DTYPES = [torch.float16, torch.bfloat16] + [torch.float32] * (DEVICE.type == "cpu")
@@ -19,9 +19,9 @@ DTYPES = [torch.float16, torch.bfloat16] + [torch.float32] * (DEVICE.type == "cp
 
 @pytest.fixture(scope="module", autouse=True)
 def interpreter() -> Iterator[None]:
-    from colbert_integrations.encoder import triton_layers
+    from colbert_integrations.encoder.packed import triton_kernels
 
-    with interpreted.interpreted(triton_layers):
+    with interpreted.interpreted(triton_kernels):
         yield
 
 
@@ -41,8 +41,8 @@ def formula(mixed: torch.Tensor, lengths: list[int], attended: list[int], window
 
 def attended_to(mixed: torch.Tensor, lengths: list[int], attended: list[int], window: int | None) -> torch.Tensor:
     bounds, device = torch.tensor([0, *lengths]).cumsum(0), mixed.device
-    blocks = gpu_attention.divide(bounds, torch.tensor(attended), device)
-    return gpu_attention.attend(*mixed.unbind(1), blocks, window)
+    blocks = triton_attention.divide(bounds, torch.tensor(attended), device)
+    return triton_attention.attend(*mixed.unbind(1), blocks, window)
 
 
 def bound(mixed: torch.Tensor) -> float:
@@ -101,20 +101,20 @@ def test_a_batch_is_dealt_out_once() -> None:
     [("cpu", torch.bfloat16, 64), ("cuda", torch.float32, 64), ("cuda", torch.float16, 48), ("cuda", torch.half, 256)],
 )
 def test_is_not_for_everything(device: str, dtype: torch.dtype, head_dim: int) -> None:
-    assert not gpu_attention.is_available(torch.device(device), dtype, head_dim)
+    assert not triton_attention.is_available(torch.device(device), dtype, head_dim)
 
 
 def test_is_for_where_a_trial_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu_attention._try(DEVICE)
+    triton_attention._try(DEVICE)
     for runs in (True, False):
-        monkeypatch.setattr(gpu_attention, "_runs", lambda device, runs=runs: runs)
-        assert gpu_attention.is_available(torch.device("cuda"), torch.bfloat16, 64) == runs
+        monkeypatch.setattr(triton_attention, "_runs", lambda device, runs=runs: runs)
+        assert triton_attention.is_available(torch.device("cuda"), torch.bfloat16, 64) == runs
 
 
 def test_the_trial_runs_whatever_the_default_device_is(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[torch.Tensor] = []
-    attend = gpu_attention.attend
-    monkeypatch.setattr(gpu_attention, "attend", lambda *given: found.append(attend(*given)))
+    attend = triton_attention.attend
+    monkeypatch.setattr(triton_attention, "attend", lambda *given: found.append(attend(*given)))
     with torch.device("meta"):
-        gpu_attention._try(DEVICE)
+        triton_attention._try(DEVICE)
     assert found[0].tolist() == [[0.0] * 16]

@@ -22,10 +22,11 @@ from transformers import AutoConfig, AutoModel, ModernBertConfig
 
 import checkpoints
 from colbert_integrations import kernel as compiled
-from colbert_integrations.encoder import layers, packed
-from colbert_integrations.encoder.graphs import ShortForward
-from colbert_integrations.encoder.packed import PackedForward
-from colbert_integrations.encoder.runs import Run, Runs
+from colbert_integrations.encoder.packed import forward as packed
+from colbert_integrations.encoder.packed import layers
+from colbert_integrations.encoder.packed.forward import PackedForward
+from colbert_integrations.encoder.packed.runs import Run, Runs
+from colbert_integrations.encoder.packed.short_forward import ShortForward
 from colbert_integrations.encoder.tokens import TokenSequence
 
 CPU = torch.device("cpu")

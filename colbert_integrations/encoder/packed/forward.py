@@ -1,4 +1,4 @@
-"""PackedForward: the forward pass of BERT, RoBERTa and ModernBERT over real tokens only, on a CPU or a GPU."""
+"""PackedForward: the forward pass over real tokens only, for the families in ``models.py``, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import kernel as compiled
-from ..cuda_graphs import CudaRecorder
-from ..transfer import current, send
-from . import gpu_attention
-from .backbone import position_limit
-from .batching import next_size
+from ... import kernel as compiled
+from ...cuda_graphs import CudaRecorder
+from ...transfer import current, send
+from ..backbone import position_limit
+from ..batching import next_size
+from ..forward import count_parameters
+from ..tokens import TokenSequence
+from . import triton_attention
 from .compiled_layers import CompiledLayers
-from .forward import count_parameters
-from .fused import FusedLayers
-from .graphs import ShortForward
 from .layers import Layers
 from .linear import linear_maker
-from .packed_models import PackedBert, PackedJina, PackedModel, PackedModernBert, PackedRoberta
+from .models import PackedBert, PackedJina, PackedModel, PackedModernBert, PackedRoberta
 from .runs import Run, Runs
-from .tokens import TokenSequence
+from .short_forward import ShortForward
+from .triton_layers import TritonLayers
 
 __all__ = ["PackedForward", "can_pack", "choose_layers"]
 
@@ -37,7 +37,7 @@ _MODELS: dict[str, type[PackedModel]] = {
     "roberta": PackedRoberta,
     "xlm-roberta": PackedRoberta,
 }
-# To one of these sizes a batch is filled up where linear layers want few of them, with texts of one token; see
+# Where linear layers compile code per size, batches are filled up to a few sizes, by texts of one token; see
 # ``next_size``. It costs 2% on average, but a query of 6 to 17 tokens up to 30%.
 _SIZES = 16
 _FILLER = TokenSequence([0], 1, [], [None])
@@ -51,15 +51,15 @@ def can_pack(backbone: Any, attn_implementation: str | None) -> bool:
         attn_implementation: The attention that was asked for. None: any.
 
     Returns:
-        True for transformers' own BERT, RoBERTa and ModernBERT with positions and activations that are known, on a CPU,
-        or on a GPU that ``gpu_attention`` is for; all others keep the general path.
+        True for transformers' own classes of the families in ``models.py``, with positions and activations that are
+        known, on a CPU, or on a GPU that ``triton_attention`` is for; all others keep the general path.
     """
     known = _MODELS.get(backbone.config.model_type)
     own = type(backbone).__module__.startswith("transformers.models.")
     if known is None or not own or attn_implementation not in (None, "sdpa") or not known.fits(backbone):
         return False
     head_dim = backbone.config.hidden_size // backbone.config.num_attention_heads
-    return backbone.device.type == "cpu" or gpu_attention.is_available(backbone.device, backbone.dtype, head_dim)
+    return backbone.device.type == "cpu" or triton_attention.is_available(backbone.device, backbone.dtype, head_dim)
 
 
 def choose_layers(device: torch.device, dtype: torch.dtype) -> Layers:
@@ -73,7 +73,7 @@ def choose_layers(device: torch.device, dtype: torch.dtype) -> Layers:
         Triton's on a GPU; on a CPU those of the compiled kernel where it is installed, else torch's.
     """
     if device.type == "cuda":
-        return FusedLayers()
+        return TritonLayers()
     kernel, linear = compiled.load(), linear_maker(dtype)
     return Layers(linear) if kernel is None else CompiledLayers(kernel, linear)
 

@@ -9,7 +9,7 @@ import torch
 
 from ..kernel import STORAGES, Arithmetic, Kernel, address
 
-__all__ = ["NativeQueries", "bounds_of"]
+__all__ = ["CompiledQueries", "bounds_of"]
 
 
 class _Job(ctypes.Structure):
@@ -34,7 +34,7 @@ class _Job(ctypes.Structure):
     ]
 
 
-class NativeQueries:
+class CompiledQueries:
     """Queries packed for the kernel; may be used by many threads at once.
 
     Args:

@@ -1,4 +1,4 @@
-"""FusedLayers: the layers of ``layers.py`` on a GPU, with what lies between matrix products in Triton kernels."""
+"""TritonLayers: the layers of ``layers.py`` on a GPU, with what lies between matrix products in Triton kernels."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from .gpu_attention import attend
-from .layers import Layers, Norm, Stream, Turns
-from .linear import Activation, Linear
+from .layers import Layers, Norm, Rotary, Stream
+from .linear import Activation, Linear, TorchLinear
 from .runs import Runs
+from .triton_attention import attend
 
-__all__ = ["FusedLayers"]
+__all__ = ["TritonLayers"]
 
 # Rows and columns of one program, as they took the least time on an H100.
 _NORM_ROWS, _GATE_ROWS, _GATE_COLUMNS = 4, 4, 256
@@ -24,7 +24,7 @@ _PRODUCT_OPTIONS = {"num_warps": 8, "num_stages": 3}
 _MOST_INPUTS, _FEWEST_TOKENS = 512, 2048
 
 
-class FusedLayers(Layers):
+class TritonLayers(Layers):
     """Layers whose norms, gates and rotations each read what they need and write what comes of it, once.
 
     What goes from layer to layer is in half precision, as in transformers: memory is the limit here, and float32 would
@@ -37,7 +37,7 @@ class FusedLayers(Layers):
 
     def norm(self, module: Any, dtype: torch.dtype) -> Norm:
         """Make a norm of a ``LayerNorm``, for linear layers that read ``dtype``."""
-        return _FusedNorm(module, dtype)
+        return _TritonNorm(module, dtype)
 
     def gated(
         self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation
@@ -46,42 +46,43 @@ class FusedLayers(Layers):
         return _GeluGated(weight, bias) if activation == "gelu" else super().gated(weight, bias, activation)
 
     def attend(
-        self, mixed: torch.Tensor, runs: Runs, window: int | None = None, turns: Turns | None = None
+        self, qkv: torch.Tensor, runs: Runs, window: int | None = None, rotary: Rotary | None = None
     ) -> torch.Tensor:
         """Let tokens attend to each other; see ``Layers``."""
-        if turns is not None:
-            self.rotate(mixed[:, :2], turns)
-        query, key, value = mixed.unbind(1)  # each (tokens, heads, head_dim)
-        return attend(query, key, value, runs.blocks(mixed.device), window)
+        if rotary is not None:
+            self.rotate(qkv[:, :2], rotary)
+        query, key, value = qkv.unbind(1)  # each (tokens, heads, head_dim)
+        return attend(query, key, value, runs.blocks(qkv.device), window)
 
-    def rotate(self, x: torch.Tensor, turns: Turns) -> torch.Tensor:
+    def rotate(self, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         """Turn ``(tokens, 2, heads, head_dim)`` in place, the first two of three that lie side by side."""
-        from .triton_layers import rotate_kernel
+        from .triton_kernels import rotate_kernel
 
         tokens, _, heads, head_dim = x.shape
         half = head_dim // 2
-        blocks = {"BLOCK_HEADS": _power(2 * heads), "BLOCK_HALF": _power(half)}
+        blocks = {"BLOCK_HEADS": _next_power_of_2(2 * heads), "BLOCK_HALF": _next_power_of_2(half)}
         if tokens:
-            rotate_kernel[(tokens,)](x, *turns, HEADS=heads, HALF=half, **blocks, num_warps=_WARPS)
+            rotate_kernel[(tokens,)](x, *rotary, HEADS=heads, HALF=half, **blocks, num_warps=_WARPS)
         return x
 
 
-class _FusedNorm(Norm):
+class _TritonNorm(Norm):
     def of_embeddings(
         self,
         words: torch.Tensor,
         ids: torch.Tensor,
-        places: torch.Tensor | None = None,
+        others: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
     ) -> Stream:
-        normed = self._normed(len(ids), words, ids, places, positions)
+        normed = self._normed(len(ids), words, ids, others, positions)
         return normed, normed
 
-    def of_sum(self, linear: Linear, inputs: torch.Tensor, residual: torch.Tensor) -> Stream:
+    def post_norm(self, linear: Linear, inputs: torch.Tensor, residual: torch.Tensor) -> Stream:
         normed = self._normed(len(inputs), linear(inputs), None, residual)
         return normed, normed
 
-    def beside_sum(self, linear: Linear, inputs: torch.Tensor, residual: torch.Tensor) -> Stream:
+    def pre_norm(self, linear: Linear, inputs: torch.Tensor, residual: torch.Tensor) -> Stream:
+        assert isinstance(linear, TorchLinear)  # all that are made here are
         # In place: nobody else reads what came in.
         if linear.bias is not None:
             return residual, self._normed(len(inputs), linear(inputs), None, residual, total=residual)
@@ -97,7 +98,7 @@ class _FusedNorm(Norm):
         right_rows: torch.Tensor | None = None,
         total: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        from .triton_layers import add_norm_kernel
+        from .triton_kernels import add_norm_kernel
 
         (width,) = self.shape
         normed = torch.empty(tokens, width, dtype=self.dtype, device=left.device)
@@ -105,7 +106,7 @@ class _FusedNorm(Norm):
             add_norm_kernel[(-(-tokens // _NORM_ROWS),)](
                 *(left, left_rows, right, right_rows, self.weight, self.bias, total, normed, tokens, self.eps),
                 WIDTH=width,
-                BLOCK=_power(width),
+                BLOCK=_next_power_of_2(width),
                 ROWS=_NORM_ROWS,
                 num_warps=_WARPS,
             )
@@ -113,10 +114,10 @@ class _FusedNorm(Norm):
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> Linear:
-    return (_GeluLinear if activation == "gelu" else Linear)(weight, bias, activation)
+    return (_GeluLinear if activation == "gelu" else TorchLinear)(weight, bias, activation)
 
 
-class _GeluLinear(Linear):
+class _GeluLinear(TorchLinear):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return _gelu_product(x, self.weight, self.bias) if _pays(x, self.weight) else super().__call__(x)
 
@@ -125,7 +126,7 @@ class _GeluGated:
     """The gate and what it is for lie side by side, a row of weights of each in turn, so that one program has both."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._both = Linear(_in_turn(weight), None if bias is None else _in_turn(bias))
+        self._both = TorchLinear(_in_turn(weight), None if bias is None else _in_turn(bias))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return _gate(self._both(x))
@@ -136,7 +137,7 @@ def _in_turn(halves: torch.Tensor) -> torch.Tensor:
 
 
 def _gate(both: torch.Tensor) -> torch.Tensor:
-    from .triton_layers import gelu_gate_kernel
+    from .triton_kernels import gelu_gate_kernel
 
     tokens, width = len(both), both.shape[1] // 2
     out = torch.empty(tokens, width, dtype=both.dtype, device=both.device)
@@ -154,7 +155,7 @@ def _pays(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def _gelu_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    from .triton_layers import gelu_product_kernel
+    from .triton_kernels import gelu_product_kernel
 
     (tokens, inputs), outputs = x.shape, len(weight)
     out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
@@ -163,6 +164,6 @@ def _gelu_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return out
 
 
-def _power(number: int) -> int:
+def _next_power_of_2(number: int) -> int:
     """The next power of 2."""
     return 1 << (number - 1).bit_length()

@@ -1,4 +1,4 @@
-"""FusedLayers against their formulas in float64: on a GPU where there is one, else in Triton's interpreter."""
+"""TritonLayers against their formulas in float64: on a GPU where there is one, else in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoModel, ModernBertConfig
 
 import checkpoints
 import interpreted
-from colbert_integrations.encoder import fused
 from colbert_integrations.encoder.forward import TorchForward
-from colbert_integrations.encoder.fused import FusedLayers
-from colbert_integrations.encoder.linear import Linear
-from colbert_integrations.encoder.packed import PackedForward
+from colbert_integrations.encoder.packed import triton_layers
+from colbert_integrations.encoder.packed.forward import PackedForward
+from colbert_integrations.encoder.packed.linear import TorchLinear
+from colbert_integrations.encoder.packed.triton_layers import TritonLayers
 from colbert_integrations.encoder.tokens import TokenSequence
 
 DEVICE = str(interpreted.DEVICE)
@@ -30,9 +30,9 @@ WIDTHS = [48, 64, 384]
 
 @pytest.fixture(scope="module", autouse=True)
 def interpreter() -> Iterator[None]:
-    from colbert_integrations.encoder import triton_layers
+    from colbert_integrations.encoder.packed import triton_kernels
 
-    with interpreted.interpreted(triton_layers):
+    with interpreted.interpreted(triton_kernels):
         yield
 
 
@@ -46,10 +46,10 @@ def layer_norm(x: torch.Tensor, module: nn.LayerNorm) -> torch.Tensor:
     return y if module.bias is None else y + module.bias.double()
 
 
-def unchanging(width: int, dtype: torch.dtype, bias: bool) -> Linear:
+def unchanging(width: int, dtype: torch.dtype, bias: bool) -> TorchLinear:
     """A linear layer that does nothing, before a norm."""
     zero = torch.zeros(width, dtype=dtype, device=DEVICE) if bias else None
-    return Linear(torch.eye(width, dtype=dtype, device=DEVICE), zero)
+    return TorchLinear(torch.eye(width, dtype=dtype, device=DEVICE), zero)
 
 
 def norm_module(width: int, bias: bool) -> nn.LayerNorm:
@@ -79,11 +79,11 @@ def assert_rounds(actual: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype,
 def test_norms_of_sums_are_their_formula(tokens, width, dtype, bias, seed) -> None:
     module, out = norm_module(width, bias), normal(tokens, width, seed=seed, dtype=dtype)
     residual = normal(tokens, width, seed=seed + 1, dtype=dtype)
-    total, norm = out.double() + residual.double(), FusedLayers().norm(module, dtype)
-    kept, normed = norm.of_sum(unchanging(width, dtype, bias), out, residual)
+    total, norm = out.double() + residual.double(), TritonLayers().norm(module, dtype)
+    kept, normed = norm.post_norm(unchanging(width, dtype, bias), out, residual)
     assert kept is normed
     assert_rounds(normed, layer_norm(total, module), dtype)
-    summed, normed = norm.beside_sum(unchanging(width, dtype, bias), out, residual)
+    summed, normed = norm.pre_norm(unchanging(width, dtype, bias), out, residual)
     assert_rounds(summed, total, dtype)
     # Where cuBLAS adds, what is normalised has been rounded.
     assert_rounds(normed, layer_norm(total if bias else summed.double(), module), dtype)
@@ -97,7 +97,7 @@ def test_embeddings_are_gathered_added_and_normalised(tokens, width, dtype, plac
     places = normal(20, width, seed=2)
     exact = words.double()[ids] + (places.double()[positions] if placed else 0)
     more = (places, positions) if placed else ()
-    kept, normed = FusedLayers().norm(module, dtype).of_embeddings(words, ids, *more)
+    kept, normed = TritonLayers().norm(module, dtype).of_embeddings(words, ids, *more)
     assert kept is normed
     assert_rounds(normed, layer_norm(exact, module), dtype)
 
@@ -112,7 +112,7 @@ def test_the_gate_is_gelu_by_the_error_function(tokens, width, dtype) -> None:
     both = normal(tokens, 2 * width, seed=tokens, dtype=dtype) * 3
     left, right = both.double().chunk(2, 1)
     identity = torch.eye(2 * width, dtype=dtype, device=DEVICE)
-    gated = FusedLayers().gated(identity, None, "gelu")(both)
+    gated = TritonLayers().gated(identity, None, "gelu")(both)
     assert_rounds(gated, gelu(left) * right, dtype, relative=1e-5)
 
 
@@ -129,14 +129,14 @@ def test_products_and_gelu_in_one_are_their_formula(tokens, inputs, outputs, bia
     bias = normal(outputs, seed=3, dtype=dtype) if biased else None
     exact = gelu(x.double() @ weight.double().T + (0 if bias is None else bias.double()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "_FEWEST_TOKENS", 1)
-        assert_rounds(FusedLayers().linear(weight, bias, "gelu")(x), exact, dtype, relative=1e-5)
+        patch.setattr(triton_layers, "_FEWEST_TOKENS", 1)
+        assert_rounds(TritonLayers().linear(weight, bias, "gelu")(x), exact, dtype, relative=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gelu_hides_no_nan_and_ends_as_it_should(dtype: torch.dtype) -> None:
     left = torch.tensor([float("nan"), float("inf"), 500.0, -500.0, 0.0], dtype=dtype, device=DEVICE)
-    nan, *values = fused._gate(torch.stack([left, torch.ones_like(left)], 1).view(1, -1))[0].tolist()
+    nan, *values = triton_layers._gate(torch.stack([left, torch.ones_like(left)], 1).view(1, -1))[0].tolist()
     assert nan != nan
     assert values == [float("inf"), 500.0, pytest.approx(0, abs=1e-10), 0.0]
 
@@ -154,7 +154,7 @@ def test_queries_and_keys_turn_in_place_and_values_stay(tokens, heads, half, dty
     pairs = torch.complex(*(side.contiguous() for side in mixed[:, :2].double().chunk(2, -1)))
     turned = pairs * torch.polar(torch.ones_like(angles.double()), angles.double())
     before = mixed.clone()
-    rotated = FusedLayers().rotate(mixed[:, :2], (angles.cos(), angles.sin()))
+    rotated = TritonLayers().rotate(mixed[:, :2], (angles.cos(), angles.sin()))
     assert_rounds(rotated, torch.cat([turned.real, turned.imag], -1), dtype)
     assert rotated.data_ptr() == mixed.data_ptr()
     assert torch.equal(mixed[:, 2], before[:, 2])
@@ -168,7 +168,7 @@ def test_rows_lie_beyond_2_to_the_31() -> None:
     out = torch.zeros(tokens, width, dtype=torch.bfloat16, device=DEVICE)
     out[-1] = normal(width, seed=1)
     linear: Any = lambda x: x  # noqa: E731  # a matrix product would take minutes
-    _, normed = FusedLayers().norm(module, torch.bfloat16).of_sum(linear, out, torch.zeros_like(out))
+    _, normed = TritonLayers().norm(module, torch.bfloat16).post_norm(linear, out, torch.zeros_like(out))
     assert_rounds(normed[-1:], layer_norm(out[-1:].double(), module), torch.bfloat16)
 
 
@@ -195,7 +195,7 @@ def test_models_of_fused_layers_equal_the_padded_pass(kind: str) -> None:
         for length, attended in [(30, 30), (12, 9), (1, 1)]
     ]
     forward = PackedForward(model, nn.Identity(), torch.float32)
-    forward._model = type(forward._model)(model, FusedLayers())
+    forward._model = type(forward._model)(model, TritonLayers())
     padded = TorchForward(model, nn.Identity(), torch.device("cpu"))(sequences)
     exact = TorchForward(copy.deepcopy(model).double(), nn.Identity(), torch.device("cpu"))(sequences)
     # What float32 errs here is what the padded pass errs; layers amplify it, so no number would say it.
@@ -218,7 +218,7 @@ VARIANTS: list[tuple[str, dict[str, Any], bool]] = [
 
 
 def test_compiles_for_a_gpu_without_one(tmp_path: Path) -> None:
-    code = "import test_fused; test_fused.compile_variants(80); test_fused.compile_variants(90)"
+    code = "import test_triton_layers; test_triton_layers.compile_variants(80); test_triton_layers.compile_variants(90)"
     assert interpreted.printed_by(code, Path(__file__).parent, tmp_path) == ["True"] * 4 * len(VARIANTS)
 
 
@@ -228,21 +228,21 @@ def compile_variants(capability: int) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from colbert_integrations.encoder import gpu_attention, triton_layers
+    from colbert_integrations.encoder.packed import triton_attention, triton_kernels
 
     types = dict.fromkeys(("cosines", "sines", "weight", "bias"), "*fp32") | dict.fromkeys(("eps", "scale"), "fp32")
     types |= dict.fromkeys(("tokens", "stride", "window"), "i32")
     types |= dict.fromkeys(("left_rows", "right_rows", "bounds", "attended", "places"), "*i32")
     tiles: dict[str, dict[str, Any]] = {
-        "add_norm_kernel": {"ROWS": fused._NORM_ROWS},
-        "gelu_gate_kernel": {"ROWS": fused._GATE_ROWS, "COLUMNS": fused._GATE_COLUMNS},
-        "gelu_product_kernel": dict(fused._PRODUCT_TILE),
+        "add_norm_kernel": {"ROWS": triton_layers._NORM_ROWS},
+        "gelu_gate_kernel": {"ROWS": triton_layers._GATE_ROWS, "COLUMNS": triton_layers._GATE_COLUMNS},
+        "gelu_product_kernel": dict(triton_layers._PRODUCT_TILE),
         "rotate_kernel": {},
-        "attention_kernel": {"BLOCK": gpu_attention._BLOCK, "TILE": gpu_attention._TILE},
+        "attention_kernel": {"BLOCK": triton_attention._BLOCK, "TILE": triton_attention._TILE},
     }
-    options = {"gelu_product_kernel": fused._PRODUCT_OPTIONS}
+    options = {"gelu_product_kernel": triton_layers._PRODUCT_OPTIONS}
     for name, chosen, multiplies in VARIANTS:
-        kernel = getattr(triton_layers, name)
+        kernel = getattr(triton_kernels, name)
         constants = chosen | tiles[name]
         signature = {key: "constexpr" if key in constants else types.get(key, "*bf16") for key in kernel.arg_names}
         if name == "gelu_product_kernel":
@@ -252,8 +252,8 @@ def compile_variants(capability: int) -> None:
         source = ASTSource(kernel, signature, constants, {(place,): [["tt.divisibility", 16]] for place in aligned})
         target = GPUTarget("cuda", capability, 32)
         if name == "attention_kernel":
-            options[name] = gpu_attention.options(constants["HEAD_DIM"])
-        compiled = triton.compile(source, target=target, options=options.get(name, {"num_warps": fused._WARPS}))
+            options[name] = triton_attention.options(constants["HEAD_DIM"])
+        compiled = triton.compile(source, target=target, options=options.get(name, {"num_warps": triton_layers._WARPS}))
         instruction = "wgmma" if capability == 90 else "mma.sync"
         multiplied = instruction in compiled.asm["ptx"]
         print(multiplied == multiplies, compiled.metadata.shared <= 99 * 2**10)  # noqa: T201
@@ -261,7 +261,7 @@ def compile_variants(capability: int) -> None:
 
 def test_other_activations_are_gated_by_torch() -> None:
     weight = normal(8, 4, seed=0)
-    gated = FusedLayers().gated(weight, None, "relu")
+    gated = TritonLayers().gated(weight, None, "relu")
     x = normal(3, 4, seed=1)
-    expected = torch.relu(Linear(weight[:4], None)(x)) * Linear(weight[4:], None)(x)
+    expected = torch.relu(TorchLinear(weight[:4], None)(x)) * TorchLinear(weight[4:], None)(x)
     torch.testing.assert_close(gated(x), expected)

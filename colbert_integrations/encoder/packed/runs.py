@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .gpu_attention import Blocks, divide
+from .triton_attention import Blocks, divide
 
 __all__ = ["Run", "Runs"]
 
@@ -58,11 +58,11 @@ class Runs:
 
     def _of_each(self, name: str) -> np.ndarray:
         """What runs say of their sequences, ``(sequences,)`` int64."""
-        said = [getattr(run, name) for run in self]
-        return np.array(said, dtype=np.int64).repeat([run.sequences for run in self])
+        values = [getattr(run, name) for run in self]
+        return np.array(values, dtype=np.int64).repeat([run.sequences for run in self])
 
     def blocks(self, device: torch.device) -> Blocks:
-        """The same for a GPU, always the same one."""
+        """``Blocks`` of these sequences on a GPU, made once."""
         if self._blocks is None:
             self._blocks = divide(self.bounds, self.attended, device)
         return self._blocks
