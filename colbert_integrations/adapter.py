@@ -195,6 +195,12 @@ class RerankerFields(ModelFields):
             return handler(data)
         return handler({**data, "model": check_index(index, data.get("model")).model})
 
+    async def _run_async(self, function: Callable[..., T], *args: Any) -> T:
+        # With an index it may wait for a server, and would hold up other users of the model in the model's threads.
+        if self.index is not None:
+            return await check_index(self.index).run_async(function, *args)
+        return await super()._run_async(function, *args)
+
     def _rank(self, query: str, texts: list[str], ids: list[str | None], top_n: int | None) -> list[Reranked]:
         if not texts:
             return []

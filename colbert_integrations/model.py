@@ -20,7 +20,8 @@ from weakref import WeakValueDictionary
 import torch
 
 from .cache import CacheInfo, DocumentCache
-from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, locate, read_checkpoint, weights_digest
+from .cancellation import current_cancellation
+from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, WeightFiles, locate, read_checkpoint
 from .checks import check_pool_factor, check_text, check_threshold
 from .embeddings import TokenEmbeddings
 from .encoder import (
@@ -43,6 +44,7 @@ from .pooling import pool_tokens
 from .ranking import RankedDocument, check_normalizable, check_top_n, normalized_score, ranked
 from .scoring import maxsim
 from .settings import DEFAULT_MODEL, Settings
+from .single_flight import SingleFlight
 from .worker import Worker
 
 __all__ = ["ColBERT"]
@@ -178,11 +180,12 @@ class ColBERT:
         self.settings = settings
         self._forward = forward
         self._spec: ColBERTSpec | None = None
-        self._fingerprint: Fingerprint | None = None
         self._encoder: Encoder | None = None
-        self._folder: Path | None = None
+        self._weights: WeightFiles | None = None
         self._name = settings.model
         self._lock = threading.Lock()
+        self._loading, self._hashing = SingleFlight[Encoder](), SingleFlight[Fingerprint]()
+        self._fingerprint: tuple[tuple[ColBERTSpec, WeightFiles], Fingerprint] | None = None
         self._worker = Worker(_ASYNC_THREADS)
         # Of this object, and with it of one spec.
         self._cache = DocumentCache(settings.cache_bytes)
@@ -206,18 +209,15 @@ class ColBERT:
             >>> ColBERT.shared("bundled/all-MiniLM-L6-v2") is ColBERT.shared("bundled/all-MiniLM-L6-v2")
             True
         """
-        return cls._shared_for(Settings.of({"model": model, **settings}))
-
-    @classmethod
-    def _shared_for(cls, settings: Settings) -> ColBERT:
+        wanted = Settings.of({"model": model, **settings})
         with cls._shared_lock:
-            found = cls._shared.get(settings)
+            found = cls._shared.get(wanted)
             if found is None:
                 found = cls.__new__(cls)
-                found._start(settings, None)
-                cls._shared[settings] = found
-            elif settings.token is not None and found._encoder is None:
-                found.settings = settings  # the same but for the token, which the load to come may need
+                found._start(wanted, None)
+                cls._shared[wanted] = found
+            elif wanted.token is not None and found._encoder is None:
+                found.settings = wanted  # the same but for the token, which the load to come may need
         return found
 
     # -------------------------------------------------------------------------------------------------- encoding
@@ -491,16 +491,25 @@ class ColBERT:
     @property
     def fingerprint(self) -> Fingerprint:
         """Identity of the vectors this model makes; the weight files are read whole, once."""
-        if self._fingerprint is None:
-            spec = self.spec
-            assert self._folder is not None
-            own = _meaning(spec)
-            said = json.dumps({"weights": weights_digest(self._folder), **own}, sort_keys=True)
-            digest = hashlib.sha256(said.encode()).hexdigest()[:32]
-            self._fingerprint = Fingerprint(
-                digest, self._name, spec.dim, {**self.settings.changed(), "model": self._name}
-            )
-        return self._fingerprint
+        if self._encoder is None and (self._weights is None or self._weights.changed()):
+            self._ready()
+        made = self._fingerprint
+        # What was loaded again after close() may be other weights.
+        return made[1] if made is not None and made[0] == self._loaded() else self._hashing.run(self._hash)
+
+    def _loaded(self) -> tuple[ColBERTSpec, WeightFiles]:
+        with self._lock:
+            assert self._spec is not None
+            assert self._weights is not None
+            return self._spec, self._weights
+
+    def _hash(self) -> Fingerprint:
+        loaded = spec, weights = self._loaded()
+        said = json.dumps({"weights": weights.digest(), **_meaning(spec)}, sort_keys=True)
+        digest = hashlib.sha256(said.encode()).hexdigest()[:32]
+        found = Fingerprint(digest, self._name, spec.dim, {**self.settings.changed(), "model": self._name})
+        self._fingerprint = loaded, found
+        return found
 
     def about(self) -> dict[str, str]:
         """What logs and traces say of it: its name, and once it was loaded, device and data type."""
@@ -548,8 +557,13 @@ class ColBERT:
         encoder = self._encoder
         if encoder is not None:
             return encoder
+        current_cancellation().check()
+        with timed("load_s"):
+            return self._loading.run(self._load_once)
+
+    def _load_once(self) -> Encoder:
         start = perf_counter()
-        with timed("load_s"), self._lock:
+        with self._lock:
             if self._encoder is not None:
                 return self._encoder
             encoder = self._encoder = self._load()
@@ -576,8 +590,9 @@ class ColBERT:
         bundled = settings.model.startswith("bundled/")
         found = locate(settings.model, hub)
         # An index remembers where a model lies, and may be opened from another folder.
-        self._folder = Path(os.path.abspath(found))
-        self._name = str(self._folder) if found == Path(settings.model) else settings.model
+        folder = Path(os.path.abspath(found))
+        self._name = str(folder) if found == Path(settings.model) else settings.model
+        weights = WeightFiles.of(folder)  # as they are before they are read
         checkpoint = read_checkpoint(
             settings.model,
             found,
@@ -599,7 +614,9 @@ class ColBERT:
             default = self._forward.batch_tokens
         batch_tokens = settings.batch_tokens or default
         encode = EncodeOptions(settings.long_documents, settings.window_overlap, batch_tokens, settings.batch_size)
-        return load_encoder(checkpoint, load, encode, self._forward)
+        encoder = load_encoder(checkpoint, load, encode, self._forward)
+        self._weights = weights
+        return encoder
 
     def __enter__(self) -> ColBERT:
         return self

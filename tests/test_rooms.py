@@ -35,6 +35,7 @@ CORE = {
     ".ranking",
     ".scoring",
     ".settings",
+    ".single_flight",
     ".triton_check",
     ".worker",
 }
@@ -57,6 +58,7 @@ ROOMS = {
     "embeddings": {".errors", "torch"},
     "progress": {"tqdm"},
     "sendable": {".errors"},
+    "single_flight": set[str](),
     "checkpoint": {".errors", ".sendable", "huggingface_hub", "numpy", "safetensors", "torch"},
     "cuda_graphs": {"torch"},
     "encoder": {

@@ -9,7 +9,7 @@ projection. ``formats.py`` is the table of on-disk formats, ``chain.py`` checks 
 
 from __future__ import annotations
 
-from .digest import weights_digest
+from .digest import WeightFiles, weights_digest
 from .hub import HubOptions, locate
 from .read import read_checkpoint
 from .spec import Checkpoint, ColBERTSpec, DenseSpec, PoolingSpec, SpecOverrides
@@ -21,6 +21,7 @@ __all__ = [
     "HubOptions",
     "PoolingSpec",
     "SpecOverrides",
+    "WeightFiles",
     "locate",
     "read_checkpoint",
     "weights_digest",

@@ -1,12 +1,15 @@
-"""The digest of a checkpoint's weights: what tells two models apart that say the same of themselves."""
+"""WeightFiles: a checkpoint's weights and their digest, which tells models apart that say the same of themselves."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-__all__ = ["OTHER_FOLDERS", "PICKLED", "WEIGHTS", "weights_digest"]
+from ..errors import CheckpointError
+
+__all__ = ["OTHER_FOLDERS", "PICKLED", "WEIGHTS", "WeightFiles", "weights_digest"]
 
 # Here and in what ``hub.py`` downloads: weights, and those that count only where no safetensors are beside them.
 WEIGHTS, PICKLED = ("*.safetensors", "colbert_linear.pt"), "pytorch_model*.bin"
@@ -14,6 +17,57 @@ WEIGHTS, PICKLED = ("*.safetensors", "colbert_linear.pt"), "pytorch_model*.bin"
 OTHER_FOLDERS = ("onnx", "openvino", "coreml", "checkpoint-*")
 
 _BLOCK_BYTES = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The weight files of a checkpoint as they were at a time.
+
+    Attributes:
+        folder: Root of the checkpoint.
+        states: Path, size in bytes and time of the last change in nanoseconds of each file.
+    """
+
+    folder: Path
+    states: tuple[tuple[Path, int, int], ...]
+
+    @classmethod
+    def of(cls, folder: Path) -> WeightFiles:
+        """Those of a checkpoint now.
+
+        Args:
+            folder: Its root.
+
+        Returns:
+            The files; none if there is no such folder.
+        """
+        stats = [(path, path.stat()) for path in _weight_files(folder)]
+        return cls(folder, tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
+
+    def changed(self) -> bool:
+        """Whether there are other files now, or other contents: by their sizes and times, without reading them.
+
+        Returns:
+            True if so.
+        """
+        return WeightFiles.of(self.folder) != self
+
+    def digest(self) -> str:
+        """The hash of these files, as ``weights_digest`` makes it.
+
+        Returns:
+            SHA-256 in hexadecimal.
+
+        Raises:
+            CheckpointError: If they are not as they were: it would be that of other weights.
+        """
+        digest = weights_digest(self.folder)
+        if self.changed():
+            raise CheckpointError(
+                f"the weight files in {self.folder} are not those that were loaded, so it can't be said whose vectors "
+                "these are: close() the model, which then loads what is there, or put the files back"
+            )
+        return digest
 
 
 def weights_digest(folder: Path) -> str:

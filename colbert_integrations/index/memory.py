@@ -113,6 +113,7 @@ class MemoryStore(Store):
         self._known: dict[str, set[str]] = {}  # by folder, what was loaded or saved there last
         self._lock = threading.RLock()  # held for moments, by readers too: to take or to replace a whole state
         self._writing = threading.RLock()  # one writer at a time
+        self._saving = threading.Lock()
         self.check_search(search)
         self.search_default = search
         self.candidates_default = check_count("candidates", candidates)
@@ -369,6 +370,11 @@ class MemoryStore(Store):
         Raises:
             StoreError: If it can't be written, or somebody else saved there; an index that was there is unchanged.
         """
+        # One after another, from when the state is taken: of two that wait for the folder, the older might come last.
+        with self._saving:
+            self._save(Path(folder), show_progress)
+
+    def _save(self, folder: Path, show_progress: bool | None) -> None:
         with self._lock:
             state = self._now()
             layout, fingerprint = self._layout, self._fingerprint
@@ -381,7 +387,7 @@ class MemoryStore(Store):
             "fingerprint": None if fingerprint is None else fingerprint.as_json(),
         }
         known = self._known.setdefault(os.path.realpath(folder), set())
-        write_index(Path(folder), Saved(layout, state.views, about), known, show_progress=show_progress)
+        write_index(folder, Saved(layout, state.views, about), known, show_progress=show_progress)
 
     @classmethod
     def load(

@@ -490,7 +490,7 @@ def test_real_text_is_encoded_like_by_the_padded_pass(dtype: str, least_cosine: 
     model, padded = (ColBERT("bundled/all-MiniLM-L6-v2", device="cpu", dtype=kind) for kind in (dtype, "float32"))
     encoder = padded._ready()
     assert isinstance(encoder._forward, PackedForward)
-    encoder._forward = TorchForward(AutoModel.from_pretrained(str(padded._folder)).eval(), nn.Identity(), CPU)
+    encoder._forward = TorchForward(AutoModel.from_pretrained(str(padded._weights.folder)).eval(), nn.Identity(), CPU)
     ours, theirs = model.encode_document(texts), padded.encode_document(texts)
     assert ours.lengths == theirs.lengths
     assert ours.values.dtype == torch.float32
