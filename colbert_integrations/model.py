@@ -23,6 +23,7 @@ from .cache import CacheInfo, DocumentCache
 from .cancellation import current_cancellation
 from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, WeightFiles, locate, read_checkpoint
 from .checks import check_pool_factor, check_text, check_threshold
+from .devices import choose_device, choose_dtype, indexed_device
 from .embeddings import TokenEmbeddings
 from .encoder import (
     EncodeOptions,
@@ -31,8 +32,6 @@ from .encoder import (
     LoadOptions,
     RemoteForward,
     Side,
-    choose_device,
-    choose_dtype,
     load_encoder,
 )
 from .errors import InputError, NonFiniteError
@@ -601,7 +600,7 @@ class ColBERT:
             projection_dim=settings.projection_dim,
         )
         load = LoadOptions(
-            device=torch.empty(0, device=device).device,  # with its index: the current device is that of a thread
+            device=indexed_device(device),
             dtype=dtype,
             trust_remote_code=settings.trust_remote_code,
             attn_implementation=settings.attn_implementation,

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 
 import checkpoints
 from colbert_integrations import ColBERT, RankedDocument, TruncationWarning
-from colbert_integrations.encoder import choose_dtype
+from colbert_integrations.devices import choose_dtype
 from colbert_integrations.errors import CheckpointNotFoundError, InputError, MissingExtraError, NonFiniteError
 from colbert_integrations.scoring.reference import reference_maxsim
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .. import cpu
 from ..checkpoint import Checkpoint, ColBERTSpec
+from ..devices import cpu
 from ..errors import CheckpointError, InputError, MissingWeightsError, RemoteCodeError
 from .backbone import LoadOptions, embedding_rows, load_backbone, position_limit
 from .encoder import EncodeOptions, Encoder

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from ..autocast import no_autocast
+from ..devices import indexed_device, no_autocast
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, StoreError
 from ..fingerprint import Fingerprint
@@ -20,7 +20,6 @@ from ..scoring.blocks import QUERY_TOKENS, ranges
 from .checks import (
     candidate_count,
     check_count,
-    check_device,
     check_embeddings,
     check_form,
     check_ids,
@@ -103,7 +102,7 @@ class MemoryStore(Store):
         super().__init__()
         check_form(dtype, nbits, keep_originals)
         self._dtype, self._nbits, self._keep_originals = dtype, nbits, keep_originals
-        self.device = check_device(device or "cpu")
+        self.device = indexed_device(device or "cpu")
         self._room = Room(self.device, device_bytes)
         self._layout: Layout | None = None
         self._fingerprint: Fingerprint | None = None

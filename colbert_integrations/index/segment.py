@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..devices import send
 from ..embeddings import TokenEmbeddings
 from ..scoring.blocks import ranges
-from ..transfer import send
 from .layout import PER_DOCUMENT, Columns, Layout, part
 from .pooled import merge_tokens
 

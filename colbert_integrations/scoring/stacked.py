@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .. import cpu
 from .. import kernel as compiled
+from ..devices import cpu
 from ..embeddings import TokenEmbeddings
 from ..kernel import STORAGES, Arithmetic, Kernel
 from .blocks import Documents, as_int8, take_maxima

@@ -17,8 +17,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, ModernBertConfig, ModernBertModel
 
 import checkpoints
-from colbert_integrations import ColBERT, cpu
+from colbert_integrations import ColBERT
 from colbert_integrations import kernel as compiled
+from colbert_integrations.devices import cpu
 from colbert_integrations.encoder.forward import TorchForward
 from colbert_integrations.encoder.packed.compiled_product import CompiledProduct
 from colbert_integrations.encoder.packed.forward import PackedForward, can_pack, choose_layers
