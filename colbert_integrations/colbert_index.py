@@ -73,7 +73,7 @@ class ColBERTIndex:
         self.model = model if isinstance(model, ColBERT) else ColBERT.shared(model)
         self.store: Store = _opened(store)
         self.pool_factor = pool_factor
-        self._alike = set[str]()  # for loaders
+        self._alike = set[str]()  # ids encoded with the current settings, kept from one call of add to the next
         self._worker = Worker(_ADDING_THREADS)
         self._ranking_worker = Worker(_RANKING_THREADS)
         if self.store.fingerprint is not None:
@@ -429,7 +429,7 @@ class ColBERTIndex:
     ) -> TokenEmbeddings:
         self._bind()
         if normalize_scores:
-            check_normalizable(self.model.spec, self.model.settings.model)
+            check_normalizable(self.model.spec)
         return self.model.encode_query(query, show_progress=show_progress)
 
     def _finished(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import logging
 import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -21,7 +19,7 @@ import torch
 
 from .cache import CacheInfo, DocumentCache
 from .cancellation import current_cancellation
-from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, WeightFiles, locate, read_checkpoint
+from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, WeightFiles, locate, model_digest, read_checkpoint
 from .checks import check_pool_factor, check_text, check_threshold
 from .devices import choose_device, choose_dtype, indexed_device
 from .embeddings import TokenEmbeddings
@@ -56,12 +54,6 @@ _BATCH_TOKENS_OTHER = 32_768
 # one thread nothing could be shared; each more may cost a pool of torch's own threads.
 _ASYNC_THREADS = 32
 
-# Of a spec, what does not change the meaning of a vector: where it was read from, how much of a text is seen, and in
-# which number format.
-_NOT_IN_FINGERPRINT = frozenset(
-    {"name", "layout", "backbone", "sources", "notes", "matryoshka_dims", "dtype"}
-    | {"query_length", "document_length", "expansion_length"}
-)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -186,7 +178,7 @@ class ColBERT:
         self._loading, self._hashing = SingleFlight[Encoder](), SingleFlight[Fingerprint]()
         self._fingerprint: tuple[tuple[ColBERTSpec, WeightFiles], Fingerprint] | None = None
         self._worker = Worker(_ASYNC_THREADS)
-        # Of this object, and with it of one spec.
+        # One for each instance: its vectors belong to one spec.
         self._cache = DocumentCache(settings.cache_bytes)
 
     @classmethod
@@ -420,7 +412,7 @@ class ColBERT:
         check_top_n(top_n)
         check_threshold(score_threshold)
         if normalize_scores and texts:
-            check_normalizable(self.spec, self.settings.model)
+            check_normalizable(self.spec)
 
     def _scores(
         self,
@@ -504,9 +496,9 @@ class ColBERT:
 
     def _hash(self) -> Fingerprint:
         loaded = spec, weights = self._loaded()
-        said = json.dumps({"weights": weights.digest(), **_meaning(spec)}, sort_keys=True)
-        digest = hashlib.sha256(said.encode()).hexdigest()[:32]
-        found = Fingerprint(digest, self._name, spec.dim, {**self.settings.changed(), "model": self._name})
+        found = Fingerprint(
+            model_digest(spec, weights), self._name, spec.dim, {**self.settings.changed(), "model": self._name}
+        )
         self._fingerprint = loaded, found
         return found
 
@@ -583,7 +575,7 @@ class ColBERT:
             token=settings.token,
             cache_dir=settings.cache_dir,
             local_files_only=settings.local_files_only,
-            code=settings.trust_remote_code,
+            trust_remote_code=settings.trust_remote_code,
         )
         overrides = SpecOverrides(**{item.name: getattr(settings, item.name) for item in fields(SpecOverrides)})
         bundled = settings.model.startswith("bundled/")
@@ -599,15 +591,7 @@ class ColBERT:
             allow_unprojected=settings.allow_unprojected or bundled,
             projection_dim=settings.projection_dim,
         )
-        load = LoadOptions(
-            device=indexed_device(device),
-            dtype=dtype,
-            trust_remote_code=settings.trust_remote_code,
-            attn_implementation=settings.attn_implementation,
-            token=settings.token,
-            cache_dir=settings.cache_dir,
-            local_files_only=settings.local_files_only,
-        )
+        load = LoadOptions(indexed_device(device), dtype, settings.attn_implementation, hub)
         default = _BATCH_TOKENS_CPU if device.type == "cpu" else _BATCH_TOKENS_OTHER
         if isinstance(self._forward, RemoteForward):
             default = self._forward.batch_tokens
@@ -643,19 +627,6 @@ class ColBERT:
         spec = self._spec
         lengths = f"query_length={spec.query_length}, document_length={spec.document_length}"
         return f"{shown}, layout={spec.layout!r}, {lengths}, loaded={self.loaded})"
-
-
-def _meaning(spec: ColBERTSpec) -> dict[str, Any]:
-    """What of a spec decides what a vector means; what was added later only where it says something.
-
-    So fingerprints of before stay what they were.
-    """
-    own = {name: value for name, value in asdict(spec).items() if name not in _NOT_IN_FINGERPRINT}
-    if spec.language is None:
-        del own["language"]
-    if spec.sources.get("projection") == "argument":
-        own["projection_made"] = "positive diagonal"  # vectors of before had LAPACK's signs and don't fit these
-    return own
 
 
 def _pooled(encoded: TokenEmbeddings, side: Side, spec: ColBERTSpec) -> TokenEmbeddings:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, TruncationWarning
 from colbert_integrations import colbert_index as module
 from colbert_integrations.checkpoint import digest
+from colbert_integrations.checkpoint.digest import _meaning
 from colbert_integrations.encoder import Encoder
 from colbert_integrations.errors import (
     AddError,
@@ -31,7 +32,6 @@ from colbert_integrations.errors import (
 )
 from colbert_integrations.index import StoredDocument
 from colbert_integrations.langchain import ColBERTReranker
-from colbert_integrations.model import _meaning
 
 PATIENCE_S = 30
 TEXTS = ["wing lift", "boundary layer flow", "heat transfer", "shock wave", "wing lift"]

@@ -4,12 +4,12 @@
 those that formats look at, ``kinds.py`` looks what kind of values is in them, ``head.py`` reads the layers of the
 projection. ``formats.py`` is the table of on-disk formats, ``chain.py`` checks the modules of the native one,
 ``arguments.py`` with what a library is to load them; ``refusals.py`` is the table of what else is refused and why,
-``spec.py`` the result, ``digest.py`` the identity of the weights.
+``spec.py`` the result, ``digest.py`` what tells one model from another.
 """
 
 from __future__ import annotations
 
-from .digest import WeightFiles, weights_digest
+from .digest import WeightFiles, model_digest, weights_digest
 from .hub import HubOptions, locate
 from .read import read_checkpoint
 from .spec import Checkpoint, ColBERTSpec, DenseSpec, PoolingSpec, SpecOverrides
@@ -23,6 +23,7 @@ __all__ = [
     "SpecOverrides",
     "WeightFiles",
     "locate",
+    "model_digest",
     "read_checkpoint",
     "weights_digest",
 ]

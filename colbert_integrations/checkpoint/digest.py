@@ -1,15 +1,18 @@
-"""WeightFiles: a checkpoint's weights and their digest, which tells models apart that say the same of themselves."""
+"""The digests of a checkpoint: of its weights, and of all that decides what its vectors mean."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
+from .spec import ColBERTSpec
 
-__all__ = ["OTHER_FOLDERS", "PICKLED", "WEIGHTS", "WeightFiles", "weights_digest"]
+__all__ = ["OTHER_FOLDERS", "PICKLED", "WEIGHTS", "WeightFiles", "model_digest", "weights_digest"]
 
 # Here and in what ``hub.py`` downloads: weights, and those that count only where no safetensors are beside them.
 WEIGHTS, PICKLED = ("*.safetensors", "colbert_linear.pt"), "pytorch_model*.bin"
@@ -17,6 +20,13 @@ WEIGHTS, PICKLED = ("*.safetensors", "colbert_linear.pt"), "pytorch_model*.bin"
 OTHER_FOLDERS = ("onnx", "openvino", "coreml", "checkpoint-*")
 
 _BLOCK_BYTES = 2**22
+
+# Of a spec, what does not change the meaning of a vector: where it was read from, how much of a text is seen, and in
+# which number format.
+_NOT_IN_FINGERPRINT = frozenset(
+    {"name", "layout", "backbone", "sources", "notes", "matryoshka_dims", "dtype"}
+    | {"query_length", "document_length", "expansion_length"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,36 @@ class WeightFiles:
                 "these are: close() the model, which then loads what is there, or put the files back"
             )
         return digest
+
+
+def model_digest(spec: ColBERTSpec, weights: WeightFiles) -> str:
+    """Hash what decides what a model's vectors mean: equal for two models whose vectors may be mixed.
+
+    Args:
+        spec: What its checkpoint says, overrides applied.
+        weights: Its weight files, as they were loaded.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        CheckpointError: If the files are not as they were.
+    """
+    meant = json.dumps({"weights": weights.digest(), **_meaning(spec)}, sort_keys=True)
+    return hashlib.sha256(meant.encode()).hexdigest()[:32]
+
+
+def _meaning(spec: ColBERTSpec) -> dict[str, Any]:
+    """What of a spec decides what a vector means; what was added later only where it says something.
+
+    So fingerprints of before stay what they were.
+    """
+    own = {name: value for name, value in asdict(spec).items() if name not in _NOT_IN_FINGERPRINT}
+    if spec.language is None:
+        del own["language"]
+    if spec.sources.get("projection") == "argument":
+        own["projection_made"] = "positive diagonal"  # vectors of before had LAPACK's signs and don't fit these
+    return own
 
 
 def weights_digest(folder: Path) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, HubOptions
 from ..errors import (
     CheckpointError,
     MissingWeightsError,
@@ -35,26 +35,21 @@ class LoadOptions:
     Attributes:
         device: Device of the weights.
         dtype: Data type of the weights and the forward pass; int8 is of the linear layers, the rest being float32.
-        trust_remote_code: Whether code from the checkpoint's repository may run.
         attn_implementation: Name of an attention backend of transformers. None: its own choice, for ModernBERT
             ``"sdpa"``.
-        token: Hub token, for remote code that lies in another repository.
-        cache_dir: Where such code is downloaded to. None: the hub library's own place.
-        local_files_only: Whether only code that was downloaded before may run.
+        hub: Whether code from the checkpoint's repository may run, and how it is got where it lies in another one.
     """
 
     device: torch.device
     dtype: torch.dtype
-    trust_remote_code: bool = False
     attn_implementation: str | None = None
-    token: str | None = field(default=None, repr=False)
-    cache_dir: str | None = None
-    local_files_only: bool = False
+    hub: HubOptions = HubOptions()
 
     @property
-    def hub(self) -> dict[str, Any]:
-        """How transformers gets code from another repository."""
-        return {"token": self.token, "cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
+    def elsewhere(self) -> dict[str, Any]:
+        """How transformers gets code from another repository, to which the revision does not apply."""
+        hub = self.hub
+        return {"token": hub.token, "cache_dir": hub.cache_dir, "local_files_only": hub.local_files_only}
 
     @property
     def float_dtype(self) -> torch.dtype:
@@ -135,7 +130,7 @@ def _load_auto(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
     except CheckpointError as error:
         if "auto_map" not in checkpoint.config:
             raise
-        if not options.trust_remote_code:
+        if not options.hub.trust_remote_code:
             raise RemoteCodeError(
                 f"{checkpoint.spec.name} needs code from its repository, since the class in transformers does not fit "
                 f"it ({error}). Read that code, then pass trust_remote_code=True"
@@ -152,7 +147,7 @@ def _from_pretrained(
         "attn_implementation": options.attn_implementation or _attention(checkpoint),
         "trust_remote_code": trust or None,
         "config": config,
-        **options.hub,
+        **options.elsewhere,
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
     arguments.setdefault("trust_remote_code", False)

@@ -48,7 +48,7 @@ _FEWEST_ROWS, _MOST_ROWS = 2**14, 2**18
 _MOST_ROWS_GPU = 2**20
 # A segment is written anew without its deleted documents once they take up this part of it.
 _COMPACT_ABOVE = 0.25
-# So many small segments that were loaded are written into one.
+# From this many small segments of loaded files on, they are rewritten as one.
 _MOST_SMALL = 8
 
 

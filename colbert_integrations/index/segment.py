@@ -68,7 +68,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring documents of a view, some of which are wanted.
+    """Documents of a segment that are scored together: neighbours, without a copy, or gathered from anywhere.
 
     Attributes:
         positions: Places in the segment of the documents whose vectors these are, ``(documents,)`` int64.

@@ -333,7 +333,7 @@ class Store(ABC):
         self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None = None
     ) -> None:
         """Do what ``set_metadata`` does without blocking the event loop; see there for the arguments."""
-        await self._quick_worker.run(self.set_metadata, ids, metadatas, texts)
+        await self._worker.run(self.set_metadata, ids, metadatas, texts)
 
     async def adelete(self, ids: Sequence[str]) -> None:
         """Do what ``delete`` does without blocking the event loop; see there for the arguments."""

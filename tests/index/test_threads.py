@@ -72,7 +72,6 @@ async def test_what_takes_moments_does_not_wait_behind_searches() -> None:
     await asyncio.sleep(0)
     assert await asyncio.wait_for(store.aids(), 20) == ["a", "b"]
     assert [document.id for document in await asyncio.wait_for(store.aget(["b"]), 20)] == ["b"]
-    await asyncio.wait_for(store.aset_metadata(["a"], [{"year": 1}]), 20)
     await asyncio.wait_for(store.adelete(["b"]), 20)
     assert await asyncio.wait_for(store.acount(), 20) == 1
     leave.set()
