@@ -17,6 +17,7 @@ from ..embeddings import TokenEmbeddings
 from ..errors import InputError, StoreError
 from ..fingerprint import Fingerprint
 from ..scoring.blocks import QUERY_TOKENS, ranges
+from .allocator import SegmentAllocator
 from .checks import (
     candidate_count,
     check_count,
@@ -33,7 +34,6 @@ from .checks import (
 from .filters import is_yes, matches, parse_filter
 from .layout import Layout
 from .persistence import Saved, read_index, write_index
-from .room import Room
 from .scan import Finder
 from .segment import Batch, Segment, View
 from .state import State, all_documents, copy_of, document_at, filtered, hits_of, last_of_each, only, without
@@ -103,7 +103,7 @@ class MemoryStore(Store):
         check_form(dtype, nbits, keep_originals)
         self._dtype, self._nbits, self._keep_originals = dtype, nbits, keep_originals
         self.device = indexed_device(device or "cpu")
-        self._room = Room(self.device, device_bytes)
+        self._allocator = SegmentAllocator(self.device, device_bytes)
         self._layout: Layout | None = None
         self._fingerprint: Fingerprint | None = None
         self._state: State | None = State()  # None: closed
@@ -262,7 +262,7 @@ class MemoryStore(Store):
         assert self._layout is not None
         most = _MOST_ROWS_GPU if self.device.type == "cuda" else _MOST_ROWS
         rows = max(rows, min(most, max(_FEWEST_ROWS, sum(view.rows for view in views))))
-        return self._room.segment(self._layout, rows)
+        return self._allocator.segment(self._layout, rows)
 
     def _compacted(self, state: State, moves: dict[str, tuple[Segment, int]], above: float = _COMPACT_ABOVE) -> State:
         """Give back the room of deleted documents where they take up more than a part of a segment."""
@@ -431,7 +431,7 @@ class MemoryStore(Store):
     def _brought_here(self, view: View) -> View:
         """A view of a segment that was mapped, with its vectors on this store's device."""
         mapped = view.segment
-        moved = _filled(self._room.segment(mapped.layout, mapped.capacity, mapped.name), mapped)
+        moved = _filled(self._allocator.segment(mapped.layout, mapped.capacity, mapped.name), mapped)
         pooled = mapped.pooled_if_made(0)
         if pooled is not None:
             moved.adopt_pooled(_filled(moved.empty_twin(pooled.capacity), pooled))

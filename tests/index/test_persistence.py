@@ -172,7 +172,7 @@ def test_merged_vectors_that_were_saved_are_not_made_again(
     def again(*_: Any) -> None:
         raise AssertionError("merged again")
 
-    monkeypatch.setattr(segment, "merge_tokens", again)
+    monkeypatch.setattr(segment, "pool_by_kmeans", again)
     assert found(MemoryStore.load(tmp_path), QUERIES, 2, search="pooled", candidates=3) == expected
     moved = MemoryStore.load(tmp_path)
     moved._state = State(tuple(map(moved._brought_here, moved._now().views)), moved.count())  # as to a GPU
