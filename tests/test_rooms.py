@@ -85,10 +85,10 @@ ROOMS = {
     "colbert_index": {".checks", ".embeddings", ".errors", ".index", ".loading", ".location", ".model", ".observing"}
     | {".progress", ".ranking", ".settings", ".worker"},
     "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},
-    "adapter": {".colbert_index", ".errors", ".model", ".settings", "pydantic", "typing_extensions"},
+    "adapter": {".colbert_index", ".errors", ".model", ".ranking", ".settings", "pydantic", "typing_extensions"},
     "langchain": {".adapter", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
     | {"langchain_core", "pydantic", "typing_extensions"},
-    "llama_index": {".adapter", ".checks", ".colbert_index", ".errors", ".index", ".observing"}
+    "llama_index": {".adapter", ".checks", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
     | {"llama_index.core", "pydantic", "typing_extensions"},
     "vllm": {".checkpoint", ".checks", ".encoder", ".errors", ".ranking", ".sendable", "httpx", "numpy", "torch"},
     # Nothing imports it.
