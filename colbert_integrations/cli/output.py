@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -41,10 +42,14 @@ def forget_stdout() -> None:
 def _to_stderr(message: str) -> None:
     from ..explain.wording import visible  # loads regex, which help does not need
 
+    _write_to_stderr(f"{visible(message)}\n")
+
+
+def _write_to_stderr(text: str) -> None:
     # Where nobody can hear it the work goes on, or ends with the code that it would have.
     if sys.stderr is not None:
         with suppress(OSError):
-            sys.stderr.write(f"{visible(message)}\n")
+            sys.stderr.write(text)
 
 
 @contextmanager
@@ -56,6 +61,8 @@ def _to_stdout() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
+    except SystemExit as error:  # rich makes this of a pipe that nobody reads
+        raise BrokenPipeError from error
     except OSError as error:
         forget_stdout()
         raise InputError(f"can't write to stdout: {error.strerror}") from error
@@ -85,6 +92,10 @@ class Output:
     def error(self, message: str) -> None:
         """Tell what went wrong."""
         _to_stderr(f"{PROGRAM}: {message}")
+
+    def trace(self) -> None:
+        """Show where in the code the error that is being handled was raised."""
+        _write_to_stderr(traceback.format_exc())
 
     @property
     def show_progress(self) -> bool | None:

@@ -21,10 +21,7 @@ __all__ = ["PROGRAM", "parse"]
 PROGRAM = "colbert-integrations"
 
 _DESCRIPTION = "ColBERT on the command line: rank, explain, index and search texts by late interaction."
-_EXIT_CODES = (
-    "exit codes: 0 done; 1 done, but some documents could not be read or stored; 2 an error, said in one line; "
-    "130 interrupted"
-)
+_EXIT_CODES = "exit codes: 0 done; 1 done, but some documents could not be read or stored; 2 an error; 130 interrupted"
 _WHERE = "a folder, or qdrant+http://host:6333/NAME (its API key is read from QDRANT_API_KEY)"
 _DTYPES = ("float32", "bfloat16", "float16", "int8")
 # Of the settings, those with an option of their own, and the token, which is read from the environment.
