@@ -172,7 +172,9 @@ def _add_search(commands: Any) -> None:
     )
     command.add_argument("query", nargs="?", help="the query")
     command.add_argument("--store", required=True, metavar="WHERE", help=_WHERE)
-    command.add_argument("--queries", metavar="FILE", help="a file with a query on each line; -: stdin")
+    command.add_argument(
+        "--queries", metavar="FILE", help="a file with a query on each line, in .jsonl under text; -: lines from stdin"
+    )
     command.add_argument("-k", type=_count, default=10, help="most documents to find; default: %(default)s")
     command.add_argument(
         "--filter",

@@ -12,7 +12,7 @@ from ..index import Hit, parse_filter
 from .listing import show_result
 from .opening import open_index
 from .output import Output
-from .reading import read, refuse
+from .reading import form_of, read, refuse
 
 __all__ = ["run"]
 
@@ -57,8 +57,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
 
 
 def _queries(file: str) -> Iterator[str]:
-    """The lines of a file."""
-    return (text.text for text in read(file, "lines", refuse))
+    """The lines of a file, or what its JSON lines have as their text."""
+    return (text.text for text in read(file, form_of(file, "lines"), refuse))
 
 
 def _show(output: Output, query: str, hits: Iterable[Hit], args: argparse.Namespace) -> None:
