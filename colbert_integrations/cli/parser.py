@@ -140,7 +140,7 @@ def _add_index(commands: Any) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="of a folder only files like this, such as *.md; repeatable",
+        help="of a folder only files like this, such as *.md, at any depth; repeatable",
     )
     _add_form(command)
     command.add_argument(
@@ -311,8 +311,11 @@ def _json_object(value: str) -> dict[str, Any]:
 
 @_refusing("must be a pattern such as *.md")
 def _pattern(value: str) -> str:
-    PurePath().match(value)  # refuses an empty one
-    return value
+    pattern = PurePath(value).as_posix().removeprefix("**/")  # any depth, at which one without it is looked for too
+    if "**" in pattern:  # which would be taken for *
+        raise argparse.ArgumentTypeError(f"must have no ** but **/ at its beginning, not {value!r}")
+    PurePath().match(pattern)  # refuses an empty one
+    return pattern
 
 
 def _setting(value: str) -> tuple[str, Any]:

@@ -67,6 +67,8 @@ def test_help_names_every_command_and_the_exit_codes(run: Run) -> None:
         (["rerank", "q", "a", "--set", "token=hf_x"], "argument --set: must be NAME=VALUE, NAME one of query_length,"),
         (["rerank", "q", "a", "--dtype", "int4"], "argument --dtype: invalid choice: 'int4'"),
         (["index", "a", "--store", "b", "--glob", ""], "argument --glob: must be a pattern such as *.md, not ''"),
+        (["index", "a", "--store", "b", "--glob", "c/**/*.md"], "no ** but **/ at its beginning, not 'c/**/*.md'"),
+        (["index", "a", "--store", "b", "--glob", "**"], "--glob: must have no ** but **/ at its beginning, not '**'"),
         (["index", "a"], "the following arguments are required: --store"),
         (["index", "a", "--store", "b", "--pool-factor", "0.5"], "--pool-factor: must be a number from 1, not '0.5'"),
         (["index", "a", "--store", "b", "--pool-factor", "inf"], "--pool-factor: must be a number from 1, not 'inf'"),

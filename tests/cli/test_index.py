@@ -127,6 +127,8 @@ def test_globs_choose_files_of_folders_and_hidden_ones_are_left_out(run: Run, no
     assert sorted(stored("one")) == ["notes/Straße/b.md", "notes/Straße/狐.txt", "notes/a.md"]
     run("index", "notes", "--store", "two")
     assert sorted(stored("two")) == sorted([*IDS, "notes/a.md", "notes/Straße/b.md", "notes/c.rst"])
+    run("index", "notes", "--store", "three", "--glob", "**/*.md", "--glob", "**/Straße/狐.*")
+    assert sorted(stored("three")) == sorted(stored("one"))
 
 
 def test_an_index_in_its_own_source_does_not_index_itself(run: Run, notes: Path, monkeypatch: Any) -> None:
