@@ -44,6 +44,9 @@ class Corpus:
 
     Raises:
         InputError: If a source is not there, or two of them would give their documents the same ids.
+
+    Attributes:
+        unread: How many could not be read so far.
     """
 
     def __init__(
@@ -57,7 +60,8 @@ class Corpus:
         failed: Failed,
     ) -> None:
         self._form, self._globs, self._with_title = form, globs, with_title
-        self._leave_out, self._failed = leave_out, failed
+        self._leave_out, self._tell = leave_out, failed
+        self.unread = 0
         self._check_names(sources)
         self._files = [file for source in sources for file in self._files_of(source)]
 
@@ -79,6 +83,10 @@ class Corpus:
                     yield self._document(file, text)
                 except InputError as error:
                     self._failed(text.place, str(error))
+
+    def _failed(self, place: str, why: str) -> None:
+        self.unread += 1
+        self._tell(place, why)
 
     # -------------------------------------------------------------------------------------------------------- files
 

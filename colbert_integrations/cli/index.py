@@ -95,8 +95,8 @@ def _load(
     finally:
         if folder is not None:
             index.save(folder, show_progress=output.show_progress)
-    unread = failures.count - report.failed
-    return replace(report, documents=report.documents + unread, failed=failures.count)
+    # Not by what was told: documents of one id that can't be stored are told once.
+    return replace(report, documents=report.documents + corpus.unread, failed=report.failed + corpus.unread)
 
 
 def _saving(documents: Iterator[dict[str, Any]], index: ColBERTIndex, folder: Path) -> Iterator[dict[str, Any]]:

@@ -454,6 +454,18 @@ def test_what_a_store_refuses_is_told_and_the_rest_is_stored(
     assert sorted(stored(tmp_path / "kept")) == ["0000", "0001", "0003", "0004"]
 
 
+def test_documents_of_one_id_that_can_not_be_stored_are_all_counted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upsert(self: MemoryStore, ids: list[str], *rest: Any) -> None:
+        raise InputError("no room")
+
+    monkeypatch.setattr(MemoryStore, "upsert", upsert)
+    done = run("index", "-", "--store", tmp_path / "kept", "--json", stdin=b"".join(numbered(2) * 3) + b"{}\n")
+    assert (done.code, done.data["documents"], done.data["encoded"], done.data["failed"]) == (1, 7, 0, 7)
+    assert [failure["document"] for failure in done.data["failures"]] == ["-:7", "0000", "0001"]
+
+
 def test_a_store_that_fails_keeps_what_it_has(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = MemoryStore.upsert
 
