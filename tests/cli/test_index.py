@@ -25,6 +25,8 @@ from cli.running import NOTES, Run, give, numbered
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, progress
 from colbert_integrations.cli import index as command
 from colbert_integrations.cli import main
+from colbert_integrations.cli.corpora import Corpus
+from colbert_integrations.cli.reading import refuse
 from colbert_integrations.errors import InputError, StoreError
 
 IDS = sorted(f"notes/{name}" for name in NOTES)
@@ -138,6 +140,34 @@ def test_an_index_in_its_own_source_does_not_index_itself(run: Run, notes: Path,
         report = run("index", ".", "--store", "kept", "--failures", "failed.jsonl", "--json").data
         assert (report["stored"], report["failed"]) == (5, 1)
     assert sorted(stored("kept")) == IDS
+
+
+def test_what_is_written_is_left_out_by_whichever_way_it_is_reached(run: Run, notes: Path) -> None:
+    Path("way").symlink_to("notes")
+    (notes / "link.txt").symlink_to("failed.txt")
+    (notes / "linked.txt").symlink_to("bread.txt")
+    (notes / "binary").write_bytes(b"\xff")
+    for source in ("notes", "way"):
+        for writes in ("notes", "way"):
+            written = ("--store", f"{writes}/kept", "--failures", f"{writes}/link.txt")
+            report = run("index", source, *written, "--json").data
+            assert [failure["document"] for failure in report["failures"]] == [f"{source}/binary"]
+    assert sorted(stored("notes/kept")) == sorted([*IDS, "notes/linked.txt"])
+
+
+def test_files_of_a_folder_are_not_resolved_one_by_one(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(100):
+        (notes / f"{number}.txt").touch()
+    real, seen = os.path.realpath, list[str]()
+
+    def realpath(path: Any, **options: Any) -> str:
+        seen.append(str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(os.path, "realpath", realpath)
+    corpus = Corpus(["notes"], None, [], with_title=False, leave_out={notes / "7.txt"}, failed=refuse)
+    assert corpus.count() == 99 + len(NOTES)
+    assert set(seen) <= {"notes", "notes/Straße"}
 
 
 LINES = [
