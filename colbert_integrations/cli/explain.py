@@ -10,7 +10,7 @@ from ..errors import InputError, MissingExtraError
 from ..explain import Explanation
 from ..explain.html import to_html
 from .opening import open_model
-from .output import Output
+from .output import Output, writing
 from .reading import form_of, read, refuse
 
 __all__ = ["run"]
@@ -68,10 +68,8 @@ def _document(file: str) -> str:
 
 def _write_page(explanation: Explanation, file: str) -> None:
     page = _PAGE.format(title=escape(explanation.query), explanation=to_html(explanation))
-    try:
+    with writing(file):
         Path(file).write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"can't write {file}: {error.strerror}") from error
 
 
 def _write_plot(explanation: Explanation, file: str) -> None:
@@ -84,10 +82,7 @@ def _write_plot(explanation: Explanation, file: str) -> None:
     pyplot.switch_backend("Agg")  # draws without a screen
     explanation.plot()
     try:
-        pyplot.savefig(file)
-    except OSError as error:
-        raise InputError(f"can't write {file}: {error.strerror}") from error
-    except ValueError as error:  # no such kind of file
-        raise InputError(f"can't write {file}: {error}") from error
+        with writing(file):
+            pyplot.savefig(file)
     finally:
         pyplot.close()

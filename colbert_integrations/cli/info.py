@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
     if output.as_json:
         output.data({"model": model.settings.model, "spec": spec, "sources": sources, "notes": notes, **machine})
         return 0
-    output.text(f"{model.spec}\n")
+    output.line(f"{model.spec}\n")
     output.line(("As it runs here", "bold"))
     for name, value in machine.items():
         output.line(f"  {name:<27}", f"{value:,}" if isinstance(value, int) else str(value))

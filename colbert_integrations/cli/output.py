@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ["INTERRUPTED", "Output", "forget_stdout"]
+__all__ = ["INTERRUPTED", "Output", "forget_stdout", "writing"]
 
 INTERRUPTED = 130
 """The exit code of a command that was interrupted."""
@@ -66,6 +66,27 @@ def _to_stdout() -> Iterator[None]:
     except OSError as error:
         forget_stdout()
         raise InputError(f"can't write to stdout: {error.strerror}") from error
+
+
+@contextmanager
+def writing(file: str) -> Iterator[None]:
+    """Make one line of what goes wrong with writing a file.
+
+    Args:
+        file: Its name.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InputError: If the system refuses it, or what writes it does not know such a kind of file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"can't write {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"can't write {file}: {error}") from error
 
 
 class Output:
@@ -116,7 +137,7 @@ class Output:
 
     @_to_stdout()
     def line(self, *pieces: Piece) -> None:
-        """Write a line to read; styles show on a terminal where rich is installed."""
+        """Write a line to read, or several; styles show on a terminal where rich is installed."""
         if self.console is None:
             sys.stdout.write("".join(piece if isinstance(piece, str) else piece[0] for piece in pieces) + "\n")
             return
@@ -125,17 +146,12 @@ class Output:
         self.console.print(Text.assemble(*pieces), soft_wrap=True)
 
     @_to_stdout()
-    def text(self, text: str) -> None:
-        """Write lines as they are."""
-        sys.stdout.write(f"{text}\n")
-
-    @_to_stdout()
     def show(self, thing: object) -> None:
         """Write what can be printed, and by rich too."""
         if self.console is not None:
             self.console.print(thing)
         else:
-            self.text(str(thing))
+            self.line(str(thing))
 
     @_to_stdout()
     def paragraph(self, text: str | Text, indent: int) -> None:
