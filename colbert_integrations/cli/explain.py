@@ -42,7 +42,9 @@ def run(args: argparse.Namespace, output: Output) -> int:
         0.
 
     Raises:
-        InputError: If the document can't be read, or a file can't be written.
+        InputError: If the document can't be read, a file can't be written, or a setting is invalid.
+        CheckpointError: If the model can't be loaded.
+        MissingExtraError: If a package that the model or a heat map needs is not installed.
     """
     text = _document(args.file) if args.text is None else args.text
     explanation = open_model(args).explain(args.query, text)

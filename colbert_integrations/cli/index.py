@@ -42,6 +42,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         StoreError: If the store can't be used; what was stored by then is kept.
         FingerprintError: If it holds vectors of another model.
         CheckpointError: If the model can't be loaded.
+        MissingExtraError: If a package that the model or the store needs is not installed.
     """
     written = _written(args)
     with Failures(output, args.failures) as failures:

@@ -23,6 +23,11 @@ def run(args: argparse.Namespace, output: Output) -> int:
 
     Returns:
         0.
+
+    Raises:
+        InputError: If a setting is invalid.
+        CheckpointError: If the model can't be loaded.
+        MissingExtraError: If a package that the model needs is not installed.
     """
     model = open_model(args)
     spec = asdict(model.spec)

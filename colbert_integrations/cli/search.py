@@ -31,8 +31,12 @@ def run(args: argparse.Namespace, output: Output) -> int:
         0.
 
     Raises:
-        InputError: If queries can't be read.
+        InputError: If queries can't be read, or an argument is invalid.
         FilterError: If the filter uses a key, operator or value that filters do not support.
+        StoreError: If there is no index, or it can't be read.
+        FingerprintError: If it holds vectors of another model.
+        CheckpointError: If the model can't be loaded.
+        MissingExtraError: If a package that the model or the store needs is not installed.
     """
     if args.filter is not None:
         parse_filter(args.filter)  # before the model is loaded
