@@ -83,8 +83,8 @@ def index_corpus(
         window: Maximum number of documents in a window, fewer if they are long. Those of like length are encoded
             together, so many suit a GPU; an interruption loses two windows at most.
         total: How many documents will come, for the progress bar. None: not known, or the length of a list.
-        on_failure: Called with the id and the error of each document that can't be stored; the others are. None: only
-            the report tells.
+        on_failure: Called with the id and the error of each document that can't be stored, once for those of a window
+            that share an id; the others are. None: only the report tells.
         show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
     Returns:

@@ -328,6 +328,28 @@ def test_an_error_ends_the_observation_and_leaves_what_was_done(
     assert observing._CURRENT.get() is None
 
 
+def test_an_error_leaves_what_was_encoded_before_it(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(sequences: Sequence[TokenSequence]) -> torch.Tensor:
+        if any(len(sequence.ids) == 1 + MARKS for sequence in sequences):
+            raise RuntimeError("no device")
+        return east(sequences)
+
+    monkeypatch.setattr(encoder_module, "_TEXTS_AT_ONCE", 2)
+    model = ColBERT(checkpoint("stanford"), device="cpu", forward=broken, long_documents="truncate")
+    with pytest.raises(RuntimeError, match="no device"), observed() as observation:
+        model.rank("paris", ["sea " * 80, "the red fox", "the red sea", "the sea", "lions"])
+    assert counts(observation.stats) == {
+        "queries_encoded": 1,
+        "documents_encoded": 4,
+        "documents_cut": 1,
+        "tokens_encoded": QUERY + 40 + 3 + 3 + 2 + 3 * MARKS,
+        "batches": 2,
+        "documents_ranked": 5,
+    }
+
+
 async def test_cancelling_ends_the_observation(checkpoint: Callable[[str], Path]) -> None:
     gate = Gate()
     model = ColBERT(checkpoint("stanford"), device="cpu", forward=gate)

@@ -44,6 +44,9 @@ class Corpus:
 
     Raises:
         InputError: If a source is not there, or two of them would give their documents the same ids.
+
+    Attributes:
+        unread: How many could not be read so far.
     """
 
     def __init__(
@@ -57,7 +60,8 @@ class Corpus:
         failed: Failed,
     ) -> None:
         self._form, self._globs, self._with_title = form, globs, with_title
-        self._leave_out, self._failed = leave_out, failed
+        self._leave_out, self._tell = leave_out, failed
+        self.unread = 0
         self._check_names(sources)
         self._files = [file for source in sources for file in self._files_of(source)]
 
@@ -79,6 +83,10 @@ class Corpus:
                     yield self._document(file, text)
                 except InputError as error:
                     self._failed(text.place, str(error))
+
+    def _failed(self, place: str, why: str) -> None:
+        self.unread += 1
+        self._tell(place, why)
 
     # -------------------------------------------------------------------------------------------------------- files
 
@@ -117,15 +125,19 @@ class Corpus:
             self._failed(str(error.filename), reason(error))
 
         for folder, folders, files in os.walk(root, onerror=failed):
-            here = Path(folder)
-            folders[:] = [name for name in folders if self._is_admitted(here / name)]
-            for name in filter(lambda name: self._is_admitted(here / name), files):
-                path = (here / name).relative_to(root)
-                if self._is_wanted(path) and _may_be_read(here / name):
-                    yield root, path
+            here, place = Path(folder), resolved(folder)
+            within = here.relative_to(root)
+            folders[:] = [name for name in folders if self._is_admitted(name, resolved(here / name))]
+            for name in files:
+                path = here / name
+                # Resolving each file of a large tree would take most of the time.
+                target = resolved(path) if os.path.islink(path) else place / name
+                if self._is_admitted(name, target) and self._is_wanted(within / name) and _may_be_read(path):
+                    yield root, within / name
 
-    def _is_admitted(self, path: Path) -> bool:
-        return not path.name.startswith(".") and resolved(path) not in self._leave_out
+    def _is_admitted(self, name: str, target: Path) -> bool:
+        """Whether a name may be a document; ``target`` is what it leads to."""
+        return not name.startswith(".") and target not in self._leave_out
 
     def _is_wanted(self, path: PurePath) -> bool:
         return not self._globs or any(path.match(glob) for glob in self._globs)

@@ -10,7 +10,7 @@ from ..errors import InputError, MissingExtraError
 from ..explain import Explanation
 from ..explain.html import to_html
 from .opening import open_model
-from .output import Output
+from .output import Output, writing
 from .reading import form_of, read, refuse
 
 __all__ = ["run"]
@@ -42,7 +42,9 @@ def run(args: argparse.Namespace, output: Output) -> int:
         0.
 
     Raises:
-        InputError: If the document can't be read, or a file can't be written.
+        InputError: If the document can't be read, a file can't be written, or a setting is invalid.
+        CheckpointError: If the model can't be loaded.
+        MissingExtraError: If a package that the model or a heat map needs is not installed.
     """
     text = _document(args.file) if args.text is None else args.text
     explanation = open_model(args).explain(args.query, text)
@@ -68,10 +70,8 @@ def _document(file: str) -> str:
 
 def _write_page(explanation: Explanation, file: str) -> None:
     page = _PAGE.format(title=escape(explanation.query), explanation=to_html(explanation))
-    try:
+    with writing(file):
         Path(file).write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"can't write {file}: {error.strerror}") from error
 
 
 def _write_plot(explanation: Explanation, file: str) -> None:
@@ -84,10 +84,7 @@ def _write_plot(explanation: Explanation, file: str) -> None:
     pyplot.switch_backend("Agg")  # draws without a screen
     explanation.plot()
     try:
-        pyplot.savefig(file)
-    except OSError as error:
-        raise InputError(f"can't write {file}: {error.strerror}") from error
-    except ValueError as error:  # no such kind of file
-        raise InputError(f"can't write {file}: {error}") from error
+        with writing(file):
+            pyplot.savefig(file)
     finally:
         pyplot.close()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from ..errors import InputError
-from .output import Output
+from .output import Output, writing
 
 __all__ = ["Failures"]
 
@@ -35,10 +32,10 @@ class Failures:
 
     def __init__(self, output: Output, file: str | None = None) -> None:
         self.count, self.first = 0, list[dict[str, str]]()
-        self._output, self._name = output, file
+        self._output, self._name = output, file or ""
         self._file: TextIO | None = None
         if file is not None:
-            with self._writing():
+            with writing(file):
                 self._file = Path(file).open("w", encoding="utf-8")  # noqa: SIM115  # closed by __exit__
 
     def add(self, document: str, why: str | Exception) -> None:
@@ -56,7 +53,7 @@ class Failures:
         if len(self.first) < _KEPT:
             self.first.append(failure)
         if self._file is not None:
-            with self._writing():
+            with writing(self._name):
                 self._file.write(json.dumps(failure) + "\n")
 
     def tell(self) -> None:
@@ -74,12 +71,5 @@ class Failures:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            with self._writing():
+            with writing(self._name):
                 self._file.close()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"can't write {self._name}: {error.strerror}") from error

@@ -42,6 +42,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         StoreError: If the store can't be used; what was stored by then is kept.
         FingerprintError: If it holds vectors of another model.
         CheckpointError: If the model can't be loaded.
+        MissingExtraError: If a package that the model or the store needs is not installed.
     """
     written = _written(args)
     with Failures(output, args.failures) as failures:
@@ -95,8 +96,8 @@ def _load(
     finally:
         if folder is not None:
             index.save(folder, show_progress=output.show_progress)
-    unread = failures.count - report.failed
-    return replace(report, documents=report.documents + unread, failed=failures.count)
+    # Not by what was told: documents of one id that can't be stored are told once.
+    return replace(report, documents=report.documents + corpus.unread, failed=report.failed + corpus.unread)
 
 
 def _saving(documents: Iterator[dict[str, Any]], index: ColBERTIndex, folder: Path) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,11 @@ def run(args: argparse.Namespace, output: Output) -> int:
 
     Returns:
         0.
+
+    Raises:
+        InputError: If a setting is invalid.
+        CheckpointError: If the model can't be loaded.
+        MissingExtraError: If a package that the model needs is not installed.
     """
     model = open_model(args)
     spec = asdict(model.spec)
@@ -31,7 +36,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
     if output.as_json:
         output.data({"model": model.settings.model, "spec": spec, "sources": sources, "notes": notes, **machine})
         return 0
-    output.text(f"{model.spec}\n")
+    output.line(f"{model.spec}\n")
     output.line(("As it runs here", "bold"))
     for name, value in machine.items():
         output.line(f"  {name:<27}", f"{value:,}" if isinstance(value, int) else str(value))

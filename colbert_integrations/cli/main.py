@@ -1,8 +1,7 @@
-"""main: runs a command; errors of ours are one line on stderr, and every end has its exit code."""
+"""main: runs a command; errors of ours are one line on stderr, others a traceback, and every end has its exit code."""
 
 from __future__ import annotations
 
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
     except ColBERTError as error:
         if args.debug:
-            traceback.print_exc()
+            output.trace()
         output.error(" ".join(str(error).split()))
         return _ERROR
     except KeyboardInterrupt:
@@ -47,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         forget_stdout()
         return _PIPE_CLOSED
+    except Exception:
+        output.trace()
+        return _ERROR  # Python's own code for it, 1, means something else here
 
 
 @contextmanager

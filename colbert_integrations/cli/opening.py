@@ -36,6 +36,8 @@ def open_model(args: argparse.Namespace, made_with: Mapping[str, Any] | None = N
 
     Raises:
         InputError: If a setting is invalid.
+        CheckpointError: If it is not there, not whole, or of a kind that is not run.
+        MissingExtraError: If a package that the model needs is not installed.
     """
     if args.quiet:
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # re-exported
@@ -60,6 +62,7 @@ def open_index(args: argparse.Namespace) -> ColBERTIndex:
         StoreError: If there is none, or it can't be read.
         FingerprintError: If it holds vectors of another model.
         CheckpointError: If the model can't be loaded.
+        MissingExtraError: If a package that the model or the store needs is not installed.
     """
     folder = folder_of(args.store)
     store = open_store(args.store) if folder is None else _loaded(args, folder)
@@ -86,6 +89,7 @@ def opened_for_writing(args: argparse.Namespace) -> Iterator[ColBERTIndex]:
         StoreError: If the store can't be used, or somebody else adds to it.
         FingerprintError: If it holds vectors of another model.
         CheckpointError: If the model can't be loaded.
+        MissingExtraError: If a package that the model or the store needs is not installed.
     """
     folder = folder_of(args.store)
     if folder is None:

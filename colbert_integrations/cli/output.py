@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ["INTERRUPTED", "Output", "forget_stdout"]
+__all__ = ["INTERRUPTED", "Output", "forget_stdout", "writing"]
 
 INTERRUPTED = 130
 """The exit code of a command that was interrupted."""
@@ -41,10 +42,14 @@ def forget_stdout() -> None:
 def _to_stderr(message: str) -> None:
     from ..explain.wording import visible  # loads regex, which help does not need
 
+    _write_to_stderr(f"{visible(message)}\n")
+
+
+def _write_to_stderr(text: str) -> None:
     # Where nobody can hear it the work goes on, or ends with the code that it would have.
     if sys.stderr is not None:
         with suppress(OSError):
-            sys.stderr.write(f"{visible(message)}\n")
+            sys.stderr.write(text)
 
 
 @contextmanager
@@ -56,9 +61,32 @@ def _to_stdout() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
+    except SystemExit as error:  # rich makes this of a pipe that nobody reads
+        raise BrokenPipeError from error
     except OSError as error:
         forget_stdout()
         raise InputError(f"can't write to stdout: {error.strerror}") from error
+
+
+@contextmanager
+def writing(file: str) -> Iterator[None]:
+    """Make one line of what goes wrong with writing a file.
+
+    Args:
+        file: Its name.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InputError: If the system refuses it, or what writes it does not know such a kind of file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"can't write {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"can't write {file}: {error}") from error
 
 
 class Output:
@@ -86,6 +114,10 @@ class Output:
         """Tell what went wrong."""
         _to_stderr(f"{PROGRAM}: {message}")
 
+    def trace(self) -> None:
+        """Show where in the code the error that is being handled was raised."""
+        _write_to_stderr(traceback.format_exc())
+
     @property
     def show_progress(self) -> bool | None:
         """Whether a bar is shown: on a terminal, unless that is not wanted."""
@@ -105,7 +137,7 @@ class Output:
 
     @_to_stdout()
     def line(self, *pieces: Piece) -> None:
-        """Write a line to read; styles show on a terminal where rich is installed."""
+        """Write a line to read, or several; styles show on a terminal where rich is installed."""
         if self.console is None:
             sys.stdout.write("".join(piece if isinstance(piece, str) else piece[0] for piece in pieces) + "\n")
             return
@@ -114,17 +146,12 @@ class Output:
         self.console.print(Text.assemble(*pieces), soft_wrap=True)
 
     @_to_stdout()
-    def text(self, text: str) -> None:
-        """Write lines as they are."""
-        sys.stdout.write(f"{text}\n")
-
-    @_to_stdout()
     def show(self, thing: object) -> None:
         """Write what can be printed, and by rich too."""
         if self.console is not None:
             self.console.print(thing)
         else:
-            self.text(str(thing))
+            self.line(str(thing))
 
     @_to_stdout()
     def paragraph(self, text: str | Text, indent: int) -> None:

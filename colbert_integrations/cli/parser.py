@@ -21,10 +21,7 @@ __all__ = ["PROGRAM", "parse"]
 PROGRAM = "colbert-integrations"
 
 _DESCRIPTION = "ColBERT on the command line: rank, explain, index and search texts by late interaction."
-_EXIT_CODES = (
-    "exit codes: 0 done; 1 done, but some documents could not be read or stored; 2 an error, said in one line; "
-    "130 interrupted"
-)
+_EXIT_CODES = "exit codes: 0 done; 1 done, but some documents could not be read or stored; 2 an error; 130 interrupted"
 _WHERE = "a folder, or qdrant+http://host:6333/NAME (its API key is read from QDRANT_API_KEY)"
 _DTYPES = ("float32", "bfloat16", "float16", "int8")
 # Of the settings, those with an option of their own, and the token, which is read from the environment.
@@ -143,7 +140,7 @@ def _add_index(commands: Any) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="of a folder only files like this, such as *.md; repeatable",
+        help="of a folder only files like this, such as *.md, at any depth; repeatable",
     )
     _add_form(command)
     command.add_argument(
@@ -175,7 +172,9 @@ def _add_search(commands: Any) -> None:
     )
     command.add_argument("query", nargs="?", help="the query")
     command.add_argument("--store", required=True, metavar="WHERE", help=_WHERE)
-    command.add_argument("--queries", metavar="FILE", help="a file with a query on each line; -: stdin")
+    command.add_argument(
+        "--queries", metavar="FILE", help="a file with a query on each line, in .jsonl under text; -: lines from stdin"
+    )
     command.add_argument("-k", type=_count, default=10, help="most documents to find; default: %(default)s")
     command.add_argument(
         "--filter",
@@ -312,8 +311,11 @@ def _json_object(value: str) -> dict[str, Any]:
 
 @_refusing("must be a pattern such as *.md")
 def _pattern(value: str) -> str:
-    PurePath().match(value)  # refuses an empty one
-    return value
+    pattern = PurePath(value).as_posix().removeprefix("**/")  # any depth, at which one without it is looked for too
+    if "**" in pattern:  # which would be taken for *
+        raise argparse.ArgumentTypeError(f"must have no ** but **/ at its beginning, not {value!r}")
+    PurePath().match(pattern)  # refuses an empty one
+    return pattern
 
 
 def _setting(value: str) -> tuple[str, Any]:

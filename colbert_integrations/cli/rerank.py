@@ -29,7 +29,9 @@ def run(args: argparse.Namespace, output: Output) -> int:
         1 if some texts could not be read, else 0.
 
     Raises:
-        InputError: If none could be read.
+        InputError: If none could be read, or an argument is invalid.
+        CheckpointError: If the model can't be loaded.
+        MissingExtraError: If a package that the model needs is not installed.
     """
     with Failures(output) as failures:
         texts = [text for file in args.files for text in read(file, form_of(file, args.form), failures.add)]

@@ -12,7 +12,7 @@ from ..index import Hit, parse_filter
 from .listing import show_result
 from .opening import open_index
 from .output import Output
-from .reading import read, refuse
+from .reading import form_of, read, refuse
 
 __all__ = ["run"]
 
@@ -31,8 +31,12 @@ def run(args: argparse.Namespace, output: Output) -> int:
         0.
 
     Raises:
-        InputError: If queries can't be read.
+        InputError: If queries can't be read, or an argument is invalid.
         FilterError: If the filter uses a key, operator or value that filters do not support.
+        StoreError: If there is no index, or it can't be read.
+        FingerprintError: If it holds vectors of another model.
+        CheckpointError: If the model can't be loaded.
+        MissingExtraError: If a package that the model or the store needs is not installed.
     """
     if args.filter is not None:
         parse_filter(args.filter)  # before the model is loaded
@@ -57,8 +61,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
 
 
 def _queries(file: str) -> Iterator[str]:
-    """The lines of a file."""
-    return (text.text for text in read(file, "lines", refuse))
+    """The lines of a file, or what its JSON lines have as their text."""
+    return (text.text for text in read(file, form_of(file, "lines"), refuse))
 
 
 def _show(output: Output, query: str, hits: Iterable[Hit], args: argparse.Namespace) -> None:

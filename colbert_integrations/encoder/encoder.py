@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +33,6 @@ __all__ = ["EncodeOptions", "Encoder"]
 # in memory.
 _TEXTS_AT_ONCE = 4096
 _DEFAULT_OVERLAP = 64
-_NOUNS: dict[Side, str] = {"query": "queries", "document": "documents"}
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,14 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Texts that are encoded together: the sequences of each, how many texts were cut, and how long this took."""
+    """Texts that are encoded together: the sequences of each, what to count of them, and how long this took."""
 
     sequences: list[list[TokenSequence]]
-    cut: int
+    counts: Counter[str]
     seconds: float
+
+
+_NOTHING = _Piece([], Counter(), 0.0)
 
 
 class Encoder:
@@ -151,28 +154,30 @@ class Encoder:
         Raises:
             InputError: If a text is not valid Unicode.
         """
-        asked = _Piece([], 0, 0.0) if query is None else self._piece([query], "query")
-        parts, cut = [], 0
+        asked = _NOTHING if query is None else self._piece([query], "query", tell_of_cuts)
+        parts, counts = [], Counter[str]()
         with progress_bar(len(asked.sequences) + len(texts), show_progress, f"Encoding {NOUNS[side]}") as bar:
-            for piece in _joined(asked, self._pieces(texts, side)):
-                cut += piece.cut
+            for piece in _joined(asked, self._pieces(texts, side, tell_of_cuts)):
                 record(tokenize_s=piece.seconds)
                 parts.append(self._encode_sequences(piece.sequences, bar))
-        self._tell_of(len(asked.sequences), asked.cut if tell_of_cuts else 0, "query")
-        self._tell_of(len(texts), cut if tell_of_cuts else 0, side)
+                record(**piece.counts)  # now, since the next one may fail
+                counts += piece.counts
+        self._warn_of_cuts(counts, "query")
+        self._warn_of_cuts(counts, "document")
         return TokenEmbeddings.concat(parts)
 
-    def _pieces(self, texts: Sequence[str], side: Side) -> Iterator[_Piece]:
+    def _pieces(self, texts: Sequence[str], side: Side, tell_of_cuts: bool) -> Iterator[_Piece]:
         """Tokenise texts piece by piece, each in another thread while the one before is encoded."""
         starts = range(0, len(texts), _TEXTS_AT_ONCE)
-        pieces = (self._piece(texts[start : start + _TEXTS_AT_ONCE], side) for start in starts)
+        pieces = (self._piece(texts[start : start + _TEXTS_AT_ONCE], side, tell_of_cuts) for start in starts)
         return pieces if len(starts) < 2 else _ahead(pieces)
 
-    def _piece(self, texts: Sequence[str], side: Side) -> _Piece:
-        start = perf_counter()
+    def _piece(self, texts: Sequence[str], side: Side, tell_of_cuts: bool) -> _Piece:
+        start, nouns = perf_counter(), NOUNS[side]
         tokens = self.tokenizer.tokens(texts, side)
         sequences, cut = [self.sequences(text, side) for text in tokens], self._count_cut(tokens, side)
-        return _Piece(sequences, cut, perf_counter() - start)
+        counts = Counter({f"{nouns}_encoded": len(texts), f"{nouns}_cut": cut if tell_of_cuts else 0})
+        return _Piece(sequences, counts, perf_counter() - start)
 
     def sequences(self, tokens: TextTokens, side: Side) -> list[TokenSequence]:
         """The sequences that a text is encoded as: one, or its windows.
@@ -200,11 +205,10 @@ class Encoder:
         windows = side == "document" and self._windows
         return 0 if windows or capacity is None else sum(len(text.ids) > capacity for text in tokens)
 
-    def _tell_of(self, total: int, cut: int, side: Side) -> None:
+    def _warn_of_cuts(self, counts: Counter[str], side: Side) -> None:
         nouns = NOUNS[side]
-        record(**{f"{nouns}_encoded": total, f"{nouns}_cut": cut})
         length = self.spec.query_length if side == "query" else self.spec.document_length
-        warn_of_cuts(total, cut, side, length)
+        warn_of_cuts(counts[f"{nouns}_encoded"], counts[f"{nouns}_cut"], side, length)
 
     def _encode_sequences(self, sequences: list[list[TokenSequence]], bar: Any) -> TokenEmbeddings:
         """Encode the sequences of each text and join them, ``(kept tokens, dim)`` for all texts."""
@@ -277,8 +281,8 @@ def _kept_rows(sequences: list[TokenSequence]) -> np.ndarray:
 
 def _joined(asked: _Piece, pieces: Iterator[_Piece]) -> Iterator[_Piece]:
     """The pieces, with other sequences put before those of the first; at least one piece."""
-    first = next(pieces, _Piece([], 0, 0.0))
-    yield _Piece(asked.sequences + first.sequences, first.cut, asked.seconds + first.seconds)
+    first = next(pieces, _NOTHING)
+    yield _Piece(asked.sequences + first.sequences, asked.counts + first.counts, asked.seconds + first.seconds)
     yield from pieces
 
 

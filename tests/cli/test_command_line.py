@@ -67,6 +67,8 @@ def test_help_names_every_command_and_the_exit_codes(run: Run) -> None:
         (["rerank", "q", "a", "--set", "token=hf_x"], "argument --set: must be NAME=VALUE, NAME one of query_length,"),
         (["rerank", "q", "a", "--dtype", "int4"], "argument --dtype: invalid choice: 'int4'"),
         (["index", "a", "--store", "b", "--glob", ""], "argument --glob: must be a pattern such as *.md, not ''"),
+        (["index", "a", "--store", "b", "--glob", "c/**/*.md"], "no ** but **/ at its beginning, not 'c/**/*.md'"),
+        (["index", "a", "--store", "b", "--glob", "**"], "--glob: must have no ** but **/ at its beginning, not '**'"),
         (["index", "a"], "the following arguments are required: --store"),
         (["index", "a", "--store", "b", "--pool-factor", "0.5"], "--pool-factor: must be a number from 1, not '0.5'"),
         (["index", "a", "--store", "b", "--pool-factor", "inf"], "--pool-factor: must be a number from 1, not 'inf'"),
@@ -154,11 +156,14 @@ def test_an_interrupted_command_ends_with_130(run: Run, monkeypatch: pytest.Monk
 
 def test_errors_that_are_none_of_ours_are_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
-        raise ZeroDivisionError
+        raise ZeroDivisionError("in the middle")
 
     monkeypatch.setattr(command, "open_model", broken)
-    with pytest.raises(ZeroDivisionError):
-        run("rerank", "plane", "-", stdin="a")
+    done = run("rerank", "plane", "-", stdin="a")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("Traceback (most recent call last):\n")
+    assert "in broken" in done.err
+    assert done.err.endswith("\nZeroDivisionError: in the middle\n")
 
 
 def buffered() -> dict[str, str]:
@@ -167,11 +172,13 @@ def buffered() -> dict[str, str]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
-def test_a_closed_pipe_is_quiet(model: ColBERT, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [["--json"], []], ids=["json", "colour"])
+def test_a_closed_pipe_is_quiet(how: list[str], model: ColBERT, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the plane")
-    argv = ["rerank", "plane", str(tmp_path / "a.txt"), "--json", "--model", model.settings.model, "--device", "cpu"]
+    argv = ["rerank", "plane", str(tmp_path / "a.txt"), *how, "--model", model.settings.model, "--device", "cpu"]
     command = [sys.executable, "-m", "colbert_integrations", *argv]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered()) as process:
+    env = {**buffered(), "FORCE_COLOR": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -211,7 +218,7 @@ def test_an_error_that_nobody_can_hear_is_an_error(
     stderr: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", stderr)
-    assert main(["rerank", "plane", "missing.txt"]) == 2
+    assert main(["rerank", "plane", "missing.txt", "--debug"]) == 2
     assert capsys.readouterr().out == ""
 
 

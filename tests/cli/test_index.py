@@ -25,6 +25,8 @@ from cli.running import NOTES, Run, give, numbered
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, progress
 from colbert_integrations.cli import index as command
 from colbert_integrations.cli import main
+from colbert_integrations.cli.corpora import Corpus
+from colbert_integrations.cli.reading import refuse
 from colbert_integrations.errors import InputError, StoreError
 
 IDS = sorted(f"notes/{name}" for name in NOTES)
@@ -127,6 +129,8 @@ def test_globs_choose_files_of_folders_and_hidden_ones_are_left_out(run: Run, no
     assert sorted(stored("one")) == ["notes/Straße/b.md", "notes/Straße/狐.txt", "notes/a.md"]
     run("index", "notes", "--store", "two")
     assert sorted(stored("two")) == sorted([*IDS, "notes/a.md", "notes/Straße/b.md", "notes/c.rst"])
+    run("index", "notes", "--store", "three", "--glob", "**/*.md", "--glob", "**/Straße/狐.*")
+    assert sorted(stored("three")) == sorted(stored("one"))
 
 
 def test_an_index_in_its_own_source_does_not_index_itself(run: Run, notes: Path, monkeypatch: Any) -> None:
@@ -136,6 +140,34 @@ def test_an_index_in_its_own_source_does_not_index_itself(run: Run, notes: Path,
         report = run("index", ".", "--store", "kept", "--failures", "failed.jsonl", "--json").data
         assert (report["stored"], report["failed"]) == (5, 1)
     assert sorted(stored("kept")) == IDS
+
+
+def test_what_is_written_is_left_out_by_whichever_way_it_is_reached(run: Run, notes: Path) -> None:
+    Path("way").symlink_to("notes")
+    (notes / "link.txt").symlink_to("failed.txt")
+    (notes / "linked.txt").symlink_to("bread.txt")
+    (notes / "binary").write_bytes(b"\xff")
+    for source in ("notes", "way"):
+        for writes in ("notes", "way"):
+            written = ("--store", f"{writes}/kept", "--failures", f"{writes}/link.txt")
+            report = run("index", source, *written, "--json").data
+            assert [failure["document"] for failure in report["failures"]] == [f"{source}/binary"]
+    assert sorted(stored("notes/kept")) == sorted([*IDS, "notes/linked.txt"])
+
+
+def test_files_of_a_folder_are_not_resolved_one_by_one(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(100):
+        (notes / f"{number}.txt").touch()
+    real, seen = os.path.realpath, list[str]()
+
+    def realpath(path: Any, **options: Any) -> str:
+        seen.append(str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(os.path, "realpath", realpath)
+    corpus = Corpus(["notes"], None, [], with_title=False, leave_out={notes / "7.txt"}, failed=refuse)
+    assert corpus.count() == 99 + len(NOTES)
+    assert set(seen) <= {"notes", "notes/Straße"}
 
 
 LINES = [
@@ -450,6 +482,18 @@ def test_what_a_store_refuses_is_told_and_the_rest_is_stored(
     assert [failure["document"] for failure in done.data["failures"]] == ["-:6", "0002"]
     assert done.err.endswith("\ncolbert-integrations: 0002: document '0002' is too long\n")
     assert sorted(stored(tmp_path / "kept")) == ["0000", "0001", "0003", "0004"]
+
+
+def test_documents_of_one_id_that_can_not_be_stored_are_all_counted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upsert(self: MemoryStore, ids: list[str], *rest: Any) -> None:
+        raise InputError("no room")
+
+    monkeypatch.setattr(MemoryStore, "upsert", upsert)
+    done = run("index", "-", "--store", tmp_path / "kept", "--json", stdin=b"".join(numbered(2) * 3) + b"{}\n")
+    assert (done.code, done.data["documents"], done.data["encoded"], done.data["failed"]) == (1, 7, 0, 7)
+    assert [failure["document"] for failure in done.data["failures"]] == ["-:7", "0000", "0001"]
 
 
 def test_a_store_that_fails_keeps_what_it_has(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

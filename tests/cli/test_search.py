@@ -86,6 +86,15 @@ def test_many_queries_give_a_line_each_in_order(run: Run, index: ColBERTIndex, t
     assert again.out == done.out
 
 
+def test_queries_of_json_lines_are_their_texts(run: Run, index: ColBERTIndex) -> None:
+    lines = [{"_id": "1", "text": "how does a plane fly?\nand why", "metadata": {}}, {"_id": "2", "text": "bread"}]
+    Path("queries.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = run("search", "--queries", "queries.jsonl", "--store", "kept", "--json")
+    assert [entry["query"] for entry in done.lines] == [line["text"] for line in lines]
+    piped = run("search", "--queries", "-", "--store", "kept", "--json", stdin='{"text": 1}')
+    assert piped.data["query"] == '{"text": 1}'  # the lines of a pipe are queries as they are
+
+
 def test_readable_output_has_the_passage_and_the_metadata(run: Run, index: ColBERTIndex) -> None:
     hits = index.search(QUERY, explain=True)
     shown = run("search", QUERY, "--store", "kept").out
@@ -146,11 +155,13 @@ def test_nothing_found_is_said(run: Run, index: ColBERTIndex) -> None:
         ),
         (["--store", "kept", "--queries", "missing.txt"], "missing.txt: can't be read: No such file or directory"),
         (["--store", "kept", "--queries", "binary.txt"], "binary.txt:1: is not UTF-8 text: byte 0xff at 0"),
+        (["--store", "kept", "--queries", "bad.jsonl"], 'bad.jsonl:1: is not a JSON object with a "text"'),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], said: str, run: Run, index: ColBERTIndex) -> None:
     MemoryStore().save("empty")
     Path("binary.txt").write_bytes(b"\xff\n")
+    Path("bad.jsonl").write_text('{"query": "plane"}\n')
     done = run("search", *arguments)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"colbert-integrations: {said}")
