@@ -11,10 +11,10 @@ import torch
 
 from ..checkpoint import ColBERTSpec
 from ..encoder import Connection, TokenSequence
-from ..errors import InputError, RemoteMismatchError, RemoteRefusedError
+from ..errors import InputError, RemoteError, RemoteMismatchError, RemoteRefusedError
 from .link import Link
 from .probe import UNIT, check_models, check_spec, check_vectors
-from .servers import Server, Servers
+from .servers import Server, Servers, open_client
 from .settings import ServerSettings, roots
 from .wire import Failure, pooling_request, read_rows
 
@@ -106,9 +106,11 @@ class VLLMForward:
             What runs its sequences.
 
         Raises:
-            InputError: If vLLM does not run this checkpoint as it was trained.
+            InputError: If vLLM does not run this checkpoint as it was trained, or the key or the proxies of the
+                environment can't be used.
         """
         check_spec(spec)
+        open_client(self.settings)  # not kept: whoever sets a key or a proxy before the first request is heard
         return _Connection(self, self._link, spec, probe, expected)
 
     def close(self) -> None:
@@ -156,7 +158,11 @@ class _Connection:
 
     def submit(self, sequences: Sequence[TokenSequence]) -> Future[torch.Tensor]:
         """Send a batch; see ``Connection``."""
-        return self._link.start(lambda servers: servers.anywhere(partial(self._run, servers, sequences)))
+        try:
+            return self._link.start(lambda servers: servers.anywhere(partial(self._run, servers, sequences)))
+        except InputError as error:
+            # The environment, as it is by now: an InputError would be taken for one of these texts, and others tried.
+            raise RemoteError(str(error), self._forward.settings.urls[0]) from error
 
     async def _run(self, servers: Servers, sequences: Sequence[TokenSequence], server: Server) -> torch.Tensor:
         await self._check(servers, server)

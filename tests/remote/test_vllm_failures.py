@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import checkpoints
-from colbert_integrations import ColBERT
+from colbert_integrations import ColBERT, MemoryStore, index_corpus
 from colbert_integrations.errors import (
     InputError,
     RemoteError,
@@ -230,6 +230,49 @@ def test_proxy_settings_that_cannot_be_used_are_our_error(
     monkeypatch.setenv(variable, "foo://somewhere:1")
     with pytest.raises(InputError, match="the proxy settings of the environment can't be used"):
         model().encode_document(TEXTS)
+
+
+@pytest.fixture(params=["VLLM_API_KEY", "ALL_PROXY"])
+def broken(request: pytest.FixtureRequest) -> tuple[str, str, str]:
+    """A variable of the environment, a value that can't be used, and what is said of it."""
+    if request.param == "VLLM_API_KEY":
+        return request.param, "hush\n", "^VLLM_API_KEY has spaces, line ends"
+    return request.param, "foo://somewhere:1", "^the proxy settings of the environment can't be used"
+
+
+class Corpus:
+    """Documents, counted as they are read."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for self.read in range(1, 101):
+            yield f"document {self.read}"
+
+
+def test_an_environment_that_cannot_be_used_is_found_before_a_corpus_is_read(
+    broken: tuple[str, str, str], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable, value, message = broken
+    restored, corpus = pickle.loads(pickle.dumps(model())), Corpus()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=message):
+        index_corpus(corpus, restored, MemoryStore("float32"), window=4)
+    assert corpus.read == 0
+
+
+def test_an_environment_that_was_broken_since_is_no_fault_of_documents(
+    broken: tuple[str, str, str], double: Double, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable, value, message = broken
+    made, corpus = model(), Corpus()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RemoteError, match=message) as caught:
+        index_corpus(corpus, made, MemoryStore("float32"), window=4)
+    assert corpus.read == 4
+    assert (caught.value.url, caught.value.status) == (double.url, None)
+    assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
