@@ -61,7 +61,9 @@ class Server:
         self.failures, self.down_until = 0, 0.0
 
     def failed(self, failure: Failure) -> None:
-        """Take note that it does not, and leave it alone for a while."""
+        """Take note that it does not, and leave it alone for a while; not of what another request has met."""
+        if failure is self.last_failure:
+            return
         self.last_failure = failure
         self.life += failure.status != TOO_MANY_REQUESTS
         if monotonic() >= self.down_until:  # else it was asked before it was known to be down

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from colbert_integrations.vllm import VLLMForward
 from colbert_integrations.vllm.servers import Server
 from colbert_integrations.vllm.wire import Failure
 from vllm_double import NAME, Double, Fault, refuse
+from waiting import PATIENCE_S, until
 
 # As a server answers whose engine has died.
 DEAD = {"error": {"message": "EngineDeadError", "type": "InternalServerError", "param": None, "code": 500}}
@@ -378,6 +381,57 @@ def test_a_server_that_failed_is_checked_again(double: Double, model: Model) -> 
         made.encode_document(TEXTS)
     double.names = ["tiny"]
     assert len(made.encode_document(TEXTS)) == 2
+
+
+@pytest.fixture
+def eight(double: Double, model: Model) -> Callable[[Fault], tuple[Server, list[BaseException | None]]]:
+    """Sends eight requests, seven of which wait while the first checks the server and meets a fault.
+
+    Gives the server as it is seen here, and the error of each request.
+    """
+
+    def send(fault: Fault) -> tuple[Server, list[BaseException | None]]:
+        made, hold = model(retries=0), threading.Event()
+        double.faults.append(replace(fault, hold=hold, path="/v1/models"))
+        with ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(made.encode_document, "a fox") for _ in range(8)]
+            until(lambda: double.under_way)
+            [server] = made._forward._link._line._shared._servers
+            until(lambda: server.under_way == 8)
+            hold.set()
+            return server, [call.exception(PATIENCE_S) for call in calls]
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("patience", "pause", "failed"),
+    [
+        pytest.param(60.0, 60.0, 1, id="quickly"),
+        pytest.param(0.0, 0.0, 1, id="up again"),
+        pytest.param(0.0, 60.0, 8, id="slowly"),
+    ],
+)
+def test_a_failure_is_that_of_who_waited_for_it_only_where_it_took_long(
+    patience: float, pause: float, failed: int, double: Double, eight: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("colbert_integrations.vllm.forward._PATIENCE_S", patience)
+    monkeypatch.setattr("colbert_integrations.vllm.servers._FIRST_PAUSE_S", pause)
+    server, errors = eight(Fault(503))
+    assert sum(error is not None for error in errors) == failed
+    assert {type(error) for error in errors} <= {RemoteUnavailableError, type(None)}
+    assert double.count("/v1/models") == (1 if failed == 8 else 2)
+    assert server.life == 1  # it failed once, whoever was told
+
+
+def test_a_page_of_a_proxy_is_one_to_all_who_waited(
+    double: Double, eight: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("colbert_integrations.vllm.forward._PATIENCE_S", 0.0)
+    monkeypatch.setattr("colbert_integrations.vllm.servers._FIRST_PAUSE_S", 60.0)
+    _, errors = eight(Fault(200, "<html>hello</html>"))
+    assert [type(error) for error in errors] == [RemoteMismatchError] * 8
+    assert double.count("/v1/models") == 1
 
 
 # ------------------------------------------------------------------------------------------------------ several servers
