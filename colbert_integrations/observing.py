@@ -19,7 +19,8 @@ class CallStats:
     """Figures of one call, or the sums of several.
 
     Seconds are wall time as the call saw it, waiting included: for its turn, for a batch that others share, for a busy
-    device. What overlaps counts twice (a corpus is tokenised while its beginning is encoded), and what is none of the
+    device. What overlaps counts twice (a corpus is tokenised while its beginning is encoded; weights that are loaded
+    beside servers, for a query that these can't encode, are in ``load_s`` and in ``encode_s``), and what is none of the
     parts (sorting, converting, merging vectors) counts nowhere.
 
     Attributes:

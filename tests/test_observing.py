@@ -20,6 +20,7 @@ import checkpoints
 from colbert_integrations import CallStats, ColBERT, ColBERTIndex, MemoryStore, TruncationWarning, observed, observing
 from colbert_integrations import model as model_module
 from colbert_integrations.encoder import encoder as encoder_module
+from colbert_integrations.encoder import load as load_module
 from colbert_integrations.encoder.tokens import Tokenizer, TokenSequence
 
 PATIENCE_S = 30
@@ -123,6 +124,40 @@ def test_loading_is_counted_for_the_call_that_waited(
         model.rank("paris", DOCUMENTS)
     assert seconds(first.stats) == (1000, 2, 10, 100)
     assert seconds(second.stats) == (0, 2, 10, 100)
+
+
+class Elsewhere:
+    """Servers that leave each sequence to the weights here."""
+
+    batch_tokens, concurrency = 2048, 1
+
+    def connect(self, *given: Any) -> Elsewhere:
+        return self
+
+    def takes(self, sequence: TokenSequence) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_loading_weights_beside_servers_is_counted_as_loading_too(
+    clock: Clock, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = load_module.load_backbone
+
+    def slow_load(*given: Any) -> Any:
+        clock.now += 1000
+        return load(*given)
+
+    monkeypatch.setattr(load_module, "load_backbone", slow_load)
+    model = ColBERT(checkpoint("stanford"), device="cpu", forward=Elsewhere())
+    with observed() as first:
+        model.rank("paris", DOCUMENTS)
+    with observed() as second:
+        model.rank("paris", DOCUMENTS)
+    assert seconds(first.stats) == (1000, 2, 1000, 100)
+    assert seconds(second.stats) == (0, 2, 0, 100)
 
 
 def test_tokenising_ahead_in_another_thread_is_counted(

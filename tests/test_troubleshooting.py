@@ -501,6 +501,18 @@ def a_query_for_a_server(bench):
 
 
 @raises(errors.InputError)
+def a_key_with_a_line_end(bench):
+    bench.monkeypatch.setenv("VLLM_API_KEY", "secret\n")
+    bench.load(bench.built(), forward=VLLMForward("http://127.0.0.1:9"))
+
+
+@raises(errors.InputError)
+def a_proxy_of_another_kind(bench):
+    bench.monkeypatch.setenv("ALL_PROXY", "ftp://somewhere:1")
+    bench.load(bench.built(), forward=VLLMForward("http://127.0.0.1:9"))
+
+
+@raises(errors.InputError)
 def a_residual(bench):
     Served(bench).encode(bench.built("pylate_layers"))
 

@@ -13,6 +13,7 @@ import torch
 
 from ..cancellation import current_cancellation
 from ..checkpoint import ColBERTSpec
+from ..observing import timed
 from .batching import batches_by_tokens
 from .forward import Forward
 from .merging import Deliver
@@ -113,7 +114,9 @@ class LazyForward:
 
     def get(self) -> Forward:
         """The forward pass, loaded if it was not."""
-        with self._lock:
+        if self._forward is not None:
+            return self._forward
+        with timed("load_s"), self._lock:
             if self._forward is None:
                 forward = self._load()
                 self._probed = forward([self._probe]).cpu()

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
+from time import monotonic
 from typing import Any, Literal
 
 import torch
 
 from ..checkpoint import ColBERTSpec
 from ..encoder import Connection, TokenSequence
-from ..errors import InputError, RemoteMismatchError, RemoteRefusedError
+from ..errors import InputError, RemoteError, RemoteMismatchError, RemoteRefusedError
 from .link import Link
 from .probe import UNIT, check_models, check_spec, check_vectors
-from .servers import Server, Servers
+from .servers import Server, Servers, open_client
 from .settings import ServerSettings, roots
 from .wire import Failure, pooling_request, read_rows
 
@@ -22,6 +23,9 @@ __all__ = ["VLLMForward"]
 
 # What a server answers to tokens or a task that its model does not have.
 _BAD_REQUEST = 400
+# How long a request waits for another's check and still finds out by itself. Beyond that a server may be hanging, and
+# each that waits would do so for its own timeout.
+_PATIENCE_S = 1.0
 
 _Expected = Callable[[], torch.Tensor | None]
 
@@ -106,9 +110,11 @@ class VLLMForward:
             What runs its sequences.
 
         Raises:
-            InputError: If vLLM does not run this checkpoint as it was trained.
+            InputError: If vLLM does not run this checkpoint as it was trained, or the key or the proxies of the
+                environment can't be used.
         """
         check_spec(spec)
+        open_client(self.settings)  # not kept: whoever sets a key or a proxy before the first request is heard
         return _Connection(self, self._link, spec, probe, expected)
 
     def close(self) -> None:
@@ -156,7 +162,11 @@ class _Connection:
 
     def submit(self, sequences: Sequence[TokenSequence]) -> Future[torch.Tensor]:
         """Send a batch; see ``Connection``."""
-        return self._link.start(lambda servers: servers.anywhere(partial(self._run, servers, sequences)))
+        try:
+            return self._link.start(lambda servers: servers.anywhere(partial(self._run, servers, sequences)))
+        except InputError as error:
+            # The environment, as it is by now: an InputError would be taken for one of these texts, and others tried.
+            raise RemoteError(str(error), self._forward.settings.urls[0]) from error
 
     async def _run(self, servers: Servers, sequences: Sequence[TokenSequence], server: Server) -> torch.Tensor:
         await self._check(servers, server)
@@ -175,28 +185,32 @@ class _Connection:
 
     async def _check(self, servers: Servers, server: Server) -> None:
         """Compare a server with the checkpoint, once in its life, and once more when local weights are loaded."""
-        life = server.life
+        life, came = server.life, monotonic()
         async with server.checking:
-            if server.life != life:  # who checked it meanwhile has met that; to find out again may take as long
-                raise Failure(str(server.last_failure), server.last_failure.status)
             expected = self._expected()
             checked, compared = server.checked.get(self, (-1, False))
             if checked == server.life and (compared or expected is None):
                 return
-            models = await servers.ask(server, "/v1/models")
-            check_models(server.url, models, self._forward.settings.model, self._spec)
-            try:
-                vectors = await self._rows(servers, [self._probe], server)
-            except RemoteRefusedError as error:
-                if error.status != _BAD_REQUEST:
-                    raise
-                raise RemoteMismatchError(
-                    f"{server.url} serves another model than {self._spec.name}, or for another task: {error}",
-                    server.url,
-                    error.status,
-                ) from error
-            check_vectors(server.url, vectors, self._spec, expected)
+            now = monotonic()
+            if server.life != life and now < server.down_until and now - came > _PATIENCE_S:
+                raise server.last_failure
+            await self._compare(servers, server, expected)
             server.checked[self] = (server.life, expected is not None)
+
+    async def _compare(self, servers: Servers, server: Server, expected: torch.Tensor | None) -> None:
+        models = await servers.ask(server, "/v1/models")
+        check_models(server.url, models, self._forward.settings.model, self._spec)
+        try:
+            vectors = await self._rows(servers, [self._probe], server)
+        except RemoteRefusedError as error:
+            if error.status != _BAD_REQUEST:
+                raise
+            raise RemoteMismatchError(
+                f"{server.url} serves another model than {self._spec.name}, or for another task: {error}",
+                server.url,
+                error.status,
+            ) from error
+        check_vectors(server.url, vectors, self._spec, expected)
 
 
 def _served_dim(spec: ColBERTSpec) -> int | None:

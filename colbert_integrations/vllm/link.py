@@ -40,7 +40,7 @@ class Link:
         """Start a coroutine.
 
         Args:
-            job: Makes it of what is shared.
+            job: Gets the shared servers, and returns the coroutine to run.
 
         Returns:
             Its result to come. Cancelling that cancels the coroutine.

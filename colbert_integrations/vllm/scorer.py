@@ -161,10 +161,6 @@ class VLLMScorer:
 
     def _start(self, query: str, documents: Sequence[str], path: str) -> Future[list[float]]:
         _check_texts(query, documents)
-        if not documents:
-            nothing = Future[list[float]]()
-            nothing.set_result([])
-            return nothing
         return self._link.start(lambda servers: self._scores(servers, query, documents, path))
 
     async def _scores(self, servers: Servers, query: str, documents: Sequence[str], path: str) -> list[float]:

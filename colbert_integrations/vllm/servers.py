@@ -16,7 +16,7 @@ from ..errors import InputError, RemoteMismatchError, RemoteUnavailableError
 from .settings import ServerSettings
 from .wire import TOO_MANY_REQUESTS, Failure, read_answer
 
-__all__ = ["Server", "Servers"]
+__all__ = ["Server", "Servers", "open_client"]
 
 T = TypeVar("T")
 
@@ -61,7 +61,9 @@ class Server:
         self.failures, self.down_until = 0, 0.0
 
     def failed(self, failure: Failure) -> None:
-        """Take note that it does not, and leave it alone for a while."""
+        """Take note that it does not, and leave it alone for a while; not of what another request has met."""
+        if failure is self.last_failure:
+            return
         self.last_failure = failure
         self.life += failure.status != TOO_MANY_REQUESTS
         if monotonic() >= self.down_until:  # else it was asked before it was known to be down
@@ -83,21 +85,14 @@ class Servers:
         self._settings = settings
         self._servers = [Server(url) for url in settings.urls]
         self._slots = asyncio.Semaphore(settings.most_requests)
-        try:
-            self._client = httpx.AsyncClient(
-                headers=settings.headers,
-                timeout=httpx.Timeout(settings.timeout, connect=min(_CONNECT_S, settings.timeout)),
-                limits=httpx.Limits(keepalive_expiry=_IDLE_S),
-            )
-        except (ImportError, ValueError, httpx.InvalidURL) as error:  # it reads HTTP_PROXY, ALL_PROXY and their like
-            raise InputError(f"the proxy settings of the environment can't be used: {error}") from error
+        self._client = open_client(settings)
 
     async def aclose(self) -> None:
         """Close all connections."""
         await self._client.aclose()
 
     async def anywhere(self, exchange: Callable[[Server], Awaitable[T]]) -> T:
-        """Do something on whichever server does it.
+        """Run an exchange on one server, and on others while it fails.
 
         Args:
             exchange: What to do with a server; it raises ``Failure`` where another may do better.
@@ -176,6 +171,29 @@ class Servers:
         if isinstance(error, (asyncio.TimeoutError, httpx.TimeoutException)):
             return f"no answer within {self._settings.timeout:g} s"
         return str(error) or type(error).__name__
+
+
+def open_client(settings: ServerSettings) -> httpx.AsyncClient:
+    """Make what requests are sent by, as the environment has it at this time; nothing is connected yet.
+
+    Args:
+        settings: How servers are asked.
+
+    Returns:
+        The client.
+
+    Raises:
+        InputError: If the key or the proxies of the environment can't be used.
+    """
+    headers = settings.headers  # whose error is not one of proxies
+    try:
+        return httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(settings.timeout, connect=min(_CONNECT_S, settings.timeout)),
+            limits=httpx.Limits(keepalive_expiry=_IDLE_S),
+        )
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # it reads HTTP_PROXY, ALL_PROXY and their like
+        raise InputError(f"the proxy settings of the environment can't be used: {error}") from error
 
 
 def _pause(failures: int) -> float:

@@ -299,7 +299,7 @@ def test_a_key_of_the_environment_that_cannot_be_sent_is_refused(
     key: str, double: Double, model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_API_KEY", key)
-    with pytest.raises(InputError, match="VLLM_API_KEY has spaces.*call .strip") as caught:
+    with pytest.raises(InputError, match="^VLLM_API_KEY has spaces.*call .strip") as caught:
         model().encode_document("a")
     assert "hush" not in str(caught.value)
     assert not double.asked

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
 import checkpoints
-from colbert_integrations import ColBERT
+from colbert_integrations import ColBERT, MemoryStore, index_corpus
 from colbert_integrations.errors import (
     InputError,
     RemoteError,
@@ -22,6 +24,7 @@ from colbert_integrations.vllm import VLLMForward
 from colbert_integrations.vllm.servers import Server
 from colbert_integrations.vllm.wire import Failure
 from vllm_double import NAME, Double, Fault, refuse
+from waiting import PATIENCE_S, until
 
 # As a server answers whose engine has died.
 DEAD = {"error": {"message": "EngineDeadError", "type": "InternalServerError", "param": None, "code": 500}}
@@ -232,6 +235,49 @@ def test_proxy_settings_that_cannot_be_used_are_our_error(
         model().encode_document(TEXTS)
 
 
+@pytest.fixture(params=["VLLM_API_KEY", "ALL_PROXY"])
+def broken(request: pytest.FixtureRequest) -> tuple[str, str, str]:
+    """A variable of the environment, a value that can't be used, and what is said of it."""
+    if request.param == "VLLM_API_KEY":
+        return request.param, "hush\n", "^VLLM_API_KEY has spaces, line ends"
+    return request.param, "foo://somewhere:1", "^the proxy settings of the environment can't be used"
+
+
+class Corpus:
+    """Documents, counted as they are read."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for self.read in range(1, 101):
+            yield f"document {self.read}"
+
+
+def test_an_environment_that_cannot_be_used_is_found_before_a_corpus_is_read(
+    broken: tuple[str, str, str], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable, value, message = broken
+    restored, corpus = pickle.loads(pickle.dumps(model())), Corpus()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=message):
+        index_corpus(corpus, restored, MemoryStore("float32"), window=4)
+    assert corpus.read == 0
+
+
+def test_an_environment_that_was_broken_since_is_no_fault_of_documents(
+    broken: tuple[str, str, str], double: Double, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable, value, message = broken
+    made, corpus = model(), Corpus()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RemoteError, match=message) as caught:
+        index_corpus(corpus, made, MemoryStore("float32"), window=4)
+    assert corpus.read == 4
+    assert (caught.value.url, caught.value.status) == (double.url, None)
+    assert "hush" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("alter", "message"),
     [
@@ -335,6 +381,57 @@ def test_a_server_that_failed_is_checked_again(double: Double, model: Model) -> 
         made.encode_document(TEXTS)
     double.names = ["tiny"]
     assert len(made.encode_document(TEXTS)) == 2
+
+
+@pytest.fixture
+def eight(double: Double, model: Model) -> Callable[[Fault], tuple[Server, list[BaseException | None]]]:
+    """Sends eight requests, seven of which wait while the first checks the server and meets a fault.
+
+    Gives the server as it is seen here, and the error of each request.
+    """
+
+    def send(fault: Fault) -> tuple[Server, list[BaseException | None]]:
+        made, hold = model(retries=0), threading.Event()
+        double.faults.append(replace(fault, hold=hold, path="/v1/models"))
+        with ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(made.encode_document, "a fox") for _ in range(8)]
+            until(lambda: double.under_way)
+            [server] = made._forward._link._line._shared._servers
+            until(lambda: server.under_way == 8)
+            hold.set()
+            return server, [call.exception(PATIENCE_S) for call in calls]
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("patience", "pause", "failed"),
+    [
+        pytest.param(60.0, 60.0, 1, id="quickly"),
+        pytest.param(0.0, 0.0, 1, id="up again"),
+        pytest.param(0.0, 60.0, 8, id="slowly"),
+    ],
+)
+def test_a_failure_is_that_of_who_waited_for_it_only_where_it_took_long(
+    patience: float, pause: float, failed: int, double: Double, eight: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("colbert_integrations.vllm.forward._PATIENCE_S", patience)
+    monkeypatch.setattr("colbert_integrations.vllm.servers._FIRST_PAUSE_S", pause)
+    server, errors = eight(Fault(503))
+    assert sum(error is not None for error in errors) == failed
+    assert {type(error) for error in errors} <= {RemoteUnavailableError, type(None)}
+    assert double.count("/v1/models") == (1 if failed == 8 else 2)
+    assert server.life == 1  # it failed once, whoever was told
+
+
+def test_a_page_of_a_proxy_is_one_to_all_who_waited(
+    double: Double, eight: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("colbert_integrations.vllm.forward._PATIENCE_S", 0.0)
+    monkeypatch.setattr("colbert_integrations.vllm.servers._FIRST_PAUSE_S", 60.0)
+    _, errors = eight(Fault(200, "<html>hello</html>"))
+    assert [type(error) for error in errors] == [RemoteMismatchError] * 8
+    assert double.count("/v1/models") == 1
 
 
 # ------------------------------------------------------------------------------------------------------ several servers
