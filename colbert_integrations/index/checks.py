@@ -22,7 +22,6 @@ __all__ = [
     "check_embeddings",
     "check_form",
     "check_ids",
-    "check_k",
     "check_queries",
     "check_same",
     "check_search",
@@ -60,12 +59,6 @@ def check_count(name: str, value: int | None) -> int | None:
     if value is not None:
         check_whole_number(name, value)
     return value
-
-
-def check_k(k: int) -> int:
-    """The number, if it is a whole number from 1."""
-    check_whole_number("k", k)
-    return k
 
 
 def check_search(search: object, *, without: Search, where: str) -> None:

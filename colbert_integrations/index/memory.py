@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from ..autocast import no_autocast
+from ..checks import check_whole_number
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, StoreError
 from ..fingerprint import Fingerprint
@@ -24,7 +25,6 @@ from .checks import (
     check_embeddings,
     check_form,
     check_ids,
-    check_k,
     check_queries,
     check_same,
     check_search,
@@ -316,7 +316,7 @@ class MemoryStore(Store):
         mode = search or self.search_default
         self.check_search(mode)
         asked = check_count("candidates", candidates) or self.candidates_default
-        check_k(k)
+        check_whole_number("k", k)
         state, wanted = self._wanted(filter, ids)
         chosen = sum(int(mask.sum()) for mask in wanted)
         if not len(queries) or not chosen:

@@ -50,7 +50,12 @@ def client_of(
             return QdrantClient(":memory:"), True
         if "://" not in text:
             return QdrantClient(path=text, force_disable_check_same_thread=True), True
-        return _of_server(text, api_key, timeout, prefer_grpc), True
+        seconds: Any = _TIMEOUT_S if timeout is None else timeout  # the client rounds up
+        # Its check of versions would ask the server at once, and only warn.
+        client = QdrantClient(
+            url=text, api_key=api_key, timeout=seconds, prefer_grpc=prefer_grpc, check_compatibility=False
+        )
+        return client, True
     except (ValueError, RuntimeError, OSError) as error:
         if "://" in text and "@" in text:  # the client's own error would show the password
             raise StoreError(f"{text.rpartition('@')[2]!r} can't be opened: it is not the URL of a server") from None
@@ -75,9 +80,3 @@ def _text_of(location: str | os.PathLike[str]) -> str:
 def _check_key(api_key: object) -> None:
     if api_key is not None:  # sent as it is, it would look like an outage
         check_sendable("api_key (or QDRANT_API_KEY)", api_key)
-
-
-def _of_server(url: str, api_key: str | None, timeout: float | None, prefer_grpc: bool) -> QdrantClient:
-    seconds: Any = _TIMEOUT_S if timeout is None else timeout  # the client rounds up
-    # Its check of versions would ask the server at once, and only warn.
-    return QdrantClient(url=url, api_key=api_key, timeout=seconds, prefer_grpc=prefer_grpc, check_compatibility=False)

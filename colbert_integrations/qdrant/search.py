@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,8 +82,8 @@ class Searching:
     def _within(self, queries: Sequence[Query], wanted: Wanted, filter: models.Filter | None) -> Steps[list[list[Hit]]]:
         found: dict[int, list[Hit]] = {}
         # A first stage has no more than its candidates.
-        most = self.candidates if self.search == "first_stage" else None
-        limits = dict.fromkeys(range(len(queries)), _least(self.k + 1, most))
+        most = self.candidates if self.search == "first_stage" else sys.maxsize
+        limits = dict.fromkeys(range(len(queries)), min(self.k + 1, most))
         while limits:
             answers = yield from self._asked(queries, limits, filter)
             for number, points in answers.items():
@@ -91,7 +92,7 @@ class Searching:
                 if len(points) < limit or limit == most or self._settled(points, hits):
                     found[number] = hits[: self.k]
                 else:
-                    limits[number] = _least(limit * _GROWTH, most)
+                    limits[number] = min(limit * _GROWTH, most)
         return [found[number] for number in range(len(queries))]
 
     def _settled(self, points: Sequence[models.ScoredPoint], hits: Sequence[Hit]) -> bool:
@@ -134,10 +135,6 @@ class Searching:
         oversampling = max(_OVERSAMPLING, self.candidates / limit)
         quantization = models.QuantizationSearchParams(ignore=False, rescore=True, oversampling=oversampling)
         return models.SearchParams(quantization=quantization)
-
-
-def _least(limit: int, most: int | None) -> int:
-    return limit if most is None else min(limit, most)
 
 
 def _hit(point: models.ScoredPoint, wanted: Wanted) -> Hit | None:

@@ -24,7 +24,6 @@ from ..index.checks import (
     check_dtype,
     check_embeddings,
     check_ids,
-    check_k,
     check_queries,
     check_same,
     check_search,
@@ -486,7 +485,7 @@ class QdrantStore(Store):
         firsts: torch.Tensor | None,
     ) -> Steps[list[list[Hit]]]:
         check_embeddings("queries", queries)
-        check_k(k)
+        check_whole_number("k", k)
         number = candidate_count(mode, k, check_count("candidates", candidates) or self.candidates_default)
         which, named = wanted(filter), None if ids is None else check_ids(ids)
         found = yield from self._opened()
