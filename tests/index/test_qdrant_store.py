@@ -7,6 +7,7 @@ import gc
 import pickle
 import socket
 import sqlite3
+import sys
 import threading
 import time
 import traceback
@@ -142,6 +143,27 @@ def test_a_url_with_what_may_be_a_secret_is_refused_without_it(url: str) -> None
     with pytest.raises(InputError, match="no query or fragment") as caught:
         QdrantStore(url)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://here:1", "http://here:port", "foo://here:1"])
+async def test_proxy_settings_that_cannot_be_used_are_our_error(
+    server: QdrantServer, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)  # as if it were not installed
+    said = "the proxy settings of the environment can't be used: "
+    with QdrantStore(server.url) as store:
+        monkeypatch.setenv("ALL_PROXY", proxy)
+        for url in (server.url, "http://me:hush@h:1"):
+            with pytest.raises(InputError, match=said) as caught:
+                QdrantStore(url)
+            assert "hush" not in "".join(traceback.format_exception(caught.value))
+        with pytest.raises(InputError, match=said):
+            await store.acount()  # which makes a client for this event loop
+        assert store.count() == 0
+    QdrantStore(":memory:").close()
+    monkeypatch.delenv("ALL_PROXY")
+    with pytest.raises(StoreError, match="h:99999' can't be opened"):
+        QdrantStore("http://h:99999")
 
 
 def test_so_is_that_of_a_client() -> None:
