@@ -24,6 +24,7 @@ from colbert_integrations import (
 )
 from colbert_integrations.errors import FingerprintError, InputError, StoreError
 from colbert_integrations.qdrant import QdrantStore
+from qdrant_server import QdrantServer
 
 TEXTS = ["wing lift", "boundary layer flow", "heat transfer", "shock wave"]
 
@@ -120,6 +121,21 @@ def test_what_a_server_can_not_take_takes_no_other_with_it(tiny: ColBERT) -> Non
         assert (report.documents, report.encoded, report.failed) == (4, 2, 2)
         assert report.failures.keys() == {"bad\ud800", "b"}
         assert store.get(["b"])[0].metadata == {}
+
+
+def test_what_a_server_finds_too_large_takes_no_other_with_it(tiny: ColBERT) -> None:
+    server = QdrantServer(most_bytes=5000)
+    long = {"id": "long", "text": "lions and lambs " * 600}
+    with QdrantStore(server.url) as store:
+        report = index_corpus([*numbered(5), long, *numbered(9)[5:]], tiny, store)
+        assert store.ids() == [f"{number:04}" for number in range(9)]
+        assert (report.documents, report.encoded, report.failed) == (10, 9, 1)
+        assert "document 'long' is larger than the server takes" in str(report.failures["long"])
+        # Likewise where only metadata is new.
+        noted = [{**row, "note": "x" * (6000 * (row["id"] == "0003"))} for row in numbered(9)]
+        assert index_corpus(noted, tiny, store).failures.keys() == {"0003"}
+        assert store.ids({"note": ""}) == [f"{number:04}" for number in range(9) if number != 3]
+    server.close()
 
 
 def test_a_report_holds_a_bounded_number_of_failures(tiny: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:

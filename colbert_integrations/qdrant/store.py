@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
 from types import NoneType
@@ -35,7 +35,8 @@ from ..index.store import Metadata
 from .batches import batches
 from .clients import client_of
 from .collection import FIRST_STAGE, Collection, Form, IndexKind, bound, made, opened
-from .connection import Connection, Steps, ask
+from .connection import Connection, Request, Steps, ask
+from .failures import TOO_LARGE
 from .filters import EXACT, METADATA, Wanted, among, wanted
 from .first_stage import first_stage_of
 from .pages import PAGE, Page
@@ -237,8 +238,8 @@ class QdrantStore(Store):
     ) -> None:
         """Store documents; one whose id is there replaces the old one. See ``Store.upsert``.
 
-        Documents go in requests of about ``batch_bytes``. If one fails for good, the error says how many documents are
-        stored; the others are as before.
+        Documents go in requests of about ``batch_bytes``, in smaller ones where the server does not take that much. If
+        one fails for good, the error says how many documents are stored; the others are as before.
 
         Args:
             ids: Their ids, not empty; of a repeated one the last counts.
@@ -247,7 +248,8 @@ class QdrantStore(Store):
             metadatas: JSON-able data with string keys for each. None: empty.
 
         Raises:
-            InputError: If anything can't be stored; nothing is, then.
+            InputError: If anything can't be stored; nothing is, then, unless it is that the server does not take a
+                document that large.
             StoreServerError: If the server refuses a request or does not answer.
             StoreError: If the store is closed, or the collection can't be used.
         """
@@ -297,17 +299,11 @@ class QdrantStore(Store):
                 f"the collection {self._connection.collection!r} was made with a first stage, which would not find "
                 "documents that are stored without its vector: make the store with first_stage= to write here"
             )
-        stored = 0
-        for points in batched(documents, self._wire, self._batch_bytes):
-            try:
-                yield from ask("upsert", points=points, wait=True)
-            except StoreServerError as error:
-                raise StoreServerError(
-                    f"{error}. {stored} of {len(documents)} documents are stored, the others are as they were: upsert "
-                    "all of them again, which does no harm",
-                    error.status,
-                ) from error
-            stored += len(points)
+        yield from _written(
+            [document.name for document in documents],
+            batched(documents, self._wire, self._batch_bytes),
+            lambda points: Request("upsert", {"points": points, "wait": True}),
+        )
 
     def set_metadata(
         self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None = None
@@ -324,8 +320,11 @@ class QdrantStore(Store):
         operations = [_set_payload(name, note, expected.get(name), hashed) for name, note in notes.items()]
         if found is None:
             return
-        for some in batches(operations, itemgetter(1), self._batch_bytes):
-            yield from ask("batch_update_points", update_operations=[operation for operation, _ in some], wait=True)
+        yield from _written(
+            list(notes),
+            batches(operations, itemgetter(1), self._batch_bytes),
+            lambda some: Request("batch_update_points", {"update_operations": [one for one, _ in some], "wait": True}),
+        )
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove documents; see ``Store.delete``."""
@@ -616,6 +615,37 @@ class QdrantStore(Store):
     def __repr__(self) -> str:
         closed = ", closed" if self._closed else ""
         return f"QdrantStore({self._connection.place!r}, {self._connection.collection!r}, {self._form.dtype}{closed})"
+
+
+def _written(names: Sequence[str], batches: Iterable[list[T]], asked: Callable[[list[T]], Request]) -> Steps[None]:
+    """Write what there is of each name, in order: in halves where a batch is more than the server takes."""
+    done = 0
+    for batch in batches:
+        parts = [batch]
+        while parts:
+            some = parts.pop()
+            try:
+                yield asked(some)
+            except StoreServerError as error:
+                if error.status != TOO_LARGE or len(some) == 1:
+                    raise _not_written(error, names, done) from error
+                middle = len(some) // 2
+                parts += [some[middle:], some[:middle]]  # the first half is next
+            else:
+                done += len(some)
+
+
+def _not_written(error: StoreServerError, names: Sequence[str], done: int) -> StoreServerError | InputError:
+    """What to raise where the server refused a document alone, or others with it."""
+    told = f"{done} of {len(names)} documents are stored, the others are as they were"
+    if error.status != TOO_LARGE:
+        return StoreServerError(f"{error}. {told}: do the same again, which does no harm", error.status)
+    more = f". {told}" if len(names) > 1 else ""
+    # An error of the document's: who writes many goes on without it.
+    return InputError(
+        f"document {names[done]!r} is larger than the server takes: split it, pool its vectors, or raise the limit of "
+        f"the server, or of a proxy before it{more}"
+    )
 
 
 def _set_payload(name: str, metadata: Metadata, text: str | None, hashed: bool) -> tuple[models.UpdateOperation, int]:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 import torch
@@ -27,6 +28,7 @@ from colbert_integrations.cancellation import Cancellation
 from colbert_integrations.errors import FingerprintError, InputError, StoreError, StoreServerError
 from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.qdrant import QdrantStore, connection
+from colbert_integrations.qdrant.failures import failure_of
 from colbert_integrations.qdrant.pages import Page
 from qdrant_server import Fault, QdrantServer, shared_server
 from qdrant_server.bodies import problem
@@ -937,15 +939,59 @@ async def test_a_slow_server_is_an_error_that_says_what_helps(server: QdrantServ
         await store.aclose()
 
 
-def test_a_body_that_is_too_large_says_what_helps(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
-    server.most_bytes = 1500
+def test_a_search_that_is_too_large_says_what_helps(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
     with QdrantStore(server.url) as store:
+        fill(store, documents)
+        server.most_bytes = 1500
+        queries = dyadic(5, *[4] * 30)
         with pytest.raises(StoreServerError, match="lower batch_bytes=") as caught:
-            fill(store, documents)
+            store.search(queries)
         assert caught.value.status == 413
     with QdrantStore(server.url, batch_bytes=1500) as store:
+        assert found(store, queries, 3) == brute_force(documents, queries, 3)
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["http", "grpc"])
+def test_what_is_too_large_together_is_written_in_parts(
+    server: QdrantServer, documents: dict[str, torch.Tensor], binary: bool
+) -> None:
+    server.most_bytes = 1500
+    options = {"grpc_port": server.grpc_port, "prefer_grpc": True} if binary else {}
+    client = QdrantClient(url=server.url, check_compatibility=False, **options)
+    with QdrantStore(client, dtype="float32") as store:
         fill(store, documents)
-        assert store.count() == 7
+        assert found(store, QUERIES[:1], 9) == brute_force(documents, QUERIES[:1], 9)
+        store.set_metadata(list(documents), [{"said": "é" * 300}] * 7, list(documents))
+        assert store.ids({"said": "é" * 300}) == sorted(documents)
+        # One that is too large alone is the caller's to leave out. Those before it are stored.
+        large, said = dyadic(7, 300)[0], "document 'large' is larger than the server takes: split it"
+        told = "2 of 4 documents are stored, the others are as they were"
+        with pytest.raises(InputError, match=f"{said}.*{told}"):
+            fill(store, {"new": large[:1], "newer": large[:2], "large": large, "d0": large[:3]})
+        with pytest.raises(InputError, match=f"{said}.*proxy before it$"):
+            fill(store, {"large": large})
+        with pytest.raises(InputError, match="document 'd1' is larger than the server takes.*1 of 7 documents"):
+            store.set_metadata(list(documents), [{"said": "é" * (900 * (name == "d1"))} for name in documents])
+        assert store.ids() == sorted([*documents, "new", "newer"])
+        assert [document.metadata for document in store.get(["d0", "d1", "d2"])] == [
+            {"said": ""},
+            {"said": "é" * 300},
+            {"said": "é" * 300},
+        ]
+    client.close()
+
+
+def test_a_proxys_answer_to_what_is_too_large_is_known_by_grpc() -> None:
+    class FromProxy(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.UNKNOWN
+
+        def details(self) -> str:
+            return "Received http2 header with status: 413"
+
+    failure = failure_of(FromProxy(), "upsert")
+    assert failure is not None
+    assert (failure.error.status, failure.again) == (413, False)
 
 
 def test_metadata_goes_in_requests_of_a_bounded_size_with_the_texts_that_go_along(server: QdrantServer) -> None:
