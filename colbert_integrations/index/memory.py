@@ -166,7 +166,7 @@ class MemoryStore(Store):
             return
         layout = self._layout or Layout(embeddings.dim, self._dtype, self._nbits, self._keep_originals)
         with no_autocast(self.device):
-            columns = layout.encode(embeddings.to(self.device))
+            columns = layout.encode(embeddings.to(self.device), names)
         batch = last_of_each(Batch(names, bodies, notes, embeddings.lengths, columns))
         with self._alone():
             if self._layout is None:

@@ -269,7 +269,7 @@ class QdrantStore(Store):
         names, bodies, notes = checked(ids, embeddings, texts, metadatas)
         if not names:
             return []
-        kept = TokenEmbeddings(finite_as(embeddings.to("cpu"), self._form.dtype), embeddings.offsets.cpu())
+        kept = TokenEmbeddings(finite_as(embeddings.to("cpu"), self._form.dtype, names), embeddings.offsets.cpu())
         for name, matrix in zip(names, kept, strict=True):
             if matrix.numel() >= _TOO_MANY_FLOATS:
                 raise InputError(
@@ -637,14 +637,15 @@ def _written(names: Sequence[str], batches: Iterable[list[T]], asked: Callable[[
 
 def _not_written(error: StoreServerError, names: Sequence[str], done: int) -> StoreServerError | InputError:
     """What to raise where the server refused a document alone, or others with it."""
-    told = f"{done} of {len(names)} documents are stored, the others are as they were"
+    several = len(names) > 1
+    told = f". {done} of {len(names)} documents are stored, the others are as they were" if several else ""
     if error.status != TOO_LARGE:
-        return StoreServerError(f"{error}. {told}: do the same again, which does no harm", error.status)
-    more = f". {told}" if len(names) > 1 else ""
+        again = ": do the same again, which does no harm" if several else ""
+        return StoreServerError(f"{error}{told}{again}", error.status)
     # An error of the document's: who writes many goes on without it.
     return InputError(
         f"document {names[done]!r} is larger than the server takes: split it, pool its vectors, or raise the limit of "
-        f"the server, or of a proxy before it{more}"
+        f"the server, or of a proxy before it{told}"
     )
 
 

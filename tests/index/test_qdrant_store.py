@@ -756,7 +756,6 @@ def test_documents_that_are_not_there_do_not_make_pages_small(server: QdrantServ
         (404, 1, "not there any more"),
         (408, 4, "did not get it done in time"),
         (409, 1, "meanwhile"),
-        (413, 1, "lower batch_bytes="),
         (422, 1, "older than what this client speaks"),
         (429, 4, "limits how much"),
         (500, 4, "told to answer 500"),
