@@ -138,6 +138,11 @@ class Connection:
         named = (options.get(name) for name in ("url", "location", "host"))
         return next((str(name).rpartition("@")[2] for name in named if name), "localhost")
 
+    @property
+    def name(self) -> str:
+        """The collection, for people."""
+        return f"the collection {self.collection!r} at {self.place}"
+
     def run(self, steps: Steps[T]) -> T:
         """Send requests one after another.
 
@@ -220,7 +225,7 @@ class Connection:
 
     def _wait(self, error: Exception, request: Request, pause: float | None) -> float:
         """Seconds to wait before a request that failed is tried again, or else an error."""
-        found = failure_of(error, f"{request.method} of the collection {self.collection!r} at {self.place}")
+        found = failure_of(error, f"{request.method} of {self.name}")
         if found is None:
             raise error
         if pause is None or not found.again:

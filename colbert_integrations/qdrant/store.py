@@ -34,7 +34,7 @@ from ..index.checks import (
 from ..index.store import Metadata
 from .batches import batches
 from .clients import client_of
-from .collection import FIRST_STAGE, Collection, Form, IndexKind, bound, made, opened
+from .collection import FIRST_STAGE, Collection, Form, IndexKind, bound, check_first_stage, made, opened
 from .connection import Connection, Request, Steps, ask
 from .failures import TOO_LARGE
 from .filters import EXACT, METADATA, Wanted, among, wanted
@@ -294,7 +294,9 @@ class QdrantStore(Store):
         found = (yield from self._opened()) or (yield from self._made(dim))
         if found.dim != dim:
             raise InputError(f"the store holds vectors of dim {found.dim}, not {dim}")
-        if found.has_first_stage and self._first is None:
+        if self._first is not None:
+            check_first_stage(found, len(documents[0].vectors[FIRST_STAGE]), self._connection.name)
+        elif found.first_stage_dim is not None:
             raise StoreError(
                 f"the collection {self._connection.collection!r} was made with a first stage, which would not find "
                 "documents that are stored without its vector: make the store with first_stage= to write here"
@@ -491,6 +493,8 @@ class QdrantStore(Store):
         if found is None or not len(queries):
             return [[] for _ in range(len(queries))]
         check_queries(queries, found.dim)
+        if firsts is not None:
+            check_first_stage(found, firsts.shape[1], self._connection.name)
         if mode == "codes" and not found.has_codes:
             raise InputError("search='codes' needs codes: make the collection with quantization='int8'")
         scopes = _scopes(named)

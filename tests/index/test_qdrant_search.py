@@ -372,6 +372,12 @@ async def test_queries_that_are_no_token_embeddings_reach_no_first_stage(queries
             await made.asearch(queries)
 
 
+def test_a_first_stage_of_no_queries_finds_nothing() -> None:
+    with on_server(first_stage=Lengths(), search="first_stage") as made:
+        fill(made, {"a": dyadic(1, 3)[0]})
+        assert made.search(QUERIES[:0], texts=[]) == []
+
+
 async def test_the_first_stage_of_an_async_search(coded: QdrantStore) -> None:
     with on_server(first_stage=Lengths(), search="first_stage") as made:
         fill(made, {"a": dyadic(1, 3)[0]})

@@ -320,6 +320,65 @@ def test_a_collection_with_a_first_stage_is_not_written_without_it(
     client.close()
 
 
+class Unasked(FakeEmbeddings):
+    """An embedding model that is not to be asked."""
+
+    def embed_query(self, text: str) -> list[float]:
+        raise AssertionError("the model was asked")
+
+    embed_documents = embed_query  # type: ignore[assignment]
+
+
+async def test_calls_that_need_no_first_stage_do_not_ask_its_model(
+    server: QdrantServer, documents: dict[str, torch.Tensor]
+) -> None:
+    with QdrantStore(server.url, first_stage=FakeEmbeddings(size=3), first_stage_name="fake") as store:
+        fill(store, documents)
+    stage = {"first_stage": Unasked(size=3), "first_stage_name": "fake"}
+    with QdrantStore(server.url, **stage) as store:
+        assert (await store.acount(), store.count(), len(await store.aget(["d0"])), store.dim) == (7, 7, 1, DIM)
+        assert found(store, QUERIES, 4) == brute_force(documents, QUERIES, 4)
+        assert await store.asearch(QUERIES, 4) == store.search(QUERIES, 4)
+        store.set_metadata(["d0"], [{"n": 1}])
+        await store.adelete(["d1"])
+        assert await store.aids({"n": 1}) == ["d0"]
+        with pytest.raises(AssertionError, match="the model was asked"):
+            store.search(QUERIES[:1], search="first_stage", texts=["d0"])
+        await store.aclose()
+
+
+async def test_a_model_of_a_first_stage_is_asked_in_other_threads_only(server: QdrantServer) -> None:
+    asked: list[int] = []
+
+    class Slow(FakeEmbeddings):
+        def _get_embedding(self) -> list[float]:
+            asked.append(threading.get_ident())
+            return super()._get_embedding()
+
+    with QdrantStore(server.url, first_stage=Slow(size=3)) as store:
+        await store.aupsert(["a"], dyadic(1, 3), ["a text"])
+        assert (await store.asearch(QUERIES[:1], search="first_stage", texts=["a"]))[0][0].id == "a"
+        assert len(asked) == 2  # a vector for each, and none to see what they are like
+        assert threading.get_ident() not in asked
+        await store.aclose()
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["local", "server"])
+def test_a_first_stage_of_another_dimension_is_refused_when_it_is_used(server: QdrantServer, local: bool) -> None:
+    client = QdrantClient(":memory:") if local else QdrantClient(url=server.url, check_compatibility=False)
+    said = "has vectors of dim 3 as its first stage, not 4: pass the first_stage that made them"
+    with QdrantStore(client, first_stage=FakeEmbeddings(size=3)) as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+    with QdrantStore(client, first_stage=FakeEmbeddings(size=4)) as store:
+        assert (store.count(), len(store.search(QUERIES[:1])[0])) == (1, 1)
+        with pytest.raises(StoreError, match=said):
+            store.search(QUERIES[:1], search="first_stage", texts=["a"])
+        with pytest.raises(StoreError, match=said):
+            fill(store, {"b": torch.ones(1, DIM)})
+        assert store.ids() == ["a"]
+    client.close()
+
+
 class Angles:
     """An embedding model that says nothing about itself."""
 
