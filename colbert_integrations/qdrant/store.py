@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 from types import NoneType
 from typing import Any, Literal, TypeVar
@@ -504,7 +505,8 @@ class QdrantStore(Store):
         plain = queries.to("cpu", torch.float32)
         asked = [place for place, length in enumerate(plain.lengths) if length]
         ready = [self._query(plain[place], None if firsts is None else firsts[place]) for place in asked]
-        searching = Searching(self._form.vector, k, mode, number, self._batch_bytes, self._connection.local)
+        read = partial(self._get, embeddings=False)
+        searching = Searching(self._form.vector, k, mode, number, self._batch_bytes, self._connection.local, read)
         hits = dict(zip(asked, (yield from searching.hits(ready, which, scopes)), strict=True))
         # To a query without vectors all documents are alike, and a server would not take it.
         alike = [] if len(asked) == len(plain) else (yield from self._alike(which, scopes, k))
