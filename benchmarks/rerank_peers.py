@@ -287,6 +287,7 @@ def main() -> None:
     if options.short:
         rows, shown = [row for row in rows if row["threads"] == "1"], SHOWN_SHORT
         rows.sort(key=lambda row: float(row["median s"]))
+        rows = [{**row, "median s": f"{float(row['median s']):.2f}"} for row in rows]
     print(records.markdown(rows, shown))
 
 

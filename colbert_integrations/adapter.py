@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy, deepcopy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
@@ -21,19 +20,17 @@ from .settings import DEFAULT_MODEL, Settings
 
 if TYPE_CHECKING:  # at run time only once a text is ranked: the model's room imports torch
     from .colbert_index import ColBERTIndex
-    from .explain import Explanation
     from .model import ColBERT
+    from .ranking import RankedDocument
 
 __all__ = [
     "EXPLANATION",
     "ModelFields",
-    "Reranked",
     "RerankerFields",
     "check_index",
     "check_items",
     "check_query",
     "copied",
-    "explanation_dict",
     "is_explanation",
 ]
 
@@ -157,21 +154,6 @@ class ModelFields(BaseModel):
         return await colbert.run_async(function, *args)
 
 
-@dataclass(frozen=True, slots=True)
-class Reranked:
-    """A document's place in a ranking, as adapters return it.
-
-    Attributes:
-        index: Position in the list that was ranked.
-        score: Its score.
-        explanation: How the score came about, as plain data; None where that was not asked for.
-    """
-
-    index: int
-    score: float
-    explanation: dict[str, Any] | None
-
-
 class RerankerFields(ModelFields):
     """Fields of a reranker, and ranking by them."""
 
@@ -195,7 +177,13 @@ class RerankerFields(ModelFields):
             return handler(data)
         return handler({**data, "model": check_index(index, data.get("model")).model})
 
-    def _rank(self, query: str, texts: list[str], ids: list[str | None], top_n: int | None) -> list[Reranked]:
+    async def _run_async(self, function: Callable[..., T], *args: Any) -> T:
+        # With an index it may wait for a server, and would hold up other users of the model in the model's threads.
+        if self.index is not None:
+            return await check_index(self.index).run_async(function, *args)
+        return await super()._run_async(function, *args)
+
+    def _rank(self, query: str, texts: list[str], ids: list[str | None], top_n: int | None) -> list[RankedDocument]:
         if not texts:
             return []
         query = check_query(query)
@@ -205,11 +193,9 @@ class RerankerFields(ModelFields):
             "explain": self.explain,
         }
         if self.index is None:
-            ranked = self.colbert.rank(query, texts, top_n, **options)
-        else:
-            self._check_settings_of(self.index)
-            ranked = self.index.rank(query, texts, ids, top_n, **options)
-        return [Reranked(entry.index, entry.score, explanation_dict(entry.explanation)) for entry in ranked]
+            return self.colbert.rank(query, texts, top_n, **options)
+        self._check_settings_of(self.index)
+        return check_index(self.index).rank(query, texts, ids, top_n, **options)
 
 
 def check_index(index: object, model: object = None, store: object = None) -> ColBERTIndex:
@@ -238,11 +224,6 @@ def check_items(items: object, name: str) -> Sequence[Any]:
     if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
         raise InputError(f"{name} must be a list, not {type(items).__name__}")
     return items
-
-
-def explanation_dict(explanation: Explanation | None) -> dict[str, Any] | None:
-    """The explanation as plain data, if there is one."""
-    return None if explanation is None else explanation.as_dict()
 
 
 def is_explanation(value: object) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import zip_longest
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 
 from .checks import check_pool_factor, check_threshold, check_whole_number
 from .embeddings import TokenEmbeddings
@@ -26,10 +26,13 @@ __all__ = ["ColBERTIndex"]
 
 # Texts that are in memory at once while adding: enough to find neighbours of like length to encode together.
 _WINDOW = 512
-# Async calls that add at once. In threads of their own: those of the model would be held up by a slow store.
-_ADDING_THREADS = 8
+# Async calls that add, or rank, at once. In threads of their own: those of the model would be held up by a slow store.
+_ADDING_THREADS, _RANKING_THREADS = 8, 32
 
 _log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class ColBERTIndex:
@@ -70,8 +73,9 @@ class ColBERTIndex:
         self.model = model if isinstance(model, ColBERT) else ColBERT.shared(model)
         self.store: Store = _opened(store)
         self.pool_factor = pool_factor
-        self._alike = set[str]()  # for loaders
+        self._alike = set[str]()  # ids encoded with the current settings, kept from one call of add to the next
         self._worker = Worker(_ADDING_THREADS)
+        self._ranking_worker = Worker(_RANKING_THREADS)
         if self.store.fingerprint is not None:
             self.store.bind(self.model.fingerprint)
 
@@ -378,7 +382,7 @@ class ColBERTIndex:
         explain: bool = False,
     ) -> list[RankedDocument]:
         """Do what ``rank`` does without blocking the event loop; see there for the arguments."""
-        return await self.model.run_async(
+        return await self.run_async(
             self.rank,
             query,
             documents,
@@ -388,6 +392,19 @@ class ColBERTIndex:
             score_threshold=score_threshold,
             explain=explain,
         )
+
+    async def run_async(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function that ranks with this index in one of its own threads; see ``ColBERT.run_async``.
+
+        Args:
+            function: What to run.
+            *args: Its arguments.
+            **kwargs: Its arguments by name.
+
+        Returns:
+            What it returns.
+        """
+        return await self._ranking_worker.run(function, *args, **kwargs)
 
     def _check_search(
         self,
@@ -412,7 +429,7 @@ class ColBERTIndex:
     ) -> TokenEmbeddings:
         self._bind()
         if normalize_scores:
-            check_normalizable(self.model.spec, self.model.settings.model)
+            check_normalizable(self.model.spec)
         return self.model.encode_query(query, show_progress=show_progress)
 
     def _finished(
@@ -451,7 +468,9 @@ class ColBERTIndex:
         """
         if not isinstance(self.store, MemoryStore):
             raise StoreError(f"a {type(self.store).__name__} keeps its documents itself: there is nothing to save")
-        self.store.bind(self.model.fingerprint)
+        # A model that was closed is not loaded for it, as its files may have gone since.
+        if self.model.loaded or self.store.fingerprint is None:
+            self.store.bind(self.model.fingerprint)
         self.store.save(folder, show_progress=show_progress)
 
     @classmethod
@@ -496,6 +515,7 @@ class ColBERTIndex:
     def close(self) -> None:
         """Close the store; the model, which others may share, stays."""
         self._worker.close()
+        self._ranking_worker.close()
         self.store.close()
 
     # -------------------------------------------------------------------------------------------------- async twins

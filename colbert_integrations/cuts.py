@@ -59,7 +59,7 @@ def warn_of_cuts(total: int, cut: int, side: Literal["query", "document"], lengt
 
     Args:
         total: How many texts there are.
-        cut: How many of them were cut; none are not worth a warning.
+        cut: How many of them were cut; for 0 there is no warning.
         side: What they are.
         length: Maximum number of tokens of one.
     """
@@ -87,5 +87,5 @@ def callers_stacklevel() -> int:
 
 
 def _is_between(module: str, package: str) -> bool:
-    # contextlib ends our context managers.
+    # Frames of contextlib lie in between where our context managers end.
     return module.split(".")[0] in (package, "contextlib")

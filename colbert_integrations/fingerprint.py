@@ -43,7 +43,7 @@ class Fingerprint:
         object.__setattr__(self, "settings", kept)
 
     def after(self, kept: Fingerprint | None) -> Fingerprint:
-        """This one, with the encodings of the one that was kept so far where it says none itself."""
+        """This fingerprint; where it has no ``encodings``, with those of ``kept``."""
         return self if kept is None or self.encodings else replace(self, encodings=kept.encodings)
 
     def joined(self, other: Fingerprint | None) -> Fingerprint:

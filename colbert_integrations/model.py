@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import logging
 import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -20,8 +18,10 @@ from weakref import WeakValueDictionary
 import torch
 
 from .cache import CacheInfo, DocumentCache
-from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, locate, read_checkpoint, weights_digest
+from .cancellation import current_cancellation
+from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, WeightFiles, locate, model_digest, read_checkpoint
 from .checks import check_pool_factor, check_text, check_threshold
+from .devices import choose_device, choose_dtype, indexed_device
 from .embeddings import TokenEmbeddings
 from .encoder import (
     EncodeOptions,
@@ -30,8 +30,6 @@ from .encoder import (
     LoadOptions,
     RemoteForward,
     Side,
-    choose_device,
-    choose_dtype,
     load_encoder,
 )
 from .errors import InputError, NonFiniteError
@@ -43,6 +41,7 @@ from .pooling import pool_tokens
 from .ranking import RankedDocument, check_normalizable, check_top_n, normalized_score, ranked
 from .scoring import maxsim
 from .settings import DEFAULT_MODEL, Settings
+from .single_flight import SingleFlight
 from .worker import Worker
 
 __all__ = ["ColBERT"]
@@ -55,12 +54,6 @@ _BATCH_TOKENS_OTHER = 32_768
 # one thread nothing could be shared; each more may cost a pool of torch's own threads.
 _ASYNC_THREADS = 32
 
-# Of a spec, what does not change the meaning of a vector: where it was read from, how much of a text is seen, and in
-# which number format.
-_NOT_IN_FINGERPRINT = frozenset(
-    {"name", "layout", "backbone", "sources", "notes", "matryoshka_dims", "dtype"}
-    | {"query_length", "document_length", "expansion_length"}
-)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -178,13 +171,14 @@ class ColBERT:
         self.settings = settings
         self._forward = forward
         self._spec: ColBERTSpec | None = None
-        self._fingerprint: Fingerprint | None = None
         self._encoder: Encoder | None = None
-        self._folder: Path | None = None
+        self._weights: WeightFiles | None = None
         self._name = settings.model
         self._lock = threading.Lock()
+        self._loading, self._hashing = SingleFlight[Encoder](), SingleFlight[Fingerprint]()
+        self._fingerprint: tuple[tuple[ColBERTSpec, WeightFiles], Fingerprint] | None = None
         self._worker = Worker(_ASYNC_THREADS)
-        # Of this object, and with it of one spec.
+        # One for each instance: its vectors belong to one spec.
         self._cache = DocumentCache(settings.cache_bytes)
 
     @classmethod
@@ -206,18 +200,15 @@ class ColBERT:
             >>> ColBERT.shared("bundled/all-MiniLM-L6-v2") is ColBERT.shared("bundled/all-MiniLM-L6-v2")
             True
         """
-        return cls._shared_for(Settings.of({"model": model, **settings}))
-
-    @classmethod
-    def _shared_for(cls, settings: Settings) -> ColBERT:
+        wanted = Settings.of({"model": model, **settings})
         with cls._shared_lock:
-            found = cls._shared.get(settings)
+            found = cls._shared.get(wanted)
             if found is None:
                 found = cls.__new__(cls)
-                found._start(settings, None)
-                cls._shared[settings] = found
-            elif settings.token is not None and found._encoder is None:
-                found.settings = settings  # the same but for the token, which the load to come may need
+                found._start(wanted, None)
+                cls._shared[wanted] = found
+            elif wanted.token is not None and found._encoder is None:
+                found.settings = wanted  # the same but for the token, which the load to come may need
         return found
 
     # -------------------------------------------------------------------------------------------------- encoding
@@ -421,7 +412,7 @@ class ColBERT:
         check_top_n(top_n)
         check_threshold(score_threshold)
         if normalize_scores and texts:
-            check_normalizable(self.spec, self.settings.model)
+            check_normalizable(self.spec)
 
     def _scores(
         self,
@@ -491,16 +482,25 @@ class ColBERT:
     @property
     def fingerprint(self) -> Fingerprint:
         """Identity of the vectors this model makes; the weight files are read whole, once."""
-        if self._fingerprint is None:
-            spec = self.spec
-            assert self._folder is not None
-            own = _meaning(spec)
-            said = json.dumps({"weights": weights_digest(self._folder), **own}, sort_keys=True)
-            digest = hashlib.sha256(said.encode()).hexdigest()[:32]
-            self._fingerprint = Fingerprint(
-                digest, self._name, spec.dim, {**self.settings.changed(), "model": self._name}
-            )
-        return self._fingerprint
+        if self._encoder is None and (self._weights is None or self._weights.changed()):
+            self._ready()
+        made = self._fingerprint
+        # What was loaded again after close() may be other weights.
+        return made[1] if made is not None and made[0] == self._loaded() else self._hashing.run(self._hash)
+
+    def _loaded(self) -> tuple[ColBERTSpec, WeightFiles]:
+        with self._lock:
+            assert self._spec is not None
+            assert self._weights is not None
+            return self._spec, self._weights
+
+    def _hash(self) -> Fingerprint:
+        loaded = spec, weights = self._loaded()
+        found = Fingerprint(
+            model_digest(spec, weights), self._name, spec.dim, {**self.settings.changed(), "model": self._name}
+        )
+        self._fingerprint = loaded, found
+        return found
 
     def about(self) -> dict[str, str]:
         """What logs and traces say of it: its name, and once it was loaded, device and data type."""
@@ -548,8 +548,13 @@ class ColBERT:
         encoder = self._encoder
         if encoder is not None:
             return encoder
+        current_cancellation().check()
+        with timed("load_s"):
+            return self._loading.run(self._load_once)
+
+    def _load_once(self) -> Encoder:
         start = perf_counter()
-        with timed("load_s"), self._lock:
+        with self._lock:
             if self._encoder is not None:
                 return self._encoder
             encoder = self._encoder = self._load()
@@ -570,14 +575,15 @@ class ColBERT:
             token=settings.token,
             cache_dir=settings.cache_dir,
             local_files_only=settings.local_files_only,
-            code=settings.trust_remote_code,
+            trust_remote_code=settings.trust_remote_code,
         )
         overrides = SpecOverrides(**{item.name: getattr(settings, item.name) for item in fields(SpecOverrides)})
         bundled = settings.model.startswith("bundled/")
         found = locate(settings.model, hub)
         # An index remembers where a model lies, and may be opened from another folder.
-        self._folder = Path(os.path.abspath(found))
-        self._name = str(self._folder) if found == Path(settings.model) else settings.model
+        folder = Path(os.path.abspath(found))
+        self._name = str(folder) if found == Path(settings.model) else settings.model
+        weights = WeightFiles.of(folder)  # as they are before they are read
         checkpoint = read_checkpoint(
             settings.model,
             found,
@@ -585,21 +591,15 @@ class ColBERT:
             allow_unprojected=settings.allow_unprojected or bundled,
             projection_dim=settings.projection_dim,
         )
-        load = LoadOptions(
-            device=torch.empty(0, device=device).device,  # with its index: the current device is that of a thread
-            dtype=dtype,
-            trust_remote_code=settings.trust_remote_code,
-            attn_implementation=settings.attn_implementation,
-            token=settings.token,
-            cache_dir=settings.cache_dir,
-            local_files_only=settings.local_files_only,
-        )
+        load = LoadOptions(indexed_device(device), dtype, settings.attn_implementation, hub)
         default = _BATCH_TOKENS_CPU if device.type == "cpu" else _BATCH_TOKENS_OTHER
         if isinstance(self._forward, RemoteForward):
             default = self._forward.batch_tokens
         batch_tokens = settings.batch_tokens or default
         encode = EncodeOptions(settings.long_documents, settings.window_overlap, batch_tokens, settings.batch_size)
-        return load_encoder(checkpoint, load, encode, self._forward)
+        encoder = load_encoder(checkpoint, load, encode, self._forward)
+        self._weights = weights
+        return encoder
 
     def __enter__(self) -> ColBERT:
         return self
@@ -627,19 +627,6 @@ class ColBERT:
         spec = self._spec
         lengths = f"query_length={spec.query_length}, document_length={spec.document_length}"
         return f"{shown}, layout={spec.layout!r}, {lengths}, loaded={self.loaded})"
-
-
-def _meaning(spec: ColBERTSpec) -> dict[str, Any]:
-    """What of a spec decides what a vector means; what was added later only where it says something.
-
-    So fingerprints of before stay what they were.
-    """
-    own = {name: value for name, value in asdict(spec).items() if name not in _NOT_IN_FINGERPRINT}
-    if spec.language is None:
-        del own["language"]
-    if spec.sources.get("projection") == "argument":
-        own["projection_made"] = "positive diagonal"  # vectors of before had LAPACK's signs and don't fit these
-    return own
 
 
 def _pooled(encoded: TokenEmbeddings, side: Side, spec: ColBERTSpec) -> TokenEmbeddings:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize as unit
 
-from .autocast import no_autocast
 from .checks import check_pool_factor
+from .devices import no_autocast
 from .embeddings import TokenEmbeddings
 from .errors import InputError, MissingExtraError
 

@@ -58,9 +58,9 @@ def normalized_score(score: float, query_vectors: int) -> float:
     return min(1.0, max(0.0, score / max(1, query_vectors)))
 
 
-def check_normalizable(spec: ColBERTSpec, model: str) -> None:
+def check_normalizable(spec: ColBERTSpec) -> None:
     """Refuse a mean of similarities that have no bounds."""
     if not spec.normalize:
         raise InputError(
-            f"{model} does not normalise its vectors, so its scores have no bounds: pass normalize_scores=False"
+            f"{spec.name} does not normalise its vectors, so its scores have no bounds: pass normalize_scores=False"
         )

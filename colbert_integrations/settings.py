@@ -15,7 +15,7 @@ __all__ = ["DEFAULT_MODEL", "STRINGS", "Settings"]
 # 33M parameters: better than colbertv2.0 on BEIR by its authors' figures, and quick on a CPU.
 DEFAULT_MODEL = "answerdotai/answerai-colbert-small-v1"
 
-# The least of each number, what is True or False, and of these what the checkpoint decides unless it is said.
+# The lowest value of each whole number; then, of the booleans, those for which None means: as the checkpoint says.
 _NUMBERS = dict.fromkeys(("query_length", "document_length", "batch_tokens", "batch_size"), 1)
 _NUMBERS |= {"truncate_dim": 1, "projection_dim": 1, "window_overlap": 0, "cache_bytes": 0}
 _UNDECIDED = {"query_expansion", "attend_to_expansion_tokens"}

@@ -8,18 +8,30 @@ import pickle
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from langchain_core.documents import Document
+from safetensors.torch import load_file, save_file
 
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, TruncationWarning
 from colbert_integrations import colbert_index as module
+from colbert_integrations.checkpoint import digest
+from colbert_integrations.checkpoint.digest import _meaning
 from colbert_integrations.encoder import Encoder
-from colbert_integrations.errors import AddError, DamagedIndexError, FingerprintError, InputError, StoreError
+from colbert_integrations.errors import (
+    AddError,
+    CheckpointError,
+    DamagedIndexError,
+    FingerprintError,
+    InputError,
+    StoreError,
+)
 from colbert_integrations.index import StoredDocument
-from colbert_integrations.model import _meaning
+from colbert_integrations.langchain import ColBERTReranker
 
 PATIENCE_S = 30
 TEXTS = ["wing lift", "boundary layer flow", "heat transfer", "shock wave", "wing lift"]
@@ -104,6 +116,27 @@ async def test_adding_to_a_slow_store_holds_up_no_search_of_the_same_model(index
     leave.set()
     await asyncio.gather(*adding)
     assert len(slow) == 40
+
+
+async def test_ranking_with_a_slow_store_holds_up_no_rank_of_the_same_model(index: ColBERTIndex, tiny: ColBERT) -> None:
+    leave = threading.Event()
+
+    class Slow(MemoryStore):
+        def get(self, *args: Any, **options: Any) -> list[StoredDocument]:
+            assert leave.wait(PATIENCE_S)
+            return super().get(*args, **options)
+
+    slow, expected = ColBERTIndex(tiny, Slow()), tiny.rank("wing", TEXTS)
+    waiting = [asyncio.create_task(slow.arank("wing", TEXTS, [*"abcde"])) for _ in range(40)]
+    documents = [Document(text) for text in TEXTS]
+    reranker = ColBERTReranker(index=slow, top_n=None)
+    compressing = [asyncio.create_task(reranker.acompress_documents(documents, "wing")) for _ in range(40)]
+    await asyncio.sleep(0.05)  # they wait for the store now
+    assert await asyncio.wait_for(tiny.arank("wing", TEXTS), PATIENCE_S / 2) == expected
+    leave.set()
+    assert await asyncio.gather(*waiting) == [expected] * 40
+    best = TEXTS[expected[0].index]
+    assert [found[0].page_content for found in await asyncio.gather(*compressing)] == [best] * 40
 
 
 # ---------------------------------------------------------------------------------------------------------------- add
@@ -468,6 +501,68 @@ def test_the_fingerprint_is_of_weights_and_spec_not_of_names(
     content[-1] ^= 1  # the last bit of the last weight
     weights.write_bytes(content)
     assert ColBERT(copied, device="cpu").fingerprint != tiny.fingerprint
+
+
+@pytest.fixture
+def copied(checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A checkpoint that may be changed."""
+    return Path(shutil.copytree(checkpoint("stanford"), tmp_path / "copied"))
+
+
+def retrain(folder: Path) -> None:
+    """Other weights under the same names."""
+    (path,) = folder.glob("*.safetensors")
+    weights = {name: tensor + 0.1 for name, tensor in load_file(path).items()}
+    path.unlink()  # what was mapped stays
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_weights_that_are_loaded_after_a_close_are_no_others_than_an_index_has(copied: Path, tmp_path: Path) -> None:
+    model = ColBERT(copied, device="cpu")
+    index = ColBERTIndex(model)
+    index.add(["wing lift"])
+    before = model.fingerprint
+    retrain(copied)
+    index.add(["heat transfer"])  # by the weights in memory
+    assert model.fingerprint == before
+    model.close()
+    index.save(tmp_path / "saved")  # loads nothing
+    assert not model.loaded
+    for call in (
+        lambda: index.add(["shock wave"]),
+        lambda: index.search("wing"),
+        lambda: index.save(tmp_path / "saved"),
+    ):
+        with pytest.raises(FingerprintError, match=before.digest):
+            call()
+    assert len(index) == 2
+    assert model.fingerprint == ColBERT(copied, device="cpu").fingerprint != before
+
+
+@pytest.mark.parametrize("change", [retrain, shutil.rmtree], ids=["retrained", "gone"])
+def test_vectors_are_not_stored_as_those_of_files_that_were_never_loaded(
+    change: Callable[[Path], None], copied: Path
+) -> None:
+    model = ColBERT(copied, device="cpu")
+    change(copied)
+    index = ColBERTIndex(model)
+    with pytest.raises(CheckpointError, match="not those that were loaded"):
+        index.add(["wing lift"])
+    assert len(index) == 0
+    assert len(model.rank("wing", ["lift"])) == 1  # which needs no name
+
+
+def test_a_model_that_is_loaded_again_reads_its_files_for_the_fingerprint_once(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, read, real = ColBERT(checkpoint("stanford"), device="cpu"), list[Path](), digest.weights_digest
+    monkeypatch.setattr(digest, "weights_digest", lambda folder: read.append(folder) or real(folder))
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: model.fingerprint.digest, range(40)))
+    model.close()
+    model.encode_query("wing")
+    assert found == {model.fingerprint.digest}
+    assert len(read) == 1
 
 
 def test_the_language_of_adapters_is_part_of_the_fingerprint(checkpoint: Callable[[str], Path]) -> None:

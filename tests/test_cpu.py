@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colbert_integrations.cpu import multiplies
+from colbert_integrations.devices.cpu import multiplies
 
 
 @pytest.mark.parametrize(("capability", "fast"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])

@@ -14,7 +14,7 @@ from weakref import finalize
 import pytest
 import torch
 
-from colbert_integrations.cuda_graphs import CudaRecorder
+from colbert_integrations.devices.cuda_graphs import CudaRecorder
 
 DEVICE = torch.device("cuda", 1)
 

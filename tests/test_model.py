@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 
 import checkpoints
 from colbert_integrations import ColBERT, RankedDocument, TruncationWarning
-from colbert_integrations.encoder import choose_dtype
+from colbert_integrations.devices import choose_dtype
 from colbert_integrations.errors import CheckpointNotFoundError, InputError, MissingExtraError, NonFiniteError
 from colbert_integrations.scoring.reference import reference_maxsim
 
@@ -354,6 +354,47 @@ def test_threads_load_the_weights_once(checkpoint: Callable[[str], Path], monkey
     for thread in threads:
         thread.join()
     assert loads == [1]
+
+
+def test_those_who_wait_for_a_load_that_fails_get_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loads, waiting = ColBERT.shared(tmp_path / "nowhere"), list[int](), threading.Barrier(8)
+
+    def load(self: ColBERT) -> None:
+        loads.append(1)
+        time.sleep(0.2)  # the others come meanwhile
+        raise CheckpointNotFoundError("the hub is down")
+
+    def encode(_: int) -> str:
+        waiting.wait()
+        with pytest.raises(CheckpointNotFoundError) as caught:
+            model.encode_query("a")
+        return str(caught.value)
+
+    monkeypatch.setattr(ColBERT, "_load", load)
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(encode, range(8))) == {"the hub is down"}
+    assert len(loads) < 8
+
+
+async def test_nothing_is_loaded_for_callers_who_have_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loads, entered, leave = ColBERT.shared(tmp_path / "gone"), list[int](), threading.Event(), threading.Event()
+
+    def load(self: ColBERT) -> None:
+        loads.append(1)
+        entered.set()
+        assert leave.wait(30)
+        raise CheckpointNotFoundError("the hub is down")
+
+    monkeypatch.setattr(ColBERT, "_load", load)
+    calls = [asyncio.create_task(model.arank("a", ["b"])) for _ in range(100)]
+    await asyncio.to_thread(entered.wait)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    leave.set()
+    with pytest.raises(CheckpointNotFoundError):
+        await model.arank("a", ["b"])
+    assert len(loads) <= 2
 
 
 def test_pickles_hold_settings_only(tiny: ColBERT) -> None:

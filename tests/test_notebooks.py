@@ -263,7 +263,7 @@ def test_a_notebook_is_valid_and_cleared(path):
 def test_a_notebook_begins_with_what_it_needs_and_its_model(path):
     first, *_ = cells = nbformat.read(path, as_version=4).cells
     assert first.source.startswith("# ")
-    assert "pip install 'colbert-integrations[notebooks]'" in first.source
+    assert "pip install -e '.[notebooks]'" in first.source
     code = [cell.source for cell in cells if cell.cell_type == "code"]
     assert code[0].startswith('MODEL = "bundled/all-MiniLM-L6-v2"\n')
     assert not any("bundled/" in source for source in code[1:])

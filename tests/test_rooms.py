@@ -18,13 +18,12 @@ import colbert_integrations
 
 PACKAGE = Path(colbert_integrations.__file__).parent
 CORE = {
-    ".autocast",
     ".cache",
     ".cancellation",
     ".checkpoint",
     ".checks",
-    ".cuda_graphs",
     ".cuts",
+    ".devices",
     ".embeddings",
     ".encoder",
     ".errors",
@@ -35,7 +34,7 @@ CORE = {
     ".ranking",
     ".scoring",
     ".settings",
-    ".triton_check",
+    ".single_flight",
     ".worker",
 }
 
@@ -50,42 +49,34 @@ ROOMS = {
     "observing": set[str](),
     "cancellation": set[str](),
     "worker": {".cancellation"},
-    "autocast": {"torch"},
     "cache": {"torch"},
-    "cpu": {"torch"},
     "cuts": {".errors"},
+    "devices": {".errors", "numpy", "torch"},
     "embeddings": {".errors", "torch"},
     "progress": {"tqdm"},
     "sendable": {".errors"},
+    "single_flight": set[str](),
     "checkpoint": {".errors", ".sendable", "huggingface_hub", "numpy", "safetensors", "torch"},
-    "cuda_graphs": {"torch"},
     "encoder": {
-        ".autocast",
         ".cancellation",
         ".checkpoint",
-        ".cpu",
-        ".cuda_graphs",
         ".cuts",
+        ".devices",
         ".embeddings",
         ".errors",
         ".kernel",
         ".observing",
         ".progress",
-        ".transfer",
-        ".triton_check",
     }
     | {"numpy", "tokenizers", "torch", "transformers", "triton"},
     "kernel": {"colbert_integrations_kernel", "torch"},
-    "scoring": {".autocast", ".cpu", ".cuda_graphs", ".embeddings", ".errors", ".kernel", ".triton_check"}
-    | {"torch", "triton"},
-    "transfer": {"numpy", "torch"},
-    "triton_check": {"torch"},
-    "pooling": {".autocast", ".checks", ".embeddings", ".errors", "numpy", "scipy", "torch"},
-    "explain": {".autocast", ".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
+    "scoring": {".devices", ".embeddings", ".errors", ".kernel", "torch", "triton"},
+    "pooling": {".checks", ".devices", ".embeddings", ".errors", "numpy", "scipy", "torch"},
+    "explain": {".devices", ".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
     "model": {*CORE, "torch"},
     # It sees embeddings, never texts to encode.
-    "index": {".autocast", ".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".progress"}
-    | {".scoring", ".transfer", ".worker", "filelock", "numpy", "safetensors", "torch"},
+    "index": {".cancellation", ".checks", ".devices", ".embeddings", ".errors", ".fingerprint", ".progress"}
+    | {".scoring", ".worker", "filelock", "numpy", "safetensors", "torch"},
     "qdrant": {".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},
@@ -94,10 +85,10 @@ ROOMS = {
     "colbert_index": {".checks", ".embeddings", ".errors", ".index", ".loading", ".location", ".model", ".observing"}
     | {".progress", ".ranking", ".settings", ".worker"},
     "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},
-    "adapter": {".colbert_index", ".errors", ".model", ".settings", "pydantic", "typing_extensions"},
+    "adapter": {".colbert_index", ".errors", ".model", ".ranking", ".settings", "pydantic", "typing_extensions"},
     "langchain": {".adapter", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
     | {"langchain_core", "pydantic", "typing_extensions"},
-    "llama_index": {".adapter", ".checks", ".colbert_index", ".errors", ".index", ".observing"}
+    "llama_index": {".adapter", ".checks", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
     | {"llama_index.core", "pydantic", "typing_extensions"},
     "vllm": {".checkpoint", ".checks", ".encoder", ".errors", ".ranking", ".sendable", "httpx", "numpy", "torch"},
     # Nothing imports it.

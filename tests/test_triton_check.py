@@ -7,8 +7,8 @@ import logging
 import pytest
 import torch
 
-from colbert_integrations import triton_check
-from colbert_integrations.triton_check import triton_runs
+from colbert_integrations.devices import triton_check
+from colbert_integrations.devices.triton_check import triton_runs
 
 CUDA = torch.device("cuda")
 

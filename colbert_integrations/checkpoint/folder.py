@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, CheckpointNotFoundError, MissingWeightsError
-from .kinds import of_kind
+from .json_types import expect_type
 
 __all__ = ["Folder"]
 
@@ -165,8 +165,8 @@ class Folder:
     def _shards(self, path: Path, index: str) -> dict[str, Path]:
         said = self.mapping(str((path / index).relative_to(self.path))).get("weight_map", {})
         shards = {
-            name: of_kind(file, str, f"{path / index}: {name}")
-            for name, file in of_kind(said, dict, f"{path / index}: weight_map").items()
+            name: expect_type(file, str, f"{path / index}: {name}")
+            for name, file in expect_type(said, dict, f"{path / index}: weight_map").items()
         }
         missing = sorted({shard for shard in shards.values() if not (path / shard).is_file()})
         if missing:

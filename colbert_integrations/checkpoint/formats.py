@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import CheckpointError
-from .arguments import check_arguments
-from .chain import check_chain
 from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, ST_CONFIG, Files, Module
-from .kinds import of_kind, strings
+from .json_types import expect_type, strings
+from .loading_checks import check_arguments
+from .module_checks import check_chain
 from .spec import PoolingSpec
 
 __all__ = ["FORMATS", "Format", "Values", "known_values"]
@@ -111,7 +111,7 @@ class Values:
                 return self._known[key]
         for mapping, key, source in candidates:
             if mapping.get(key) is not None:
-                value: Any = of_kind(mapping[key], kind, f"{source}: {key}")
+                value: Any = expect_type(mapping[key], kind, f"{source}: {key}")
                 self.set(attribute, value, f"{source}: {key}")
                 return value
         self.set(attribute, default, "default of the format")
@@ -219,16 +219,16 @@ def _read_native(files: Files, values: Values) -> None:
 
 
 def _read_native_expansion(transformer: Mapping[str, Any], values: Values, source: str) -> None:
-    expansion = of_kind(transformer.get("query_expansion") or {}, dict, source)
+    expansion = expect_type(transformer.get("query_expansion") or {}, dict, source)
     if not expansion:
         return
     if expansion.get("strategy") not in ("fixed", "min"):
         raise CheckpointError(f"query_expansion strategy {expansion.get('strategy')!r} is neither 'fixed' nor 'min'")
-    length = of_kind(expansion.get("length"), int, f"{source}.length")
+    length = expect_type(expansion.get("length"), int, f"{source}.length")
     values.set("query_expansion", expansion["strategy"], source)
     values.set("expansion_length", length, source)
     values.set("expansion_token", expansion.get("token"), source)
-    attends = of_kind(expansion.get("attend") or False, bool, f"{source}.attend")
+    attends = expect_type(expansion.get("attend") or False, bool, f"{source}.attend")
     values.set("attend_to_expansion_tokens", attends, source)
     # Not max_seq_length: sentence-transformers cuts a query there, and then fills it up.
     longest = transformer.get("query_length")
@@ -286,9 +286,9 @@ def _read_plain(files: Files, values: Values) -> None:
 
 def _read_prompts(files: Files, values: Values) -> None:
     source = f"{ST_CONFIG}: prompts"
-    prompts = of_kind(files.st_config.get("prompts") or {}, dict, source)
+    prompts = expect_type(files.st_config.get("prompts") or {}, dict, source)
     for attribute, key in _PROMPTS.items():
-        values.set(attribute, of_kind(prompts.get(key) or "", str, f"{source}.{key}"), source)
+        values.set(attribute, expect_type(prompts.get(key) or "", str, f"{source}.{key}"), source)
 
 
 def _read_pylate_prompts(files: Files, values: Values) -> None:
@@ -300,8 +300,8 @@ def _read_pylate_prompts(files: Files, values: Values) -> None:
         )
     # Of either side, as PyLate applies it where no other is asked for.
     source = f"{ST_CONFIG}: default_prompt_name"
-    name = of_kind(files.st_config.get("default_prompt_name") or "", str, source)
-    default = of_kind((files.st_config.get("prompts") or {}).get(name) or "", str, f"{ST_CONFIG}: prompts.{name}")
+    name = expect_type(files.st_config.get("default_prompt_name") or "", str, source)
+    default = expect_type((files.st_config.get("prompts") or {}).get(name) or "", str, f"{ST_CONFIG}: prompts.{name}")
     for attribute in _PROMPTS:
         if default and not values.attributes[attribute]:
             values.set(attribute, default, source)
@@ -310,7 +310,7 @@ def _read_pylate_prompts(files: Files, values: Values) -> None:
 def _read_lowercase(files: Files, values: Values) -> None:
     file = str(PurePosixPath(files.backbone, "sentence_bert_config.json"))
     source = f"{file}: do_lower_case"
-    lowercase = of_kind(files.folder.mapping(file).get("do_lower_case") or False, bool, source)
+    lowercase = expect_type(files.folder.mapping(file).get("do_lower_case") or False, bool, source)
     values.set("lowercase", lowercase, source)
 
 

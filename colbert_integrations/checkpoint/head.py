@@ -12,7 +12,7 @@ import torch
 
 from ..errors import CheckpointError, InputError, MissingWeightsError, UnsupportedCheckpointError
 from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, Files, Module
-from .kinds import of_kind
+from .json_types import expect_type
 from .spec import DenseSpec
 
 __all__ = ["Head", "disputed_dims", "hidden_size", "orthonormal_head", "read_head"]
@@ -90,7 +90,7 @@ def hidden_size(files: Files) -> int:
     """Width of the backbone's hidden states, by whichever name its configuration has for it; 0 if by none."""
     names = ("hidden_size", "dim", "d_model", "n_embd")  # "dim" is DistilBERT's, the last two some decoders'
     name = next((name for name in names if name in files.config), None)
-    return 0 if name is None else of_kind(files.config[name], int, f"config.json: {name}")
+    return 0 if name is None else expect_type(files.config[name], int, f"config.json: {name}")
 
 
 def disputed_dims(files: Files, head: Head) -> list[str]:
@@ -148,8 +148,8 @@ def _dense_spec(config: Mapping[str, Any], module: Module, default_activation: s
     file = f"{module.path}/config.json"
     try:
         return DenseSpec(
-            in_features=of_kind(config["in_features"], int, f"{file}: in_features"),
-            out_features=of_kind(config["out_features"], int, f"{file}: out_features"),
+            in_features=expect_type(config["in_features"], int, f"{file}: in_features"),
+            out_features=expect_type(config["out_features"], int, f"{file}: out_features"),
             bias=bool(config.get("bias", True)),
             activation=str(config.get("activation_function") or default_activation),
             residual=bool(config.get("use_residual", False)),

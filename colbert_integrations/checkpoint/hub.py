@@ -48,14 +48,14 @@ class HubOptions:
         token: Access token. None: the one stored on this machine, if any. Never printed, saved or pickled.
         cache_dir: Where downloads are kept. None: the hub library's own place.
         local_files_only: Use only what was downloaded before.
-        code: Whether Python files are wanted too.
+        trust_remote_code: Whether Python files of a repository are wanted, and may run.
     """
 
     revision: str | None = None
     token: str | None = field(default=None, repr=False, compare=False)
     cache_dir: str | None = None
     local_files_only: bool = False
-    code: bool = False
+    trust_remote_code: bool = False
 
 
 def locate(name: str, options: HubOptions) -> Path:
@@ -128,7 +128,7 @@ def _download(name: str, options: HubOptions) -> Path:
         )
 
     try:
-        path = fetch(_FILES + _CODE * options.code, options.revision)
+        path = fetch(_FILES + _CODE * options.trust_remote_code, options.revision)
         pickled = _pickled_weights(path)
         # By its commit, which names the snapshot's folder: a branch may have moved in between.
         return fetch(pickled, path.name) if pickled else path

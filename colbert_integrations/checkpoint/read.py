@@ -12,7 +12,7 @@ from .files import BGE_HEAD, ROOT_HEADS, Files, read_files
 from .folder import Folder
 from .formats import FORMATS, Values, known_values
 from .head import Head, disputed_dims, hidden_size, orthonormal_head, read_head
-from .kinds import strings
+from .json_types import strings
 from .spec import Checkpoint, ColBERTSpec, SpecOverrides
 
 __all__ = ["read_checkpoint"]

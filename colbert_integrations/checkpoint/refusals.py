@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UnsupportedCheckpointError
 from .folder import Folder
-from .kinds import of_kind
+from .json_types import expect_type
 
 __all__ = ["refuse_unsupported"]
 
@@ -36,7 +36,7 @@ def _is_adapter(folder: Folder, config: Mapping[str, Any]) -> bool:
 
 
 def _is_vision(folder: Folder, config: Mapping[str, Any]) -> bool:
-    architectures = of_kind(config.get("architectures") or [], list, "config.json: architectures")
+    architectures = expect_type(config.get("architectures") or [], list, "config.json: architectures")
     retrieval = any(str(name).endswith("ForRetrieval") for name in architectures)
     return retrieval or "vision_config" in config
 

@@ -8,7 +8,7 @@ for BERT, its kin and ModernBERT. ``encoder.py`` joins it all, ``batching.py`` c
 
 from __future__ import annotations
 
-from .backbone import LoadOptions, choose_device, choose_dtype
+from .backbone import LoadOptions
 from .encoder import EncodeOptions, Encoder
 from .forward import Forward, TorchForward
 from .load import apply_rules, load_encoder, read_tokenizer
@@ -28,8 +28,6 @@ __all__ = [
     "Tokenizer",
     "TorchForward",
     "apply_rules",
-    "choose_device",
-    "choose_dtype",
     "load_encoder",
     "read_tokenizer",
 ]

@@ -5,29 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, HubOptions
 from ..errors import (
     CheckpointError,
-    InputError,
     MissingWeightsError,
     RemoteCodeError,
     UnsupportedCheckpointError,
 )
 
-__all__ = ["LoadOptions", "choose_device", "choose_dtype", "embedding_rows", "load_backbone", "position_limit"]
+__all__ = ["LoadOptions", "embedding_rows", "load_backbone", "position_limit"]
 
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.int8,
-}
 # A transformers model, whose attributes differ by class, and what transformers says of loading it.
 Backbone = Any
 Loaded = tuple[Backbone, Mapping[str, Any]]
@@ -42,85 +35,26 @@ class LoadOptions:
     Attributes:
         device: Device of the weights.
         dtype: Data type of the weights and the forward pass; int8 is of the linear layers, the rest being float32.
-        trust_remote_code: Whether code from the checkpoint's repository may run.
         attn_implementation: Name of an attention backend of transformers. None: its own choice, for ModernBERT
             ``"sdpa"``.
-        token: Hub token, for remote code that lies in another repository.
-        cache_dir: Where such code is downloaded to. None: the hub library's own place.
-        local_files_only: Whether only code that was downloaded before may run.
+        hub: Whether code from the checkpoint's repository may run, and how it is got where it lies in another one.
     """
 
     device: torch.device
     dtype: torch.dtype
-    trust_remote_code: bool = False
     attn_implementation: str | None = None
-    token: str | None = field(default=None, repr=False)
-    cache_dir: str | None = None
-    local_files_only: bool = False
+    hub: HubOptions = HubOptions()
 
     @property
-    def hub(self) -> dict[str, Any]:
-        """How transformers gets code from another repository."""
-        return {"token": self.token, "cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
+    def elsewhere(self) -> dict[str, Any]:
+        """How transformers gets code from another repository, to which the revision does not apply."""
+        hub = self.hub
+        return {"token": hub.token, "cache_dir": hub.cache_dir, "local_files_only": hub.local_files_only}
 
     @property
     def float_dtype(self) -> torch.dtype:
         """Data type of what is not rounded to int8."""
         return torch.float32 if self.dtype == torch.int8 else self.dtype
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """Decide where the model runs.
-
-    Args:
-        device: A torch device or its name. None: the first that is there of CUDA, MPS and the CPU.
-
-    Returns:
-        The device.
-
-    Raises:
-        InputError: If torch does not know it or this machine does not have it.
-    """
-    if device is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(name)
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except Exception as error:  # torch raises RuntimeError, AssertionError or its own, by backend
-        raise InputError(f"device={str(device)!r} can't be used on this machine: {error}") from error
-    return chosen
-
-
-def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Decide the data type of the weights and the forward pass; normalisation and scores are float32 in any case.
-
-    Args:
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` or torch's own. None: float32 on
-            the CPU and MPS; on CUDA bfloat16 where the card has it, else float16. Never the checkpoint's: transformers
-            would run a half-precision checkpoint in half precision even on a CPU.
-        device: Where the model runs.
-
-    Returns:
-        The data type.
-
-    Raises:
-        InputError: If it is none of these, or float16 on a CPU, or int8 elsewhere.
-    """
-    if dtype is None:
-        if device.type != "cuda":
-            return torch.float32
-        # Not is_bf16_supported, which counts cards that only imitate it.
-        has_bfloat16 = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if has_bfloat16 else torch.float16
-    chosen = _DTYPES.get(str(dtype).removeprefix("torch."))
-    if chosen is None:
-        raise InputError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
-    if chosen == torch.float16 and device.type == "cpu":
-        raise InputError("dtype='float16' is unusably slow on a CPU: use 'bfloat16' or 'float32'")
-    if chosen == torch.int8 and device.type != "cpu":
-        raise InputError(f"dtype='int8' is for CPUs: use 'bfloat16' or 'float16' on {device.type}")
-    return chosen
 
 
 def load_backbone(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
@@ -196,7 +130,7 @@ def _load_auto(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
     except CheckpointError as error:
         if "auto_map" not in checkpoint.config:
             raise
-        if not options.trust_remote_code:
+        if not options.hub.trust_remote_code:
             raise RemoteCodeError(
                 f"{checkpoint.spec.name} needs code from its repository, since the class in transformers does not fit "
                 f"it ({error}). Read that code, then pass trust_remote_code=True"
@@ -213,7 +147,7 @@ def _from_pretrained(
         "attn_implementation": options.attn_implementation or _attention(checkpoint),
         "trust_remote_code": trust or None,
         "config": config,
-        **options.hub,
+        **options.elsewhere,
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
     arguments.setdefault("trust_remote_code", False)

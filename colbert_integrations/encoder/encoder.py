@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from ..autocast import no_autocast
 from ..checkpoint import ColBERTSpec
 from ..cuts import NOUNS, warn_of_cuts
+from ..devices import no_autocast, send
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError
 from ..observing import record, timed
 from ..progress import progress_bar
-from ..transfer import send
 from .batching import window_starts
 from .forward import Forward
 from .merging import Merger

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..autocast import no_autocast
 from ..checkpoint import Checkpoint, ColBERTSpec, DenseSpec
+from ..devices import no_autocast, send
 from ..errors import UnsupportedCheckpointError
-from ..transfer import send
 from .backbone import embedding_rows, position_limit
 from .batching import next_size
 from .tokens import TokenSequence

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .. import cpu
 from ..checkpoint import Checkpoint, ColBERTSpec
+from ..devices import cpu
 from ..errors import CheckpointError, InputError, MissingWeightsError, RemoteCodeError
 from .backbone import LoadOptions, embedding_rows, load_backbone, position_limit
 from .encoder import EncodeOptions, Encoder
@@ -162,7 +162,9 @@ def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
     from transformers import AutoTokenizer
 
     def read(trust: bool) -> Any:
-        return AutoTokenizer.from_pretrained(str(checkpoint.tokenizer_folder), trust_remote_code=trust, **load.hub)
+        return AutoTokenizer.from_pretrained(
+            str(checkpoint.tokenizer_folder), trust_remote_code=trust, **load.elsewhere
+        )
 
     try:
         tokenizer = read(trust=False)  # first, also on consent: with it transformers runs the model's code as well
@@ -170,7 +172,7 @@ def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
         needs_code = "trust_remote_code" in str(error)
         if not needs_code:
             raise CheckpointError(f"can't read the tokenizer of {checkpoint.spec.name}: {error}") from error
-        if not load.trust_remote_code:
+        if not load.hub.trust_remote_code:
             raise RemoteCodeError(
                 f"the tokenizer of {checkpoint.spec.name} is code from its repository. Read that code, then pass "
                 "trust_remote_code=True"

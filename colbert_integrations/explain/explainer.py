@@ -8,7 +8,7 @@ from math import inf
 
 import torch
 
-from ..autocast import no_autocast
+from ..devices import no_autocast
 from ..encoder import Encoder, Side, TextTokens
 from .characters import whole_characters
 from .explanation import Explanation, Token, TokenMatch, TokenSimilarities

@@ -17,7 +17,6 @@ from .store import Metadata, Search
 __all__ = [
     "candidate_count",
     "check_count",
-    "check_device",
     "check_dtype",
     "check_embeddings",
     "check_form",
@@ -44,14 +43,6 @@ def check_form(dtype: object, nbits: object, keep_originals: bool) -> None:
         raise InputError(f"nbits must be 8, 4, 2 or None for vectors as they are, not {nbits!r}")
     if keep_originals and nbits is None:
         raise InputError("keep_originals goes with nbits: without it vectors are kept as they are anyway")
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """The device with its index, since the current device is that of a thread; refuse one that is not there."""
-    try:
-        return torch.empty(0, device=device).device
-    except Exception as error:  # torch raises RuntimeError, AssertionError or its own, by backend
-        raise InputError(f"device={str(device)!r} can't be used on this machine: {error}") from error
 
 
 def check_count(name: str, value: int | None) -> int | None:

@@ -12,16 +12,16 @@ from typing import Literal
 
 import torch
 
-from ..autocast import no_autocast
 from ..checks import check_whole_number
+from ..devices import indexed_device, no_autocast
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, StoreError
 from ..fingerprint import Fingerprint
 from ..scoring.blocks import QUERY_TOKENS, ranges
+from .allocator import SegmentAllocator
 from .checks import (
     candidate_count,
     check_count,
-    check_device,
     check_embeddings,
     check_form,
     check_ids,
@@ -34,7 +34,6 @@ from .checks import (
 from .filters import is_yes, matches, parse_filter
 from .layout import Layout
 from .persistence import Saved, read_index, write_index
-from .room import Room
 from .scan import Finder
 from .segment import Batch, Segment, View
 from .state import State, all_documents, copy_of, document_at, filtered, hits_of, last_of_each, only, without
@@ -49,7 +48,7 @@ _FEWEST_ROWS, _MOST_ROWS = 2**14, 2**18
 _MOST_ROWS_GPU = 2**20
 # A segment is written anew without its deleted documents once they take up this part of it.
 _COMPACT_ABOVE = 0.25
-# So many small segments that were loaded are written into one.
+# From this many small segments of loaded files on, they are rewritten as one.
 _MOST_SMALL = 8
 
 
@@ -103,8 +102,8 @@ class MemoryStore(Store):
         super().__init__()
         check_form(dtype, nbits, keep_originals)
         self._dtype, self._nbits, self._keep_originals = dtype, nbits, keep_originals
-        self.device = check_device(device or "cpu")
-        self._room = Room(self.device, device_bytes)
+        self.device = indexed_device(device or "cpu")
+        self._allocator = SegmentAllocator(self.device, device_bytes)
         self._layout: Layout | None = None
         self._fingerprint: Fingerprint | None = None
         self._state: State | None = State()  # None: closed
@@ -113,6 +112,7 @@ class MemoryStore(Store):
         self._known: dict[str, set[str]] = {}  # by folder, what was loaded or saved there last
         self._lock = threading.RLock()  # held for moments, by readers too: to take or to replace a whole state
         self._writing = threading.RLock()  # one writer at a time
+        self._saving = threading.Lock()
         self.check_search(search)
         self.search_default = search
         self.candidates_default = check_count("candidates", candidates)
@@ -262,7 +262,7 @@ class MemoryStore(Store):
         assert self._layout is not None
         most = _MOST_ROWS_GPU if self.device.type == "cuda" else _MOST_ROWS
         rows = max(rows, min(most, max(_FEWEST_ROWS, sum(view.rows for view in views))))
-        return self._room.segment(self._layout, rows)
+        return self._allocator.segment(self._layout, rows)
 
     def _compacted(self, state: State, moves: dict[str, tuple[Segment, int]], above: float = _COMPACT_ABOVE) -> State:
         """Give back the room of deleted documents where they take up more than a part of a segment."""
@@ -369,6 +369,11 @@ class MemoryStore(Store):
         Raises:
             StoreError: If it can't be written, or somebody else saved there; an index that was there is unchanged.
         """
+        # One after another, from when the state is taken: of two that wait for the folder, the older might come last.
+        with self._saving:
+            self._save(Path(folder), show_progress)
+
+    def _save(self, folder: Path, show_progress: bool | None) -> None:
         with self._lock:
             state = self._now()
             layout, fingerprint = self._layout, self._fingerprint
@@ -381,7 +386,7 @@ class MemoryStore(Store):
             "fingerprint": None if fingerprint is None else fingerprint.as_json(),
         }
         known = self._known.setdefault(os.path.realpath(folder), set())
-        write_index(Path(folder), Saved(layout, state.views, about), known, show_progress=show_progress)
+        write_index(folder, Saved(layout, state.views, about), known, show_progress=show_progress)
 
     @classmethod
     def load(
@@ -426,7 +431,7 @@ class MemoryStore(Store):
     def _brought_here(self, view: View) -> View:
         """A view of a segment that was mapped, with its vectors on this store's device."""
         mapped = view.segment
-        moved = _filled(self._room.segment(mapped.layout, mapped.capacity, mapped.name), mapped)
+        moved = _filled(self._allocator.segment(mapped.layout, mapped.capacity, mapped.name), mapped)
         pooled = mapped.pooled_if_made(0)
         if pooled is not None:
             moved.adopt_pooled(_filled(moved.empty_twin(pooled.capacity), pooled))

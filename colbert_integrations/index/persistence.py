@@ -243,7 +243,7 @@ def read_index(folder: Path, *, verify: bool, show_progress: bool | None) -> Sav
         What it holds, on the CPU.
 
     Raises:
-        StoreError: If there is none, or a newer version of this package wrote it.
+        StoreError: If there is none, a newer version of this package wrote it, or memory does not suffice.
         DamagedIndexError: If a file is missing or is not as it was written.
     """
     while True:
@@ -252,8 +252,11 @@ def read_index(folder: Path, *, verify: bool, show_progress: bool | None) -> Sav
             return _read(folder, manifest, verify, show_progress)
         except (DamagedIndexError, FileNotFoundError, RuntimeError) as error:
             # Somebody may have saved since, and removed what the older manifest names.
-            if _manifest(folder) == manifest:
-                raise DamagedIndexError(str(error)) from error
+            if _manifest(folder) != manifest:
+                continue
+            if isinstance(error, RuntimeError):  # torch's, where no memory is left to map a file into
+                raise StoreError(f"can't read the index in {folder}: {error}") from error
+            raise DamagedIndexError(str(error)) from error
 
 
 def _read(folder: Path, manifest: Mapping[str, Any], verify: bool, show_progress: bool | None) -> Saved:

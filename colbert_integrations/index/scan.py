@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..embeddings import TokenEmbeddings
 from ..progress import progress_bar
@@ -147,13 +148,9 @@ def rescore(views: Sequence[View], queries: Sequence[ReadyQueries], candidates: 
         parts += _scores_of(views, query, real, best.scores.device)
     # All of them at once: a GPU is waited for with each answer.
     flat = torch.cat(parts).cpu() if parts else torch.empty(0, device="cpu")
-    width = max(map(len, wanted), default=0)
-    scores = torch.full((len(wanted), width), float("-inf"), dtype=torch.float32, device="cpu")
-    places_of = torch.zeros(len(wanted), width, dtype=torch.int64, device="cpu")
-    for row, (real, scored) in enumerate(zip(wanted, torch.split(flat, [*map(len, wanted)]), strict=True)):
-        places_of[row, : len(real)] = torch.tensor(real, dtype=torch.int64, device="cpu")
-        scores[row, : len(real)] = scored
-    order = scores.topk(min(best.width, width), dim=1)
+    scores = pad_sequence([*torch.split(flat, [*map(len, wanted)])], batch_first=True, padding_value=float("-inf"))
+    places_of = pad_sequence([torch.tensor(real, dtype=torch.int64, device="cpu") for real in wanted], batch_first=True)
+    order = scores.topk(min(best.width, scores.shape[1]), dim=1)
     best.scores, best.places = order.values, places_of.gather(1, order.indices)
 
 

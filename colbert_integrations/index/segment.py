@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..devices import send
 from ..embeddings import TokenEmbeddings
 from ..scoring.blocks import ranges
-from ..transfer import send
+from .kmeans import pool_by_kmeans
 from .layout import PER_DOCUMENT, Columns, Layout, part
-from .pooled import merge_tokens
 
 __all__ = ["Batch", "Block", "Segment", "View", "gather"]
 
@@ -68,7 +68,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring documents of a view, some of which are wanted.
+    """Documents of a segment that are scored together: neighbours, without a copy, or gathered from anywhere.
 
     Attributes:
         positions: Places in the segment of the documents whose vectors these are, ``(documents,)`` int64.
@@ -319,7 +319,7 @@ def _merged(values: torch.Tensor, lengths: torch.Tensor) -> TokenEmbeddings:
     """Vectors of documents, 1 in ``_POOL_FACTOR`` of them left; of long ones piece by piece."""
     counts = [min(_POOL_TOKENS, n - at) for n in lengths.tolist() for at in range(0, n, _POOL_TOKENS)]
     pieces = torch.tensor(counts, dtype=torch.int64, device=lengths.device)
-    merged = merge_tokens(TokenEmbeddings(values, _offsets(pieces)), _POOL_FACTOR)
+    merged = pool_by_kmeans(TokenEmbeddings(values, _offsets(pieces)), _POOL_FACTOR)
     return TokenEmbeddings(merged.values, _offsets(-(-lengths // _POOL_FACTOR)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 import torch
 
@@ -78,6 +78,8 @@ class Store(ABC):
 
     def __init__(self, *, threads: int = 2) -> None:
         self._worker = Worker(threads)
+        # For what takes moments, which would wait behind searches otherwise.
+        self._quick_worker = Worker(threads)
 
     # ------------------------------------------------------------------------------------------- to be implemented
 
@@ -253,6 +255,7 @@ class Store(ABC):
     def close(self) -> None:
         """Free what the store holds in this process; further calls are errors."""
         self._worker.close()
+        self._quick_worker.close()
 
     # ------------------------------------------------------------------------------------------------ same for all
 
@@ -302,6 +305,18 @@ class Store(ABC):
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def __copy__(self) -> Store:
+        return self  # as open files are: a copy of what holds a store uses the same documents
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Store:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise StoreError(
+            f"a {type(self).__name__} can't be pickled: save() it and load() it in the other process, or open the same "
+            "location there"
+        )
+
     # ------------------------------------------------------------------------------------------------- async twins
 
     async def aupsert(
@@ -322,19 +337,19 @@ class Store(ABC):
 
     async def adelete(self, ids: Sequence[str]) -> None:
         """Do what ``delete`` does without blocking the event loop; see there for the arguments."""
-        await self._worker.run(self.delete, ids)
+        await self._quick_worker.run(self.delete, ids)
 
     async def aget(self, ids: Sequence[str], *, embeddings: bool = False) -> list[StoredDocument]:
         """Do what ``get`` does without blocking the event loop; see there for the arguments."""
-        return await self._worker.run(self.get, ids, embeddings=embeddings)
+        return await self._quick_worker.run(self.get, ids, embeddings=embeddings)
 
     async def acount(self) -> int:
         """Do what ``count`` does without blocking the event loop."""
-        return await self._worker.run(self.count)
+        return await self._quick_worker.run(self.count)
 
     async def aids(self, filter: Filter | None = None) -> list[str]:
         """Do what ``ids`` does without blocking the event loop; see there for the arguments."""
-        return await self._worker.run(self.ids, filter)
+        return await self._quick_worker.run(self.ids, filter)
 
     async def asearch(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.documents import Document
 
-from ..adapter import EXPLANATION, check_index, check_items, explanation_dict
+from ..adapter import EXPLANATION, check_index, check_items
 from ..errors import InputError
 
 if TYPE_CHECKING:  # at run time only once an index is made: its room imports torch
@@ -110,7 +110,7 @@ def document_of_hit(hit: Hit, score_key: str | None = None) -> Document:
     """
     metadata = hit.metadata if score_key is None else {**hit.metadata, score_key: hit.score}
     if hit.explanation is not None:
-        metadata = {**metadata, EXPLANATION: explanation_dict(hit.explanation)}
+        metadata = {**metadata, EXPLANATION: hit.explanation.as_dict()}
     return Document(hit.text or "", id=hit.id, metadata=metadata)
 
 

@@ -18,9 +18,9 @@ from langchain_core.runnables import Runnable, RunnableLambda, ensure_config
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
-from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query, copied
+from ..adapter import EXPLANATION, RerankerFields, check_items, check_query, copied
 from ..errors import InputError
-from ..ranking import check_top_n
+from ..ranking import RankedDocument, check_top_n
 from .tracing import figures_on
 
 __all__ = ["ColBERTReranker"]
@@ -279,18 +279,18 @@ def _with_fields(text: str, metadata: Mapping[str, Any], names: list[str]) -> st
     return "\n".join([*(f"{name}: {metadata[name]}" for name in names if name in metadata), text])
 
 
-def _copy(document: Document, score_key: str | None, entry: Reranked) -> Document:
+def _copy(document: Document, score_key: str | None, entry: RankedDocument) -> Document:
     metadata = copied(document.metadata)
     if score_key is not None:
         metadata[score_key] = entry.score
     if entry.explanation is not None:
-        metadata[EXPLANATION] = entry.explanation
+        metadata[EXPLANATION] = entry.explanation.as_dict()
     return document.model_copy(update={"metadata": metadata})
 
 
-def _entry(ranked: Reranked) -> dict[str, Any]:
+def _entry(ranked: RankedDocument) -> dict[str, Any]:
     entry = {"index": ranked.index, "relevance_score": ranked.score}
-    return entry if ranked.explanation is None else {**entry, EXPLANATION: ranked.explanation}
+    return entry if ranked.explanation is None else {**entry, EXPLANATION: ranked.explanation.as_dict()}
 
 
 def _pair(inputs: dict[str, Any]) -> tuple[Sequence[Document], str]:

@@ -11,8 +11,9 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic import BaseModel, Field
 
-from ..adapter import EXPLANATION, Reranked, RerankerFields, check_items, check_query
+from ..adapter import EXPLANATION, RerankerFields, check_items, check_query
 from ..errors import InputError
+from ..ranking import RankedDocument
 from .nodes import node_text, with_hidden
 from .tracing import figures_on_span
 
@@ -104,15 +105,15 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
             raise InputError(f"nodes[{index}] must be a NodeWithScore, not {type(node).__name__}")
         return node_text(node.node, self.metadata_mode)
 
-    def _scored(self, nodes: list[NodeWithScore], ranked: list[Reranked]) -> list[NodeWithScore]:
+    def _scored(self, nodes: list[NodeWithScore], ranked: list[RankedDocument]) -> list[NodeWithScore]:
         return [self._copy(nodes[entry.index], entry) for entry in ranked]
 
-    def _copy(self, node: NodeWithScore, entry: Reranked) -> NodeWithScore:
+    def _copy(self, node: NodeWithScore, entry: RankedDocument) -> NodeWithScore:
         inner, added = node.node, {}
         if self.keep_retrieval_score:  # of the first retrieval, through any number of rerankers
             added[_RETRIEVAL_SCORE] = inner.metadata.get(_RETRIEVAL_SCORE, node.score)
         if entry.explanation is not None:
-            added[EXPLANATION] = entry.explanation
+            added[EXPLANATION] = entry.explanation.as_dict()
         return node.model_copy(update={"node": with_hidden(inner, added) if added else inner, "score": entry.score})
 
 

@@ -21,7 +21,7 @@ from llama_index.core.storage.docstore.types import BaseDocumentStore
 from pydantic import ValidationError
 from typing_extensions import Self, TypedDict, Unpack
 
-from ..adapter import EXPLANATION, ModelFields, check_index, check_items, check_query, explanation_dict
+from ..adapter import EXPLANATION, ModelFields, check_index, check_items, check_query
 from ..checks import check_threshold, check_whole_number
 from ..errors import InputError
 from .filters import NodeFilter, store_filter
@@ -447,8 +447,7 @@ class ColBERTRetriever(BaseRetriever):
 
 def _node(hit: Hit) -> BaseNode:
     node = node_of(hit.id, hit.text, hit.metadata)
-    said = explanation_dict(hit.explanation)
-    return node if said is None else with_hidden(node, {EXPLANATION: said})
+    return node if hit.explanation is None else with_hidden(node, {EXPLANATION: hit.explanation.as_dict()})
 
 
 def _model_fields(index: ColBERTIndex | None, store: Store | str | None, settings: Mapping[str, Any]) -> ModelFields:

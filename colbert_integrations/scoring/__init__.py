@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from ..autocast import no_autocast
+from ..devices import no_autocast
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, ShapeError
 from .ragged import ragged_maxsim

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .. import cpu
 from .. import kernel as compiled
+from ..devices import cpu
 from ..embeddings import TokenEmbeddings
 from ..kernel import STORAGES, Arithmetic, Kernel
 from .blocks import Documents, as_int8, take_maxima
@@ -94,7 +94,7 @@ class StackedQueries:
     def score_int8(self, codes: torch.Tensor, lengths: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Score a block of int8 documents in integers: the fastest way, and approximate.
 
-        ``scores[i, j] = step[j] sum_s step[s] max_t <int8(queries[i][s]), codes[j][t]>``
+        ``scores[i, j] = steps[j] sum_s token_steps[s] max_t <int8(queries[i][s]), codes[j][t]>``
 
         Args:
             codes: Token vectors of the documents, ``(tokens, dim)`` int8.

@@ -7,10 +7,9 @@ from functools import cache
 
 import torch
 
-from ..cuda_graphs import CudaRecorder
+from ..devices import CudaRecorder, on_cuda_device, triton_runs
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, ShapeError
-from ..triton_check import triton_runs
 from .blocks import as_int8
 
 __all__ = ["CapturedTopK", "TritonQueries", "fits", "is_available", "supports"]
@@ -221,7 +220,7 @@ class TritonQueries:
         slots, documents = scores.shape
         longest = _SHORT_RUN if self._stack == _STACKS[0] else _LONGEST_RUN
         run = max(1, min(longest, documents * self._stacks // _FEWEST_PROGRAMS))
-        with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
+        with on_cuda_device(rows.device):
             maxsim_kernel[(-(-documents // run) * self._stacks,)](
                 *(self._values, self._weights, rows, offsets, steps, scores, documents, slots, self._stacks, run),
                 **self._constants(),
@@ -306,7 +305,7 @@ class CapturedTopK:
         self, queries: TritonQueries, rows: torch.Tensor, offsets: torch.Tensor, k: int, steps: torch.Tensor | None
     ) -> None:
         self._read = (queries, rows, offsets, steps)  # the graph holds addresses, so they must live as long
-        with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
+        with on_cuda_device(rows.device):
             recorder = CudaRecorder.of(rows.device)
             # It multiplies nothing by cuBLAS, so it need not run in turn.
             self._replay, self._best = recorder.record(lambda: queries.top_k(rows, offsets, k, steps), alone=True)
@@ -332,7 +331,7 @@ def _top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     best = torch.empty(queries, k, dtype=torch.float32, device=scores.device)
     positions = torch.empty(queries, k, dtype=torch.int64, device=scores.device)
     room = next(room for room in _FEW if room >= documents)
-    with torch.cuda.device_of(scores):  # type: ignore[no-untyped-call]
+    with on_cuda_device(scores.device):
         top_k_kernel[(queries,)](scores, best, positions, documents, k, ROOM=room, num_warps=4)
     return best, positions
 

@@ -17,8 +17,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, ModernBertConfig, ModernBertModel
 
 import checkpoints
-from colbert_integrations import ColBERT, cpu
+from colbert_integrations import ColBERT
 from colbert_integrations import kernel as compiled
+from colbert_integrations.devices import cpu
 from colbert_integrations.encoder.forward import TorchForward
 from colbert_integrations.encoder.packed.compiled_product import CompiledProduct
 from colbert_integrations.encoder.packed.forward import PackedForward, can_pack, choose_layers
@@ -490,7 +491,7 @@ def test_real_text_is_encoded_like_by_the_padded_pass(dtype: str, least_cosine: 
     model, padded = (ColBERT("bundled/all-MiniLM-L6-v2", device="cpu", dtype=kind) for kind in (dtype, "float32"))
     encoder = padded._ready()
     assert isinstance(encoder._forward, PackedForward)
-    encoder._forward = TorchForward(AutoModel.from_pretrained(str(padded._folder)).eval(), nn.Identity(), CPU)
+    encoder._forward = TorchForward(AutoModel.from_pretrained(str(padded._weights.folder)).eval(), nn.Identity(), CPU)
     ours, theirs = model.encode_document(texts), padded.encode_document(texts)
     assert ours.lengths == theirs.lengths
     assert ours.values.dtype == torch.float32

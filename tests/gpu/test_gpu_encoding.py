@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, ModernBertConfig
 
 import checkpoints
-from colbert_integrations.cuda_graphs import CudaRecorder
+from colbert_integrations.devices.cuda_graphs import CudaRecorder
 from colbert_integrations.encoder.forward import TorchForward
 from colbert_integrations.encoder.packed.forward import PackedForward, can_pack
 from colbert_integrations.encoder.tokens import TokenSequence

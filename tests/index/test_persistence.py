@@ -10,6 +10,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,7 +172,7 @@ def test_merged_vectors_that_were_saved_are_not_made_again(
     def again(*_: Any) -> None:
         raise AssertionError("merged again")
 
-    monkeypatch.setattr(segment, "merge_tokens", again)
+    monkeypatch.setattr(segment, "pool_by_kmeans", again)
     assert found(MemoryStore.load(tmp_path), QUERIES, 2, search="pooled", candidates=3) == expected
     moved = MemoryStore.load(tmp_path)
     moved._state = State(tuple(map(moved._brought_here, moved._now().views)), moved.count())  # as to a GPU
@@ -650,6 +651,44 @@ def test_files_that_go_between_two_openings_of_a_library_are_read_anew(
 
     monkeypatch.setattr(persistence, "load_file", gone)
     assert found(MemoryStore.load(tmp_path), QUERIES, 9) == found(store, QUERIES, 9)
+
+
+def test_memory_that_does_not_suffice_is_no_damage(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(tmp_path)
+
+    def full(*arguments: Any) -> Any:
+        raise RuntimeError("unable to mmap 16696568 bytes: Cannot allocate memory (12)")  # as torch has it
+
+    monkeypatch.setattr(persistence, "load_file", full)
+    with pytest.raises(StoreError, match="Cannot allocate memory") as caught:
+        MemoryStore.load(tmp_path)
+    assert not isinstance(caught.value, DamagedIndexError)
+
+
+def test_of_two_savers_the_later_state_is_what_stays(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, passed, real, calls = threading.Event(), threading.Event(), memory.write_index, list[int]()
+
+    def slow(folder: Path, saved: persistence.Saved, *arguments: Any, **options: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            began.set()
+            passed.wait(1)  # the other one would go by, if it could
+        real(folder, saved, *arguments, **options)
+        passed.set()
+
+    monkeypatch.setattr(memory, "write_index", slow)
+    first, other = (threading.Thread(target=store.save, args=(tmp_path,)) for _ in range(2))
+    first.start()
+    assert began.wait(30)
+    fill(store, {"late": torch.ones(1, 8)})
+    other.start()
+    first.join()
+    other.join()
+    assert "late" in MemoryStore.load(tmp_path).ids()
 
 
 def test_files_that_are_mapped_are_never_written_into(

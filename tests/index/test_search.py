@@ -13,8 +13,8 @@ from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import InputError, StoreError
 from colbert_integrations.index import memory, scan, segment
 from colbert_integrations.index.checks import candidate_count
+from colbert_integrations.index.kmeans import pool_by_kmeans
 from colbert_integrations.index.layout import Layout
-from colbert_integrations.index.pooled import merge_tokens
 from colbert_integrations.index.quantization import PackedBits, decode_int8, encode_int8
 from colbert_integrations.scoring import StackedQueries
 from colbert_integrations.scoring.reference import reference_maxsim
@@ -215,19 +215,19 @@ def test_like_vectors_are_merged_into_their_mean() -> None:
     a, b = torch.eye(4)[0], torch.eye(4)[1]
     near_a, near_b = a + 0.1 * torch.eye(4)[2], b + 0.1 * torch.eye(4)[3]
     # Four clusters of two begin as neighbours, so only a second look brings like to like.
-    merged = merge_tokens(TokenEmbeddings.from_list([torch.stack([a, near_a, b, near_b]), a[None]]), 2)
+    merged = pool_by_kmeans(TokenEmbeddings.from_list([torch.stack([a, near_a, b, near_b]), a[None]]), 2)
     assert merged.lengths == [2, 1]
     assert torch.allclose(merged[0], torch.stack([(a + near_a) / 2, (b + near_b) / 2]))
-    crossed = merge_tokens(TokenEmbeddings.from_list([torch.stack([a, a, a, b, near_b, near_b])]), 3)
+    crossed = pool_by_kmeans(TokenEmbeddings.from_list([torch.stack([a, a, a, b, near_b, near_b])]), 3)
     assert torch.allclose(crossed[0], torch.stack([a, (b + 2 * near_b) / 3]))
 
 
 def test_merging_does_not_depend_on_the_neighbours() -> None:
     documents = units(11, 9, 30, 1, 17)
-    together = merge_tokens(documents, 4)
+    together = pool_by_kmeans(documents, 4)
     assert together.lengths == [3, 8, 1, 5]
     for number in range(4):
-        alone = merge_tokens(documents[number : number + 1], 4)
+        alone = pool_by_kmeans(documents[number : number + 1], 4)
         assert torch.allclose(together[number], alone[0], atol=32 * FP32)
 
 
@@ -246,9 +246,9 @@ def test_a_long_document_is_merged_piece_by_piece(monkeypatch: pytest.MonkeyPatc
 
     def merged(embeddings: TokenEmbeddings, factor: int) -> TokenEmbeddings:
         longest.append(max(embeddings.lengths))
-        return merge_tokens(embeddings, factor)
+        return pool_by_kmeans(embeddings, factor)
 
-    monkeypatch.setattr(segment, "merge_tokens", merged)
+    monkeypatch.setattr(segment, "pool_by_kmeans", merged)
     sizes = (1, 511, 512, 513, 3001, 7)
     documents = units(5, *sizes)
     store = MemoryStore("float32")

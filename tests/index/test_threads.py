@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
+import pickle
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import StoreError
-from colbert_integrations.index import StoredDocument, memory
+from colbert_integrations.index import Hit, StoredDocument, memory
 from colbert_integrations.index.segment import Batch, Segment
 from stores import brute_force, dyadic, found
 
@@ -53,6 +56,33 @@ async def test_a_cancelled_copy_stops() -> None:
     leave.set()
     await asyncio.to_thread(ended.wait)
     assert copied.count() == 1
+
+
+async def test_what_takes_moments_does_not_wait_behind_searches() -> None:
+    leave = threading.Event()
+
+    class Slow(MemoryStore):
+        def search(self, *args: Any, **options: Any) -> list[list[Hit]]:
+            assert leave.wait(30)
+            return super().search(*args, **options)
+
+    store = Slow()
+    store.upsert(["a", "b"], TokenEmbeddings.from_list([torch.ones(1, DIM)] * 2))
+    searches = [asyncio.create_task(store.asearch(ONE)) for _ in range(8)]
+    await asyncio.sleep(0)
+    assert await asyncio.wait_for(store.aids(), 20) == ["a", "b"]
+    assert [document.id for document in await asyncio.wait_for(store.aget(["b"]), 20)] == ["b"]
+    await asyncio.wait_for(store.adelete(["b"]), 20)
+    assert await asyncio.wait_for(store.acount(), 20) == 1
+    leave.set()
+    assert [[hit.id for hit in hits] for (hits,) in await asyncio.gather(*searches)] == [["a"]] * 8
+
+
+def test_a_store_is_not_pickled_and_not_copied() -> None:
+    store = MemoryStore()
+    assert copy.copy(store) is copy.deepcopy(store) is store
+    with pytest.raises(StoreError, match="MemoryStore can't be pickled"):
+        pickle.dumps(store)
 
 
 def test_a_reader_never_sees_half_an_upsert() -> None:

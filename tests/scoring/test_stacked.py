@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_integrations import TokenEmbeddings, cpu
+from colbert_integrations import TokenEmbeddings
+from colbert_integrations.devices import cpu
 from colbert_integrations.scoring import StackedQueries, engine_for, onednn
 from colbert_integrations.scoring.reference import reference_maxsim
 from test_maxsim import float32_bound, unit_matrices

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from ... import kernel as compiled
-from ...cuda_graphs import CudaRecorder
-from ...transfer import current, send
+from ...devices import CudaRecorder, on_cuda_device, send
 from ..backbone import position_limit
 from ..batching import next_size
 from ..forward import count_parameters
@@ -109,13 +108,13 @@ class PackedForward:
             # Not a method of this object, which would then live until garbage is collected, and its weights with it.
             run = partial(_run, self._model, projection)
             longest = position_limit(backbone) or backbone.config.max_position_embeddings
-            with current(self.device), torch.no_grad():
+            with on_cuda_device(self.device), torch.no_grad():
                 self._short = ShortForward(run, self.device, CudaRecorder.of(self.device), longest)
 
     @torch.no_grad()
     def __call__(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
         """Run a batch; see ``Forward``."""
-        with current(self.device):
+        with on_cuda_device(self.device):
             short = self._short(sequences[0]) if self._short is not None and len(sequences) == 1 else None
             if short is not None:
                 return short

@@ -11,8 +11,8 @@ from typing import TypeAlias
 import torch
 from torch.nn import functional
 
-from ... import cpu
 from ... import kernel as compiled
+from ...devices import cpu
 from ...kernel import Arithmetic, Kernel
 from .compiled_product import Activation, CompiledProduct
 

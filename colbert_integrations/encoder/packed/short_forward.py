@@ -11,8 +11,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import torch
 
-from ...autocast import no_autocast
-from ...transfer import ready, send
+from ...devices import no_autocast, ready, send
 from ..tokens import TokenSequence
 from .runs import Runs
 from .triton_attention import Blocks

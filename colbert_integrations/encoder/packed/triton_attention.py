@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ...transfer import current, send
-from ...triton_check import triton_runs
+from ...devices import on_cuda_device, send, triton_runs
 
 __all__ = ["Blocks", "attend", "divide", "is_available", "options"]
 
@@ -49,7 +48,7 @@ def _runs(device: torch.device) -> bool:
 def _try(device: torch.device) -> None:
     one = torch.zeros(1, 1, _HEAD_DIMS[0], dtype=_HALVES[0], device=device)
     bounds, attended = (torch.tensor(numbers, device="cpu") for numbers in ([0, 1], [1]))
-    with current(device):
+    with on_cuda_device(device):
         attend(one, one, one, divide(bounds, attended, device))
 
 

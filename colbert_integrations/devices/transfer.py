@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
-__all__ = ["current", "ready", "send"]
+__all__ = ["on_cuda_device", "ready", "send"]
 
 
 def ready(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -38,6 +38,6 @@ def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
     return ready(values, device).to(device, non_blocking=device.type == "cuda")
 
 
-def current(device: torch.device) -> AbstractContextManager[object]:
+def on_cuda_device(device: torch.device) -> AbstractContextManager[object]:
     """Make a GPU the one that kernels are launched on; nothing for other devices."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

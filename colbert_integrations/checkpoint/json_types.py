@@ -6,14 +6,14 @@ from typing import Any, TypeVar
 
 from ..errors import CheckpointError
 
-__all__ = ["of_kind", "strings"]
+__all__ = ["expect_type", "strings"]
 
 T = TypeVar("T")
 
 _KINDS = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
 
 
-def of_kind(value: Any, kind: type[T], where: str) -> T:
+def expect_type(value: Any, kind: type[T], where: str) -> T:
     """Take a value if it is of a kind: ``"false"``, as some write by hand, would count as true.
 
     Args:
@@ -40,5 +40,5 @@ def _fits(value: object, kind: type) -> bool:
 
 
 def strings(value: Any, where: str) -> tuple[str, ...]:
-    """Take a list of strings; see ``of_kind``."""
-    return tuple(of_kind(item, str, where) for item in of_kind(value, list, where))
+    """Take a list of strings; see ``expect_type``."""
+    return tuple(expect_type(item, str, where) for item in expect_type(value, list, where))

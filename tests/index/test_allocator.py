@@ -15,8 +15,8 @@ import torch
 from colbert_integrations.embeddings import TokenEmbeddings
 from colbert_integrations.errors import InputError
 from colbert_integrations.index import MemoryStore
+from colbert_integrations.index.allocator import SegmentAllocator
 from colbert_integrations.index.layout import Layout
-from colbert_integrations.index.room import Room
 from colbert_integrations.index.segment import Batch, Segment
 from stores import units
 
@@ -29,16 +29,16 @@ def place(segment: Segment) -> str:
 
 
 def test_a_budget_comes_back_when_the_last_reader_is_gone() -> None:
-    room = Room(DEVICE, 3000)
-    first, second = room.segment(HALVES, 100), room.segment(HALVES, 100)
+    allocator = SegmentAllocator(DEVICE, 3000)
+    first, second = allocator.segment(HALVES, 100), allocator.segment(HALVES, 100)
     assert (place(first), place(second)) == ("meta", "cpu")
     reader = first
     del first
     gc.collect()
-    assert place(room.segment(HALVES, 100)) == "cpu"
+    assert place(allocator.segment(HALVES, 100)) == "cpu"
     del reader
     gc.collect()
-    assert place(room.segment(HALVES, 100)) == "meta"
+    assert place(allocator.segment(HALVES, 100)) == "meta"
 
 
 @pytest.mark.parametrize(("nbits", "originals"), [(None, False), (8, False), (8, True), (4, False), (2, True)])
@@ -46,19 +46,19 @@ def test_a_budget_counts_all_that_is_taken(nbits: Any, originals: bool) -> None:
     layout = Layout(8, nbits=nbits, keep_originals=originals)
     taken = sum(tensor.numel() * tensor.element_size() for tensor in layout.empty(100, "cpu").values())
     assert layout.bytes_of(100) == taken
-    assert place(Room(DEVICE, taken).segment(layout, 100)) == "meta"
-    assert place(Room(DEVICE, taken - 1).segment(layout, 100)) == "cpu"
+    assert place(SegmentAllocator(DEVICE, taken).segment(layout, 100)) == "meta"
+    assert place(SegmentAllocator(DEVICE, taken - 1).segment(layout, 100)) == "cpu"
 
 
 def test_without_a_budget_all_is_taken() -> None:
-    room = Room(DEVICE, None)
-    segments = [room.segment(HALVES, 10**9) for _ in range(3)]
+    allocator = SegmentAllocator(DEVICE, None)
+    segments = [allocator.segment(HALVES, 10**9) for _ in range(3)]
     assert [place(segment) for segment in segments] == ["meta"] * 3
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()])
 def test_memory_that_is_not_there_costs_no_budget(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    room, empty = Room(DEVICE, 2000), Layout.empty
+    allocator, empty = SegmentAllocator(DEVICE, 2000), Layout.empty
 
     def full(layout: Layout, rows: int, device: torch.device | str, **options: Any) -> dict[str, torch.Tensor]:
         if device == DEVICE:
@@ -67,22 +67,22 @@ def test_memory_that_is_not_there_costs_no_budget(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Layout, "empty", full)
     if isinstance(error, torch.OutOfMemoryError):  # others took it
-        assert place(room.segment(HALVES, 100)) == "cpu"
+        assert place(allocator.segment(HALVES, 100)) == "cpu"
     else:
         with pytest.raises(KeyboardInterrupt):
-            room.segment(HALVES, 100)
+            allocator.segment(HALVES, 100)
     monkeypatch.setattr(Layout, "empty", empty)
-    assert place(room.segment(HALVES, 100)) == "meta"
+    assert place(allocator.segment(HALVES, 100)) == "meta"
 
 
 def test_an_index_that_is_written_again_and_again_stays_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    store, fitted, take = MemoryStore(device_bytes=6 * 2**20), list[bool](), Room._take
+    store, fitted, take = MemoryStore(device_bytes=6 * 2**20), list[bool](), SegmentAllocator._take
 
-    def noted(room: Room, count: int) -> bool:
-        fitted.append(take(room, count))
+    def noted(allocator: SegmentAllocator, count: int) -> bool:
+        fitted.append(take(allocator, count))
         return fitted[-1]
 
-    monkeypatch.setattr(Room, "_take", noted)
+    monkeypatch.setattr(SegmentAllocator, "_take", noted)
     documents = units(0, *[40] * 100, dim=64)
     for _ in range(40):
         store.upsert([f"d{number}" for number in range(100)], documents)

@@ -1,4 +1,4 @@
-"""Room: where a store's segments get their memory: on its device while a budget lasts, then pinned on the host."""
+"""SegmentAllocator: memory for a store's segments: on its device while a budget lasts, then pinned on the host."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from .layout import Layout
 from .segment import Segment
 
-__all__ = ["Room"]
+__all__ = ["SegmentAllocator"]
 
 # Of a GPU's free memory. The rest is for the model, for what scoring needs, and for the vectors that search="pooled"
 # merges: an eighth of the others, and up to twice that while they grow.
 _SHARE = 0.7
 
 
-class Room:
+class SegmentAllocator:
     """Memory for segments.
 
     Args:

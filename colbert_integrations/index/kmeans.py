@@ -1,4 +1,4 @@
-"""Fewer vectors a document for the pooled candidate stage: spherical k-means within each document, many at once."""
+"""Spherical k-means within each of many documents at once: fewer vectors for the pooled candidate stage."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch.nn.functional import normalize
 
 from ..embeddings import TokenEmbeddings
 
-__all__ = ["merge_tokens"]
+__all__ = ["pool_by_kmeans"]
 
 _ROUNDS = 2
 
 
 @torch.no_grad()
-def merge_tokens(embeddings: TokenEmbeddings, factor: int) -> TokenEmbeddings:
+def pool_by_kmeans(embeddings: TokenEmbeddings, factor: int) -> TokenEmbeddings:
     """Merge similar vectors of each document into their mean.
 
     ``clusters = ceil(tokens / factor)``; they start as runs of neighbouring tokens, then two rounds of k-means.
