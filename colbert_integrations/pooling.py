@@ -24,7 +24,8 @@ def pool_tokens(
 
     ``clusters = max(1, floor(n / pool_factor))`` for the ``n`` vectors that are not protected, by Ward linkage on the
     cosine distance ``1 - cos``. Time and memory grow with the square of what is clustered, 7 to 15 s and 740 MB for
-    8,000 vectors, so those of longer texts are clustered in as few equal stretches of up to 8,192 as there can be.
+    8,000 vectors, so those of longer texts are clustered in as few equal stretches of up to 8,192 as there can be. One
+    with a vector that is not finite is left as it is.
 
     Args:
         embeddings: Unit vectors of any number of texts.
@@ -64,7 +65,8 @@ def _pool_text(matrix: torch.Tensor, pool_factor: float, num_protected_tokens: i
 def _means(rows: torch.Tensor, pool_factor: float) -> torch.Tensor:
     """Means of the clusters of some rows, ``(clusters, dim)``."""
     clusters = max(1, int(len(rows) // pool_factor))
-    if clusters >= len(rows):
+    # What is not finite is at no distance from anything: it stays as it is, for a store to refuse with its document.
+    if clusters >= len(rows) or not torch.isfinite(rows).all():
         return rows
     labels = _ward_labels(rows, clusters).to(rows.device)
     sums = rows.new_zeros(int(labels.max()) + 1, rows.shape[1]).index_add_(0, labels, rows)

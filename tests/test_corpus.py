@@ -23,7 +23,9 @@ from colbert_integrations import (
     loading,
 )
 from colbert_integrations.errors import FingerprintError, InputError, StoreError
+from colbert_integrations.pooling import pool_tokens
 from colbert_integrations.qdrant import QdrantStore
+from qdrant_server import QdrantServer
 
 TEXTS = ["wing lift", "boundary layer flow", "heat transfer", "shock wave"]
 
@@ -120,6 +122,39 @@ def test_what_a_server_can_not_take_takes_no_other_with_it(tiny: ColBERT) -> Non
         assert (report.documents, report.encoded, report.failed) == (4, 2, 2)
         assert report.failures.keys() == {"bad\ud800", "b"}
         assert store.get(["b"])[0].metadata == {}
+
+
+def test_what_a_server_finds_too_large_takes_no_other_with_it(tiny: ColBERT) -> None:
+    server = QdrantServer(most_bytes=5000)
+    long = {"id": "long", "text": "lions and lambs " * 600}
+    with QdrantStore(server.url) as store:
+        report = index_corpus([*numbered(5), long, *numbered(9)[5:]], tiny, store)
+        assert store.ids() == [f"{number:04}" for number in range(9)]
+        assert (report.documents, report.encoded, report.failed) == (10, 9, 1)
+        assert "document 'long' is larger than the server takes" in str(report.failures["long"])
+        # Likewise where only metadata is new.
+        noted = [{**row, "note": "x" * (6000 * (row["id"] == "0003"))} for row in numbered(9)]
+        assert index_corpus(noted, tiny, store).failures.keys() == {"0003"}
+        assert store.ids({"note": ""}) == [f"{number:04}" for number in range(9) if number != 3]
+    server.close()
+
+
+@pytest.mark.parametrize("make", [MemoryStore, lambda: QdrantStore(":memory:")], ids=["memory", "qdrant"])
+def test_vectors_that_are_no_numbers_are_told_by_id_though_they_are_pooled(
+    tiny: ColBERT, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(embeddings: TokenEmbeddings, pool_factor: float) -> TokenEmbeddings:
+        """As a model in half precision makes of a text now and then; here of the long one."""
+        values = embeddings.values.clone()
+        for length, stop in zip(embeddings.lengths, embeddings.offsets[1:].tolist(), strict=True):
+            values[stop - 1] = torch.nan if length > 20 else values[stop - 1]
+        return pool_tokens(TokenEmbeddings(values, embeddings.offsets), pool_factor)
+
+    monkeypatch.setattr("colbert_integrations.model.pool_tokens", spoilt)
+    with make() as store:
+        report = index_corpus([*numbered(3), {"id": "long", "text": "wing " * 30}], tiny, store, pool_factor=2)
+        assert store.ids() == ["0000", "0001", "0002"]
+        assert str(report.failures["long"]) == "the vectors of document 'long' are not all finite"
 
 
 def test_a_report_holds_a_bounded_number_of_failures(tiny: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:

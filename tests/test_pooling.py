@@ -43,6 +43,16 @@ def test_twins_are_merged_by_hand() -> None:
     assert means == [[0.0, 1.0], pytest.approx([0.9, 0.3])]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_text_that_is_not_finite_is_left_as_it_is_and_takes_no_other_with_it(value: float) -> None:
+    embeddings = unit([9, 9])
+    spoilt = TokenEmbeddings(embeddings.values.clone(), embeddings.offsets)
+    spoilt.values[4, 3] = value
+    pooled = pool_tokens(spoilt, 2)
+    torch.testing.assert_close(pooled[0], spoilt[0], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(pooled[1], pool_tokens(embeddings, 2)[1])
+
+
 def test_short_texts_are_left_alone() -> None:
     embeddings = unit([0, 1, 2])
     assert torch.equal(pool_tokens(embeddings, 5).values, embeddings.values)

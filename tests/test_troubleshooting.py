@@ -31,6 +31,7 @@ from colbert_integrations.llama_index import ColBERTRerank
 from colbert_integrations.llama_index import ColBERTRetriever as NodeRetriever
 from colbert_integrations.qdrant import QdrantStore
 from colbert_integrations.vllm import VLLMForward, VLLMScorer
+from qdrant_server import Fault as StoreFault
 from qdrant_server import QdrantServer
 from qdrant_server.strict import CLOUD
 from vllm_double import Double, Fault
@@ -340,6 +341,13 @@ def codes_that_are_not_kept(bench):
     bench.index().search("a cat", search="codes")
 
 
+@raises(errors.InputError)
+def a_proxy_of_an_unknown_kind(bench):
+    with bench.monkeypatch.context() as patch:
+        patch.setenv("ALL_PROXY", "foo://here:1")
+        QdrantStore("http://127.0.0.1:9")
+
+
 @raises(errors.ShapeError)
 def two_dimensions(bench):
     maxsim([torch.ones(1, 4)], [torch.ones(1, 8)])
@@ -456,8 +464,24 @@ def no_key(bench):
 
 @raises(errors.StoreServerError)
 def a_large_request(bench):
+    with ended(QdrantServer()) as server:
+        index = ColBERTIndex(bench.model, QdrantStore(server.url))
+        index.add(["a cat"])
+        server.most_bytes = 2000
+        index.search(["a cat"] * 20)
+
+
+@raises(errors.StoreServerError)
+def a_write_that_fails(bench):
+    with ended(QdrantServer()) as server:
+        server.faults.append(StoreFault(500, "PUT .*/points$"))
+        ColBERTIndex(bench.model, QdrantStore(server.url, retries=0)).add(["a cat", "a dog"])
+
+
+@raises(errors.InputError)
+def a_large_document(bench):
     with ended(QdrantServer(most_bytes=2000)) as server:
-        ColBERTIndex(bench.model, QdrantStore(server.url)).add(["a cat"] * 20, ids=map(str, range(20)))
+        QdrantStore(server.url).upsert(["one"], TokenEmbeddings.from_list([torch.ones(200, 16)]))
 
 
 @raises(errors.StoreServerError)

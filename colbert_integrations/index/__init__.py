@@ -9,7 +9,7 @@ stores: ``filters.py`` is the language of filters, ``metadata.py`` and ``checks.
 from __future__ import annotations
 
 from .checks import check_ids
-from .filters import Condition, is_yes, matches, parse_filter
+from .filters import Condition, is_number, is_yes, matches, parse_filter
 from .memory import MemoryStore
 from .metadata import json_copy
 from .store import Filter, Hit, Search, Store, StoredDocument
@@ -23,6 +23,7 @@ __all__ = [
     "Store",
     "StoredDocument",
     "check_ids",
+    "is_number",
     "is_yes",
     "json_copy",
     "matches",

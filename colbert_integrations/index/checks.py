@@ -21,7 +21,6 @@ __all__ = [
     "check_embeddings",
     "check_form",
     "check_ids",
-    "check_k",
     "check_queries",
     "check_same",
     "check_search",
@@ -51,12 +50,6 @@ def check_count(name: str, value: int | None) -> int | None:
     if value is not None:
         check_whole_number(name, value)
     return value
-
-
-def check_k(k: int) -> int:
-    """The number, if it is a whole number from 1."""
-    check_whole_number("k", k)
-    return k
 
 
 def check_search(search: object, *, without: Search, where: str) -> None:
@@ -145,14 +138,15 @@ def checked(
     return names, bodies, [json_copy(note, name) for name, note in zip(names, notes, strict=True)]
 
 
-def finite_as(embeddings: TokenEmbeddings, dtype: str) -> torch.Tensor:
-    """The vectors in the dtype in which they are kept, ``(tokens, dim)``, if all are finite in it."""
+def finite_as(embeddings: TokenEmbeddings, dtype: str, names: Sequence[str] = ()) -> torch.Tensor:
+    """The vectors in the dtype in which they are kept, if all are finite in it; else an error with one of the ids."""
     values: torch.Tensor = embeddings.values.detach().to(getattr(torch, dtype))
     if _finite(values):
         return values
     for number, matrix in enumerate(embeddings):
         if not _finite(matrix.float()):
-            raise NonFiniteError(f"the vectors of document {number} are not all finite")
+            name = repr(names[number]) if names else number
+            raise NonFiniteError(f"the vectors of document {name} are not all finite")
     raise NonFiniteError("a value is too large for float16: use dtype='float32'")
 
 

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 from ..errors import FilterError
 
-__all__ = ["Condition", "is_yes", "matches", "parse_filter"]
+__all__ = ["Condition", "is_number", "is_yes", "matches", "parse_filter"]
 
 _MISSING = object()
 _RANGES: dict[str, Callable[[Any, Any], bool]] = {
@@ -69,6 +69,11 @@ def parse_filter(filter: Mapping[str, Any]) -> tuple[Condition, ...]:
     if not isinstance(filter, Mapping):
         raise FilterError(f"a filter must be a mapping such as {{'year': 2020}}, or a function, not {filter!r}")
     return tuple(condition for key, value in filter.items() for condition in _conditions(key, value))
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number to the language of filters, which booleans are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_yes(answer: object) -> bool:
@@ -126,7 +131,7 @@ def _operand(key: str, name: object, operand: object) -> Any:
         if isinstance(operand, (str, Mapping)) or not isinstance(operand, (Sequence, set, frozenset)):
             raise FilterError(f"$in for {key!r} takes a list, not {operand!r}")
         return tuple(_scalar(key, value) for value in operand)
-    if name in _RANGES and (isinstance(operand, bool) or not isinstance(operand, (int, float)) or operand != operand):
+    if name in _RANGES and (not is_number(operand) or operand != operand):
         raise FilterError(f"{name} for {key!r} takes a number, not {operand!r}")
     return _scalar(key, operand)
 
@@ -160,7 +165,7 @@ def _holds(found: Any, condition: Condition) -> bool:
     if condition.operator == "$in":
         return _any(found, lambda value: any(_equal(value, wanted) for wanted in condition.value))
     compare = _RANGES[condition.operator]
-    return _any(found, lambda value: _is_number(value) and compare(value, condition.value))
+    return _any(found, lambda value: is_number(value) and compare(value, condition.value))
 
 
 def _any(found: Any, test: Callable[[Any], bool]) -> bool:
@@ -171,7 +176,3 @@ def _any(found: Any, test: Callable[[Any], bool]) -> bool:
 def _equal(value: Any, wanted: Scalar) -> bool:
     # JSON's booleans are no numbers, Python's are.
     return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

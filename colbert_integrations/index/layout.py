@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -102,11 +102,12 @@ class Layout:
         }
 
     @torch.no_grad()
-    def encode(self, embeddings: TokenEmbeddings) -> dict[str, torch.Tensor]:
+    def encode(self, embeddings: TokenEmbeddings, names: Sequence[str] = ()) -> dict[str, torch.Tensor]:
         """Bring vectors into this form.
 
         Args:
             embeddings: The vectors, at least one for each document.
+            names: Ids of the documents, for the error. Empty: it says their places.
 
         Returns:
             The columns.
@@ -119,12 +120,12 @@ class Layout:
             raise InputError(f"the store holds vectors of dim {self.dim}, not {embeddings.dim}")
         columns = dict[str, torch.Tensor]()
         if self.has_vectors:
-            columns["vectors"] = finite_as(embeddings, self.dtype)
+            columns["vectors"] = finite_as(embeddings, self.dtype, names)
         if self._bits is not None:
-            columns["codes"] = self._bits.encode(finite_as(embeddings, "float32"))
+            columns["codes"] = self._bits.encode(finite_as(embeddings, "float32", names))
         elif self.nbits == 8:
             columns["codes"], columns["steps"] = encode_int8(
-                finite_as(embeddings, "float32"), embeddings.offsets.diff()
+                finite_as(embeddings, "float32", names), embeddings.offsets.diff()
             )
         return columns
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from ..checks import check_whole_number
 from ..devices import indexed_device, no_autocast
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, StoreError
@@ -24,7 +25,6 @@ from .checks import (
     check_embeddings,
     check_form,
     check_ids,
-    check_k,
     check_queries,
     check_same,
     check_search,
@@ -166,7 +166,7 @@ class MemoryStore(Store):
             return
         layout = self._layout or Layout(embeddings.dim, self._dtype, self._nbits, self._keep_originals)
         with no_autocast(self.device):
-            columns = layout.encode(embeddings.to(self.device))
+            columns = layout.encode(embeddings.to(self.device), names)
         batch = last_of_each(Batch(names, bodies, notes, embeddings.lengths, columns))
         with self._alone():
             if self._layout is None:
@@ -316,7 +316,7 @@ class MemoryStore(Store):
         mode = search or self.search_default
         self.check_search(mode)
         asked = check_count("candidates", candidates) or self.candidates_default
-        check_k(k)
+        check_whole_number("k", k)
         state, wanted = self._wanted(filter, ids)
         chosen = sum(int(mask.sum()) for mask in wanted)
         if not len(queries) or not chosen:

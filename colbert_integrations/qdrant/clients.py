@@ -6,13 +6,17 @@ import os
 import re
 from typing import Any
 
+import httpx
 from qdrant_client import QdrantClient
 
 from ..checks import check_timeout
 from ..errors import InputError, StoreError
 from ..sendable import check_sendable
 
-__all__ = ["client_of"]
+__all__ = ["UNUSABLE", "check_proxies", "client_of"]
+
+UNUSABLE = (ImportError, ValueError, httpx.InvalidURL)
+"""What making a client of a server raises where the environment names a proxy that can't be used."""
 
 _TIMEOUT_S = 60
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
@@ -33,7 +37,8 @@ def client_of(
         The client, and whether it was made here, to be closed here.
 
     Raises:
-        InputError: If the location is not one, a client is given with what it has already, or a key can't be sent.
+        InputError: If the location is not one, a client is given with what it has already, a key can't be sent, or the
+            environment names a proxy that can't be used.
         StoreError: If a folder can't be used, or a URL not be read.
     """
     if isinstance(location, QdrantClient):
@@ -50,11 +55,26 @@ def client_of(
             return QdrantClient(":memory:"), True
         if "://" not in text:
             return QdrantClient(path=text, force_disable_check_same_thread=True), True
-        return _of_server(text, api_key, timeout, prefer_grpc), True
-    except (ValueError, RuntimeError, OSError) as error:
+        seconds: Any = _TIMEOUT_S if timeout is None else timeout  # the client rounds up
+        # Its check of versions would ask the server at once, and only warn.
+        client = QdrantClient(
+            url=text, api_key=api_key, timeout=seconds, prefer_grpc=prefer_grpc, check_compatibility=False
+        )
+        return client, True
+    except (*UNUSABLE, RuntimeError, OSError) as error:
+        if "://" in text:
+            check_proxies()
         if "://" in text and "@" in text:  # the client's own error would show the password
             raise StoreError(f"{text.rpartition('@')[2]!r} can't be opened: it is not the URL of a server") from None
         raise StoreError(f"{text!r} can't be opened: {error}") from error
+
+
+def check_proxies() -> None:
+    """Refuse what the environment says of proxies, if no client can use it: one of a server reads it as it is made."""
+    try:
+        httpx.Client(verify=False).close()  # reads the same settings, and no URL
+    except UNUSABLE as error:
+        raise InputError(f"the proxy settings of the environment can't be used: {error}") from error
 
 
 def _text_of(location: str | os.PathLike[str]) -> str:
@@ -75,9 +95,3 @@ def _text_of(location: str | os.PathLike[str]) -> str:
 def _check_key(api_key: object) -> None:
     if api_key is not None:  # sent as it is, it would look like an outage
         check_sendable("api_key (or QDRANT_API_KEY)", api_key)
-
-
-def _of_server(url: str, api_key: str | None, timeout: float | None, prefer_grpc: bool) -> QdrantClient:
-    seconds: Any = _TIMEOUT_S if timeout is None else timeout  # the client rounds up
-    # Its check of versions would ask the server at once, and only warn.
-    return QdrantClient(url=url, api_key=api_key, timeout=seconds, prefer_grpc=prefer_grpc, check_compatibility=False)

@@ -17,7 +17,7 @@ from .filters import METADATA, field_path
 from .first_stage import FirstStage
 from .points import TEXT_HASH
 
-__all__ = ["FIRST_STAGE", "Collection", "Form", "IndexKind", "bound", "made", "opened"]
+__all__ = ["FIRST_STAGE", "Collection", "Form", "IndexKind", "bound", "check_first_stage", "made", "opened"]
 
 FIRST_STAGE = "first_stage"
 """Name of the vector that the first stage searches."""
@@ -123,7 +123,7 @@ class Collection:
         dim: Dimension of its token vectors.
         fingerprint: Of the model whose vectors it holds. None: not recorded.
         has_codes: Whether it has quantised vectors.
-        has_first_stage: Whether it has a vector for the first stage.
+        first_stage_dim: Dimension of its vectors for the first stage. None: it has none.
         first_stage: Name of what made these vectors. None: not recorded.
         has_text_hashes: Whether hashes of the texts are indexed, so that every document has one.
     """
@@ -131,7 +131,7 @@ class Collection:
     dim: int
     fingerprint: Fingerprint | None
     has_codes: bool
-    has_first_stage: bool
+    first_stage_dim: int | None
     first_stage: str | None
     has_text_hashes: bool = False
 
@@ -143,7 +143,7 @@ def opened(
     if not (yield from ask("collection_exists")):
         return None
     info: models.CollectionInfo = yield from ask("get_collection")
-    found = _read(info, form, f"the collection {connection.collection!r} at {connection.place}")
+    found = _read(info, form, connection.name)
     # Quotes are written in more than one way. Local mode has no indexes.
     there = {name.replace('"', "") for name in info.payload_schema or {}}
     wanted = {field_path(key) or key: _KINDS[kind] for key, kind in form.payload_indexes.items()} | dict(more or {})
@@ -198,7 +198,6 @@ def _read(info: models.CollectionInfo, form: Form, name: str) -> Collection:
     if tokens is None:
         there = ", ".join(map(repr, vectors)) if isinstance(vectors, dict) else "only one without a name"
         raise StoreError(f"{name} has no vector {form.vector!r} (it has {there or 'none'}): name another collection")
-    wanted = form.vectors(tokens.size)
     dtype = (tokens.datatype or models.Datatype.FLOAT32).value
     multivectors = "none" if tokens.multivector_config is None else tokens.multivector_config.comparator.value
     for what, has, needs, way_out in (
@@ -209,12 +208,14 @@ def _read(info: models.CollectionInfo, form: Form, name: str) -> Collection:
         if has != needs:
             raise StoreError(f"{name} has {form.vector!r} with {what} {has!r}, not {needs!r}: {way_out}")
     fingerprint, first_stage = _recorded(info.config.metadata, name)
-    if form.first_stage is not None:
-        _check_first_stage(vectors, wanted[FIRST_STAGE].size, name)
-        _check_same_stage(first_stage, form.first_stage.name, name)
     has_codes = (tokens.quantization_config or info.config.quantization_config) is not None
-    has_first_stage = isinstance(vectors, dict) and FIRST_STAGE in vectors
-    return Collection(tokens.size, fingerprint, has_codes, has_first_stage, first_stage)
+    stage = vectors.get(FIRST_STAGE) if isinstance(vectors, dict) else None
+    found = Collection(tokens.size, fingerprint, has_codes, None if stage is None else stage.size, first_stage)
+    if form.first_stage is not None:
+        # What is not known yet is compared when vectors are made: no other call is to wait for the model.
+        check_first_stage(found, form.first_stage.known_dim(tokens.size), name)
+        _check_same_stage(first_stage, form.first_stage.name, name)
+    return found
 
 
 def _recorded(metadata: Mapping[str, Any] | None, name: str) -> tuple[Fingerprint | None, str | None]:
@@ -233,14 +234,14 @@ def _recorded(metadata: Mapping[str, Any] | None, name: str) -> tuple[Fingerprin
         ) from error
 
 
-def _check_first_stage(vectors: Any, size: int, name: str) -> None:
-    there = vectors.get(FIRST_STAGE)
+def check_first_stage(found: Collection, dim: int | None, name: str) -> None:
+    """Refuse vectors of a first stage that the collection of this name does not have; None: they have any dimension."""
+    there = found.first_stage_dim
     if there is None:
         raise StoreError(f"{name} was made without a first stage: leave first_stage out, or name another collection")
-    if there.size != size:
+    if dim not in (None, there):
         raise StoreError(
-            f"{name} has vectors of dim {there.size} as its first stage, not {size}: pass the first_stage that made "
-            "them"
+            f"{name} has vectors of dim {there} as its first stage, not {dim}: pass the first_stage that made them"
         )
 
 

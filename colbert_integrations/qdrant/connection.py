@@ -21,11 +21,13 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 
 from ..cancellation import current_cancellation
 from ..errors import StoreServerError
+from .clients import UNUSABLE, check_proxies
 from .failures import failure_of
 
 __all__ = ["Connection", "Request", "Steps", "ask"]
 
 T = TypeVar("T")
+C = TypeVar("C", QdrantClient, AsyncQdrantClient)
 
 # Seconds before the first further try; doubled for each, up to the second number, and cut by a random part of it, so
 # that clients that failed together don't come back together.
@@ -136,6 +138,11 @@ class Connection:
         named = (options.get(name) for name in ("url", "location", "host"))
         return next((str(name).rpartition("@")[2] for name in named if name), "localhost")
 
+    @property
+    def name(self) -> str:
+        """The collection, for people."""
+        return f"the collection {self.collection!r} at {self.place}"
+
     def run(self, steps: Steps[T]) -> T:
         """Send requests one after another.
 
@@ -218,7 +225,7 @@ class Connection:
 
     def _wait(self, error: Exception, request: Request, pause: float | None) -> float:
         """Seconds to wait before a request that failed is tried again, or else an error."""
-        found = failure_of(error, f"{request.method} of the collection {self.collection!r} at {self.place}")
+        found = failure_of(error, f"{request.method} of {self.name}")
         if found is None:
             raise error
         if pause is None or not found.again:
@@ -230,7 +237,7 @@ class Connection:
         here, process = self._open, getpid()
         if here.process != process:
             # The first client stays referred to: if it ended here, it would close what its own process uses.
-            client = self.first if self.local else QdrantClient(**_arguments(self.first))
+            client = self.first if self.local else _like(self.first, QdrantClient)
             # In one assignment: of two threads that come here at once, each has a client that works. A folder stays
             # open, since closing it would give its lock away for its own process too.
             here = self._open = _Open(process, client, not self.local, _lock_of(client, process))
@@ -247,10 +254,14 @@ class Connection:
             for ended in [other for other in here.loops if other.is_closed()]:
                 del here.loops[ended]
             if loop not in here.loops:
-                here.loops[loop] = AsyncQdrantClient(**_arguments(self.given or self.first))
+                here.loops[loop] = _like(self.given or self.first, AsyncQdrantClient)
             return here.loops[loop]
 
 
-def _arguments(client: QdrantClient | AsyncQdrantClient) -> dict[str, Any]:
-    """What makes another client like this one; its check of versions would ask the server at once."""
-    return {**client.init_options, "check_compatibility": False}
+def _like(client: QdrantClient | AsyncQdrantClient, kind: type[C]) -> C:
+    """Another client like this one; its check of versions would ask the server at once."""
+    try:
+        return kind(**{**client.init_options, "check_compatibility": False})
+    except UNUSABLE:
+        check_proxies()  # the environment may have changed since the other one was made
+        raise

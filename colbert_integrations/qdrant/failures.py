@@ -15,7 +15,11 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from ..errors import StoreServerError
 from .filters import METADATA
 
-__all__ = ["Failure", "failure_of"]
+__all__ = ["TOO_LARGE", "Failure", "failure_of"]
+
+TOO_LARGE = 413
+"""Status of a request that has more bytes than the server takes."""
+
 
 # 408 is the server's own limit of time. 500 is also what a cluster answers while one of its nodes is started anew
 # (Qdrant's issue 7031).
@@ -47,6 +51,8 @@ _STATUS_OF_CODE = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
+# gRPC has no status for it: what a server says, what one in Rust says, and a proxy's own answer.
+_TOO_LARGE = re.compile("message larger than max|message length too large|http2 header with status: 413")
 _SHOWN = 300
 
 
@@ -87,7 +93,8 @@ def failure_of(error: Exception, asked: str) -> Failure | None:
     if isinstance(error, grpc.RpcError):
         # Whether by the sync or the async client, an answer has a code; RpcError itself does not say so.
         code, details = (getattr(error, name, str)() for name in ("code", "details"))
-        return _refused(asked, _STATUS_OF_CODE.get(code), str(details or error))
+        said = str(details or error)
+        return _refused(asked, TOO_LARGE if _TOO_LARGE.search(said) else _STATUS_OF_CODE.get(code), said)
     if isinstance(error, (json.JSONDecodeError, AssertionError)):  # the client asserts what an answer holds
         return Failure(StoreServerError(f"{asked} got an answer that is not Qdrant's: is it a proxy's page? ({error})"))
     # The client's local mode, which does what a server does without saying a status.

@@ -12,8 +12,8 @@ from typing import Any
 
 from qdrant_client import models
 
-from ..index import Condition, Filter, StoredDocument, is_yes, matches, parse_filter
-from .numbers import around, is_number, is_plain
+from ..index import Condition, Filter, StoredDocument, is_number, is_yes, matches, parse_filter
+from .numbers import around, is_plain
 
 __all__ = ["EXACT", "METADATA", "Wanted", "among", "field_path", "wanted"]
 

@@ -35,6 +35,8 @@ class MeanVectors:
         """Dimension of its vectors."""
         return token_dim
 
+    known_dim = dim
+
     def of_documents(
         self, embeddings: TokenEmbeddings, texts: Sequence[str | None], names: Sequence[str]
     ) -> torch.Tensor:
@@ -76,9 +78,13 @@ class VectorsOfTexts:
         self._dim: int | None = None
 
     def dim(self, token_dim: int) -> int:
-        """Dimension of its vectors, as one of them has it."""
+        """Dimension of its vectors; the model is asked if it has made none yet, which takes its time and may fail."""
         if self._dim is None:
             self._dim = len(self.model.embed_query("dimension"))
+        return self._dim
+
+    def known_dim(self, token_dim: int) -> int | None:
+        """Dimension of its vectors, if it has made one; the model is not asked."""
         return self._dim
 
     def of_documents(
@@ -89,13 +95,18 @@ class VectorsOfTexts:
         if len(given) < len(texts):
             name = next(name for name, text in zip(names, texts, strict=True) if text is None)
             raise InputError(f"document {name!r} has no text, and the first stage makes its vector from that")
-        return _checked(self.model.embed_documents(given), len(given))
+        return self._seen(_checked(self.model.embed_documents(given), len(given)))
 
     def of_queries(self, embeddings: TokenEmbeddings, texts: Sequence[str] | None) -> torch.Tensor:
         """A vector for each query, ``(queries, dim)``."""
         if texts is None:
             raise InputError("search='first_stage' makes vectors of the queries' texts here: pass texts=")
-        return _checked([self.model.embed_query(text) for text in texts], len(embeddings))
+        return self._seen(_checked([self.model.embed_query(text) for text in texts], len(embeddings)))
+
+    def _seen(self, vectors: torch.Tensor) -> torch.Tensor:
+        if len(vectors):
+            self._dim = vectors.shape[1]
+        return vectors
 
 
 FirstStage: TypeAlias = MeanVectors | VectorsOfTexts
@@ -151,7 +162,7 @@ def _checked(vectors: Sequence[Sequence[float]], number: int) -> torch.Tensor:
     dims = sorted({len(vector) for vector in vectors})
     if len(dims) > 1:
         raise InputError(f"the first stage made vectors of several dimensions: {', '.join(map(str, dims))}")
-    found = torch.tensor(vectors, dtype=torch.float32, device="cpu").reshape(number, -1)
+    found = torch.tensor(vectors, dtype=torch.float32, device="cpu").reshape(number, dims[0] if dims else 0)
     if not torch.isfinite(found).all():
         raise InputError("the first stage made vectors that are not all finite")
     return found

@@ -13,18 +13,15 @@ from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
-__all__ = ["around", "is_number", "is_plain", "searchable"]
+from ..index import is_number
+
+__all__ = ["around", "is_plain", "searchable"]
 
 # 15 digits are below 2**53, and 10**22 is the largest power of ten that a float64 holds.
 _LARGEST, _DIGITS, _PLACES = 10**15, 15, 22
 # Those that stand in for others have fewer digits, so that they are read exactly, but not beyond that power of ten:
 # zeros at their end are not written as digits.
 _ROUND_DIGITS, _ROUND_LARGEST, _BEYOND = 12, Decimal(10) ** _PLACES, 1e308
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a number to the language of filters, which booleans are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_plain(number: float) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from qdrant_client import models
 
-from ..index import Hit, Search
+from ..index import Hit, Search, StoredDocument
+from ..index.metadata import clone
 from .batches import batches
 from .collection import FIRST_STAGE
 from .connection import Steps, ask
-from .filters import Wanted
+from .filters import EXACT, METADATA, Wanted
 from .points import document_of
 
 __all__ = ["Query", "Searching"]
@@ -50,6 +52,7 @@ class Searching:
         candidates: How many documents a candidate stage hands on.
         batch_bytes: Maximum number of bytes of a request.
         local: Whether this is local mode, which has nothing that could be tuned.
+        documents: Reads documents by id, without their vectors.
     """
 
     vector: str
@@ -58,6 +61,7 @@ class Searching:
     candidates: int
     batch_bytes: int
     local: bool
+    documents: Callable[[Sequence[str]], Steps[list[StoredDocument]]]
 
     def hits(
         self, queries: Sequence[Query], wanted: Wanted, scopes: Sequence[Sequence[models.Condition]]
@@ -81,36 +85,46 @@ class Searching:
     def _within(self, queries: Sequence[Query], wanted: Wanted, filter: models.Filter | None) -> Steps[list[list[Hit]]]:
         found: dict[int, list[Hit]] = {}
         # A first stage has no more than its candidates.
-        most = self.candidates if self.search == "first_stage" else None
-        limits = dict.fromkeys(range(len(queries)), _least(self.k + 1, most))
+        most = self.candidates if self.search == "first_stage" else sys.maxsize
+        limits = dict.fromkeys(range(len(queries)), min(self.k + 1, most))
+        tied = set[int]()
         while limits:
-            answers = yield from self._asked(queries, limits, filter)
+            answers = yield from self._asked(queries, limits, filter, _bare(wanted) if tied else True)
             for number, points in answers.items():
                 hits = _ordered([hit for point in points if (hit := _hit(point, wanted)) is not None])
                 limit = limits.pop(number)
                 if len(points) < limit or limit == most or self._settled(points, hits):
                     found[number] = hits[: self.k]
                 else:
-                    limits[number] = _least(limit * _GROWTH, most)
-        return [found[number] for number in range(len(queries))]
+                    limits[number] = min(limit * _GROWTH, most)
+                    tied.add(number)
+        whole = yield from self._whole({hit.id for number in tied for hit in found[number]}, wanted)
+        return [_told(found[number], whole) if number in tied else found[number] for number in range(len(queries))]
+
+    def _whole(self, names: set[str], wanted: Wanted) -> Steps[dict[str, StoredDocument]]:
+        """Documents by id, but for those that somebody has deleted or changed meanwhile."""
+        documents = (yield from self.documents(sorted(names))) if names else []
+        return {document.id: document for document in documents if wanted.test(document)}
 
     def _settled(self, points: Sequence[models.ScoredPoint], hits: Sequence[Hit]) -> bool:
         """Whether no point that did not come can be among the best: the order of equal ones is the server's."""
         return len(hits) >= self.k and points[-1].score < hits[self.k - 1].score
 
     def _asked(
-        self, queries: Sequence[Query], limits: dict[int, int], filter: models.Filter | None
+        self, queries: Sequence[Query], limits: dict[int, int], filter: models.Filter | None, fields: bool | list[str]
     ) -> Steps[dict[int, list[models.ScoredPoint]]]:
         answers: dict[int, list[models.ScoredPoint]] = {}
         # The filter goes with each query, and with its first stage once more.
         more = 0 if filter is None else 2 * len(filter.model_dump_json(exclude_none=True))
         for numbers in batches(limits, lambda number: queries[number].size + more + _AROUND_BYTES, self.batch_bytes):
-            requests = [self._request(queries[number], limits[number], filter) for number in numbers]
+            requests = [self._request(queries[number], limits[number], filter, fields) for number in numbers]
             responses = yield from ask("query_batch_points", requests=requests)
             answers.update({number: reply.points for number, reply in zip(numbers, responses, strict=True)})
         return answers
 
-    def _request(self, query: Query, limit: int, filter: models.Filter | None) -> models.QueryRequest:
+    def _request(
+        self, query: Query, limit: int, filter: models.Filter | None, fields: bool | list[str]
+    ) -> models.QueryRequest:
         prefetch = None
         if self.search == "first_stage":
             prefetch = models.Prefetch(query=query.first, using=FIRST_STAGE, filter=filter, limit=self.candidates)
@@ -121,7 +135,7 @@ class Searching:
             filter=filter,
             params=self._params(limit),
             limit=limit,
-            with_payload=True,
+            with_payload=fields,
         )
 
     def _params(self, limit: int) -> models.SearchParams | None:
@@ -136,8 +150,15 @@ class Searching:
         return models.SearchParams(quantization=quantization)
 
 
-def _least(limit: int, most: int | None) -> int:
-    return limit if most is None else min(limit, most)
+def _bare(wanted: Wanted) -> list[str]:
+    """What of many equal documents, which may be all there are, is needed to order those that are wanted."""
+    return ["id"] if wanted == Wanted() else ["id", METADATA, EXACT]
+
+
+def _told(hits: Sequence[Hit], whole: Mapping[str, StoredDocument]) -> list[Hit]:
+    """Hits with the texts and metadata that they came without."""
+    there = [(hit, whole[hit.id]) for hit in hits if hit.id in whole]
+    return [replace(hit, text=document.text, metadata=clone(document.metadata)) for hit, document in there]
 
 
 def _hit(point: models.ScoredPoint, wanted: Wanted) -> Hit | None:

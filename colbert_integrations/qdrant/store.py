@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 from types import NoneType
 from typing import Any, Literal, TypeVar
@@ -24,7 +25,6 @@ from ..index.checks import (
     check_dtype,
     check_embeddings,
     check_ids,
-    check_k,
     check_queries,
     check_same,
     check_search,
@@ -35,8 +35,9 @@ from ..index.checks import (
 from ..index.store import Metadata
 from .batches import batches
 from .clients import client_of
-from .collection import FIRST_STAGE, Collection, Form, IndexKind, bound, made, opened
-from .connection import Connection, Steps, ask
+from .collection import FIRST_STAGE, Collection, Form, IndexKind, bound, check_first_stage, made, opened
+from .connection import Connection, Request, Steps, ask
+from .failures import TOO_LARGE
 from .filters import EXACT, METADATA, Wanted, among, wanted
 from .first_stage import first_stage_of
 from .pages import PAGE, Page
@@ -238,8 +239,8 @@ class QdrantStore(Store):
     ) -> None:
         """Store documents; one whose id is there replaces the old one. See ``Store.upsert``.
 
-        Documents go in requests of about ``batch_bytes``. If one fails for good, the error says how many documents are
-        stored; the others are as before.
+        Documents go in requests of about ``batch_bytes``, in smaller ones where the server does not take that much. If
+        one fails for good, the error says how many documents are stored; the others are as before.
 
         Args:
             ids: Their ids, not empty; of a repeated one the last counts.
@@ -248,7 +249,8 @@ class QdrantStore(Store):
             metadatas: JSON-able data with string keys for each. None: empty.
 
         Raises:
-            InputError: If anything can't be stored; nothing is, then.
+            InputError: If anything can't be stored; nothing is, then, unless it is that the server does not take a
+                document that large.
             StoreServerError: If the server refuses a request or does not answer.
             StoreError: If the store is closed, or the collection can't be used.
         """
@@ -268,7 +270,7 @@ class QdrantStore(Store):
         names, bodies, notes = checked(ids, embeddings, texts, metadatas)
         if not names:
             return []
-        kept = TokenEmbeddings(finite_as(embeddings.to("cpu"), self._form.dtype), embeddings.offsets.cpu())
+        kept = TokenEmbeddings(finite_as(embeddings.to("cpu"), self._form.dtype, names), embeddings.offsets.cpu())
         for name, matrix in zip(names, kept, strict=True):
             if matrix.numel() >= _TOO_MANY_FLOATS:
                 raise InputError(
@@ -293,22 +295,18 @@ class QdrantStore(Store):
         found = (yield from self._opened()) or (yield from self._made(dim))
         if found.dim != dim:
             raise InputError(f"the store holds vectors of dim {found.dim}, not {dim}")
-        if found.has_first_stage and self._first is None:
+        if self._first is not None:
+            check_first_stage(found, len(documents[0].vectors[FIRST_STAGE]), self._connection.name)
+        elif found.first_stage_dim is not None:
             raise StoreError(
                 f"the collection {self._connection.collection!r} was made with a first stage, which would not find "
                 "documents that are stored without its vector: make the store with first_stage= to write here"
             )
-        stored = 0
-        for points in batched(documents, self._wire, self._batch_bytes):
-            try:
-                yield from ask("upsert", points=points, wait=True)
-            except StoreServerError as error:
-                raise StoreServerError(
-                    f"{error}. {stored} of {len(documents)} documents are stored, the others are as they were: upsert "
-                    "all of them again, which does no harm",
-                    error.status,
-                ) from error
-            stored += len(points)
+        yield from _written(
+            [document.name for document in documents],
+            batched(documents, self._wire, self._batch_bytes),
+            lambda points: Request("upsert", {"points": points, "wait": True}),
+        )
 
     def set_metadata(
         self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None = None
@@ -325,8 +323,11 @@ class QdrantStore(Store):
         operations = [_set_payload(name, note, expected.get(name), hashed) for name, note in notes.items()]
         if found is None:
             return
-        for some in batches(operations, itemgetter(1), self._batch_bytes):
-            yield from ask("batch_update_points", update_operations=[operation for operation, _ in some], wait=True)
+        yield from _written(
+            list(notes),
+            batches(operations, itemgetter(1), self._batch_bytes),
+            lambda some: Request("batch_update_points", {"update_operations": [one for one, _ in some], "wait": True}),
+        )
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove documents; see ``Store.delete``."""
@@ -486,13 +487,15 @@ class QdrantStore(Store):
         firsts: torch.Tensor | None,
     ) -> Steps[list[list[Hit]]]:
         check_embeddings("queries", queries)
-        check_k(k)
+        check_whole_number("k", k)
         number = candidate_count(mode, k, check_count("candidates", candidates) or self.candidates_default)
         which, named = wanted(filter), None if ids is None else check_ids(ids)
         found = yield from self._opened()
         if found is None or not len(queries):
             return [[] for _ in range(len(queries))]
         check_queries(queries, found.dim)
+        if firsts is not None:
+            check_first_stage(found, firsts.shape[1], self._connection.name)
         if mode == "codes" and not found.has_codes:
             raise InputError("search='codes' needs codes: make the collection with quantization='int8'")
         scopes = _scopes(named)
@@ -502,7 +505,8 @@ class QdrantStore(Store):
         plain = queries.to("cpu", torch.float32)
         asked = [place for place, length in enumerate(plain.lengths) if length]
         ready = [self._query(plain[place], None if firsts is None else firsts[place]) for place in asked]
-        searching = Searching(self._form.vector, k, mode, number, self._batch_bytes, self._connection.local)
+        read = partial(self._get, embeddings=False)
+        searching = Searching(self._form.vector, k, mode, number, self._batch_bytes, self._connection.local, read)
         hits = dict(zip(asked, (yield from searching.hits(ready, which, scopes)), strict=True))
         # To a query without vectors all documents are alike, and a server would not take it.
         alike = [] if len(asked) == len(plain) else (yield from self._alike(which, scopes, k))
@@ -617,6 +621,38 @@ class QdrantStore(Store):
     def __repr__(self) -> str:
         closed = ", closed" if self._closed else ""
         return f"QdrantStore({self._connection.place!r}, {self._connection.collection!r}, {self._form.dtype}{closed})"
+
+
+def _written(names: Sequence[str], batches: Iterable[list[T]], asked: Callable[[list[T]], Request]) -> Steps[None]:
+    """Write what there is of each name, in order: in halves where a batch is more than the server takes."""
+    done = 0
+    for batch in batches:
+        parts = [batch]
+        while parts:
+            some = parts.pop()
+            try:
+                yield asked(some)
+            except StoreServerError as error:
+                if error.status != TOO_LARGE or len(some) == 1:
+                    raise _not_written(error, names, done) from error
+                middle = len(some) // 2
+                parts += [some[middle:], some[:middle]]  # the first half is next
+            else:
+                done += len(some)
+
+
+def _not_written(error: StoreServerError, names: Sequence[str], done: int) -> StoreServerError | InputError:
+    """What to raise where the server refused a document alone, or others with it."""
+    several = len(names) > 1
+    told = f". {done} of {len(names)} documents are stored, the others are as they were" if several else ""
+    if error.status != TOO_LARGE:
+        again = ": do the same again, which does no harm" if several else ""
+        return StoreServerError(f"{error}{told}{again}", error.status)
+    # An error of the document's: who writes many goes on without it.
+    return InputError(
+        f"document {names[done]!r} is larger than the server takes: split it, pool its vectors, or raise the limit of "
+        f"the server, or of a proxy before it{told}"
+    )
 
 
 def _set_payload(name: str, metadata: Metadata, text: str | None, hashed: bool) -> tuple[models.UpdateOperation, int]:

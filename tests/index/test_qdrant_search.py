@@ -245,6 +245,44 @@ def test_equal_documents_beyond_k_are_all_looked_at() -> None:
             assert found(made, QUERIES, k) == brute_force(documents, QUERIES, k)
 
 
+@pytest.mark.parametrize("filter", [None, {"n": {"$ne": 0.1 + 0.2}}], ids=["all", "some"])
+def test_of_equal_documents_only_the_best_are_read_whole(filter: Any) -> None:
+    with on_server() as made, MemoryStore() as memory:
+        names = [f"d{number:03}" for number in range(200)]
+        vectors = TokenEmbeddings.from_list([dyadic(2, 3)[0]] * 200)
+        notes = [{"n": 0.1 + 0.2, "list": [number]} if number < 3 else {"list": [number]} for number in range(200)]
+        for each in (made, memory):
+            each.upsert(names, vectors, [f"{name} {'x' * 1000}" for name in names], notes)
+        received: list[int] = []
+        query, retrieve = made.client.query_batch_points, made.client.retrieve
+
+        def queried(*args: Any, **options: Any) -> Any:
+            answers = query(*args, **options)
+            received.extend(len(point.payload.get("text") or "") for answer in answers for point in answer.points)
+            return answers
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(made.client, "query_batch_points", queried)
+            hits = made.search(QUERIES, 5, filter)
+            assert hits == memory.search(QUERIES, 5, filter)
+            assert sum(map(bool, received)) == 6 * len(QUERIES)  # those of the first answer
+            # What was changed meanwhile, so that it is not wanted any more, or is gone, is not found.
+
+            def changed(*args: Any, **options: Any) -> Any:
+                made.set_metadata(["d003"], [{"n": 0.1 + 0.2}])
+                made.delete(["d004"])
+                return retrieve(*args, **options)
+
+            patch.setattr(made.client, "retrieve", changed)
+            gone = {"d004"} if filter is None else {"d003", "d004"}
+            expected = [[hit.id for hit in each if hit.id not in gone] for each in hits]
+            assert [[hit.id for hit in each] for each in made.search(QUERIES, 5, filter)] == expected
+        first, second = hits[0][0], hits[1][0]
+        assert first.id == second.id
+        first.metadata["list"].append("mine")
+        assert second.metadata == notes[names.index(second.id)]
+
+
 # --------------------------------------------------------------------------------------------------- candidate stages
 
 MANY = {f"d{number:03}": matrix for number, matrix in enumerate(units(1, *[8] * 400, dim=64))}
@@ -370,6 +408,12 @@ async def test_queries_that_are_no_token_embeddings_reach_no_first_stage(queries
             made.search(queries)
         with pytest.raises(InputError, match="queries must be TokenEmbeddings, not"):
             await made.asearch(queries)
+
+
+def test_a_first_stage_of_no_queries_finds_nothing() -> None:
+    with on_server(first_stage=Lengths(), search="first_stage") as made:
+        fill(made, {"a": dyadic(1, 3)[0]})
+        assert made.search(QUERIES[:0], texts=[]) == []
 
 
 async def test_the_first_stage_of_an_async_search(coded: QdrantStore) -> None:

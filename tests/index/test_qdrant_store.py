@@ -7,6 +7,7 @@ import gc
 import pickle
 import socket
 import sqlite3
+import sys
 import threading
 import time
 import traceback
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 import torch
@@ -26,6 +28,7 @@ from colbert_integrations.cancellation import Cancellation
 from colbert_integrations.errors import FingerprintError, InputError, StoreError, StoreServerError
 from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.qdrant import QdrantStore, connection
+from colbert_integrations.qdrant.failures import failure_of
 from colbert_integrations.qdrant.pages import Page
 from qdrant_server import Fault, QdrantServer, shared_server
 from qdrant_server.bodies import problem
@@ -142,6 +145,27 @@ def test_a_url_with_what_may_be_a_secret_is_refused_without_it(url: str) -> None
     with pytest.raises(InputError, match="no query or fragment") as caught:
         QdrantStore(url)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://here:1", "http://here:port", "foo://here:1"])
+async def test_proxy_settings_that_cannot_be_used_are_our_error(
+    server: QdrantServer, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)  # as if it were not installed
+    said = "the proxy settings of the environment can't be used: "
+    with QdrantStore(server.url) as store:
+        monkeypatch.setenv("ALL_PROXY", proxy)
+        for url in (server.url, "http://me:hush@h:1"):
+            with pytest.raises(InputError, match=said) as caught:
+                QdrantStore(url)
+            assert "hush" not in "".join(traceback.format_exception(caught.value))
+        with pytest.raises(InputError, match=said):
+            await store.acount()  # which makes a client for this event loop
+        assert store.count() == 0
+    QdrantStore(":memory:").close()
+    monkeypatch.delenv("ALL_PROXY")
+    with pytest.raises(StoreError, match="h:99999' can't be opened"):
+        QdrantStore("http://h:99999")
 
 
 def test_so_is_that_of_a_client() -> None:
@@ -293,6 +317,65 @@ def test_a_collection_with_a_first_stage_is_not_written_without_it(
         other.set_metadata(["d0"], [{"n": 1}])
         other.delete(["d1"])
         assert (store.ids({"n": 1}), store.count()) == (["d0"], 6)
+    client.close()
+
+
+class Unasked(FakeEmbeddings):
+    """An embedding model that is not to be asked."""
+
+    def embed_query(self, text: str) -> list[float]:
+        raise AssertionError("the model was asked")
+
+    embed_documents = embed_query  # type: ignore[assignment]
+
+
+async def test_calls_that_need_no_first_stage_do_not_ask_its_model(
+    server: QdrantServer, documents: dict[str, torch.Tensor]
+) -> None:
+    with QdrantStore(server.url, first_stage=FakeEmbeddings(size=3), first_stage_name="fake") as store:
+        fill(store, documents)
+    stage = {"first_stage": Unasked(size=3), "first_stage_name": "fake"}
+    with QdrantStore(server.url, **stage) as store:
+        assert (await store.acount(), store.count(), len(await store.aget(["d0"])), store.dim) == (7, 7, 1, DIM)
+        assert found(store, QUERIES, 4) == brute_force(documents, QUERIES, 4)
+        assert await store.asearch(QUERIES, 4) == store.search(QUERIES, 4)
+        store.set_metadata(["d0"], [{"n": 1}])
+        await store.adelete(["d1"])
+        assert await store.aids({"n": 1}) == ["d0"]
+        with pytest.raises(AssertionError, match="the model was asked"):
+            store.search(QUERIES[:1], search="first_stage", texts=["d0"])
+        await store.aclose()
+
+
+async def test_a_model_of_a_first_stage_is_asked_in_other_threads_only(server: QdrantServer) -> None:
+    asked: list[int] = []
+
+    class Slow(FakeEmbeddings):
+        def _get_embedding(self) -> list[float]:
+            asked.append(threading.get_ident())
+            return super()._get_embedding()
+
+    with QdrantStore(server.url, first_stage=Slow(size=3)) as store:
+        await store.aupsert(["a"], dyadic(1, 3), ["a text"])
+        assert (await store.asearch(QUERIES[:1], search="first_stage", texts=["a"]))[0][0].id == "a"
+        assert len(asked) == 2  # a vector for each, and none to see what they are like
+        assert threading.get_ident() not in asked
+        await store.aclose()
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["local", "server"])
+def test_a_first_stage_of_another_dimension_is_refused_when_it_is_used(server: QdrantServer, local: bool) -> None:
+    client = QdrantClient(":memory:") if local else QdrantClient(url=server.url, check_compatibility=False)
+    said = "has vectors of dim 3 as its first stage, not 4: pass the first_stage that made them"
+    with QdrantStore(client, first_stage=FakeEmbeddings(size=3)) as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+    with QdrantStore(client, first_stage=FakeEmbeddings(size=4)) as store:
+        assert (store.count(), len(store.search(QUERIES[:1])[0])) == (1, 1)
+        with pytest.raises(StoreError, match=said):
+            store.search(QUERIES[:1], search="first_stage", texts=["a"])
+        with pytest.raises(StoreError, match=said):
+            fill(store, {"b": torch.ones(1, DIM)})
+        assert store.ids() == ["a"]
     client.close()
 
 
@@ -732,7 +815,6 @@ def test_documents_that_are_not_there_do_not_make_pages_small(server: QdrantServ
         (404, 1, "not there any more"),
         (408, 4, "did not get it done in time"),
         (409, 1, "meanwhile"),
-        (413, 1, "lower batch_bytes="),
         (422, 1, "older than what this client speaks"),
         (429, 4, "limits how much"),
         (500, 4, "told to answer 500"),
@@ -915,15 +997,59 @@ async def test_a_slow_server_is_an_error_that_says_what_helps(server: QdrantServ
         await store.aclose()
 
 
-def test_a_body_that_is_too_large_says_what_helps(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
-    server.most_bytes = 1500
+def test_a_search_that_is_too_large_says_what_helps(server: QdrantServer, documents: dict[str, torch.Tensor]) -> None:
     with QdrantStore(server.url) as store:
+        fill(store, documents)
+        server.most_bytes = 1500
+        queries = dyadic(5, *[4] * 30)
         with pytest.raises(StoreServerError, match="lower batch_bytes=") as caught:
-            fill(store, documents)
+            store.search(queries)
         assert caught.value.status == 413
     with QdrantStore(server.url, batch_bytes=1500) as store:
+        assert found(store, queries, 3) == brute_force(documents, queries, 3)
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["http", "grpc"])
+def test_what_is_too_large_together_is_written_in_parts(
+    server: QdrantServer, documents: dict[str, torch.Tensor], binary: bool
+) -> None:
+    server.most_bytes = 1500
+    options = {"grpc_port": server.grpc_port, "prefer_grpc": True} if binary else {}
+    client = QdrantClient(url=server.url, check_compatibility=False, **options)
+    with QdrantStore(client, dtype="float32") as store:
         fill(store, documents)
-        assert store.count() == 7
+        assert found(store, QUERIES[:1], 9) == brute_force(documents, QUERIES[:1], 9)
+        store.set_metadata(list(documents), [{"said": "é" * 300}] * 7, list(documents))
+        assert store.ids({"said": "é" * 300}) == sorted(documents)
+        # One that is too large alone is the caller's to leave out. Those before it are stored.
+        large, said = dyadic(7, 300)[0], "document 'large' is larger than the server takes: split it"
+        told = "2 of 4 documents are stored, the others are as they were"
+        with pytest.raises(InputError, match=f"{said}.*{told}"):
+            fill(store, {"new": large[:1], "newer": large[:2], "large": large, "d0": large[:3]})
+        with pytest.raises(InputError, match=f"{said}.*proxy before it$"):
+            fill(store, {"large": large})
+        with pytest.raises(InputError, match="document 'd1' is larger than the server takes.*1 of 7 documents"):
+            store.set_metadata(list(documents), [{"said": "é" * (900 * (name == "d1"))} for name in documents])
+        assert store.ids() == sorted([*documents, "new", "newer"])
+        assert [document.metadata for document in store.get(["d0", "d1", "d2"])] == [
+            {"said": ""},
+            {"said": "é" * 300},
+            {"said": "é" * 300},
+        ]
+    client.close()
+
+
+def test_a_proxys_answer_to_what_is_too_large_is_known_by_grpc() -> None:
+    class FromProxy(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.UNKNOWN
+
+        def details(self) -> str:
+            return "Received http2 header with status: 413"
+
+    failure = failure_of(FromProxy(), "upsert")
+    assert failure is not None
+    assert (failure.error.status, failure.again) == (413, False)
 
 
 def test_metadata_goes_in_requests_of_a_bounded_size_with_the_texts_that_go_along(server: QdrantServer) -> None:

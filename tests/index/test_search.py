@@ -367,10 +367,10 @@ def test_no_documents_leave_the_dimension_open() -> None:
 def test_of_two_writers_at_once_the_first_decides_on_the_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
     store, encode = MemoryStore(), Layout.encode
 
-    def overtaken(layout: Layout, embeddings: TokenEmbeddings) -> dict[str, torch.Tensor]:
+    def overtaken(layout: Layout, embeddings: TokenEmbeddings, names: list[str]) -> dict[str, torch.Tensor]:
         monkeypatch.undo()
         store.upsert(["quick"], units(1, 2, dim=3))
-        return encode(layout, embeddings)
+        return encode(layout, embeddings, names)
 
     monkeypatch.setattr(Layout, "encode", overtaken)
     with pytest.raises(InputError, match="vectors of dim 3, not 8"):

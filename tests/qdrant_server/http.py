@@ -111,7 +111,7 @@ class QdrantServer:
     def grpc_port(self) -> int:
         """Where it listens for gRPC too, from now on."""
         if self._grpc is None:
-            self._grpc = rpc.serve(self.answer)
+            self._grpc = rpc.serve(self.answer, self.most_bytes)
         return self._grpc[1]
 
     @property

@@ -157,16 +157,17 @@ def _update_result(result: Json) -> Any:
     return messages.UpdateResult(operation_id=result["operation_id"], status=messages.UpdateStatus.Completed)
 
 
-def serve(answer: Answer) -> tuple[grpc.Server, int]:
+def serve(answer: Answer, most_bytes: int) -> tuple[grpc.Server, int]:
     """Listen on the loopback interface.
 
     Args:
         answer: Gives what a REST call gets.
+        most_bytes: Largest message that it takes.
 
     Returns:
         The server, and its port.
     """
-    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)])
+    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", most_bytes)])
     messages.add_CollectionsServicer_to_server(Collections(answer), server)
     messages.add_PointsServicer_to_server(Points(answer), server)
     port = server.add_insecure_port("127.0.0.1:0")
