@@ -1,4 +1,4 @@
-"""Numbers and texts that arguments may be, for all rooms; without torch."""
+"""Numbers, texts and keys that arguments may be, for all rooms; without torch. Each check raises ``InputError``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from numbers import Real
 
 from .errors import InputError
 
-__all__ = ["check_pool_factor", "check_text", "check_threshold", "check_timeout", "check_whole_number"]
+__all__ = [
+    "check_pool_factor",
+    "check_sendable",
+    "check_text",
+    "check_threshold",
+    "check_timeout",
+    "check_whole_number",
+]
 
 
 def check_whole_number(name: str, value: object, least: int = 1, otherwise: str = "") -> None:
@@ -32,6 +39,18 @@ def check_threshold(value: object) -> None:
     """Refuse what no score can be compared with, but for None."""
     if value is not None and (not isinstance(value, Real) or value != value):
         raise InputError(f"score_threshold must be a number, or None for no limit, not {value!r}")
+
+
+def check_sendable(name: str, value: object) -> None:
+    """Refuse a key that can't be sent in a header, by the name of what holds it: it is never shown itself."""
+    # The transports' own errors would print it.
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be a string, not {type(value).__name__}")
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise InputError(
+            f"{name} has spaces, line ends or non-ASCII characters, so it can't be sent in a request. If it was read "
+            "from a file or a variable, call .strip() on it."
+        )
 
 
 def check_text(name: str, value: object) -> None:

@@ -42,11 +42,11 @@ class Fingerprint:
         kept = {name: value for name, value in self.settings.items() if name not in _OF_THIS_MACHINE}
         object.__setattr__(self, "settings", kept)
 
-    def after(self, kept: Fingerprint | None) -> Fingerprint:
+    def keeping_encodings_of(self, kept: Fingerprint | None) -> Fingerprint:
         """This fingerprint; where it has no ``encodings``, with those of ``kept``."""
         return self if kept is None or self.encodings else replace(self, encodings=kept.encodings)
 
-    def joined(self, other: Fingerprint | None) -> Fingerprint:
+    def with_encodings_of(self, other: Fingerprint | None) -> Fingerprint:
         """This one, with the encodings of both."""
         more = [] if other is None else [each for each in other.encodings if each not in self.encodings]
         return replace(self, encodings=[*self.encodings, *more])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .cuts import CutDocuments
 from .embeddings import TokenEmbeddings
@@ -18,6 +18,8 @@ from .model import ColBERT
 from .stale import StaleVectors
 
 __all__ = ["Loaded", "Loader", "Row"]
+
+T = TypeVar("T")
 
 # Most characters of the texts of a window: some 500,000 tokens, or 256 MB of vectors in 128 dimensions; and of each of
 # its texts on average, so that a window of few is little work also where texts are long.
@@ -105,8 +107,8 @@ class Loader:
         store: Keeps them.
         pool_factor: About 1 in ``pool_factor`` vectors of a document is kept.
         reencode: Whether what is there with the same text is encoded again.
-        alike: Ids of documents that an earlier loader of this model and store has encoded, where the store has others
-            that were encoded otherwise; this one adds its own. None: not known.
+        alike: Ids known to be encoded with the current settings, in a store that also holds vectors of others; shared
+            by the loaders of an index, which add to it. None: start empty.
     """
 
     def __init__(
@@ -190,17 +192,11 @@ class Loader:
         return _Window(checked, moved, pieces, refused)
 
     def _encode(self, documents: list[_Document]) -> tuple[list[_Piece], dict[str, Exception]]:
-        if not documents:
-            return [], {}
-        try:
-            return [_Piece(documents, self._encode_texts([document.text for document in documents]))], {}
-        except InputError as error:
-            if len(documents) == 1:
-                return [], {documents[0].id: error}
-        # One of them can't be encoded: halve until it is alone, so that it takes no other with it.
-        middle = len(documents) // 2
-        (pieces, failures), (others, more) = self._encode(documents[:middle]), self._encode(documents[middle:])
-        return pieces + others, failures | more
+        def encode(part: slice) -> _Piece:
+            some = documents[part]
+            return _Piece(some, self._encode_texts([document.text for document in some]))
+
+        return _in_halves(documents, encode)
 
     def _encode_texts(self, texts: list[str]) -> TokenEmbeddings:
         unique = list(dict.fromkeys(texts))
@@ -212,9 +208,9 @@ class Loader:
         return TokenEmbeddings.from_list([encoded[place[text]] for text in texts])
 
     def _write(self, window: _Window) -> Loaded:
-        refused = window.failures | _refused(window.moved, partial(self._move, window.moved))
+        refused = window.failures | _in_halves(window.moved, partial(self._move, window.moved))[1]
         for piece in window.pieces:
-            refused |= _refused(piece.documents, partial(self._upsert, piece))
+            refused |= _in_halves(piece.documents, partial(self._upsert, piece))[1]
         checked = window.checked
         ids = [document.id for document in checked.documents if document.id not in refused]
         encoded = sum(document.id not in refused for piece in window.pieces for document in piece.documents)
@@ -239,28 +235,28 @@ def _columns(documents: list[_Document]) -> tuple[list[str], list[Mapping[str, A
     return [document.id for document in documents], [document.metadata for document in documents]
 
 
-def _refused(documents: list[_Document], store: Callable[[slice], None]) -> dict[str, Exception]:
-    """Store documents together, halved until one that can't be stored is alone, so that it takes no other with it.
+def _in_halves(documents: list[_Document], work: Callable[[slice], T]) -> tuple[list[T], dict[str, Exception]]:
+    """Work on documents together, halved until one that can't be worked on is alone: it takes no other with it.
 
     Args:
         documents: The documents.
-        store: Stores a part of them.
+        work: Works on a part of them.
 
     Returns:
-        Which could not be stored, by id, and why.
+        What came of the parts, and which documents were refused, by id, and why.
     """
 
-    def halve(first: int, last: int) -> dict[str, Exception]:
+    def halve(first: int, last: int) -> tuple[list[T], dict[str, Exception]]:
+        if first == last:
+            return [], {}
         try:
-            if first < last:
-                store(slice(first, last))
+            return [work(slice(first, last))], {}
         except InputError as error:
             if last - first == 1:
-                return {documents[first].id: error}
-        else:
-            return {}
+                return [], {documents[first].id: error}
         middle = (first + last) // 2
-        return halve(first, middle) | halve(middle, last)
+        (done, refused), (more, others) = halve(first, middle), halve(middle, last)
+        return done + more, refused | others
 
     return halve(0, len(documents))
 

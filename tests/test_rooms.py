@@ -54,9 +54,8 @@ ROOMS = {
     "devices": {".errors", "numpy", "torch"},
     "embeddings": {".errors", "torch"},
     "progress": {"tqdm"},
-    "sendable": {".errors"},
     "single_flight": set[str](),
-    "checkpoint": {".errors", ".sendable", "huggingface_hub", "numpy", "safetensors", "torch"},
+    "checkpoint": {".checks", ".errors", "huggingface_hub", "numpy", "safetensors", "torch"},
     "encoder": {
         ".cancellation",
         ".checkpoint",
@@ -77,7 +76,7 @@ ROOMS = {
     # It sees embeddings, never texts to encode.
     "index": {".cancellation", ".checks", ".devices", ".embeddings", ".errors", ".fingerprint", ".progress"}
     | {".scoring", ".worker", "filelock", "numpy", "safetensors", "torch"},
-    "qdrant": {".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".index", ".sendable"}
+    "qdrant": {".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".index"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},
     "stale": {".cuts", ".errors", ".index", ".model"},
@@ -90,7 +89,7 @@ ROOMS = {
     | {"langchain_core", "pydantic", "typing_extensions"},
     "llama_index": {".adapter", ".checks", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
     | {"llama_index.core", "pydantic", "typing_extensions"},
-    "vllm": {".checkpoint", ".checks", ".encoder", ".errors", ".ranking", ".sendable", "httpx", "numpy", "torch"},
+    "vllm": {".checkpoint", ".checks", ".encoder", ".errors", ".ranking", "httpx", "numpy", "torch"},
     # Nothing imports it.
     "cli": {".__version__", ".colbert_index", ".corpus", ".errors", ".explain", ".index", ".location", ".model"}
     | {".ranking", ".scoring", ".settings", "filelock", "huggingface_hub", "matplotlib", "rich"},

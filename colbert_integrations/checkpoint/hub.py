@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
+from ..checks import check_sendable
 from ..errors import CheckpointError, CheckpointNotFoundError, MissingExtraError
-from ..sendable import check_sendable
 from .digest import OTHER_FOLDERS, PICKLED, WEIGHTS
 
 __all__ = ["HubOptions", "locate"]

@@ -148,7 +148,7 @@ class MemoryStore(Store):
         """Record which model the vectors come from; see ``Store.bind``."""
         with self._alone():
             check_same(self._fingerprint, fingerprint, "this store")
-            self._fingerprint = fingerprint.after(self._fingerprint)
+            self._fingerprint = fingerprint.keeping_encodings_of(self._fingerprint)
 
     # ------------------------------------------------------------------------------------------------------ writing
 

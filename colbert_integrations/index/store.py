@@ -278,7 +278,7 @@ class Store(ABC):
         if not isinstance(source, Store):
             raise InputError(f"source must be a store, not {type(source).__name__}; that of an index is its .store")
         if source.fingerprint is not None:
-            self.bind(source.fingerprint.joined(self.fingerprint))
+            self.bind(source.fingerprint.with_encodings_of(self.fingerprint))
         moved, cancellation = 0, current_cancellation()
         with progress_bar(source.count(), show_progress, "Copying") as bar:
             for batch in _batches(source.iter_documents(), batch_tokens):

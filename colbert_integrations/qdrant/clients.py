@@ -9,9 +9,8 @@ from typing import Any
 import httpx
 from qdrant_client import QdrantClient
 
-from ..checks import check_timeout
+from ..checks import check_sendable, check_timeout
 from ..errors import InputError, StoreError
-from ..sendable import check_sendable
 
 __all__ = ["UNUSABLE", "check_proxies", "client_of"]
 

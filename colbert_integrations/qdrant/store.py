@@ -226,7 +226,7 @@ class QdrantStore(Store):
         # Under this name here; there it stays as it is, since a key that may only read opens an index too.
         if kept is not None and fingerprint.encodings and [*fingerprint.encodings] != [*kept.encodings]:
             yield from bound(self._connection, self._form, found, replace(kept, encodings=fingerprint.encodings))
-        self._collection = replace(found, fingerprint=fingerprint.after(kept))
+        self._collection = replace(found, fingerprint=fingerprint.keeping_encodings_of(kept))
 
     # ------------------------------------------------------------------------------------------------------ writing
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import httpx
 
-from ..checks import check_timeout, check_whole_number
+from ..checks import check_sendable, check_timeout, check_whole_number
 from ..errors import InputError
-from ..sendable import check_sendable
 
 __all__ = ["API_KEY_VARIABLE", "ServerSettings", "roots"]
 
