@@ -24,8 +24,8 @@ __all__ = [
     "check_queries",
     "check_same",
     "check_search",
-    "checked",
-    "checked_notes",
+    "checked_documents",
+    "checked_metadata",
     "finite_as",
 ]
 
@@ -103,39 +103,39 @@ def check_same(kept: Fingerprint | None, fingerprint: Fingerprint, where: str) -
         )
 
 
-def checked_notes(
+def checked_metadata(
     ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Metadata and texts by id, copied from what ``Store.set_metadata`` was given."""
-    names, notes = check_ids(ids), list(metadatas)
-    bodies = [] if texts is None else list(texts)
-    for what, column in (("metadatas", notes), ("texts", names if texts is None else bodies)):
-        if len(column) != len(names):
-            raise InputError(f"{len(names)} ids but {len(column)} {what}")
-    copies = {name: json_copy(note, name) for name, note in zip(names, notes, strict=True)}
-    return copies, dict(zip(names, bodies, strict=False))
+    ids, metadatas = check_ids(ids), list(metadatas)
+    texts = None if texts is None else list(texts)
+    for what, column in (("metadatas", metadatas), ("texts", ids if texts is None else texts)):
+        if len(column) != len(ids):
+            raise InputError(f"{len(ids)} ids but {len(column)} {what}")
+    copies = {name: json_copy(metadata, name) for name, metadata in zip(ids, metadatas, strict=True)}
+    return copies, {} if texts is None else dict(zip(ids, texts, strict=True))
 
 
-def checked(
+def checked_documents(
     ids: Sequence[str],
     embeddings: TokenEmbeddings,
     texts: Sequence[str | None] | None,
     metadatas: Sequence[Metadata | None] | None,
 ) -> tuple[list[str], list[str | None], list[dict[str, Any]]]:
     """Ids, texts and metadata of documents that can be stored, copied from what ``Store.upsert`` was given."""
-    names = check_ids(ids)
+    ids = check_ids(ids)
     check_embeddings("embeddings", embeddings)
-    bodies: list[str | None] = [None] * len(names) if texts is None else list(texts)
-    notes = [None] * len(names) if metadatas is None else list(metadatas)
-    for what, number in (("embeddings", len(embeddings)), ("texts", len(bodies)), ("metadatas", len(notes))):
-        if number != len(names):
-            raise InputError(f"{len(names)} ids but {number} {what}")
-    for name, length, body in zip(names, embeddings.lengths, bodies, strict=True):
+    texts = [None] * len(ids) if texts is None else list(texts)
+    metadatas = [None] * len(ids) if metadatas is None else list(metadatas)
+    for what, number in (("embeddings", len(embeddings)), ("texts", len(texts)), ("metadatas", len(metadatas))):
+        if number != len(ids):
+            raise InputError(f"{len(ids)} ids but {number} {what}")
+    for name, length, text in zip(ids, embeddings.lengths, texts, strict=True):
         if not length:
             raise InputError(f"document {name!r} has no vectors, so nothing can find it")
-        if body is not None and not isinstance(body, str):
-            raise InputError(f"the text of document {name!r} must be a string, not {type(body).__name__}")
-    return names, bodies, [json_copy(note, name) for name, note in zip(names, notes, strict=True)]
+        if text is not None and not isinstance(text, str):
+            raise InputError(f"the text of document {name!r} must be a string, not {type(text).__name__}")
+    return ids, texts, [json_copy(metadata, name) for name, metadata in zip(ids, metadatas, strict=True)]
 
 
 def finite_as(embeddings: TokenEmbeddings, dtype: str, names: Sequence[str] = ()) -> torch.Tensor:

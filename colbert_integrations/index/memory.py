@@ -28,8 +28,8 @@ from .checks import (
     check_queries,
     check_same,
     check_search,
-    checked,
-    checked_notes,
+    checked_documents,
+    checked_metadata,
 )
 from .filters import is_yes, matches, parse_filter
 from .layout import Layout
@@ -161,13 +161,13 @@ class MemoryStore(Store):
     ) -> None:
         """Store documents; one whose id is there replaces the old one. See ``Store.upsert``."""
         self._now()
-        names, bodies, notes = checked(ids, embeddings, texts, metadatas)
+        names, kept_texts, kept_metadatas = checked_documents(ids, embeddings, texts, metadatas)
         if not names:
             return
         layout = self._layout or Layout(embeddings.dim, self._dtype, self._nbits, self._keep_originals)
         with no_autocast(self.device):
             columns = layout.encode(embeddings.to(self.device), names)
-        batch = last_of_each(Batch(names, bodies, notes, embeddings.lengths, columns))
+        batch = last_of_each(Batch(names, kept_texts, kept_metadatas, embeddings.lengths, columns))
         with self._alone():
             if self._layout is None:
                 self._layout = layout
@@ -179,13 +179,13 @@ class MemoryStore(Store):
         self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None = None
     ) -> None:
         """Replace the metadata of documents; see ``Store.set_metadata``."""
-        notes, expected = checked_notes(ids, metadatas, texts)
+        metadata_of, text_of = checked_metadata(ids, metadatas, texts)
         with self._alone():
-            found = self._by_segment(self._still(expected) if expected else list(notes))
+            found = self._by_segment(self._still(text_of) if text_of else list(metadata_of))
             # Written anew, from their own codes: a search that is under way keeps the old.
             batches = [copy_of(segment, positions) for segment, positions in found.items()]
             for batch in batches:
-                batch.metadatas = [notes[name] for name in batch.ids]
+                batch.metadatas = [metadata_of[name] for name in batch.ids]
             self._replace(batches)
 
     def delete(self, ids: Sequence[str]) -> None:

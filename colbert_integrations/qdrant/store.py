@@ -28,8 +28,8 @@ from ..index.checks import (
     check_queries,
     check_same,
     check_search,
-    checked,
-    checked_notes,
+    checked_documents,
+    checked_metadata,
     finite_as,
 )
 from ..index.store import Metadata
@@ -267,7 +267,7 @@ class QdrantStore(Store):
         metadatas: Sequence[Metadata | None] | None,
     ) -> list[Prepared]:
         """What can be stored, checked as far as that goes without the server."""
-        names, bodies, notes = checked(ids, embeddings, texts, metadatas)
+        names, kept_texts, kept_metadatas = checked_documents(ids, embeddings, texts, metadatas)
         if not names:
             return []
         kept = TokenEmbeddings(finite_as(embeddings.to("cpu"), self._form.dtype, names), embeddings.offsets.cpu())
@@ -277,9 +277,9 @@ class QdrantStore(Store):
                     f"document {name!r} has {len(matrix)} vectors of dim {kept.dim}: a Qdrant server takes at most "
                     f"{(_TOO_MANY_FLOATS - 1) // kept.dim}; split it, or pool its vectors"
                 )
-        payloads = [payload_of(*row) for row in zip(names, bodies, notes, strict=True)]
+        payloads = [payload_of(*row) for row in zip(names, kept_texts, kept_metadatas, strict=True)]
         sizes = list(map(size_of, payloads))
-        firsts = None if self._first is None else self._first.of_documents(kept, bodies, names)
+        firsts = None if self._first is None else self._first.of_documents(kept, kept_texts, names)
         last = {name: place for place, name in enumerate(names)}  # of a repeated id the last counts
         return [
             Prepared(
@@ -317,14 +317,14 @@ class QdrantStore(Store):
     def _set_metadata(
         self, ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None
     ) -> Steps[None]:
-        notes, expected = checked_notes(ids, metadatas, texts)
+        metadata_of, text_of = checked_metadata(ids, metadatas, texts)
         found = yield from self._opened()
         hashed = found is not None and found.has_text_hashes
-        operations = [_set_payload(name, note, expected.get(name), hashed) for name, note in notes.items()]
+        operations = [_set_payload(name, one, text_of.get(name), hashed) for name, one in metadata_of.items()]
         if found is None:
             return
         yield from _written(
-            list(notes),
+            list(metadata_of),
             batches(operations, itemgetter(1), self._batch_bytes),
             lambda some: Request("batch_update_points", {"update_operations": [one for one, _ in some], "wait": True}),
         )
