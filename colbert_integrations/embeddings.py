@@ -11,7 +11,7 @@ import torch
 
 from .errors import InputError, ShapeError
 
-__all__ = ["TokenEmbeddings"]
+__all__ = ["TokenEmbeddings", "offsets_of"]
 
 
 class TokenEmbeddings:
@@ -181,6 +181,22 @@ class TokenEmbeddings:
             f"TokenEmbeddings(n={len(self)}, tokens={len(self.values)}, dim={self.dim}, dtype={dtype}, "
             f"device={self.device})"
         )
+
+
+def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
+    """Where entries of these lengths begin, one after another, and the last one ends.
+
+    Args:
+        lengths: Of each entry, ``(n,)`` int64.
+
+    Returns:
+        ``(n + 1,)`` int64, on the same device.
+
+    Example:
+        >>> offsets_of(torch.tensor([3, 0, 2])).tolist()
+        [0, 3, 3, 5]
+    """
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 
 def _check_tensor(name: str, given: object) -> None:

@@ -1,4 +1,4 @@
-"""The compiled kernel, where it is installed: loads ``colbert_integrations_kernel``; scoring and encoding call it."""
+"""The compiled kernel, where it is installed: what ``kernel.h`` declares, for scoring and encoding to call."""
 
 from __future__ import annotations
 
@@ -7,20 +7,38 @@ import importlib.util
 import logging
 from enum import IntEnum
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
-__all__ = ["STORAGES", "Arithmetic", "Kernel", "address", "load"]
+__all__ = [
+    "ACTIVATIONS",
+    "STORAGES",
+    "Activation",
+    "Arithmetic",
+    "AttentionJob",
+    "Kernel",
+    "LinearJob",
+    "MaxSimJob",
+    "NormJob",
+    "address",
+    "load",
+]
 
 _log = logging.getLogger(__name__)
 
-_INT, _LONG, _ADDRESS = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+_INT, _LONG, _FLOAT, _ADDRESS = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 _INTERFACE = 3  # that of kernel.h
 
+Activation: TypeAlias = Literal["none", "gelu", "gelu_tanh", "relu"]
+
 STORAGES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 """``enum storage`` of ``kernel.h``: the forms in which vectors can be."""
+
+
+ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+"""``enum activation`` of ``kernel.h``: what follows the sums of a linear layer."""
 
 
 class Arithmetic(IntEnum):
@@ -39,6 +57,90 @@ class Arithmetic(IntEnum):
     def coordinates(self) -> int:
         """How many coordinates are multiplied at once; the dimension must be a multiple of it."""
         return {Arithmetic.FLOAT32: 1, Arithmetic.BFLOAT16: 2, Arithmetic.INT8: 4}[self]
+
+
+# The jobs, field by field as in ``kernel.h``, which says what each is.
+
+
+class MaxSimJob(ctypes.Structure):
+    """``struct maxsim`` of ``kernel.h``."""
+
+    _fields_ = [
+        ("storage", _INT),
+        ("arithmetic", _INT),
+        ("dim", _LONG),
+        ("rows", _ADDRESS),
+        ("matrices", _ADDRESS),
+        ("row_scales", _ADDRESS),
+        ("document_steps", _ADDRESS),
+        ("bounds", _ADDRESS),
+        ("documents", _LONG),
+        ("packed", _ADDRESS),
+        ("token_steps", _ADDRESS),
+        ("token_sums", _ADDRESS),
+        ("query_bounds", _ADDRESS),
+        ("queries", _LONG),
+        ("scores", _ADDRESS),
+    ]
+
+
+class AttentionJob(ctypes.Structure):
+    """``struct attention`` of ``kernel.h``."""
+
+    _fields_ = [
+        ("storage", _INT),
+        ("sequences", _LONG),
+        ("heads", _LONG),
+        ("head_dim", _LONG),
+        ("stride", _LONG),
+        ("window", _LONG),
+        ("scale", _FLOAT),
+        ("queries", _ADDRESS),
+        ("keys", _ADDRESS),
+        ("values", _ADDRESS),
+        ("bounds", _ADDRESS),
+        ("attended", _ADDRESS),
+        ("cosines", _ADDRESS),
+        ("sines", _ADDRESS),
+        ("out", _ADDRESS),
+    ]
+
+
+class LinearJob(ctypes.Structure):
+    """``struct linear`` of ``kernel.h``."""
+
+    _fields_ = [
+        ("arithmetic", _INT),
+        ("activation", _INT),
+        ("rows", _LONG),
+        ("inputs", _LONG),
+        ("outputs", _LONG),
+        ("x", _ADDRESS),
+        ("packed", _ADDRESS),
+        ("steps", _ADDRESS),
+        ("sums", _ADDRESS),
+        ("bias", _ADDRESS),
+        ("factors", _ADDRESS),
+        ("out", _ADDRESS),
+    ]
+
+
+class NormJob(ctypes.Structure):
+    """``struct norm`` of ``kernel.h``."""
+
+    _fields_ = [
+        ("storage", _INT),
+        ("rows", _LONG),
+        ("width", _LONG),
+        ("eps", _FLOAT),
+        ("left", _ADDRESS),
+        ("right", _ADDRESS),
+        ("weight", _ADDRESS),
+        ("bias", _ADDRESS),
+        ("total", _ADDRESS),
+        ("normed", _ADDRESS),
+        ("rounded", _ADDRESS),
+    ]
 
 
 def address(tensor: torch.Tensor | None) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
-from ..embeddings import TokenEmbeddings
+from ..embeddings import TokenEmbeddings, offsets_of
 
 __all__ = ["pool_by_kmeans"]
 
@@ -31,7 +31,7 @@ def pool_by_kmeans(embeddings: TokenEmbeddings, factor: int) -> TokenEmbeddings:
     """
     lengths = embeddings.offsets.diff()
     counts = -(-lengths // factor)
-    firsts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))  # of each document's clusters
+    firsts = offsets_of(counts)  # of each document's clusters
     places = _places(lengths)  # of each token in its document
     owner = torch.repeat_interleave(lengths)
     padded = embeddings.values.new_zeros(len(lengths), int(lengths.max()), embeddings.dim)

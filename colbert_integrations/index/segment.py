@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..devices import send
-from ..embeddings import TokenEmbeddings
+from ..embeddings import TokenEmbeddings, offsets_of
 from ..scoring.blocks import ranges
 from .kmeans import pool_by_kmeans
 from .layout import PER_DOCUMENT, Columns, Layout, part
@@ -319,9 +319,5 @@ def _merged(values: torch.Tensor, lengths: torch.Tensor) -> TokenEmbeddings:
     """Vectors of documents, 1 in ``_POOL_FACTOR`` of them left; of long ones piece by piece."""
     counts = [min(_POOL_TOKENS, n - at) for n in lengths.tolist() for at in range(0, n, _POOL_TOKENS)]
     pieces = torch.tensor(counts, dtype=torch.int64, device=lengths.device)
-    merged = pool_by_kmeans(TokenEmbeddings(values, _offsets(pieces)), _POOL_FACTOR)
-    return TokenEmbeddings(merged.values, _offsets(-(-lengths // _POOL_FACTOR)))
-
-
-def _offsets(lengths: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    merged = pool_by_kmeans(TokenEmbeddings(values, offsets_of(pieces)), _POOL_FACTOR)
+    return TokenEmbeddings(merged.values, offsets_of(-(-lengths // _POOL_FACTOR)))

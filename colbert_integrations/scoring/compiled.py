@@ -7,31 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ..kernel import STORAGES, Arithmetic, Kernel, address
+from ..embeddings import offsets_of
+from ..kernel import STORAGES, Arithmetic, Kernel, MaxSimJob, address
 
-__all__ = ["CompiledQueries", "bounds_of"]
-
-
-class _Job(ctypes.Structure):
-    """``struct job`` of ``kernel.h``."""
-
-    _fields_ = [
-        ("storage", ctypes.c_int32),
-        ("arithmetic", ctypes.c_int32),
-        ("dim", ctypes.c_int64),
-        ("rows", ctypes.c_void_p),
-        ("matrices", ctypes.c_void_p),
-        ("row_scales", ctypes.c_void_p),
-        ("document_steps", ctypes.c_void_p),
-        ("bounds", ctypes.c_void_p),
-        ("documents", ctypes.c_int64),
-        ("packed", ctypes.c_void_p),
-        ("token_steps", ctypes.c_void_p),
-        ("token_sums", ctypes.c_void_p),
-        ("query_bounds", ctypes.c_void_p),
-        ("queries", ctypes.c_int64),
-        ("scores", ctypes.c_void_p),
-    ]
+__all__ = ["CompiledQueries"]
 
 
 class CompiledQueries:
@@ -56,7 +35,7 @@ class CompiledQueries:
     ) -> None:
         self._kernel, self._arithmetic, self._dim = kernel, arithmetic, values.shape[1]
         self._packed = kernel.pack(values.to(arithmetic.dtype), arithmetic)
-        self._bounds = bounds_of(torch.tensor(lengths, dtype=torch.int64, device="cpu"))
+        self._bounds = offsets_of(torch.tensor(lengths, dtype=torch.int64, device="cpu"))
         self._token_steps = _contiguous(token_steps)
         self._token_sums = values.sum(1, dtype=torch.int32) if arithmetic is Arithmetic.INT8 else None
 
@@ -89,10 +68,10 @@ class CompiledQueries:
         if not scores.numel():
             return scores
         rows, matrices = _addresses(documents)
-        bounds = bounds_of(lengths)
+        bounds = offsets_of(lengths)
         # Named, so that they live until the call is over.
         scales, steps = _contiguous(row_scales), _contiguous(document_steps)
-        job = _Job(
+        job = MaxSimJob(
             storage=STORAGES[rows[0].dtype],
             arithmetic=self._arithmetic,
             dim=self._dim,
@@ -121,11 +100,6 @@ def _addresses(
         return [documents.contiguous()], None
     held = [matrix.contiguous() for matrix in documents]
     return held, (ctypes.c_void_p * len(held))(*[matrix.data_ptr() for matrix in held])
-
-
-def bounds_of(lengths: torch.Tensor) -> torch.Tensor:
-    """Where entries of some lengths, ``(n,)`` int64, begin and the last ends, ``(n + 1,)`` int64 on the same device."""
-    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 
 def _contiguous(values: torch.Tensor | None) -> torch.Tensor | None:

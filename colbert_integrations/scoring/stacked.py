@@ -6,10 +6,10 @@ import torch
 
 from .. import kernel as compiled
 from ..devices import cpu
-from ..embeddings import TokenEmbeddings
+from ..embeddings import TokenEmbeddings, offsets_of
 from ..kernel import STORAGES, Arithmetic, Kernel
 from .blocks import Documents, as_int8, take_maxima
-from .compiled import CompiledQueries, bounds_of
+from .compiled import CompiledQueries
 from .onednn import OneDNNQueries, is_available
 from .triton import TritonQueries, supports
 
@@ -84,7 +84,7 @@ class StackedQueries:
             return self._sums(self._onednn.best(rows, lengths, row_scales), lengths)
         rows = rows if isinstance(rows, torch.Tensor) else torch.cat(list(rows))
         if row_scales is None and self._by_triton(dtype):
-            return self._triton_for(dtype).score(rows.contiguous(), bounds_of(lengths))
+            return self._triton_for(dtype).score(rows.contiguous(), offsets_of(lengths))
         similarities = rows.to(self.values.dtype) @ self.values.T  # (tokens, query_tokens)
         if row_scales is not None:
             similarities *= row_scales[:, None]
@@ -109,7 +109,7 @@ class StackedQueries:
             return self._compiled_int8(self._kernel).score(codes, lengths, document_steps=steps)
         if self._on_gpu(torch.int8):
             return self._triton_for(torch.int8).score(
-                codes.contiguous(), bounds_of(lengths), steps.float().contiguous()
+                codes.contiguous(), offsets_of(lengths), steps.float().contiguous()
             )
         query_codes, token_steps = self._as_int8()
         if self._onednn is not None:

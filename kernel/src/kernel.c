@@ -38,7 +38,7 @@ static inline uint16_t as_bfloat16(float value)
 }
 
 /* The beginning of a document: no best yet, (padded query tokens,) float32 or int32. */
-static void begin(const struct job *job, int64_t tokens, void *best, int32_t *not_numbers)
+static void begin(const struct maxsim *job, int64_t tokens, void *best, int32_t *not_numbers)
 {
     for (int64_t t = 0; t < tokens; t++) {
         if (job->arithmetic == IN_INT8)
@@ -51,7 +51,7 @@ static void begin(const struct job *job, int64_t tokens, void *best, int32_t *no
 
 /* The end of a document: from the best of each query token, (query tokens,) float32 or int32, to the scores. lift is what
  * was added to the documents' codes. */
-static void finish(const struct job *job, int64_t document, int64_t length, const void *best, const int32_t *not_numbers,
+static void finish(const struct maxsim *job, int64_t document, int64_t length, const void *best, const int32_t *not_numbers,
                    int32_t lift)
 {
     for (int64_t q = 0; q < job->queries; q++) {
@@ -76,7 +76,7 @@ struct ahead {
     int64_t length, row_bytes, row; /* row: what to ask for first, counted from the document's beginning */
 };
 
-static struct ahead document_rows(const struct job *job, int64_t document)
+static struct ahead document_rows(const struct maxsim *job, int64_t document)
 {
     int64_t begin = job->bounds[document], length = job->bounds[document + 1] - begin;
     int64_t row_bytes = job->dim * bytes_in(job->storage);
@@ -302,7 +302,7 @@ struct instruction_set {
     int64_t panel_tokens;
     int multiplies_bfloat16;
     int64_t code_bytes; /* of numbers of int8 as it multiplies them; 0 if it doesn't */
-    int (*score)(const struct job *, int32_t);
+    int (*score)(const struct maxsim *, int32_t);
     int (*attention)(const struct attention *, int32_t);
     int (*norm)(const struct norm *, int32_t);
     int (*linear)(const struct linear *, int32_t);
@@ -406,7 +406,7 @@ void maxsim_pack(int32_t rank, int32_t arithmetic, const void *values, int64_t t
     }
 }
 
-int maxsim_score(int32_t rank, const struct job *job, int32_t threads)
+int maxsim_score(int32_t rank, const struct maxsim *job, int32_t threads)
 {
     return instruction_set(rank)->score(job, threads);
 }

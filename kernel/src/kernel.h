@@ -11,7 +11,7 @@ enum storage { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, INT8 = 3 };
 enum arithmetic { IN_FLOAT32 = 0, IN_BFLOAT16 = 1, IN_INT8 = 2 };
 
 /* One call of maxsim_score: all documents against all queries. Row-major, contiguous arrays throughout; NULL where not needed. */
-struct job {
+struct maxsim {
     int32_t storage, arithmetic;
     int64_t dim;
     const void *rows;            /* (bounds[documents], dim), in the form of storage; NULL if matrices is given */
@@ -93,7 +93,7 @@ int64_t maxsim_packed_bytes(int32_t rank, int32_t arithmetic, int64_t tokens, in
 void maxsim_pack(int32_t rank, int32_t arithmetic, const void *values, int64_t tokens, int64_t dim, void *packed);
 
 /* Score: 0, or 1 if there is not enough memory. A document without rows scores -inf; a NaN makes its scores NaN. */
-int maxsim_score(int32_t rank, const struct job *job, int32_t threads);
+int maxsim_score(int32_t rank, const struct maxsim *job, int32_t threads);
 
 /* Attend: 0, or 1 if there is not enough memory. */
 int attention(int32_t rank, const struct attention *job, int32_t threads);

@@ -73,7 +73,7 @@ TARGET static inline void NAME(best_codes)(const CODE *rows, int64_t count, int6
 /* ------------------------------------------------------------------------------------------- rows as they are needed */
 
 /* Copy rows as float32, scaled; the last one again and again where there are fewer than a tile. */
-TARGET static void NAME(as_floats)(const struct job *job, const void *rows, const float *scales, int64_t count,
+TARGET static void NAME(as_floats)(const struct maxsim *job, const void *rows, const float *scales, int64_t count,
                                    int64_t filled, float *out)
 {
     int64_t dim = job->dim;
@@ -125,7 +125,7 @@ struct NAME(room) {
 };
 
 /* Some rows of a document through all panels. */
-TARGET static void NAME(chunk)(const struct job *job, struct NAME(room) *room, const void *rows, const float *scales,
+TARGET static void NAME(chunk)(const struct maxsim *job, struct NAME(room) *room, const void *rows, const float *scales,
                                int64_t count, int64_t panels, struct ahead ahead)
 {
     int64_t dim = job->dim, filled = count < ROWS ? ROWS : count;
@@ -159,7 +159,7 @@ TARGET static void NAME(chunk)(const struct job *job, struct NAME(room) *room, c
                           room->best + p * TOKENS, room->not_numbers + p * TOKENS);
 }
 
-TARGET static void NAME(document)(const struct job *job, struct NAME(room) *room, int64_t document, int64_t panels)
+TARGET static void NAME(document)(const struct maxsim *job, struct NAME(room) *room, int64_t document, int64_t panels)
 {
     struct ahead ahead = document_rows(job, document);
     int64_t length = ahead.length;
@@ -185,7 +185,7 @@ TARGET static void NAME(document)(const struct job *job, struct NAME(room) *room
     finish(job, document, length, room->best, room->not_numbers, lift);
 }
 
-TARGET static int NAME(score)(const struct job *job, int32_t threads)
+TARGET static int NAME(score)(const struct maxsim *job, int32_t threads)
 {
     int64_t tokens = job->query_bounds[job->queries], panels = (tokens + TOKENS - 1) / TOKENS;
     int failed = 0;

@@ -43,7 +43,7 @@ TILE_TARGET static inline void take_ints(const int32_t *sums, int32_t *best)
 }
 
 /* Some rows of a document through all panels; those before them too where they are fewer than a tile. */
-TILE_TARGET static void chunk_by_tiles(const struct job *job, struct tile_room *room, const char *rows, int64_t count,
+TILE_TARGET static void chunk_by_tiles(const struct maxsim *job, struct tile_room *room, const char *rows, int64_t count,
                                        int64_t row_bytes, int64_t panels, struct ahead ahead)
 {
     int64_t step = tile_step(row_bytes);
@@ -63,7 +63,7 @@ TILE_TARGET static void chunk_by_tiles(const struct job *job, struct tile_room *
     }
 }
 
-TILE_TARGET static void document_by_tiles(const struct job *job, struct tile_room *room, int64_t document, int64_t panels)
+TILE_TARGET static void document_by_tiles(const struct maxsim *job, struct tile_room *room, int64_t document, int64_t panels)
 {
     int64_t row_bytes = job->dim * bytes_in(job->storage);
     struct ahead ahead = document_rows(job, document);
@@ -83,7 +83,7 @@ TILE_TARGET static void document_by_tiles(const struct job *job, struct tile_roo
     finish(job, document, ahead.length, room->best, room->not_numbers, 0);
 }
 
-TILE_TARGET static int score_amx(const struct job *job, int32_t threads)
+TILE_TARGET static int score_amx(const struct maxsim *job, int32_t threads)
 {
     int64_t tokens = job->query_bounds[job->queries], panels = (tokens + TILE_TOKENS - 1) / TILE_TOKENS;
     int64_t row_bytes = job->dim * bytes_in(job->storage), step = tile_step(row_bytes);

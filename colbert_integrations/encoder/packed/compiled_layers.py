@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 
-from ...kernel import STORAGES, Kernel, address
+from ...kernel import STORAGES, AttentionJob, Kernel, NormJob, address
 from .layers import Layers, Norm, Rotary, Stream
 from .linear import Linear, MakeLinear
 from .runs import Runs
@@ -43,7 +42,7 @@ class CompiledLayers(Layers):
         query, key, value = qkv.unbind(1)  # each (tokens, heads, head_dim)
         cosines, sines = (None, None) if rotary is None else rotary
         out = torch.empty(tokens, heads * head_dim, dtype=qkv.dtype, device="cpu")
-        job = _Attention(
+        job = AttentionJob(
             storage=STORAGES[qkv.dtype],
             sequences=len(runs.attended),
             heads=heads,
@@ -95,7 +94,7 @@ class _CompiledNorm(Norm):
     ) -> None:
         """``normed`` and ``rounded`` are the same where only one of them is wanted."""
         exact = normed.dtype == torch.float32
-        job = _Norm(
+        job = NormJob(
             storage=STORAGES[left.dtype],
             rows=len(left),
             width=left.shape[1],
@@ -109,43 +108,3 @@ class _CompiledNorm(Norm):
             rounded=None if rounded.dtype == torch.float32 else rounded.data_ptr(),
         )
         self._kernel.run("norm", job)
-
-
-class _Attention(ctypes.Structure):
-    """``struct attention`` of ``kernel.h``."""
-
-    _fields_ = [
-        ("storage", ctypes.c_int32),
-        ("sequences", ctypes.c_int64),
-        ("heads", ctypes.c_int64),
-        ("head_dim", ctypes.c_int64),
-        ("stride", ctypes.c_int64),
-        ("window", ctypes.c_int64),
-        ("scale", ctypes.c_float),
-        ("queries", ctypes.c_void_p),
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("bounds", ctypes.c_void_p),
-        ("attended", ctypes.c_void_p),
-        ("cosines", ctypes.c_void_p),
-        ("sines", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-    ]
-
-
-class _Norm(ctypes.Structure):
-    """``struct norm`` of ``kernel.h``."""
-
-    _fields_ = [
-        ("storage", ctypes.c_int32),
-        ("rows", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        ("eps", ctypes.c_float),
-        ("left", ctypes.c_void_p),
-        ("right", ctypes.c_void_p),
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("total", ctypes.c_void_p),
-        ("normed", ctypes.c_void_p),
-        ("rounded", ctypes.c_void_p),
-    ]

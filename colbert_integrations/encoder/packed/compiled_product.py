@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import Literal, TypeAlias
-
 import torch
 from torch.nn import functional
 
-from ...kernel import Arithmetic, Kernel, address
+from ...kernel import ACTIVATIONS, Activation, Arithmetic, Kernel, LinearJob, address
 
-__all__ = ["Activation", "CompiledProduct"]
+__all__ = ["CompiledProduct"]
 
-Activation: TypeAlias = Literal["none", "gelu", "gelu_tanh", "relu"]
-
-_NUMBERS: dict[Activation, int] = {"none": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # ``enum activation`` of kernel.h
 _WIDEST_PANEL = 32  # outputs that any instruction set takes together; it reads as many steps, sums and biases
-
-
-class _Job(ctypes.Structure):
-    """``struct linear`` of ``kernel.h``."""
-
-    _fields_ = [
-        ("arithmetic", ctypes.c_int32),
-        ("activation", ctypes.c_int32),
-        ("rows", ctypes.c_int64),
-        ("inputs", ctypes.c_int64),
-        ("outputs", ctypes.c_int64),
-        ("x", ctypes.c_void_p),
-        ("packed", ctypes.c_void_p),
-        ("steps", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("factors", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-    ]
 
 
 class CompiledProduct:
@@ -62,14 +37,14 @@ class CompiledProduct:
         self._packed = kernel.pack(functional.pad(weight, (0, missing)), self._arithmetic)
         self._steps = None if steps is None else _filled(steps)
         self._sums = None if steps is None else _filled(weight.sum(1, dtype=torch.int32))
-        self._bias, self._activation = None if bias is None else _filled(bias), _NUMBERS[activation]
+        self._bias, self._activation = None if bias is None else _filled(bias), ACTIVATIONS[activation]
 
     def __call__(self, x: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
         """Map ``(tokens, in_features)`` float32 to ``(tokens, out_features)`` float32; factors are of that shape."""
         x, rows = x.contiguous(), x.shape[0]  # len(x) would cost a short query 1%
         out = torch.empty(rows, self._outputs, dtype=torch.float32, device="cpu")
         factors = None if factors is None else factors.contiguous()
-        job = _Job(
+        job = LinearJob(
             arithmetic=self._arithmetic,
             activation=self._activation,
             rows=rows,

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from ... import kernel as compiled
 from ...devices import cpu
-from ...kernel import Arithmetic, Kernel
-from .compiled_product import Activation, CompiledProduct
+from ...kernel import Activation, Arithmetic, Kernel
+from .compiled_product import CompiledProduct
 
 __all__ = ["Activation", "Linear", "MakeLinear", "TorchLinear", "linear_maker"]
 
