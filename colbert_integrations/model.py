@@ -334,16 +334,15 @@ class ColBERT:
         A cancelled call returns at once; what was not computed for it yet is dropped.
         """
         return await self.run_async(
-            lambda: self.rank(
-                query,
-                documents,
-                top_n,
-                normalize_scores=normalize_scores,
-                score_threshold=score_threshold,
-                known=known,
-                explain=explain,
-                show_progress=show_progress,
-            )
+            self.rank,
+            query,
+            documents,
+            top_n,
+            normalize_scores=normalize_scores,
+            score_threshold=score_threshold,
+            known=known,
+            explain=explain,
+            show_progress=show_progress,
         )
 
     @overload
@@ -569,37 +568,32 @@ class ColBERT:
         _log.info("loaded %s in %.6g s: layout=%s device=%s dtype=%s", *named, extra=extra)
 
     def _load(self) -> Encoder:
-        settings, device, dtype = self.settings, self.device, self.dtype
-        hub = HubOptions(
-            revision=settings.revision,
-            token=settings.token,
-            cache_dir=settings.cache_dir,
-            local_files_only=settings.local_files_only,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        overrides = SpecOverrides(**{item.name: getattr(settings, item.name) for item in fields(SpecOverrides)})
-        bundled = settings.model.startswith("bundled/")
+        settings = self.settings
+        hub, overrides = _part_of(settings, HubOptions), _part_of(settings, SpecOverrides)
         found = locate(settings.model, hub)
-        # An index remembers where a model lies, and may be opened from another folder.
         folder = Path(os.path.abspath(found))
-        self._name = str(folder) if found == Path(settings.model) else settings.model
         weights = WeightFiles.of(folder)  # as they are before they are read
         checkpoint = read_checkpoint(
             settings.model,
             found,
             overrides,
-            allow_unprojected=settings.allow_unprojected or bundled,
+            allow_unprojected=settings.allow_unprojected or settings.model.startswith("bundled/"),
             projection_dim=settings.projection_dim,
         )
-        load = LoadOptions(indexed_device(device), dtype, settings.attn_implementation, hub)
-        default = _BATCH_TOKENS_CPU if device.type == "cpu" else _BATCH_TOKENS_OTHER
+        load = LoadOptions(indexed_device(self.device), self.dtype, settings.attn_implementation, hub)
+        encoder = load_encoder(checkpoint, load, self._encode_options(), self._forward)
+        # An index remembers where a model lies, and may be opened from another folder.
+        self._name = str(folder) if found == Path(settings.model) else settings.model
+        self._weights = weights
+        return encoder
+
+    def _encode_options(self) -> EncodeOptions:
+        settings = self.settings
+        default = _BATCH_TOKENS_CPU if self.device.type == "cpu" else _BATCH_TOKENS_OTHER
         if isinstance(self._forward, RemoteForward):
             default = self._forward.batch_tokens
         batch_tokens = settings.batch_tokens or default
-        encode = EncodeOptions(settings.long_documents, settings.window_overlap, batch_tokens, settings.batch_size)
-        encoder = load_encoder(checkpoint, load, encode, self._forward)
-        self._weights = weights
-        return encoder
+        return EncodeOptions(settings.long_documents, settings.window_overlap, batch_tokens, settings.batch_size)
 
     def __enter__(self) -> ColBERT:
         return self
@@ -627,6 +621,11 @@ class ColBERT:
         spec = self._spec
         lengths = f"query_length={spec.query_length}, document_length={spec.document_length}"
         return f"{shown}, layout={spec.layout!r}, {lengths}, loaded={self.loaded})"
+
+
+def _part_of(settings: Settings, kind: type[T]) -> T:
+    """Those settings that a dataclass has fields for, by their names."""
+    return kind(**{item.name: getattr(settings, item.name) for item in fields(kind)})  # type: ignore[arg-type]
 
 
 def _pooled(encoded: TokenEmbeddings, side: Side, spec: ColBERTSpec) -> TokenEmbeddings:

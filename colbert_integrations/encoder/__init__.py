@@ -11,7 +11,7 @@ from __future__ import annotations
 from .backbone import LoadOptions
 from .encoder import EncodeOptions, Encoder
 from .forward import Forward, TorchForward
-from .load import apply_rules, load_encoder, read_tokenizer
+from .load import build_tokenizer, load_encoder, read_tokenizer
 from .remote import Connection, RemoteForward
 from .tokens import Side, TextTokens, Tokenizer, TokenSequence
 
@@ -27,7 +27,7 @@ __all__ = [
     "TokenSequence",
     "Tokenizer",
     "TorchForward",
-    "apply_rules",
+    "build_tokenizer",
     "load_encoder",
     "read_tokenizer",
 ]

@@ -18,7 +18,7 @@ from .packed import PackedForward, can_pack
 from .remote import LazyForward, RemoteForward
 from .tokens import Tokenizer, TokenSequence
 
-__all__ = ["apply_rules", "load_encoder", "read_tokenizer"]
+__all__ = ["build_tokenizer", "load_encoder", "read_tokenizer"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,16 +50,16 @@ def load_encoder(
     """
     spec = checkpoint.spec
     _check_attention(spec, load.attn_implementation)
-    tokenizer = read_tokenizer(checkpoint, load)
+    hf_tokenizer = read_tokenizer(checkpoint, load)
     if isinstance(forward, RemoteForward):
-        return _connect(checkpoint, load, encode, forward, apply_rules(checkpoint, tokenizer))
+        return _connect(checkpoint, load, encode, forward, build_tokenizer(checkpoint, hf_tokenizer))
     if forward is not None:
-        return Encoder(apply_rules(checkpoint, tokenizer), forward, encode)
+        return Encoder(build_tokenizer(checkpoint, hf_tokenizer), forward, encode)
     backbone = load_backbone(checkpoint, load)
     checkpoint = _with_code_noted(checkpoint, backbone)
-    rules = apply_rules(checkpoint, tokenizer, position_limit(backbone))
-    _check_rows(rules.spec, backbone)
-    return Encoder(rules, _choose_forward(checkpoint, backbone, load, rules), encode)
+    tokenizer = build_tokenizer(checkpoint, hf_tokenizer, position_limit(backbone))
+    _check_rows(tokenizer.spec, backbone)
+    return Encoder(tokenizer, _choose_forward(checkpoint, backbone, load, tokenizer), encode)
 
 
 def _with_code_noted(checkpoint: Checkpoint, backbone: Any) -> Checkpoint:
@@ -88,14 +88,14 @@ def _probe(tokenizer: Tokenizer) -> TokenSequence:
     return tokenizer.sequence(content, "document")
 
 
-def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, rules: Tokenizer) -> Forward:
+def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, tokenizer: Tokenizer) -> Forward:
     projection = build_projection(checkpoint)
-    if can_pack(backbone, load.attn_implementation) and not rules.hides_beginnings:
+    if can_pack(backbone, load.attn_implementation) and not tokenizer.hides_beginnings:
         return PackedForward(backbone, projection.to(load.device), load.dtype)
     # Again, of the one that runs: config.json or transformers may have chosen it.
     _check_attention(checkpoint.spec, getattr(backbone.config, "_attn_implementation", None))
     if load.dtype == torch.int8:
-        expansion = ", expansion before a query" * rules.hides_beginnings
+        expansion = ", expansion before a query" * tokenizer.hides_beginnings
         raise InputError(
             f"dtype='int8' is for BERT, RoBERTa and ModernBERT on a CPU, and {checkpoint.spec.name} is "
             f"{checkpoint.spec.architecture} with attn_implementation={load.attn_implementation!r}{expansion}: use "
@@ -108,7 +108,7 @@ def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, ru
             load.dtype,
         )
     forward = TorchForward(backbone, projection.to(load.device, load.dtype), load.device)
-    probe = _probe(rules)
+    probe = _probe(tokenizer)
     try:
         forward.probe(probe, (len(probe.ids) + 1) // 2)
     except torch.OutOfMemoryError:
@@ -120,19 +120,19 @@ def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, ru
     return forward
 
 
-def _open_length(tokenizer: Any, checkpoint: Checkpoint) -> int | None:
+def _open_length(hf_tokenizer: Any, checkpoint: Checkpoint) -> int | None:
     """The length of a side that the checkpoint does not limit: the tokenizer's, or the configuration's if less."""
-    said = (getattr(tokenizer, "model_max_length", None), checkpoint.config.get("max_position_embeddings"))
+    said = (getattr(hf_tokenizer, "model_max_length", None), checkpoint.config.get("max_position_embeddings"))
     limits = [limit for limit in said if isinstance(limit, int) and 0 < limit < _NO_LIMIT]  # XLNet says -1
     return min(limits, default=None)
 
 
-def apply_rules(checkpoint: Checkpoint, tokenizer: Any, positions: int | None = None) -> Tokenizer:
-    """Join a checkpoint's tokenizer and its rules.
+def build_tokenizer(checkpoint: Checkpoint, hf_tokenizer: Any, positions: int | None = None) -> Tokenizer:
+    """Build our tokenizer of Hugging Face's and the checkpoint's rules.
 
     Args:
         checkpoint: The checkpoint.
-        tokenizer: Its tokenizer as ``read_tokenizer`` gives it, from now on used by nobody else.
+        hf_tokenizer: As ``read_tokenizer`` gives it, from now on used by nobody else.
         positions: Maximum number of tokens that the backbone tells apart. None: not known, or any number.
 
     Returns:
@@ -142,7 +142,7 @@ def apply_rules(checkpoint: Checkpoint, tokenizer: Any, positions: int | None = 
         InputError: If an explicit length is beyond the positions.
         MissingWeightsError: If the vocabulary lacks a marker or an expansion token.
     """
-    return Tokenizer(tokenizer, _limit_lengths(checkpoint.spec, positions, _open_length(tokenizer, checkpoint)))
+    return Tokenizer(hf_tokenizer, _limit_lengths(checkpoint.spec, positions, _open_length(hf_tokenizer, checkpoint)))
 
 
 def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:

@@ -18,7 +18,7 @@ from .tokens import TokenSequence
 
 __all__ = ["Deliver", "Merger"]
 
-Run = Callable[[list[TokenSequence]], list[torch.Tensor]]
+RunBatch = Callable[[list[TokenSequence]], list[torch.Tensor]]
 Deliver = Callable[[int, torch.Tensor], None]
 
 # The longest wait for callers that the last batch was shared with. They come back within this, or have other work.
@@ -143,7 +143,7 @@ class Merger:
 
     def __init__(
         self,
-        run: Run,
+        run: RunBatch,
         batch_tokens: int,
         batch_size: int | None = None,
         *,

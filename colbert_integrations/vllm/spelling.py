@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import HubOptions, SpecOverrides, locate, read_checkpoint
-from ..encoder import LoadOptions, Side, Tokenizer, apply_rules, read_tokenizer
+from ..encoder import LoadOptions, Side, Tokenizer, build_tokenizer, read_tokenizer
 
 __all__ = ["PLAIN", "Spelling", "read_spelling"]
 
@@ -56,20 +56,20 @@ def read_spelling(name: str | os.PathLike[str]) -> tuple[Spelling, Spelling]:
     name = os.fspath(name)
     checkpoint = read_checkpoint(name, locate(name, HubOptions()), SpecOverrides(), allow_unprojected=True)
     load = LoadOptions(torch.device("cpu"), torch.float32)
-    # Twice: the rules change the tokenizer that they are given, and the server's is as the files have it.
-    rules, plain = apply_rules(checkpoint, read_tokenizer(checkpoint, load)), read_tokenizer(checkpoint, load)
-    return _spelling(rules, plain, "query"), _spelling(rules, plain, "document")
+    # Twice: ours changes the tokenizer that it is given, and the server's is as the files have it.
+    tokenizer, plain = build_tokenizer(checkpoint, read_tokenizer(checkpoint, load)), read_tokenizer(checkpoint, load)
+    return _spelling(tokenizer, plain, "query"), _spelling(tokenizer, plain, "document")
 
 
-def _spelling(rules: Tokenizer, plain: Any, side: Side) -> Spelling:
-    marker = rules.spec.query_marker if side == "query" else rules.spec.document_marker
-    prepare = partial(rules.prepare, side=side)
-    content = rules.tokens([_EXAMPLE], side)[0].ids
-    wanted = rules.sequence(content, side).ids
+def _spelling(tokenizer: Tokenizer, plain: Any, side: Side) -> Spelling:
+    marker = tokenizer.spec.query_marker if side == "query" else tokenizer.spec.document_marker
+    prepare = partial(tokenizer.prepare, side=side)
+    content = tokenizer.tokens([_EXAMPLE], side)[0].ids
+    wanted = tokenizer.sequence(content, side).ids
     text = marker + prepare(_EXAMPLE)
     # Where texts are lower-cased, a server does it once more, and to the marker as well.
-    found = plain(text.lower() if rules.spec.lowercase else text, verbose=False)["input_ids"]
+    found = plain(text.lower() if tokenizer.spec.lowercase else text, verbose=False)["input_ids"]
     # What a query has beyond that is its expansion.
     marker = marker if found == wanted[: len(found)] else ""
-    capacity = rules.capacity(side)
+    capacity = tokenizer.capacity(side)
     return Spelling(marker, 0 if capacity is None else capacity + bool(marker), prepare)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 import checkpoints
 from colbert_integrations import ColBERT, TruncationWarning
 from colbert_integrations.checkpoint import SpecOverrides, read_checkpoint
-from colbert_integrations.encoder import apply_rules
+from colbert_integrations.encoder import build_tokenizer
 from colbert_integrations.errors import CheckpointError, InputError
 
 LONG = "The fox, the dog and the cat run into the city where the wind lifts the wings of a plane over the river. "
@@ -178,7 +178,7 @@ def test_an_open_length_is_the_tokenizers_or_the_configurations_if_that_is_less(
     checkpoints.native(tmp_path, query_length=None, document_length=None)
     edit(tmp_path / "config.json", max_position_embeddings=positions)
     checkpoint = read_checkpoint("tiny", tmp_path, SpecOverrides())
-    spec = apply_rules(checkpoint, AutoTokenizer.from_pretrained(str(tmp_path))).spec
+    spec = build_tokenizer(checkpoint, AutoTokenizer.from_pretrained(str(tmp_path))).spec
     assert (spec.query_length, spec.document_length) == (length, length)
 
 
