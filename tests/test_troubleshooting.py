@@ -221,6 +221,29 @@ def a_bundled_file(bench):
 
 
 @raises(errors.CheckpointError)
+def weights_that_were_replaced(bench):
+    path = bench.built()
+    model = bench.load(path)
+    (path / "model.safetensors").unlink()
+    ColBERTIndex(model).add(["a cat"])
+
+
+@raises(errors.StoreError)
+def a_store_that_travels(bench):
+    pickle.dumps(bench.index().store)
+
+
+@raises(errors.StoreError)
+def memory_that_does_not_suffice(bench):
+    def full(*_):
+        raise RuntimeError("unable to mmap 4096 bytes from file: Cannot allocate memory (12)")
+
+    folder = bench.saved()
+    bench.monkeypatch.setattr(persistence, "load_file", full)
+    ColBERTIndex.load(folder, bench.model)
+
+
+@raises(errors.CheckpointError)
 def a_class_that_fails(bench):
     def fail(*_):
         raise RuntimeError("mat1 and mat2 must have the same dtype, but got Float and BFloat16")
