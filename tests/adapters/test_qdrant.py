@@ -15,6 +15,7 @@ from llama_index.core.vector_stores import FilterOperator, MetadataFilter, Metad
 
 from adapters.drivers import QUERY, TEXTS
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
+from colbert_integrations.encoder import Encoder
 from colbert_integrations.errors import FingerprintError, StoreServerError
 from colbert_integrations.langchain import ColBERTReranker, ColBERTRetriever, ColBERTVectorStore
 from colbert_integrations.llama_index import ColBERTRetriever as LlamaIndexRetriever
@@ -101,9 +102,17 @@ def test_a_reranker_takes_vectors_from_the_collection(
     index = ColBERTIndex(shared_model, location)
     ColBERTRetriever(index=index).add_documents(documents)
     expected = ColBERTReranker(model=shared_model, top_n=3).compress_documents(documents, QUERY)
-    monkeypatch.setattr(shared_model, "encode_document", None)
+    encoded, real = list[str](), Encoder.encode
+    monkeypatch.setattr(
+        Encoder,
+        "encode",
+        lambda self, texts, *side, **options: encoded.extend(texts) or real(self, texts, *side, **options),
+    )
     found = ColBERTReranker(index=index, top_n=3).compress_documents(documents, QUERY)
+    assert encoded == []
     assert [document.id for document in found] == [document.id for document in expected]
+    scores = [document.metadata["relevance_score"] for document in expected]
+    assert [document.metadata["relevance_score"] for document in found] == pytest.approx(scores, abs=2e-3)
     index.close()
 
 

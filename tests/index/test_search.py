@@ -423,3 +423,31 @@ def test_the_gpu_finds_what_the_cpu_finds(options: dict[str, Any]) -> None:
         store.upsert(named(documents), documents)
     for expected, hits in zip(here.search(queries, 10), there.search(queries, 10), strict=True):
         assert len({hit.id for hit in hits} & {hit.id for hit in expected}) >= 9
+
+
+@pytest.mark.parametrize(
+    ("search", "options"),
+    [
+        ("pooled", {}),
+        ("pooled", {"nbits": 4}),
+        ("codes", {"nbits": 8}),
+        ("codes", {"nbits": 2, "keep_originals": True}),
+    ],
+)
+def test_a_candidate_stage_looks_only_among_what_may_be_found(search: Any, options: dict[str, Any]) -> None:
+    store = MemoryStore(**options)
+    matrices = {f"d{number}": matrix for number, matrix in enumerate(units(1, *[6] * 90))}
+    fill(store, matrices, [{"n": number % 3} for number in range(90)])
+    store.delete(["d1"])
+    allowed = [f"d{number}" for number in range(1, 90, 3) if number != 1]
+    query = TokenEmbeddings.from_list([matrices["d0"]])  # what the filter leaves out is the best
+    exact = dict(found(store, query, 90)[0])
+    for restriction in (
+        {"filter": {"n": 1}},
+        {"filter": lambda document: document.metadata["n"] == 1},
+        {"ids": allowed},
+    ):
+        (hits,) = found(store, query, 5, search=search, candidates=10, **restriction)
+        assert len(hits) == 5
+        assert {name for name, _ in hits} <= set(allowed)
+        assert [score for _, score in hits] == pytest.approx([exact[name] for name, _ in hits], abs=1e-5)

@@ -112,6 +112,24 @@ def test_rows_can_be_scaled(dtype: torch.dtype) -> None:
         torch.testing.assert_close(scores.double(), expected, rtol=0, atol=8 * float32_bound(queries, 8))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_torch_alone_goes_through_many_blocks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "_FEWEST_ROWS", 16)
+    monkeypatch.setattr(onednn, "_MOST_ROWS", 16)
+    queries, documents = unit_matrices([4, 2], 8, 1), unit_matrices([9, 5, 0, 30, 5, 1, 12], 8, 2)
+    packed = TokenEmbeddings.from_list(documents).to(dtype=dtype)
+    lengths, scales = packed.offsets.diff(), torch.linspace(0.5, 2, len(packed.values))
+    exact = reference_maxsim(queries, [matrix.float() for matrix in packed])
+    scaled = reference_maxsim(queries, torch.split(packed.values.float() * scales[:, None], packed.lengths))
+    for stack in stacks(queries):
+        for actual, expected in (
+            (stack.score(list(packed), lengths), exact),
+            (stack.score(packed.values, lengths), exact),
+            (stack.score(packed.values, lengths, scales), scaled),
+        ):
+            torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2 * float32_bound(queries, 8))
+
+
 def test_no_flag_of_the_process_is_changed() -> None:
     before = torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled, torch.get_num_threads()
     rows = torch.ones(4, 8)
