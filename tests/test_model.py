@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 
 import checkpoints
 from colbert_integrations import ColBERT, RankedDocument, TruncationWarning
-from colbert_integrations.devices import choose_dtype
+from colbert_integrations.devices import choose_device, choose_dtype
 from colbert_integrations.errors import CheckpointNotFoundError, InputError, MissingExtraError, NonFiniteError
 from colbert_integrations.scoring.reference import reference_maxsim
 
@@ -661,3 +661,14 @@ def test_bfloat16_is_the_default_of_cards_that_have_it(
     monkeypatch.setattr(torch.cuda, "get_device_capability", answer)
     assert choose_dtype(None, torch.device("cuda", 1)) == expected
     assert asked == [torch.device("cuda", 1)]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_the_device_that_is_there_is_chosen(
+    cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert choose_device(None).type == expected

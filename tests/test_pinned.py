@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colbert_integrations.devices import choose_device
 from colbert_integrations.index.quantization import PackedBits
 from colbert_integrations.loading import _content_id
 from colbert_integrations.qdrant.points import point_id
@@ -25,14 +24,3 @@ def test_codes_of_few_bits(nbits: int, codes: list[int]) -> None:
     encoded = PackedBits(nbits, 8).encode(torch.arange(8.0)[None] - 3.3)
     packed = encoded if isinstance(encoded, torch.Tensor) else encoded[0]
     assert packed.tolist() == [codes]
-
-
-@pytest.mark.parametrize(
-    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
-)
-def test_the_device_that_is_there_is_chosen(
-    cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert choose_device(None).type == expected
