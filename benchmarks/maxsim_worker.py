@@ -131,7 +131,7 @@ def _blocks(data: Data, dtype: Any, score: Callable[[Any, slice, slice], Any]) -
     """Score block by block, as large as the scorer likes them, as the stores do."""
     import torch
 
-    from colbert_integrations.scoring import StackedQueries
+    from colbert_integrations.scoring import stack_queries
 
     bounds = np.concatenate([[0], np.cumsum(data.lengths)])
 
@@ -145,7 +145,7 @@ def _blocks(data: Data, dtype: Any, score: Callable[[Any, slice, slice], Any]) -
     known: dict[int, list[int]] = {}
 
     def all_scores(queries: np.ndarray) -> np.ndarray:
-        stacked = StackedQueries(_stack(queries))
+        stacked = stack_queries(_stack(queries))
         most = stacked.block_rows(dtype)
         places = known.get(most) or known.setdefault(most, cuts(most))
         parts = zip(places, places[1:], strict=False)

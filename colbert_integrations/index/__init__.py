@@ -1,9 +1,10 @@
 """Stores of token embeddings and the search in them; a store sees embeddings, never a model.
 
 ``store.py`` is the protocol, ``memory.py`` the store in this process. Below it: ``state.py`` is what there is at one
-moment, ``segment.py`` packs documents in memory that ``allocator.py`` finds, ``layout.py`` decides in which form
-(``quantization.py``, ``kmeans.py``), ``scan.py`` scores them, ``persistence.py`` keeps them in a folder. For all
-stores: ``filters.py`` is the language of filters, ``metadata.py`` and ``checks.py`` say what is refused.
+moment; ``segment.py`` keeps documents whose vectors ``rows.py`` packs in memory that ``allocator.py`` finds;
+``layout.py`` decides in which form (``quantization.py``), ``pooled.py`` makes fewer of them for a candidate stage
+(``kmeans.py``); ``scan.py`` scores them, ``persistence.py`` keeps them in a folder. For all stores: ``filters.py`` is
+the language of filters, ``metadata.py`` and ``checks.py`` say what is refused.
 """
 
 from __future__ import annotations

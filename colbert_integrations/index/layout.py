@@ -11,7 +11,7 @@ import torch
 
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError
-from ..scoring import StackedQueries
+from ..scoring import StackedQueries, stack_queries
 from .checks import finite_as
 from .quantization import PackedBits, decode_int8, encode_int8
 
@@ -155,11 +155,11 @@ class Layout:
         Returns:
             The queries, as they are and as codes need them.
         """
-        plain = StackedQueries(queries)
+        plain = stack_queries(queries)
         if self._bits is None:
             return ReadyQueries(self, plain, plain)
         rotated = TokenEmbeddings(queries.values @ self._bits.rotation_on(queries.device), queries.offsets)
-        return ReadyQueries(self, plain, StackedQueries(rotated))
+        return ReadyQueries(self, plain, stack_queries(rotated))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +34,7 @@ from .checks import (
 from .filters import is_yes, matches, parse_filter
 from .layout import Layout
 from .persistence import Saved, read_index, write_index
+from .pooled import empty_pooled
 from .scan import Finder
 from .segment import Batch, Segment, View
 from .state import State, all_documents, copy_of, document_at, filtered, hits_of, last_of_each, only, without
@@ -431,10 +432,13 @@ class MemoryStore(Store):
     def _brought_here(self, view: View) -> View:
         """A view of a segment that was mapped, with its vectors on this store's device."""
         mapped = view.segment
-        moved = _filled(self._allocator.segment(mapped.layout, mapped.capacity, mapped.name), mapped)
+        moved = self._allocator.segment(mapped.layout, mapped.capacity, mapped.name)
+        moved.append(Batch(mapped.ids, mapped.texts, mapped.metadatas, mapped.lengths, mapped.columns))
         pooled = mapped.pooled_if_made(0)
         if pooled is not None:
-            moved.adopt_pooled(_filled(moved.empty_twin(pooled.capacity), pooled))
+            small = empty_pooled(moved, pooled.capacity)
+            small.write(pooled.columns, pooled.lengths)
+            moved.adopt_pooled(small)
         moved.sealed = True  # as it came from a file: it counts among the small ones that are written into one
         return View(moved, view.alive, view.deleted_rows)
 
@@ -477,11 +481,3 @@ class MemoryStore(Store):
         if self._state is None:
             return f"MemoryStore({form}, closed)"
         return f"MemoryStore({form}, documents={self.count()}, tokens={self.num_tokens}, device={str(self.device)!r})"
-
-
-def _filled(segment: Segment, other: Segment) -> Segment:
-    """An empty segment with the documents of another."""
-    for name, tensor in other.columns.items():
-        segment.columns[name][: len(tensor)].copy_(tensor)
-    segment.register(other.ids, other.texts, other.metadatas, [b - a for a, b in pairwise(other.bounds)])
-    return segment

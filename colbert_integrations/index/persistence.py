@@ -35,8 +35,9 @@ from safetensors.torch import load_file, save
 
 from ..errors import DamagedIndexError, StoreError
 from ..progress import progress_bar
-from .layout import Layout, part
-from .segment import Segment, View
+from .layout import PER_DOCUMENT, Columns, Layout, part
+from .rows import PackedRows
+from .segment import Batch, Segment, View
 
 __all__ = ["Saved", "read_index", "write_index"]
 
@@ -153,9 +154,9 @@ def _write_view(folder: Path, view: View, there: Mapping[str, Any], new: list[Pa
     }
 
 
-def _vectors(segment: Segment, count: int) -> bytes:
-    columns = part(segment.columns, slice(count), slice(segment.bounds[count]))
-    lengths = torch.tensor(segment.bounds[: count + 1], device="cpu").diff()
+def _vectors(rows: PackedRows, count: int) -> bytes:
+    columns = part(rows.columns, slice(count), slice(rows.bounds[count]))
+    lengths = torch.tensor(rows.bounds[: count + 1], device="cpu").diff()
     return save({**columns, "lengths": lengths})
 
 
@@ -275,40 +276,40 @@ def _read(folder: Path, manifest: Mapping[str, Any], verify: bool, show_progress
 
 def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout) -> View:
     stem, count = f"{entry['name']}-{entry['documents']}", entry["documents"]
-    segment = _read_segment(folder / f"{stem}.safetensors", layout, entry["name"])
+    columns, lengths = _read_rows(folder / f"{stem}.safetensors")
     path = folder / f"{stem}.jsonl"
     try:
         with path.open(encoding="utf-8") as file:
             documents = [json.loads(line) for line in file]
     except ValueError as error:  # of JSON or of Unicode
         raise DamagedIndexError(f"{path} can't be read: {error}") from error
-    if len(documents) != count or len(segment.bounds) != count + 1:
+    if len(documents) != count or len(lengths) != count:
         raise DamagedIndexError(f"{path} has {len(documents)} documents, not {count}")
-    segment.ids = [document["id"] for document in documents]
-    segment.texts = [document["text"] for document in documents]
-    segment.metadatas = [document["metadata"] for document in documents]
+    ids, texts, metadatas = ([document[key] for document in documents] for key in ("id", "text", "metadata"))
+    segment = Segment(layout, columns, entry["name"])
+    segment.register(Batch(ids, texts, metadatas, lengths, columns))
+    segment.sealed = True
     if f"{stem}.pooled.safetensors" in entry["files"]:
-        pooled = _read_segment(folder / f"{stem}.pooled.safetensors", Layout(layout.dim, nbits=8), "")
-        pooled.ids = [""] * count
+        columns, lengths = _read_rows(folder / f"{stem}.pooled.safetensors")
+        pooled = PackedRows(Layout(layout.dim, nbits=8), columns)
+        pooled.note(lengths)
         segment.adopt_pooled(pooled)
     alive = torch.ones(count, dtype=torch.bool, device="cpu")
     return View(segment, alive).without(entry["deleted"])
 
 
-def _read_segment(path: Path, layout: Layout, name: str) -> Segment:
+def _read_rows(path: Path) -> tuple[Columns, list[int]]:
+    """Vectors of documents, and how many each has."""
     try:
         with torch.device("cpu"):  # safetensors before 0.5 goes by the default device
             columns = load_file(path)  # maps the file: pages are read when they are searched
     except SafetensorError as error:
         raise DamagedIndexError(f"{path} can't be read: {error}") from error
     lengths = columns.pop("lengths").tolist()
-    segment = Segment(layout, columns, name)
-    if min(lengths, default=1) < 1 or sum(lengths) != segment.capacity:
+    rows = [len(tensor) for name, tensor in columns.items() if name not in PER_DOCUMENT]
+    if min(lengths, default=1) < 1 or rows[:1] != [sum(lengths)]:
         raise DamagedIndexError(f"{path} can't be read: its lengths are not those of its vectors")
-    for length in lengths:
-        segment.bounds.append(segment.bounds[-1] + length)
-    segment.sealed = True
-    return segment
+    return columns, lengths
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from ..embeddings import TokenEmbeddings
 from ..progress import progress_bar
 from .layout import Columns, Layout, ReadyQueries
-from .segment import Block, Segment, View, gather
+from .rows import Block, PackedRows
+from .segment import View
 from .store import Search
 
 __all__ = ["Finder", "starts"]
@@ -61,7 +62,7 @@ def scan(
     wanted: Sequence[torch.Tensor],
     queries: ReadyQueries,
     best: Best,
-    twin: Callable[[View], Segment] | None = None,
+    rows_of: Callable[[View], PackedRows] | None = None,
     *,
     codes: bool = False,
 ) -> None:
@@ -72,14 +73,14 @@ def scan(
         wanted: For each view, which of its documents, ``(documents,)`` bool on the CPU.
         queries: The queries, ready for the layout of what is scanned.
         best: Takes the scores; a document is known by its position in the concatenation of all views.
-        twin: Gives the segment to scan instead of a view's own. None: its own.
+        rows_of: Gives what is scanned of a view. None: the rows of its segment.
         codes: Whether codes are scored rather than the best vectors that are kept.
     """
     score, waiting = queries.screen if codes else queries.score, _Waiting(best)
     for view, mask, start in zip(views, wanted, starts(views), strict=True):
         if mask.any():
-            segment = view.segment if twin is None else twin(view)
-            _scan_view(view.blocks(segment, mask, queries.block_rows), mask, score, waiting, start)
+            rows = view.segment if rows_of is None else rows_of(view)
+            _scan_view(rows.blocks(mask, queries.block_rows), mask, score, waiting, start)
     waiting.settle()
 
 
@@ -162,7 +163,7 @@ def _scores_of(
     for view, begin in zip(views, begins, strict=True):
         here = places[bisect_left(places, begin) : bisect_left(places, begin + len(view))]
         if here:
-            block = _on(gather(view.segment, [place - begin for place in here]), device)
+            block = _on(view.segment.gather([place - begin for place in here]), device)
             parts.append(query.score(block.columns, block.lengths)[0])
     return parts
 
@@ -203,7 +204,7 @@ class Finder:
         return best
 
     def _merge_vectors(self) -> None:
-        """Make the pooled twins that are not there yet: the first search of a large store takes its time for them."""
+        """Pool the vectors that are not pooled yet: the first search of a large store takes its time for them."""
         views = [view for view, mask in zip(self._views, self._wanted, strict=True) if mask.any()]
         missing = [view for view in views if view.segment.pooled_if_made(len(view)) is None]
         if not missing:

@@ -11,7 +11,7 @@ import torch
 from .layout import Layout
 from .metadata import clone
 from .scan import starts
-from .segment import Batch, Segment, View, gather
+from .segment import Batch, Segment, View
 from .store import Hit, StoredDocument
 
 __all__ = ["State", "all_documents", "copy_of", "document_at", "filtered", "hits_of", "last_of_each", "only", "without"]
@@ -80,7 +80,7 @@ def without(state: State, gone: Mapping[Segment, list[int]]) -> State:
 
 def copy_of(segment: Segment, positions: list[int]) -> Batch:
     """Documents of a segment as a batch, their vectors in the form they are kept in."""
-    block = gather(segment, positions)
+    block = segment.gather(positions)
     return Batch(
         [segment.ids[position] for position in positions],
         [segment.texts[position] for position in positions],
@@ -96,5 +96,5 @@ def last_of_each(batch: Batch) -> Batch:
     if len(last) == len(batch.ids):
         return batch
     whole = Segment(Layout(0), batch.columns)
-    whole.register(batch.ids, batch.texts, batch.metadatas, batch.lengths)
+    whole.register(batch)
     return copy_of(whole, sorted(last.values()))

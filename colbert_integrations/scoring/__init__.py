@@ -1,10 +1,10 @@
 """The one door to scoring: checks what it is given, then hands it to the implementation that fits.
 
-``reference.py`` is the definition in plain loops; ``ragged.py`` goes through a batch block by block, and ``stacked.py``
-scores a block: on a CPU by the compiled kernel (``compiled.py``) where it is installed, else by oneDNN (``onednn.py``)
-where torch has it; on a GPU by the Triton kernels (``triton.py``, ``triton_kernels.py``) where they fit; else by
-torch's own operations. ``blocks.py`` says in which forms documents are scored. Stores use ``stacked.py`` too, on
-blocks of their own.
+``reference.py`` is the definition in plain loops. ``ragged.py`` goes through a batch block by block, ``stacked.py``
+says how a block is scored, and ``engines.py`` by what: on a CPU by the compiled kernel (``compiled.py``) where it is
+installed, else by oneDNN (``onednn.py``) where torch has it; on a GPU by the Triton kernels (``gpu.py``, ``triton.py``,
+``triton_kernels.py``) where they fit; else by torch's own operations (``torch_alone.py``). ``blocks.py`` holds what
+several share. Stores score by these engines too, on blocks of their own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 from ..devices import no_autocast
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, ShapeError
+from .engines import engine_for, stack_queries
 from .ragged import ragged_maxsim
-from .stacked import StackedQueries, engine_for
+from .stacked import StackedQueries
 
-__all__ = ["StackedQueries", "engine_for", "maxsim"]
+__all__ = ["StackedQueries", "engine_for", "maxsim", "stack_queries"]
 
 
 def maxsim(

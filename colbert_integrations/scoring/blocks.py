@@ -8,13 +8,18 @@ from typing import TypeAlias
 
 import torch
 
-__all__ = ["QUERY_TOKENS", "Documents", "as_int8", "ranges", "take_maxima"]
+__all__ = ["QUERY_TOKENS", "Documents", "as_int8", "dtype_of", "ranges", "take_maxima"]
 
 QUERY_TOKENS = 4096
 """Most tokens of queries that are scored together: similarities take memory for each of them."""
 
 Documents: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 """Vectors of documents, packed into one matrix or one matrix each."""
+
+
+def dtype_of(documents: Documents) -> torch.dtype:
+    """The dtype of vectors; of the first of several matrices, which are alike."""
+    return documents.dtype if isinstance(documents, torch.Tensor) else documents[0].dtype
 
 
 def ranges(bounds: Sequence[int], budget: int, end: int | None = None) -> Iterator[tuple[int, int]]:

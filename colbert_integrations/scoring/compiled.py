@@ -1,20 +1,75 @@
-"""MaxSim by the compiled kernel: queries packed for it, and documents scored where they lie."""
+"""CompiledQueries: MaxSim by the compiled kernel, on documents where they lie."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
-from ..embeddings import offsets_of
+from ..embeddings import TokenEmbeddings, offsets_of
 from ..kernel import STORAGES, Arithmetic, Kernel, MaxSimJob, address
+from .blocks import Documents, dtype_of
+from .stacked import StackedQueries
 
 __all__ = ["CompiledQueries"]
 
+# The kernel keeps no similarities: few calls are best. What it does not take is copied, as float32.
+_MOST_ROWS, _MOST_COPIED_ROWS = 2**20, 8192
 
-class CompiledQueries:
-    """Queries packed for the kernel; may be used by many threads at once.
+
+class CompiledQueries(StackedQueries):
+    """Queries that the kernel scores, packed for each arithmetic when it is first needed.
+
+    Args:
+        queries: At least one query, with at least one number, on the CPU.
+        kernel: The kernel.
+    """
+
+    def __init__(self, queries: TokenEmbeddings, kernel: Kernel) -> None:
+        super().__init__(queries)
+        self._kernel = kernel
+
+    def block_rows(self, dtype: torch.dtype) -> int:
+        """See ``StackedQueries``."""
+        return _MOST_ROWS if dtype in STORAGES else _MOST_COPIED_ROWS
+
+    @torch.no_grad()
+    def score(self, rows: Documents, lengths: torch.Tensor, row_scales: torch.Tensor | None = None) -> torch.Tensor:
+        """See ``StackedQueries``."""
+        rows = _as_storage(rows)
+        direct = dtype_of(rows) == torch.bfloat16 and row_scales is None
+        queries = self._bfloat16 if direct else self._float32
+        return queries.score(rows, lengths, row_scales=row_scales)
+
+    @torch.no_grad()
+    def score_int8(self, codes: torch.Tensor, lengths: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """See ``StackedQueries``."""
+        return self._codes.score(codes, lengths, document_steps=steps)
+
+    @cached_property
+    def _float32(self) -> _PackedQueries:
+        return _PackedQueries(self._kernel, self.values, self.lengths)
+
+    @cached_property
+    def _bfloat16(self) -> _PackedQueries:
+        if not self._kernel.supports(Arithmetic.BFLOAT16, self.values.shape[1]):
+            return self._float32
+        return _PackedQueries(self._kernel, self.values, self.lengths, Arithmetic.BFLOAT16)
+
+    @cached_property
+    def _codes(self) -> _PackedQueries:
+        codes, steps = self._int8
+        # Below 2**24 for any dim up to 1,040, so float32 holds the products of codes exactly too.
+        direct = self._kernel.supports(Arithmetic.INT8, codes.shape[1])
+        return _PackedQueries(
+            self._kernel, codes, self.lengths, Arithmetic.INT8 if direct else Arithmetic.FLOAT32, steps
+        )
+
+
+class _PackedQueries:
+    """Queries packed for one arithmetic of the kernel.
 
     Args:
         kernel: The kernel.
@@ -41,7 +96,7 @@ class CompiledQueries:
 
     def score(
         self,
-        documents: torch.Tensor | Sequence[torch.Tensor],
+        documents: Documents,
         lengths: torch.Tensor,
         *,
         row_scales: torch.Tensor | None = None,
@@ -92,9 +147,14 @@ class CompiledQueries:
         return scores
 
 
-def _addresses(
-    documents: torch.Tensor | Sequence[torch.Tensor],
-) -> tuple[list[torch.Tensor], ctypes.Array[ctypes.c_void_p] | None]:
+def _as_storage(rows: Documents) -> Documents:
+    """Vectors as they are if the kernel reads them so, else as float32."""
+    if dtype_of(rows) in STORAGES:
+        return rows
+    return rows.float() if isinstance(rows, torch.Tensor) else [matrix.float() for matrix in rows]
+
+
+def _addresses(documents: Documents) -> tuple[list[torch.Tensor], ctypes.Array[ctypes.c_void_p] | None]:
     """What holds the rows, and where each matrix lies if there are several."""
     if isinstance(documents, torch.Tensor):
         return [documents.contiguous()], None

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
 
 import torch
 
+from ..devices import cpu
+from ..embeddings import TokenEmbeddings
 from .blocks import Documents, ranges, take_maxima
+from .torch_alone import TorchQueries
 
 __all__ = ["OneDNNQueries", "is_available"]
 
@@ -32,45 +36,54 @@ def is_available() -> bool:
     return x86 and has_onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-class OneDNNQueries:
-    """Query tokens ready to be multiplied, by one thread at a time.
+class OneDNNQueries(TorchQueries):
+    """Queries that oneDNN multiplies.
 
     The maximum over a document is a scatter of its rows onto one row. Copying rows into dense groups, whose maximum is
     plain, made it slower: the copy costs more than the scatter (1.7 against 1.0 ms for 100 documents).
 
     Args:
-        values: At least one query token, ``(query_tokens, dim)`` float32 on the CPU.
+        queries: At least one query, with at least one number, on the CPU.
     """
 
-    def __init__(self, values: torch.Tensor) -> None:
-        self._tokens = len(values)
-        # What the zeros score is cut off again.
-        self._values = torch.nn.functional.pad(values, (0, 0, 0, -len(values) % _TOKEN_STEP))
-        self._filled = len(self._values)
+    def __init__(self, queries: TokenEmbeddings) -> None:
+        super().__init__(queries)
+        self._tokens = len(self.values)
+        self._filled = self._tokens + -self._tokens % _TOKEN_STEP
+        self._factor = self._fill(self.values)
         self._step = max(_FEWEST_ROWS, min(_MOST_ROWS, _SIMILARITIES // self._filled))  # rows of a block
         self._room: dict[torch.dtype, torch.Tensor] = {}
         self._products: torch.Tensor | None = None
 
-    @property
-    def block_rows(self) -> int:
-        """How many rows of documents are best scored at once."""
+    def block_rows(self, dtype: torch.dtype) -> int:
+        """See ``StackedQueries``."""
         return max(_MOST_ROWS, _MAXIMA // self._filled * _SHORT_DOCUMENT)
 
-    def best(self, rows: Documents, lengths: torch.Tensor, row_scales: torch.Tensor | None = None) -> torch.Tensor:
-        """The best similarity of each query token within each document.
+    def _best(self, rows: Documents, lengths: torch.Tensor, row_scales: torch.Tensor | None) -> torch.Tensor:
+        """See ``TorchQueries``."""
+        return self._best_floats(self._factor, rows, lengths, row_scales)
 
-        Args:
-            rows: Token vectors of the documents, ``(tokens, dim)``, any real dtype; or one such matrix each.
-            lengths: Tokens of each document, ``(documents,)`` int64.
-            row_scales: What each row is multiplied by, ``(tokens,)``. None: 1.
+    def _best_int8(self, codes: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """See ``TorchQueries``; exact for a dim up to 1,040."""
+        if cpu.multiplies(torch.int8) and codes.shape[1] > 1:  # _int_mm gives garbage for a dim of 1 (torch 2.13)
+            return self._best_integers(codes, lengths)
+        return self._best_floats(self._float_codes, codes, lengths, None)
 
-        Returns:
-            ``(documents, query_tokens)`` float32; ``-inf`` for a document without tokens.
-        """
+    @cached_property
+    def _float_codes(self) -> torch.Tensor:
+        return self._fill(self._int8[0].float())
+
+    def _fill(self, values: torch.Tensor) -> torch.Tensor:
+        """Query tokens filled up with zeros, whose scores are cut off again, ``(filled query_tokens, dim)``."""
+        return torch.nn.functional.pad(values, (0, 0, 0, self._filled - len(values)))
+
+    def _best_floats(
+        self, factor: torch.Tensor, rows: Documents, lengths: torch.Tensor, row_scales: torch.Tensor | None
+    ) -> torch.Tensor:
         best, owner = self._start(lengths)
         for block, some in self._pieces(rows, torch.float32):
             # The queries as they are: laying them out for oneDNN beforehand costs 90 us and gains nothing.
-            products = torch.ops.mkldnn._linear_pointwise(some, self._values, None, "none", [], "")
+            products = torch.ops.mkldnn._linear_pointwise(some, factor, None, "none", [], "")
             products = products[: block.stop - block.start]  # (rows, filled query_tokens)
             if row_scales is not None:
                 products *= row_scales[block, None]
@@ -79,23 +92,12 @@ class OneDNNQueries:
             del products
         return best[:, : self._tokens]
 
-    def best_int8(self, codes: torch.Tensor, lengths: torch.Tensor, query_codes: torch.Tensor) -> torch.Tensor:
-        """The same for documents and queries in int8, by exact products of integers.
-
-        Args:
-            codes: Token vectors of the documents, ``(tokens, dim)`` int8, ``dim`` above 1.
-            lengths: Tokens of each document, ``(documents,)`` int64.
-            query_codes: ``(query_tokens, dim)`` int8.
-
-        Returns:
-            ``(documents, query_tokens)`` float32, exact for a dim up to 1,040; ``-inf`` for a document without tokens.
-        """
-        missing = self._filled - len(query_codes)
-        other = torch.nn.functional.pad(query_codes, (0, 0, 0, missing)).T.contiguous()  # (dim, filled query_tokens)
+    def _best_integers(self, codes: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        factor = self._fill(self._int8[0]).T.contiguous()  # (dim, filled query_tokens)
         best, owner = self._start(lengths)
         for block, some in self._pieces(codes, torch.int8):
             room = self._products_for(len(some))
-            torch._int_mm(some, other, out=room)
+            torch._int_mm(some, factor, out=room)
             room = room[: block.stop - block.start]  # (rows, filled query_tokens)
             # Turned into floats where they lie: a scatter of integers takes twice as long.
             take_maxima(best, owner[block], room.view(torch.float32).copy_(room))

@@ -9,7 +9,7 @@ import torch
 
 from ..embeddings import TokenEmbeddings
 from .blocks import QUERY_TOKENS, Documents, ranges
-from .stacked import StackedQueries
+from .engines import stack_queries
 
 __all__ = ["ragged_maxsim"]
 
@@ -37,7 +37,7 @@ def ragged_maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings | Sequenc
     bounds = [0, *accumulate(lengths)]
     scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=device)
     for first, last in ranges([0, *accumulate(queries.lengths)], QUERY_TOKENS):
-        stacked = StackedQueries(queries[first:last], torch.float64 if double else torch.float32)
+        stacked = stack_queries(queries[first:last], torch.float64 if double else torch.float32)
         for start, stop in ranges(bounds, stacked.block_rows(dtype)):
             block = _block(documents, bounds, start, stop)
             scores[first:last, start:stop] = stacked.score(block, on_device[start:stop])

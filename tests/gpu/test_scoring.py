@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from colbert_integrations import TokenEmbeddings, maxsim
-from colbert_integrations.scoring import StackedQueries
+from colbert_integrations.scoring import stack_queries
 from colbert_integrations.scoring import triton as triton_scoring
 from colbert_integrations.scoring.triton import TritonQueries
 
@@ -50,7 +50,7 @@ def expected_scores(queries: TokenEmbeddings, documents: TokenEmbeddings) -> tor
     """What the CPU says of the very numbers that the GPU multiplies."""
     if documents.dtype == torch.int8:
         steps = torch.ones(len(documents))
-        return StackedQueries(queries).score_int8(documents.values, documents.offsets.diff(), steps)
+        return stack_queries(queries).score_int8(documents.values, documents.offsets.diff(), steps)
     factor = torch.float16 if documents.dtype in EIGHT_BITS else documents.dtype
     return maxsim(queries.to(dtype=factor).to(dtype=torch.float32), documents.to(dtype=torch.float32))
 

@@ -120,7 +120,7 @@ def test_merged_vectors_grow_with_the_documents_and_are_those_made_at_once() -> 
             columns, rows, count = earlier
             assert torch.equal(pooled.columns["codes"][:rows], columns["codes"][:rows])
             assert torch.equal(pooled.columns["steps"][:count], columns["steps"][:count])
-        earlier = pooled.columns, used, len(pooled.ids)
+        earlier = pooled.columns, used, len(pooled)
     whole = at_once.pooled(len(at_once.ids))
     assert whole.bounds == pooled.bounds
     assert torch.equal(whole.columns["codes"][:used], pooled.columns["codes"][:used])

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, progress
 from colbert_integrations.errors import DamagedIndexError, StoreError
 from colbert_integrations.fingerprint import Fingerprint
-from colbert_integrations.index import memory, persistence, segment
+from colbert_integrations.index import memory, persistence, pooled
 from colbert_integrations.index.state import State
 from stores import brute_force, dyadic, fill, found, units
 
@@ -172,7 +172,7 @@ def test_merged_vectors_that_were_saved_are_not_made_again(
     def again(*_: Any) -> None:
         raise AssertionError("merged again")
 
-    monkeypatch.setattr(segment, "pool_by_kmeans", again)
+    monkeypatch.setattr(pooled, "pool_by_kmeans", again)
     assert found(MemoryStore.load(tmp_path), QUERIES, 2, search="pooled", candidates=3) == expected
     moved = MemoryStore.load(tmp_path)
     moved._state = State(tuple(map(moved._brought_here, moved._now().views)), moved.count())  # as to a GPU
@@ -617,7 +617,7 @@ def test_an_interrupt_right_after_the_step_leaves_the_new_index_whole(
     store.save(tmp_path)  # which knows that it was its own
 
 
-@pytest.mark.parametrize("reader", ["load_file", "_read_segment"])
+@pytest.mark.parametrize("reader", ["load_file", "_read_rows"])
 def test_files_that_a_save_removes_while_they_are_read_are_read_anew(
     reader: str, store: MemoryStore, documents: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import InputError, StoreError
-from colbert_integrations.index import memory, scan, segment
+from colbert_integrations.index import memory, pooled, rows, scan
 from colbert_integrations.index.checks import candidate_count
 from colbert_integrations.index.kmeans import pool_by_kmeans
-from colbert_integrations.index.layout import Layout
+from colbert_integrations.index.layout import Layout, ReadyQueries
 from colbert_integrations.index.quantization import PackedBits, decode_int8, encode_int8
 from colbert_integrations.scoring import StackedQueries
 from colbert_integrations.scoring.reference import reference_maxsim
@@ -54,7 +54,7 @@ def test_exact_search_equals_float64(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "_FEWEST_ROWS", 50)
         patch.setattr(memory, "_MOST_ROWS", 50)
-        patch.setattr(StackedQueries, "block_rows", lambda self, dtype: rows)  # whatever scores them
+        patch.setattr(ReadyQueries, "block_rows", rows)  # whatever scores them
         patch.setattr(scan, "_MOST_WAITING", 5 * rows)
         store = MemoryStore(dtype)
         store.upsert(named(documents), documents)
@@ -99,8 +99,8 @@ def test_many_queries_take_no_more_memory_than_some(options: dict[str, Any], mon
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 39])
 def test_few_among_many_are_found_block_by_block(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StackedQueries, "block_rows", lambda self, dtype: 16)
-    monkeypatch.setattr(segment, "_GATHERED_ROWS", 8)
+    monkeypatch.setattr(ReadyQueries, "block_rows", 16)
+    monkeypatch.setattr(rows, "_GATHERED_ROWS", 8)
     documents = dict(zip(named(vectors := dyadic(1, *[1, 4, 2, 9, 3] * 8)), vectors, strict=True))
     store, queries = MemoryStore("float32"), dyadic(2, 3, 5)
     fill(store, documents, [{"wanted": number % step == 0} for number in range(40)])
@@ -248,7 +248,7 @@ def test_a_long_document_is_merged_piece_by_piece(monkeypatch: pytest.MonkeyPatc
         longest.append(max(embeddings.lengths))
         return pool_by_kmeans(embeddings, factor)
 
-    monkeypatch.setattr(segment, "pool_by_kmeans", merged)
+    monkeypatch.setattr(pooled, "pool_by_kmeans", merged)
     sizes = (1, 511, 512, 513, 3001, 7)
     documents = units(5, *sizes)
     store = MemoryStore("float32")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from colbert_integrations import MemoryStore
-from colbert_integrations.index import memory, scan, segment
-from colbert_integrations.scoring import StackedQueries
+from colbert_integrations.index import memory, rows, scan
+from colbert_integrations.index.layout import ReadyQueries
 from stores import brute_force, dyadic, fill, found
 
 NAMES = st.sampled_from([f"n{number:02}" for number in range(25)])
@@ -28,9 +28,9 @@ def _many_small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real sizes would keep everything in one segment and one block."""
     monkeypatch.setattr(memory, "_FEWEST_ROWS", 8)
     monkeypatch.setattr(memory, "_MOST_ROWS", 32)
-    monkeypatch.setattr(StackedQueries, "block_rows", lambda self, dtype: 16)  # whatever scores them
+    monkeypatch.setattr(ReadyQueries, "block_rows", 16)  # whatever scores them
     monkeypatch.setattr(scan, "_MOST_WAITING", 5)
-    monkeypatch.setattr(segment, "_GATHERED_ROWS", 8)
+    monkeypatch.setattr(rows, "_GATHERED_ROWS", 8)
 
 
 class StoreMachine(RuleBasedStateMachine):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from colbert_integrations import TokenEmbeddings, maxsim
 from colbert_integrations.errors import InputError, ShapeError
-from colbert_integrations.scoring import onednn, ragged, stacked
+from colbert_integrations.scoring import compiled, onednn, ragged, torch_alone
 from colbert_integrations.scoring.reference import reference_maxsim
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -68,11 +68,10 @@ def test_chunking_does_not_matter(budget: int, seed: int) -> None:
     whole = maxsim(queries, documents)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ragged, "QUERY_TOKENS", budget)
-        patch.setattr(stacked, "_FEWEST_ROWS", budget)
-        patch.setattr(stacked, "_MOST_ROWS", budget)
-        patch.setattr(stacked, "_MOST_ROWS_KERNEL", budget)
-        patch.setattr(onednn, "_MOST_ROWS", budget)
-        patch.setattr(onednn, "_FEWEST_ROWS", budget)
+        for engine in (torch_alone, onednn):
+            patch.setattr(engine, "_FEWEST_ROWS", budget)
+            patch.setattr(engine, "_MOST_ROWS", budget)
+        patch.setattr(compiled, "_MOST_ROWS", budget)
         patch.setattr(onednn, "_MAXIMA", 1)
         torch.testing.assert_close(maxsim(queries, documents), whole, rtol=0, atol=float32_bound(queries, 8))
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from colbert_integrations import TokenEmbeddings
 from colbert_integrations.devices import cpu
-from colbert_integrations.scoring import StackedQueries, engine_for, onednn
+from colbert_integrations.scoring import StackedQueries, engine_for, onednn, stack_queries
 from colbert_integrations.scoring.reference import reference_maxsim
+from colbert_integrations.scoring.torch_alone import TorchQueries
 from test_maxsim import float32_bound, unit_matrices
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -20,9 +21,8 @@ pytestmark = pytest.mark.usefixtures("implementation")
 
 def stacks(queries: list[torch.Tensor]) -> list[StackedQueries]:
     """Queries as they are scored here, and where torch has no oneDNN."""
-    here, elsewhere = (StackedQueries(TokenEmbeddings.from_list(queries)) for _ in range(2))
-    elsewhere._onednn = None
-    return [here, elsewhere]
+    packed = TokenEmbeddings.from_list(queries)
+    return [stack_queries(packed), TorchQueries(packed)]
 
 
 @pytest.mark.skipif(not onednn.is_available(), reason="needs torch's oneDNN operators on x86")
@@ -87,7 +87,7 @@ def test_bfloat16_products_of_small_integers_are_exact(dim: int, query_sizes: tu
     documents = [torch.randint(-9, 10, (length, dim), generator=generator).bfloat16() for length in LENGTHS]
     queries = [torch.randint(-9, 10, (size, dim), generator=generator).float() for size in query_sizes]
     packed = TokenEmbeddings.from_list(documents)
-    scores = StackedQueries(TokenEmbeddings.from_list(queries)).score(packed.values, packed.offsets.diff())
+    scores = stack_queries(TokenEmbeddings.from_list(queries)).score(packed.values, packed.offsets.diff())
     assert scores.double().tolist() == reference_maxsim(queries, documents).tolist()
 
 
@@ -95,10 +95,10 @@ def test_products_of_torch_and_ours_take_turns() -> None:
     # Both may tell the CPU what its tiles are (AMX); neither may rely on what it told it before.
     halves = torch.randint(-9, 10, (64, 64), generator=torch.Generator().manual_seed(1)).bfloat16()
     packed = TokenEmbeddings.from_list([halves])
-    before = halves @ halves.T, StackedQueries(packed).score(halves, torch.tensor([64]))
+    before = halves @ halves.T, stack_queries(packed).score(halves, torch.tensor([64]))
     for _ in range(3):
         assert torch.equal(halves @ halves.T, before[0])
-        assert torch.equal(StackedQueries(packed).score(halves, torch.tensor([64])), before[1])
+        assert torch.equal(stack_queries(packed).score(halves, torch.tensor([64])), before[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -133,5 +133,5 @@ def test_torch_alone_goes_through_many_blocks(dtype: torch.dtype, monkeypatch: p
 def test_no_flag_of_the_process_is_changed() -> None:
     before = torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled, torch.get_num_threads()
     rows = torch.ones(4, 8)
-    StackedQueries(TokenEmbeddings.from_list([rows])).score(rows, torch.tensor([4]))
+    stack_queries(TokenEmbeddings.from_list([rows])).score(rows, torch.tensor([4]))
     assert (torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled, torch.get_num_threads()) == before

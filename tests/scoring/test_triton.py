@@ -14,6 +14,7 @@ import interpreted
 from colbert_integrations import TokenEmbeddings
 from colbert_integrations.errors import InputError, ShapeError
 from colbert_integrations.scoring import triton as triton_scoring
+from colbert_integrations.scoring.gpu import GPUQueries
 from colbert_integrations.scoring.reference import reference_maxsim
 from colbert_integrations.scoring.triton import TritonQueries
 from test_maxsim import float32_bound, unit_matrices
@@ -72,6 +73,39 @@ def test_int8_products_are_exact_integers(query_sizes, document_sizes, dim, seed
     steps = 2.0 ** torch.arange(-2, len(documents) - 2)
     expected = reference_maxsim(queries, documents) * steps
     assert torch.equal(scored([query.float() for query in queries], documents, steps.to(DEVICE)), expected)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dim", [24, 48])
+def test_what_the_kernel_does_not_take_is_torch_s(dim: int, dtype: torch.dtype) -> None:
+    queries, documents = unit_matrices([5, 3], dim, 1, dtype), unit_matrices([7, 0, 20, 1], dim, 2, dtype)
+    rows, stack, scales = (
+        packed(documents),
+        GPUQueries(packed(queries).to(dtype=torch.float32)),
+        torch.linspace(1, 2, 28),
+    )
+    lengths, bound = rows.offsets.diff(), float32_bound(queries, dim)
+    expected = reference_maxsim(queries, documents)
+    for form in (rows.values, list(rows)):
+        torch.testing.assert_close(stack.score(form, lengths).cpu().double(), expected, rtol=0, atol=bound)
+    scaled = reference_maxsim(queries, torch.split(rows.values.cpu().double() * scales[:, None], rows.lengths))
+    actual = stack.score(rows.values, lengths, scales.to(DEVICE)).cpu().double()
+    torch.testing.assert_close(actual, scaled, rtol=0, atol=2 * bound)
+    by_kernel = dim == 48 and dtype != torch.float32
+    assert (stack.block_rows(dtype) == 2**20) == by_kernel
+    assert list(stack._triton) == [dtype] * by_kernel
+
+
+@pytest.mark.parametrize("dim", [24, 48])
+def test_codes_are_scored_in_integers_by_the_kernel_or_torch(dim: int) -> None:
+    queries, documents = codes([5, 3], dim, 1), codes([7, 0, 20, 1], dim, 2)
+    for code in queries:
+        code[:, 0] = 127  # so that one step of each token is worth 1
+    rows, steps = packed(documents), torch.tensor([0.5, 1.0, 2.0, 4.0])
+    stack = GPUQueries(packed([query.float() for query in queries]))
+    scores = stack.score_int8(rows.values, rows.offsets.diff(), steps.to(DEVICE)).cpu().double()
+    assert torch.equal(scores, reference_maxsim(queries, documents) * steps)
+    assert list(stack._triton) == [torch.int8] * (dim == 48)
 
 
 @settings(deadline=None, max_examples=15)
