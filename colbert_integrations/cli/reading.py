@@ -50,6 +50,12 @@ class Text:
         """Where it stands, as compilers write it: ``notes.txt:12``."""
         return self.source if self.line is None else f"{self.source}:{self.line}"
 
+    @property
+    def id(self) -> Any:
+        """What a JSON line has as its ``id``, or ``_id`` as in BEIR's; None if it has none."""
+        given = self.fields.get("id")
+        return self.fields.get("_id") if given is None else given
+
 
 def refuse(place: str, why: str) -> NoReturn:
     """Make an error of what can't be read; a ``Failed``."""

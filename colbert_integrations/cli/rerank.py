@@ -78,7 +78,7 @@ def _data(
             "source": text.source,
             "line": text.line,
         }
-        result |= {"id": text.fields.get("id", text.fields.get("_id")), "text": text.text}
+        result |= {"id": text.id, "text": text.text}
         if explained:
             result["explanation"] = None if entry.explanation is None else entry.explanation.as_dict()
         results.append(result)

@@ -12,7 +12,7 @@ from ..index import Hit, parse_filter
 from .listing import show_result
 from .opening import open_index
 from .output import Output
-from .reading import form_of, read, refuse
+from .reading import Text, form_of, read, refuse
 
 __all__ = ["run"]
 
@@ -40,11 +40,11 @@ def run(args: argparse.Namespace, output: Output) -> int:
     """
     if args.filter is not None:
         parse_filter(args.filter)  # before the model is loaded
-    queries = iter([args.query]) if args.queries is None else _queries(args.queries)
+    queries = iter([Text(args.query, "")]) if args.queries is None else _queries(args.queries)
     with open_index(args) as index:
         while some := list(islice(queries, _AT_ONCE)):
             found = index.search(
-                some,
+                [query.text for query in some],
                 args.k,
                 args.filter,
                 normalize_scores=args.normalize,
@@ -54,15 +54,15 @@ def run(args: argparse.Namespace, output: Output) -> int:
             )
             for query, hits in zip(some, found, strict=True):
                 if output.as_json:
-                    output.data(_data(query, hits, args.explain))
+                    output.data(_data(query, hits, args))
                 else:
-                    _show(output, query, hits, args)
+                    _show(output, query.text, hits, args)
     return 0
 
 
-def _queries(file: str) -> Iterator[str]:
+def _queries(file: str) -> Iterator[Text]:
     """The lines of a file, or what its JSON lines have as their text."""
-    return (text.text for text in read(file, form_of(file, "lines"), refuse))
+    return read(file, form_of(file, "lines"), refuse)
 
 
 def _show(output: Output, query: str, hits: Iterable[Hit], args: argparse.Namespace) -> None:
@@ -77,8 +77,9 @@ def _show(output: Output, query: str, hits: Iterable[Hit], args: argparse.Namesp
         output.say("nothing found")
 
 
-def _data(query: str, hits: Iterable[Hit], explained: bool) -> dict[str, Any]:
-    return {"query": query, "hits": [_hit(rank, hit, explained) for rank, hit in enumerate(hits, 1)]}
+def _data(query: Text, hits: Iterable[Hit], args: argparse.Namespace) -> dict[str, Any]:
+    data: dict[str, Any] = {"query": query.text} if args.queries is None else {"id": query.id, "query": query.text}
+    return {**data, "hits": [_hit(rank, hit, args.explain) for rank, hit in enumerate(hits, 1)]}
 
 
 def _hit(rank: int, hit: Hit, explained: bool) -> dict[str, Any]:

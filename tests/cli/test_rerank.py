@@ -82,7 +82,11 @@ def test_each_line_can_be_a_document(run: Run, model: ColBERT, tmp_path: Path) -
 
 
 def test_json_lines_have_a_text(run: Run, tmp_path: Path) -> None:
-    lines = [{"text": "the sky", "id": "a"}, {"_id": "b", "text": "a plane \ud83d\ude80"}, {"text": "bread"}]
+    lines = [
+        {"text": "the sky", "id": "a"},
+        {"_id": "b", "text": "a plane \ud83d\ude80", "id": None},
+        {"text": "bread"},
+    ]
     content = "\n".join(map(json.dumps, lines)).encode()
     (tmp_path / "a.jsonl").write_bytes(content)
     (tmp_path / "b.JSONL.GZ").write_bytes(gzip.compress(content))

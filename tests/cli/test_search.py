@@ -90,9 +90,12 @@ def test_queries_of_json_lines_are_their_texts(run: Run, index: ColBERTIndex) ->
     lines = [{"_id": "1", "text": "how does a plane fly?\nand why", "metadata": {}}, {"_id": "2", "text": "bread"}]
     Path("queries.jsonl").write_text("\n".join(map(json.dumps, lines)))
     done = run("search", "--queries", "queries.jsonl", "--store", "kept", "--json")
-    assert [entry["query"] for entry in done.lines] == [line["text"] for line in lines]
+    assert [(entry["id"], entry["query"]) for entry in done.lines] == [(line["_id"], line["text"]) for line in lines]
     piped = run("search", "--queries", "-", "--store", "kept", "--json", stdin='{"text": 1}')
-    assert piped.data["query"] == '{"text": 1}'  # the lines of a pipe are queries as they are
+    assert (piped.data["id"], piped.data["query"]) == (
+        None,
+        '{"text": 1}',
+    )  # the lines of a pipe are queries as they are
 
 
 def test_readable_output_has_the_passage_and_the_metadata(run: Run, index: ColBERTIndex) -> None:
