@@ -477,7 +477,14 @@ async def test_loop_goes_on_while_a_search_blocks(
 
 @pytest.mark.parametrize(
     ("door", "slow"),
-    [("aadd_documents", "upsert"), ("afrom_documents", "upsert"), ("adelete", "delete"), ("aget_by_ids", "get")],
+    [
+        ("aadd_documents", (MemoryStore, "upsert")),
+        ("afrom_texts", (ColBERTIndex, "__init__")),
+        ("afrom_documents", (ColBERTIndex, "__init__")),
+        ("afrom_documents", (MemoryStore, "upsert")),
+        ("adelete", (MemoryStore, "delete")),
+        ("aget_by_ids", (MemoryStore, "get")),
+    ],
 )
 async def test_loop_goes_on_while_documents_are_written_and_read(
     retriever: ColBERTRetriever,
@@ -485,11 +492,12 @@ async def test_loop_goes_on_while_documents_are_written_and_read(
     off_loop: Callable,
     monkeypatch: pytest.MonkeyPatch,
     door: str,
-    slow: str,
+    slow: tuple[Any, str],
 ):
-    monkeypatch.setattr(MemoryStore, slow, off_loop(getattr(MemoryStore, slow)))
+    monkeypatch.setattr(*slow, off_loop(getattr(*slow)))
     calls = {
         "aadd_documents": lambda: retriever.aadd_documents([Document("a new one")]),
+        "afrom_texts": lambda: ColBERTRetriever.afrom_texts(["a"], model=shared_model),
         "afrom_documents": lambda: ColBERTRetriever.afrom_documents([Document("a")], model=shared_model),
         "adelete": lambda: retriever.adelete(["id-0"]),
         "aget_by_ids": lambda: retriever.aget_by_ids(["id-0"]),

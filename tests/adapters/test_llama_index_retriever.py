@@ -797,6 +797,15 @@ async def test_the_loop_goes_on_while_nodes_are_added(
     assert await make([]).aadd_nodes(texts_as_nodes())
 
 
+@pytest.mark.parametrize(("door", "which"), [("adelete_nodes", ["id-0"]), ("adelete_ref_doc", "a document")])
+async def test_the_loop_goes_on_while_nodes_are_deleted(
+    make: Make, off_loop: Callable, monkeypatch: pytest.MonkeyPatch, door: str, which: Any
+):
+    retriever = make([*texts_as_nodes(), from_document("a document", 0, "lions")])
+    monkeypatch.setattr(MemoryStore, "delete", off_loop(MemoryStore.delete))
+    await getattr(retriever, door)(which)
+
+
 def test_the_first_async_call_imports_torch_off_the_event_loop():
     program = f"""
 {WHERE_TORCH_IS_IMPORTED}
