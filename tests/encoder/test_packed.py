@@ -496,10 +496,10 @@ def test_real_text_is_encoded_like_by_the_padded_pass(dtype: str, least_cosine: 
         "Wings.",
         "Ein Flügel lenkt die Luft nach unten ab – 12 % mehr bei α = 4°.",
     ]
-    model, padded = (ColBERT("bundled/all-MiniLM-L6-v2", device="cpu", dtype=kind) for kind in (dtype, "float32"))
-    encoder = padded._ready()
-    assert isinstance(encoder._forward, PackedForward)
-    encoder._forward = TorchForward(AutoModel.from_pretrained(str(padded._weights.folder)).eval(), nn.Identity(), CPU)
+    model = ColBERT("bundled/all-MiniLM-L6-v2", device="cpu", dtype=dtype)
+    assert isinstance(model._ready()._forward, PackedForward)
+    backbone = AutoModel.from_pretrained(str(model._weights.folder)).eval()
+    padded = ColBERT("bundled/all-MiniLM-L6-v2", device="cpu", forward=TorchForward(backbone, nn.Identity(), CPU))
     ours, theirs = model.encode_document(texts), padded.encode_document(texts)
     assert ours.lengths == theirs.lengths
     assert ours.values.dtype == torch.float32
