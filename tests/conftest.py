@@ -5,14 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
 
 import checkpoints
-from colbert_integrations import ColBERT
+from colbert_integrations import ColBERT, single_flight
 
 # Before any tokenizer is made: no test reaches a hub, and a fork would only warn.
 os.environ["HF_HUB_OFFLINE"] = "1" if os.environ.get("COLBERT_TEST_HUB") != "1" else "0"
@@ -68,3 +70,21 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def wait_for_company(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Called by the work of a ``SingleFlight``: waits until so many others wait for it."""
+    arrived = threading.Semaphore(0)
+
+    class Counting(Future):
+        def exception(self, timeout: float | None = None) -> BaseException | None:
+            arrived.release()
+            return super().exception(timeout)
+
+    def wait(others: int) -> None:
+        for _ in range(others):
+            assert arrived.acquire(timeout=30), "fewer came than were to come"
+
+    monkeypatch.setattr(single_flight, "Future", Counting)
+    return wait

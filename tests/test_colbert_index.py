@@ -119,10 +119,11 @@ async def test_adding_to_a_slow_store_holds_up_no_search_of_the_same_model(index
 
 
 async def test_ranking_with_a_slow_store_holds_up_no_rank_of_the_same_model(index: ColBERTIndex, tiny: ColBERT) -> None:
-    leave = threading.Event()
+    entered, leave = threading.Event(), threading.Event()
 
     class Slow(MemoryStore):
         def get(self, *args: Any, **options: Any) -> list[StoredDocument]:
+            entered.set()
             assert leave.wait(PATIENCE_S)
             return super().get(*args, **options)
 
@@ -131,7 +132,7 @@ async def test_ranking_with_a_slow_store_holds_up_no_rank_of_the_same_model(inde
     documents = [Document(text) for text in TEXTS]
     reranker = ColBERTReranker(index=slow, top_n=None)
     compressing = [asyncio.create_task(reranker.acompress_documents(documents, "wing")) for _ in range(40)]
-    await asyncio.sleep(0.05)  # they wait for the store now
+    assert await asyncio.to_thread(entered.wait, PATIENCE_S)
     assert await asyncio.wait_for(tiny.arank("wing", TEXTS), PATIENCE_S / 2) == expected
     leave.set()
     assert await asyncio.gather(*waiting) == [expected] * 40

@@ -22,7 +22,8 @@ def unit(sizes: list[int], seed: int = 0) -> TokenEmbeddings:
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=4), st.sampled_from([1, 1.5, 2, 3]), st.booleans())
 def test_equals_the_peers_output(sizes: list[int], factor: float, normalize: bool) -> None:
     peer = pytest.importorskip(
-        "sentence_transformers.multi_vector_encoder.modules.token_pooling", reason="needs sentence-transformers>=6"
+        "sentence_transformers.multi_vector_encoder.modules.token_pooling",
+        reason="needs the extra [conformance]: sentence-transformers 6",
     )
     embeddings = unit(sizes)
     theirs = peer.HierarchicalTokenPooling(factor, normalize_embeddings=normalize)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,48 +10,47 @@ import pytest
 
 from colbert_integrations.single_flight import SingleFlight
 
-
-def outcomes(work: Callable[[], int], callers: int) -> list[int | BaseException]:
-    """What each caller gets, of those that all ask at the same time."""
-    flight, together = SingleFlight[int](), threading.Barrier(callers)
-
-    def ask(_: int) -> int | BaseException:
-        together.wait()
-        try:
-            return flight.run(work)
-        except BaseException as error:
-            return error
-
-    with ThreadPoolExecutor(callers) as pool:
-        return list(pool.map(ask, range(callers)))
+Outcomes = Callable[[list[int | BaseException]], list[int | BaseException]]
 
 
-def slow(results: list[int | BaseException]) -> Callable[[], int]:
-    """Gives one result after another, and lets others come meanwhile."""
-    remaining, pause = iter(results), threading.Event()
+@pytest.fixture
+def outcomes(wait_for_company: Callable[[int], None]) -> Outcomes:
+    """What each of six gets that all ask for work at the same time, which gives one result after another."""
 
-    def work() -> int:
-        result = next(remaining)
-        pause.wait(0.2)
-        if isinstance(result, BaseException):
-            raise result
-        return result
+    def found(results: list[int | BaseException]) -> list[int | BaseException]:
+        flight, remaining = SingleFlight[int](), list(enumerate(results))
 
-    return work
+        def work() -> int:
+            place, result = remaining.pop(0)
+            wait_for_company(5 - place)
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        def ask(_: int) -> int | BaseException:
+            try:
+                return flight.run(work)
+            except BaseException as error:
+                return error
+
+        with ThreadPoolExecutor(6) as pool:
+            return list(pool.map(ask, range(6)))
+
+    return found
 
 
-def test_all_get_what_one_call_returns() -> None:
-    assert outcomes(slow([7]), 6) == [7] * 6
+def test_all_get_what_one_call_returns(outcomes: Outcomes) -> None:
+    assert outcomes([7]) == [7] * 6
 
 
-def test_all_get_the_error_of_one_call() -> None:
+def test_all_get_the_error_of_one_call(outcomes: Outcomes) -> None:
     error = ValueError("no")
-    assert outcomes(slow([error]), 6) == [error] * 6
+    assert outcomes([error]) == [error] * 6
 
 
 @pytest.mark.parametrize("gone", [KeyboardInterrupt(), asyncio.CancelledError()])
-def test_who_is_interrupted_leaves_it_to_another(gone: BaseException) -> None:
-    found = outcomes(slow([gone, 7]), 6)
+def test_who_is_interrupted_leaves_it_to_another(gone: BaseException, outcomes: Outcomes) -> None:
+    found = outcomes([gone, 7])
     assert (found.count(gone), found.count(7)) == (1, 5)
 
 

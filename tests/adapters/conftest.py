@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from adapters.drivers import LangChain, LlamaIndex, Ranked
 from colbert_integrations import ColBERT
+
+PATIENCE_S = 10
 
 
 @pytest.fixture(params=[LangChain, LlamaIndex], ids=["langchain", "llama_index"])
@@ -50,3 +53,28 @@ def rank(driver: LangChain | LlamaIndex, stanford: dict[str, Any], request: pyte
         return driver.read(asyncio.run(driver.arerank(reranker, items, query)))
 
     return ranked
+
+
+@pytest.fixture
+async def off_loop() -> AsyncIterator[Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    """Lets a function wait until the event loop has come round: in vain, where the loop runs it or waits for it.
+
+    Each function that was given must have been called in the end.
+    """
+    loop, calls = asyncio.get_running_loop(), list[list[bool]]()
+
+    def waiting(function: Callable[..., Any]) -> Callable[..., Any]:
+        free = list[bool]()
+        calls.append(free)
+
+        def held(*args: Any, **options: Any) -> Any:
+            round_came = threading.Event()
+            loop.call_soon_threadsafe(round_came.set)
+            free.append(round_came.wait(PATIENCE_S))
+            assert free[-1], f"the event loop stood still while {function.__qualname__} ran"
+            return function(*args, **options)
+
+        return held
+
+    yield waiting
+    assert all(free and all(free) for free in calls), "a function was not called, or the event loop stood still"

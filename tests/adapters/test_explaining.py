@@ -15,7 +15,6 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 
 from adapters.drivers import QUERY, TEXTS, LangChain, LlamaIndex
-from adapters.test_concurrency import STALL_S, least_stall
 from adapters.test_ranking import FILLER
 from colbert_integrations import ColBERT, ColBERTIndex, Explanation, MemoryStore, TruncationWarning
 from colbert_integrations import langchain as for_langchain
@@ -24,6 +23,7 @@ from colbert_integrations import llama_index as for_llama_index
 Driver = LangChain | LlamaIndex
 
 KEY = "explanation"
+EXPLAINING = [(ColBERT, "explain_pairs"), (Explanation, "as_dict")]
 
 
 def explanation(ranked: Any) -> Explanation:
@@ -207,11 +207,12 @@ def test_two_stages_of_a_pipeline(stanford: dict[str, Any]):
     assert explanation(document).query == QUERY
 
 
-async def test_the_event_loop_goes_on(driver: Driver, shared_model: ColBERT):
-    reranker = driver.Reranker(model=shared_model, top_n=None, explain=True)
-    items = driver.items([f"{text} {place}" for place in range(60) for text in TEXTS])
-    await driver.arerank(reranker, items, QUERY)
-    assert await least_stall(lambda: driver.arerank(reranker, items, QUERY)) < STALL_S
+@pytest.mark.parametrize("where", EXPLAINING, ids=["explain_pairs", "as_dict"])
+async def test_the_event_loop_goes_on(
+    driver: Driver, shared_model: ColBERT, off_loop: Callable, monkeypatch: pytest.MonkeyPatch, where: Any
+):
+    monkeypatch.setattr(*where, off_loop(getattr(*where)))
+    assert await driver.arerank(driver.Reranker(model=shared_model, explain=True), driver.items(TEXTS), QUERY)
 
 
 # --------------------------------------------------------------------------------------------------------- retrievers
@@ -257,15 +258,15 @@ def test_a_retriever_explains_what_it_finds(retrieved: Callable, tiny: ColBERT):
         assert json.loads(json.dumps(item.metadata, allow_nan=False)) == item.metadata
 
 
-async def test_the_event_loop_goes_on_while_a_retriever_explains(driver: Driver, shared_model: ColBERT):
-    index = ColBERTIndex(shared_model)
-    index.add([f"{text} {place}" for place in range(60) for text in TEXTS])
+@pytest.mark.parametrize("where", EXPLAINING, ids=["explain_pairs", "as_dict"])
+async def test_the_event_loop_goes_on_while_a_retriever_explains(
+    driver: Driver, shared_model: ColBERT, off_loop: Callable, monkeypatch: pytest.MonkeyPatch, where: Any
+):
+    monkeypatch.setattr(*where, off_loop(getattr(*where)))
     if isinstance(driver, LangChain):
-        ask = for_langchain.ColBERTRetriever(index=index, k=360, explain=True).ainvoke
+        assert await langchain_retriever(shared_model, explain=True).ainvoke(QUERY)
     else:
-        ask = for_llama_index.ColBERTRetriever(index=index, similarity_top_k=360, explain=True).aretrieve
-    assert len(await ask(QUERY)) == 60 * len(set(TEXTS))
-    assert await least_stall(lambda: ask(QUERY)) < STALL_S
+        assert await llama_index_retriever(shared_model, explain=True).aretrieve(QUERY)
 
 
 def test_what_is_stored_stays_as_it_is(shared_model: ColBERT):

@@ -7,7 +7,6 @@ import copy
 import json
 import pickle
 import random
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,6 @@ from pydantic import ValidationError
 
 import checkpoints
 from adapters.drivers import QUERY, TEXTS
-from adapters.test_concurrency import STALL_S, least_stall
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
 from colbert_integrations.errors import AddError, FilterError, FingerprintError, InputError, StoreError
 from colbert_integrations.langchain import ColBERTRetriever, ColBERTVectorStore
@@ -469,50 +467,50 @@ def test_adding_while_others_search_shows_whole_documents_only(many: ColBERTRetr
     assert len(many.invoke("lions", k=200)) == 120
 
 
-@pytest.mark.parametrize("slow", ["encode_query", "search"])
-async def test_loop_goes_on_while_a_search_blocks(many: ColBERTRetriever, monkeypatch: pytest.MonkeyPatch, slow: str):
-    owner: Any = ColBERT if slow == "encode_query" else MemoryStore
-    original = getattr(owner, slow)
-
-    def held(self: Any, *args: Any, **options: Any) -> Any:
-        time.sleep(0.3)
-        return original(self, *args, **options)
-
-    monkeypatch.setattr(owner, slow, held)
-    assert await least_stall(lambda: many.ainvoke(QUERY)) < STALL_S
-
-
-@pytest.mark.parametrize("door", ["aadd_documents", "afrom_documents", "adelete", "aget_by_ids"])
-async def test_loop_goes_on_while_documents_are_written_and_read(
-    many: ColBERTRetriever, shared_model: ColBERT, monkeypatch: pytest.MonkeyPatch, door: str
+@pytest.mark.parametrize("slow", [(ColBERT, "encode_query"), (MemoryStore, "search")], ids=["encode_query", "search"])
+async def test_loop_goes_on_while_a_search_blocks(
+    retriever: ColBERTRetriever, off_loop: Callable, monkeypatch: pytest.MonkeyPatch, slow: Any
 ):
-    for name in ("upsert", "delete", "get"):
-        original = getattr(MemoryStore, name)
+    monkeypatch.setattr(*slow, off_loop(getattr(*slow)))
+    assert await retriever.ainvoke(QUERY)
 
-        def held(self: Any, *args: Any, _original: Any = original, **options: Any) -> Any:
-            time.sleep(0.2)
-            return _original(self, *args, **options)
 
-        monkeypatch.setattr(MemoryStore, name, held)
+@pytest.mark.parametrize(
+    ("door", "slow"),
+    [
+        ("aadd_documents", (MemoryStore, "upsert")),
+        ("afrom_texts", (ColBERTIndex, "__init__")),
+        ("afrom_documents", (ColBERTIndex, "__init__")),
+        ("afrom_documents", (MemoryStore, "upsert")),
+        ("adelete", (MemoryStore, "delete")),
+        ("aget_by_ids", (MemoryStore, "get")),
+    ],
+)
+async def test_loop_goes_on_while_documents_are_written_and_read(
+    retriever: ColBERTRetriever,
+    shared_model: ColBERT,
+    off_loop: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    door: str,
+    slow: tuple[Any, str],
+):
+    monkeypatch.setattr(*slow, off_loop(getattr(*slow)))
     calls = {
-        "aadd_documents": lambda: many.aadd_documents([Document("a new one")]),
+        "aadd_documents": lambda: retriever.aadd_documents([Document("a new one")]),
+        "afrom_texts": lambda: ColBERTRetriever.afrom_texts(["a"], model=shared_model),
         "afrom_documents": lambda: ColBERTRetriever.afrom_documents([Document("a")], model=shared_model),
-        "adelete": lambda: many.adelete(["a"]),
-        "aget_by_ids": lambda: many.aget_by_ids(["a"]),
+        "adelete": lambda: retriever.adelete(["id-0"]),
+        "aget_by_ids": lambda: retriever.aget_by_ids(["id-0"]),
     }
-    assert await least_stall(calls[door]) < STALL_S
+    await calls[door]()
 
 
 @pytest.mark.parametrize("door", ["ainvoke", "aget_by_ids", "asimilarity_search", "aget_by_ids of a store"])
 async def test_loop_goes_on_while_documents_are_made(
-    retriever: ColBERTRetriever, monkeypatch: pytest.MonkeyPatch, door: str
+    retriever: ColBERTRetriever, off_loop: Callable, monkeypatch: pytest.MonkeyPatch, door: str
 ):
     """Ten thousand of them take longer than a loop may wait."""
-
-    def late(*args: Any) -> Document:
-        time.sleep(0.2)
-        return Document("late")
-
+    late = off_loop(lambda *args: Document("late"))
     for module in ("retriever", "vector_store"):
         for name in ("document_of", "document_of_hit"):
             monkeypatch.setattr(f"colbert_integrations.langchain.{module}.{name}", late)
@@ -524,25 +522,14 @@ async def test_loop_goes_on_while_documents_are_made(
         "aget_by_ids of a store": lambda: store.aget_by_ids(["id-0"]),
     }
     assert await calls[door]() == [Document("late")]
-    assert await least_stall(calls[door]) < STALL_S
 
 
 async def test_the_first_search_loads_the_model_off_the_event_loop(
-    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Callable[[str], Path], off_loop: Callable, monkeypatch: pytest.MonkeyPatch
 ):
-    loads = ColBERT._load
-
-    def held(self: ColBERT) -> Any:
-        time.sleep(0.3)
-        return loads(self)
-
-    monkeypatch.setattr(ColBERT, "_load", held)
-    lengths = iter(range(21, 40))  # each attempt needs a model that nothing else has loaded
-
-    async def first() -> None:
-        retriever = ColBERTRetriever(model=str(checkpoint("stanford")), device="cpu", document_length=next(lengths))
-        assert not retriever.colbert.loaded
-        assert await retriever.ainvoke(QUERY) == []
-        assert retriever.colbert.loaded
-
-    assert await least_stall(first) < STALL_S
+    monkeypatch.setattr(ColBERT, "_load", off_loop(ColBERT._load))
+    # of a length that no other test's model has: this one is not loaded yet
+    retriever = ColBERTRetriever(model=str(checkpoint("stanford")), device="cpu", document_length=21)
+    assert not retriever.colbert.loaded
+    assert await retriever.ainvoke(QUERY) == []
+    assert retriever.colbert.loaded

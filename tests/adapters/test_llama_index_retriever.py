@@ -8,7 +8,6 @@ import json
 import pickle
 import random
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -44,12 +43,12 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 
 import checkpoints
 from adapters.drivers import QUERY, TEXTS, PageNode
-from adapters.test_concurrency import STALL_S, least_stall
 from adapters.test_imports import WHERE_TORCH_IS_IMPORTED, fresh
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
 from colbert_integrations.encoder import Encoder, Side
 from colbert_integrations.errors import AddError, FingerprintError, InputError, StoreError
 from colbert_integrations.llama_index import ColBERTRerank, ColBERTRetriever
+from colbert_integrations.llama_index import retriever as module_of_retriever
 
 Make = Callable[..., ColBERTRetriever]
 
@@ -766,36 +765,45 @@ def test_threads_that_come_first_make_one_index(shared_model: ColBERT, monkeypat
     assert one is other
 
 
-@pytest.mark.parametrize("where", [(ColBERT, "encode_query"), (MemoryStore, "search")])
-async def test_the_loop_goes_on_while_something_blocks(make: Make, monkeypatch: pytest.MonkeyPatch, where: Any):
+@pytest.mark.parametrize(
+    "where", [(ColBERT, "encode_query"), (MemoryStore, "search"), (module_of_retriever, "node_of")]
+)
+async def test_the_loop_goes_on_while_something_blocks(
+    make: Make, off_loop: Callable, monkeypatch: pytest.MonkeyPatch, where: Any
+):
     retriever = make()
-    works, called = getattr(*where), list[int]()
-
-    def slow(*args: Any, **options: Any) -> Any:
-        called.append(1)
-        time.sleep(0.3)
-        return works(*args, **options)
-
-    monkeypatch.setattr(*where, slow)
-    assert await least_stall(lambda: retriever.aretrieve(QUERY)) < STALL_S
-    assert called
+    monkeypatch.setattr(*where, off_loop(getattr(*where)))
+    assert await retriever.aretrieve(QUERY)
 
 
-async def test_the_loop_goes_on_while_a_slow_filter_looks_at_nodes(make: Make):
-    retriever = make(filters=lambda node: time.sleep(0.1) or True)
-    assert await least_stall(lambda: retriever.aretrieve(QUERY)) < STALL_S
+async def test_the_loop_goes_on_while_a_slow_filter_looks_at_nodes(make: Make, off_loop: Callable):
+    assert await make(filters=off_loop(lambda node: True)).aretrieve(QUERY)
 
 
-async def test_the_loop_goes_on_while_nodes_are_added(make: Make):
-    choose = random.Random(0)
-    texts = [some_text(choose, 400) for _ in range(400)]  # many times STALL_S of work: a blocked loop would show
-    retriever, rounds = make([]), iter(range(100))
+@pytest.mark.parametrize(
+    "where",
+    [
+        (module_of_retriever, "stored_metadata"),
+        (module_of_retriever, "node_text"),
+        (ColBERT, "encode_document"),
+        (MemoryStore, "upsert"),
+    ],
+    ids=lambda where: where[1],
+)
+async def test_the_loop_goes_on_while_nodes_are_added(
+    make: Make, off_loop: Callable, monkeypatch: pytest.MonkeyPatch, where: Any
+):
+    monkeypatch.setattr(*where, off_loop(getattr(*where)))
+    assert await make([]).aadd_nodes(texts_as_nodes())
 
-    async def add() -> None:
-        turn = next(rounds)  # new ids each time, else nothing would be encoded
-        await retriever.aadd_nodes([TextNode(text=f"{text} {turn}", id_=f"{turn}-{n}") for n, text in enumerate(texts)])
 
-    assert await least_stall(add) < STALL_S
+@pytest.mark.parametrize(("door", "which"), [("adelete_nodes", ["id-0"]), ("adelete_ref_doc", "a document")])
+async def test_the_loop_goes_on_while_nodes_are_deleted(
+    make: Make, off_loop: Callable, monkeypatch: pytest.MonkeyPatch, door: str, which: Any
+):
+    retriever = make([*texts_as_nodes(), from_document("a document", 0, "lions")])
+    monkeypatch.setattr(MemoryStore, "delete", off_loop(MemoryStore.delete))
+    await getattr(retriever, door)(which)
 
 
 def test_the_first_async_call_imports_torch_off_the_event_loop():

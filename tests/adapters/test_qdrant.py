@@ -112,7 +112,8 @@ def test_a_reranker_takes_vectors_from_the_collection(
     assert encoded == []
     assert [document.id for document in found] == [document.id for document in expected]
     scores = [document.metadata["relevance_score"] for document in expected]
-    assert [document.metadata["relevance_score"] for document in found] == pytest.approx(scores, abs=2e-3)
+    # Means of products with vectors that were rounded to float16.
+    assert [document.metadata["relevance_score"] for document in found] == pytest.approx(scores, abs=2**-11)
     index.close()
 
 

@@ -66,7 +66,8 @@ def test_a_folder_is_stored_as_the_library_stores_its_texts(run: Run, model: Col
     assert kept.fingerprint == model.fingerprint
     assert stored("kept") == {name: (text, {}) for name, text in texts.items()}
     for name, matrix in vectors(by_hand.store).items():  # type: ignore[arg-type]
-        torch.testing.assert_close(vectors(kept)[name], matrix, rtol=0, atol=1e-3)
+        # A last digit of float16, should texts have shared other batches.
+        torch.testing.assert_close(vectors(kept)[name], matrix, rtol=0, atol=2**-11)
     report = done.data
     assert (done.code, report.pop("seconds") > 0) == (0, True)
     assert report == {

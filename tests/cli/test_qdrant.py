@@ -38,7 +38,10 @@ def test_a_collection_is_filled_and_searched_as_a_folder_is(run: Run, notes: Pat
     ours, theirs = (
         run("search", QUERY, "--store", store, "--json", "--explain").data["hits"] for store in ("kept", where)
     )
-    assert [hit.pop("score") for hit in theirs] == pytest.approx([hit.pop("score") for hit in ours], abs=0.05)
+    # Qdrant rounds queries to float16 too: a product with one of their 16 vectors errs by 2**-11 at most, and a sum of
+    # such errors grows by the root of their number.
+    rounding = 16**0.5 * 2**-11
+    assert [hit.pop("score") for hit in theirs] == pytest.approx([hit.pop("score") for hit in ours], abs=rounding)
     assert theirs == ours
     assert sorted(hit["id"] for hit in theirs) == IDS
 

@@ -14,7 +14,9 @@ from colbert_integrations import ColBERT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
-FP32 = 1e-4
+# 168 roundings of a number up to 1: what up to four layers of 32 numbers make of them where another library,
+# on another CPU, sums in another order. The worst seen is 3e-6.
+FP32 = 1e-5
 # Expansion reaches past the last window of local attention here, which only happens where the window is as tiny as in
 # these checkpoints. What such a token sees changed with transformers 5.1, and the peers agree with what it is since.
 BEYOND_WINDOW = {

@@ -575,6 +575,7 @@ def test_threads_of_a_forked_child_begin_together(pool: ThreadPoolExecutor, monk
     assert begun == [merger]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_releases_nobody_elses_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "_LOST_S", 0.02)
     merger = Merger(Recorder(), 100)

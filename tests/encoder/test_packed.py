@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ VOCABULARY = 90
 HIDDEN = 20 if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 1) else 8
 
 
-KERNEL = compiled.load()  # once: a fixture replaces what ``load`` gives
+KERNEL = compiled.load()
 INSTRUCTION_SETS = ["compiled"] if KERNEL is None else KERNEL.instruction_sets
 
 
@@ -64,13 +64,28 @@ def kernel(request: pytest.FixtureRequest) -> Kernel:
     return _compiled(request.param)
 
 
+# These two only say what is asked for: patched for a whole module, it would be so for tests that don't ask too.
 @pytest.fixture(scope="module", params=["torch", *INSTRUCTION_SETS])
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+def implementation(request: pytest.FixtureRequest) -> str:
     """All by torch, and by the compiled kernel in each instruction set that this CPU runs."""
-    chosen = None if request.param == "torch" else _compiled(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "load", lambda: chosen)
-        yield request.param
+    return request.param
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["integers", "floats"])
+def fast_int8(request: pytest.FixtureRequest) -> bool:
+    """Whether torch multiplies int8 as such, or the same numbers in float32."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _as_asked_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "implementation" in request.fixturenames:
+        name = request.getfixturevalue("implementation")
+        chosen = None if name == "torch" else _compiled(name)
+        monkeypatch.setattr(compiled, "load", lambda: chosen)
+    if "fast_int8" in request.fixturenames:
+        fast = request.getfixturevalue("fast_int8")
+        monkeypatch.setattr(cpu, "multiplies", lambda dtype: fast or dtype == torch.float32)
 
 
 @pytest.fixture(scope="module", params=[*checkpoints.PACKED, "modernbert_biased"])
@@ -434,14 +449,6 @@ def test_a_cpu_without_bfloat16_multiplies_it_as_float32(monkeypatch: pytest.Mon
     assert linear_maker(torch.float32) is not WidenedLinear
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["integers", "floats"])
-def fast_int8(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whether torch multiplies int8 as such, or the same numbers in float32."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "multiplies", lambda dtype: request.param or dtype == torch.float32)
-        yield
-
-
 @settings(deadline=None, max_examples=30)
 @given(
     tokens=st.integers(1, 230),
@@ -480,6 +487,7 @@ def test_int8_layers_do_not_hide_nan_and_take_zeros(inputs: int) -> None:
     assert out.isnan().any(1).nonzero().tolist() == [[5], [7], [9]]
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize(("dtype", "least_cosine"), [("float32", 1 - 1e-6), ("bfloat16", 0.9998), ("int8", 0.99)])
 def test_real_text_is_encoded_like_by_the_padded_pass(dtype: str, least_cosine: float) -> None:
     texts = [
@@ -488,10 +496,10 @@ def test_real_text_is_encoded_like_by_the_padded_pass(dtype: str, least_cosine: 
         "Wings.",
         "Ein Flügel lenkt die Luft nach unten ab – 12 % mehr bei α = 4°.",
     ]
-    model, padded = (ColBERT("bundled/all-MiniLM-L6-v2", device="cpu", dtype=kind) for kind in (dtype, "float32"))
-    encoder = padded._ready()
-    assert isinstance(encoder._forward, PackedForward)
-    encoder._forward = TorchForward(AutoModel.from_pretrained(str(padded._weights.folder)).eval(), nn.Identity(), CPU)
+    model = ColBERT("bundled/all-MiniLM-L6-v2", device="cpu", dtype=dtype)
+    assert isinstance(model._ready()._forward, PackedForward)
+    backbone = AutoModel.from_pretrained(str(model._weights.folder)).eval()
+    padded = ColBERT("bundled/all-MiniLM-L6-v2", device="cpu", forward=TorchForward(backbone, nn.Identity(), CPU))
     ours, theirs = model.encode_document(texts), padded.encode_document(texts)
     assert ours.lengths == theirs.lengths
     assert ours.values.dtype == torch.float32
