@@ -790,6 +790,37 @@ def test_pages_adapt_to_the_documents(server: QdrantServer, monkeypatch: pytest.
         assert max(limits[1:]) <= 12
 
 
+@pytest.mark.parametrize("local", [True, False], ids=["local", "server"])
+async def test_what_fills_several_pages_is_read_to_its_end(
+    server: QdrantServer, local: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("store", "pages"):
+        monkeypatch.setattr(f"colbert_integrations.qdrant.{module}.PAGE", 7)
+    many = {f"d{number:02}": matrix for number, matrix in enumerate(dyadic(1, *[1 + n % 5 for n in range(20)]))}
+    some = {name: many[name] for name in [*many][2:19]}  # more than a page of them, of all three
+    with QdrantStore(":memory:" if local else server.url, first_stage="mean") as store:
+        fill(store, many, [{"n": number, 'quo"te': name in some} for number, name in enumerate(many)])
+        assert store.ids() == await store.aids() == list(many)
+        assert [document.id for document in store.get(list(many))] == list(many)
+        filters: list[Any] = [
+            {"n": {"$gte": 2, "$lt": 19}},
+            {'quo"te': True},  # which a server can't be told
+            lambda document: document.id in some,
+            lambda document: document.text in some,
+        ]
+        for filter in filters:
+            assert store.ids(filter) == await store.aids(filter) == list(some)
+            for stage in ({}, {"search": "first_stage", "candidates": 17}):
+                assert found(store, QUERIES, 17, filter=filter, **stage) == brute_force(some, QUERIES, 17)
+        nothing = TokenEmbeddings.from_list([torch.ones(0, DIM)])  # to which all are alike
+        assert found(store, nothing, 18) == [[(name, 0.0) for name in [*many][:18]]]
+        assert found(store, nothing, 18, ids=[*some, "missing"]) == [[(name, 0.0) for name in some]]
+        if not local:
+            scrolls = [asked.body for asked in server.asked if asked.call.endswith("/scroll")]
+            assert [scroll["limit"] for scroll in scrolls[:3]] == [7, 7, 7]
+        await store.aclose()
+
+
 def test_a_page_holds_some_megabytes_of_vectors() -> None:
     page, large = Page("colbert"), models.Record(id=1, vector={"colbert": [[0.5] * 128] * 1000})
     page.saw([large] * page.size)
