@@ -270,6 +270,23 @@ def test_a_flipped_byte_is_found_and_the_file_named(
             MemoryStore.load(tmp_path, **options)
 
 
+def test_files_that_take_several_blocks_to_read_are_checked_to_their_last_byte(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistence, "_BLOCK_BYTES", 64)
+    store.save(tmp_path)
+    assert found(MemoryStore.load(tmp_path), QUERIES, 9) == found(store, QUERIES, 9)
+    large = [path for path in damaged_files(tmp_path) if path.stat().st_size > 64 and path.name != "manifest.json"]
+    assert {path.suffix for path in large} == {".safetensors", ".jsonl"}
+    for path in large:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(DamagedIndexError, match=f"{path.name} is damaged: its checksum differs"):
+            MemoryStore.load(tmp_path)
+        path.write_bytes(content)
+    assert MemoryStore.load(tmp_path).count() == 6
+
+
 @pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_file_cut_short_or_missing_is_named(store: MemoryStore, tmp_path: Path, number: int, verify: bool) -> None:
@@ -754,6 +771,22 @@ def test_what_is_loaded_onto_another_device_does_not_crumble_either(tmp_path: Pa
     for number in range(memory._MOST_SMALL):
         [document] = moved.get([f"d{number}"], embeddings=True)
         assert torch.equal(document.embeddings, dyadic(number, 3)[0].half())
+
+
+@pytest.mark.parametrize("bytes_there", [None, 10**9])
+def test_what_is_loaded_onto_a_device_is_there_all_of_it(
+    store: MemoryStore, tmp_path: Path, bytes_there: int | None
+) -> None:
+    store.search(QUERIES, 1, search="pooled", candidates=1)  # so that merged vectors are saved too
+    store.save(tmp_path)
+    moved = MemoryStore.load(tmp_path, device="meta", device_bytes=bytes_there)
+    segments = [view.segment for view in moved._now().views]
+    segments += [segment.pooled(len(segment.ids)) for segment in segments]
+    assert len(segments) == 2 * len(store._now().views) > 2
+    places = {column.device.type for segment in segments for column in segment.columns.values()}
+    assert (places, moved.device.type) == ({"meta"}, "meta")
+    assert (moved.ids(), moved.num_tokens) == (store.ids(), store.num_tokens)
+    assert MemoryStore.load(tmp_path).device.type == "cpu"
 
 
 def test_a_fork_does_not_fill_the_segments_of_its_parent(
