@@ -14,7 +14,7 @@ from colbert_integrations import ColBERT, MemoryStore
 from colbert_integrations.index import segment
 from colbert_integrations.index.quantization import PackedBits
 from colbert_integrations.loading import _content_id
-from colbert_integrations.qdrant.points import point_id
+from colbert_integrations.qdrant.points import payload_of, point_id
 from colbert_integrations.scoring.reference import reference_maxsim
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -22,6 +22,21 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def test_the_point_of_an_id() -> None:
     assert point_id("a") == "4629dd3b-8472-5559-ae5f-8b31527b2d9f"
+
+
+def test_the_payload_of_a_point() -> None:
+    assert payload_of("a", "wing é", {"n": [1, 0.5]}) == {
+        "id": "a",
+        "text": "wing é",
+        "text_hash": "392014c9-6420-158e-9fd5-a268fbadfc40",  # printf 'wing é' | sha256sum, half of it
+        "metadata": {"n": [1, 0.5]},
+    }
+    assert payload_of("b", None, {"n": 0.1 + 0.2}) == {
+        "id": "b",
+        "text": None,
+        "metadata": {"n": [0.3, 0.300000000001]},
+        "exact": '{"n": 0.30000000000000004}',
+    }
 
 
 def test_the_id_of_a_content_which_the_order_of_metadata_does_not_change() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -532,6 +533,21 @@ def test_a_place_that_can_not_be_a_folder_is_an_error_of_ours(store: MemoryStore
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a system that syncs folders")
+def test_files_are_on_the_disk_before_a_manifest_names_them(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, sync, replace = list[Any](), os.fsync, os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(persistence.os, "fsync", lambda file: steps.append(os.fstat(file).st_ino) or sync(file))
+        patch.setattr(persistence.os, "replace", lambda *paths: steps.append("replaced") or replace(*paths))
+        store.save(tmp_path)
+    *written, before, named, after = steps
+    assert named == "replaced"
+    assert before == after == tmp_path.stat().st_ino
+    assert sorted(written) == sorted((tmp_path / name).stat().st_ino for name in files(tmp_path))
+
+
 def test_two_savers_do_not_mix(store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.save(tmp_path)
     monkeypatch.setattr(persistence, "_LOCK_WAIT_S", 0.05)
@@ -726,14 +742,23 @@ def test_files_that_are_mapped_are_never_written_into(
     assert found(loaded, QUERIES, 9) == expected  # by the files that it has mapped, or the process would end
 
 
-def test_lengths_that_are_not_those_of_the_vectors_are_damage(store: MemoryStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lengths", [[2**20 + 4, 1], [5], [3, 1, 1], [4, 1, 0], [0, 5], [5, 0], [7, -2]], ids=str)
+def test_lengths_that_are_not_those_of_the_vectors_are_damage(lengths: list[int], tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.upsert(["a", "b"], dyadic(1, 4, 1))
     store.save(tmp_path)
-    path = next(path for path in sorted(tmp_path.glob("*.safetensors")) if "pooled" not in path.name)
+    (path,) = tmp_path.glob("*.safetensors")
     columns = load_file(path)
-    columns["lengths"][0] += 2**20
-    save_file(columns, path)
-    with pytest.raises(DamagedIndexError, match=path.name):
-        MemoryStore.load(tmp_path, verify=False)
+    assert columns["lengths"].tolist() == [4, 1]
+    save_file({**columns, "lengths": torch.tensor(lengths)}, path)
+    manifest = json.loads((tmp_path / "manifest.json").read_bytes())  # as if it had been saved so
+    del manifest["sha256"]
+    content = path.read_bytes()
+    about = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["segments"][0]["files"][path.name] = about
+    (tmp_path / "manifest.json").write_bytes(persistence._sealed(manifest))
+    with pytest.raises(DamagedIndexError, match=f"{path.stem}.*(its lengths are not those|documents, not 2)"):
+        MemoryStore.load(tmp_path)
 
 
 def test_an_index_that_is_loaded_added_to_and_saved_again_and_again_does_not_crumble(tmp_path: Path) -> None:
