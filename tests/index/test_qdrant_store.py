@@ -138,6 +138,20 @@ def test_a_url_that_cannot_be_read_is_an_error_without_its_password(url: str) ->
     assert "hush" not in "".join(traceback.format_exception(caught.value))
 
 
+def test_a_password_in_a_url_is_not_shown(server: QdrantServer) -> None:
+    with QdrantStore(server.url.replace("://", "://me:hush@"), retries=0) as store:
+        assert repr(store) == f"QdrantStore('{server.url.removeprefix('http://')}', 'colbert', float16)"
+        server.faults.append(Fault(500))
+        with pytest.raises(StoreServerError, match=server.url.removeprefix("http://")) as caught:
+            store.count()
+        assert "hush" not in str(caught.value)
+        server.faults.clear()
+        fill(store, {"a": torch.ones(1, DIM)})
+        with pytest.raises(FingerprintError) as refused:
+            store.bind(Fingerprint("x", "three", 3))
+        assert "hush" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "url", ["http://h:6333?api_key=hush", "http://h/#hush", "http://h:abc?hush", "http://h/x?t=hush@g"]
 )
