@@ -416,6 +416,21 @@ def test_wrong_vectors_of_a_first_stage_are_refused(lengths: list[int], said: st
         made.upsert(["a", "b"], dyadic(1, 3, 3), ["a", "b"])
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_vectors_of_a_first_stage_that_are_not_finite_are_refused(wrong: float) -> None:
+    class Wrong(Lengths):
+        def _vector(self, text: str) -> list[float]:
+            return [1.0, wrong if text == "wrong" else 0.0]
+
+    with on_server(first_stage=Wrong(), search="first_stage") as made:
+        fill(made, {"right": dyadic(1, 3)[0]})
+        with pytest.raises(InputError, match="the first stage made vectors that are not all finite"):
+            fill(made, {"fine": dyadic(1, 3)[0], "wrong": dyadic(1, 3)[0]})
+        with pytest.raises(InputError, match="the first stage made vectors that are not all finite"):
+            made.search(QUERIES[:1], texts=["wrong"])
+        assert made.ids() == ["right"]
+
+
 @pytest.mark.parametrize("queries", [[[1.0, 2.0]], None])
 async def test_queries_that_are_no_token_embeddings_reach_no_first_stage(queries: Any) -> None:
     with QdrantStore(":memory:", first_stage="mean", search="first_stage") as made:

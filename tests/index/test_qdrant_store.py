@@ -653,6 +653,18 @@ def test_requests_have_so_many_bytes_at_most(server: QdrantServer) -> None:
             assert store.count() == 60
 
 
+def test_so_have_those_that_change_metadata(server: QdrantServer) -> None:
+    many = {f"d{number:02}": matrix for number, matrix in enumerate(dyadic(1, *[2] * 40))}
+    notes = [{"n": number, "é": "漢" * 50} for number in range(40)]
+    with QdrantStore(server.url, batch_bytes=5000) as store:
+        fill(store, many)
+        store.set_metadata(list(many), notes, list(many))
+        sizes = server.sizes("/points/batch$")
+        assert 1 < len(sizes) < 40
+        assert max(sizes) <= 5000
+        assert [document.metadata for document in store.get(list(many))] == notes
+
+
 def test_a_document_that_is_larger_than_a_request_goes_alone(server: QdrantServer) -> None:
     lengths = [2, 400, 2, 2]
     with QdrantStore(server.url, batch_bytes=10_000) as store:
