@@ -11,7 +11,7 @@ import torch
 
 import saved_indexes
 from colbert_integrations import ColBERT, MemoryStore
-from colbert_integrations.index import segment
+from colbert_integrations.index import kmeans
 from colbert_integrations.index.quantization import PackedBits
 from colbert_integrations.loading import _content_id
 from colbert_integrations.qdrant.points import payload_of, point_id
@@ -122,7 +122,7 @@ def test_what_is_found_in_an_index_that_was_saved_before(form: str, search: Any)
 
 
 def test_merged_vectors_that_were_saved_before_choose_the_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment, "pool_by_kmeans", None)  # so that none are made
+    monkeypatch.setattr(kmeans, "_means", None)  # so that none are made
     store = MemoryStore.load(GOLDEN / "indexes" / "nbits4_pooled")
     hits = store.search(saved_indexes.queries(), 4, candidates=4)[0]
     assert [hit.id for hit in hits] == ["ü/c:1", "d", "f", "e"]  # by them the fourth is another one
