@@ -259,6 +259,16 @@ async def test_makers(shared_model: ColBERT, documents: list[Document]):
         assert made.get_by_ids(names) == documents
 
 
+async def test_makers_of_documents_take_ids_that_go_before_the_documents_own(shared_model: ColBERT):
+    given = [Document("water", id="own", metadata={"n": 1}), Document("river")]
+    for made in (
+        ColBERTVectorStore.from_documents(given, ids=["a", "b"], model=shared_model),
+        await ColBERTVectorStore.afrom_documents(given, ids=["a", "b"], model=shared_model),
+    ):
+        assert made.index.store.ids() == ["a", "b"]
+        assert made.get_by_ids(["b", "a"]) == [Document("river", id="b"), Document("water", id="a", metadata={"n": 1})]
+
+
 async def test_an_embedding_is_refused(shared_model: ColBERT, documents: list[Document]):
     unused = DeterministicFakeEmbedding(size=3)
     for make in (ColBERTVectorStore.from_texts, ColBERTVectorStore.from_documents):

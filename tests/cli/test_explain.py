@@ -35,6 +35,19 @@ def test_json_is_the_explanation_as_data(run: Run, model: ColBERT) -> None:
     assert data == json.loads(json.dumps(model.explain(QUERY, TEXT).as_dict()))
 
 
+def test_the_names_in_json_are_those_that_programs_read(run: Run) -> None:
+    data = run("explain", QUERY, "--text", TEXT, "--json").data
+    assert list(data) == [
+        *("query", "document", "score", "matches", "pooled", "query_cut", "document_cut", "shares", "passage"),
+    ]
+    (match, *_), (share, *_) = data["matches"], data["shares"]
+    assert list(match) == ["query_token", "document_token", "similarity", "query_index", "document_index"]
+    assert list(share) == ["token", "share", "query_indices"]
+    for token in (match["query_token"], match["document_token"], share["token"]):
+        assert list(token) == ["text", "start", "stop"]
+    assert list(data["passage"]) == ["start", "stop", "text", "share"]
+
+
 def test_on_a_terminal_it_is_in_colour(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     # In full colour: rich keeps codes with a style, and would use those of fewer colours in other tests too.
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLORTERM": "truecolor"}.items():

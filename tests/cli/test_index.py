@@ -278,6 +278,16 @@ def test_what_fails_is_told_and_the_rest_is_stored(run: Run, notes: Path, monkey
     assert sorted(stored("kept")) == sorted([*IDS, "line"])
 
 
+def test_the_files_of_a_folder_are_read_in_the_order_of_their_names(run: Run, notes: Path) -> None:
+    names = ["b.txt", "a/z.txt", "c.txt", "a/y.txt", "a.txt"]
+    for name in names:
+        (notes / name).parent.mkdir(exist_ok=True)
+        (notes / name).write_bytes(b"\xff")
+    failures = run("index", "notes", "--store", "kept", "--json").data["failures"]
+    expected = ["a/y.txt", "a/z.txt", "a.txt", "b.txt", "c.txt"]
+    assert [failure["document"] for failure in failures] == [f"notes/{name}" for name in expected]
+
+
 def test_a_link_round_in_a_circle_is_told_and_the_rest_is_stored(run: Run, notes: Path) -> None:
     for link in (notes / "round.txt", Path("itself")):
         link.symlink_to(link.name)

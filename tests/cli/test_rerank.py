@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,12 @@ def test_json_lines_have_a_text(run: Run, tmp_path: Path) -> None:
         done = run("rerank", QUERY, *files, "--json", stdin=content)
         assert {(entry["id"], entry["text"], entry["line"]) for entry in done.data["results"]} == expected
         assert done.code == 0
+
+
+def test_a_document_without_vectors_has_no_score_in_json(run: Run, checkpoint: Callable[[str], Path]) -> None:
+    markers = ("--set", 'query_marker=""', "--set", 'document_marker=""')
+    done = run("rerank", "a cat", "-", "--json", "--model", checkpoint("pylate_nobos"), *markers, stdin="")
+    assert (done.code, done.data["results"][0]["score"]) == (0, None)
 
 
 def test_stdin_is_one_document(run: Run) -> None:
@@ -203,6 +210,17 @@ def test_a_pair_of_words_is_shown_once_by_its_best_share(run: Run, model: ColBER
     assert len(set(shares)) > 1
     shown = run("rerank", query, "-", "--explain", stdin=text).out
     assert re.findall(r"fox → fox ([\d.]+)", shown) == [max(shares)]
+
+
+def test_the_six_pairs_of_words_that_matched_best_are_shown(run: Run, model: ColBERT) -> None:
+    query, text = "how does a quick red fox fly over the river", "the fox jumps over a river in the red sky"
+    pairs: dict[tuple[str, str], float] = {}
+    for asked, met, share in model.explain(query, text).words():  # strongest first
+        pairs.setdefault((asked, met), share)
+    assert len(pairs) > 6
+    shown = run("rerank", query, "-", "--explain", stdin=text).out.splitlines()[-1]
+    best = [f"{asked} → {met} {share:.2f}" for (asked, met), share in pairs.items()][:6]
+    assert shown.strip().split(", ") == best
 
 
 def test_words_that_are_very_long_are_cut(run: Run) -> None:

@@ -249,6 +249,16 @@ def test_a_text_at_the_limit(extra: int, tiny: ColBERT) -> None:
     assert lengths == [tokens + 3 if extra <= 0 else 2 * 40]  # one token too many makes a second, full window
 
 
+def test_windows_of_long_documents_overlap_by_64_tokens(tiny: ColBERT) -> None:
+    # 300 tokens less [CLS], marker and [SEP] leave 297, so each begins 297 - 64 = 233 after the one before, and the
+    # last ends with the text: starts 0, 233 and 700 - 297.
+    encoder = load(Path(tiny.settings.model), document_length=300)._ready()
+    tokens = encoder.tokenizer.tokens(["fox " * 700], "document")[0]
+    assert len(tokens.ids) == 700
+    held = [[o for o in sequence.origins if o is not None] for sequence in encoder.sequences(tokens, "document")]
+    assert held == [list(range(start, start + 297)) for start in (0, 233, 403)]
+
+
 def test_the_overlap_can_be_chosen(tiny: ColBERT) -> None:
     path = Path(tiny.settings.model)
     assert load(path, window_overlap=0).encode_document("fox " * 74).lengths == [2 * 40]

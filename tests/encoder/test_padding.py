@@ -127,6 +127,23 @@ def test_lfm2_is_not_run_twice_for_the_sake_of_a_width(tmp_path: Path, monkeypat
     assert widths_run(forward, [(33,), (33, 20)], monkeypatch) == [33, 40]
 
 
+@pytest.mark.parametrize("hidden_in_one", [True, False])
+def test_an_lfm2_query_alone_is_what_it_is_in_a_batch(
+    hidden_in_one: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints.others(tmp_path, "lfm2", num_key_value_heads=2, layer_types=["conv", "full_attention"])
+    model = ColBERT(tmp_path, device="cpu", query_length=48)
+    batch = model.encode_query(TEXTS)
+    if not hidden_in_one:  # as some releases of transformers have it: a batch of one is run without its mask
+        forward = general(model)
+        hidden = forward._hidden
+        monkeypatch.setattr(
+            forward, "_hidden", lambda ids, mask: hidden(ids, mask if len(ids) > 1 else torch.ones_like(mask))
+        )
+    for text, vectors in zip(TEXTS, batch, strict=True):
+        torch.testing.assert_close(model.encode_query(text)[0], vectors, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("padding", [-1, 10**6, None, 3])
 def test_a_padding_id_without_a_row_is_not_used(padding: int | None, tmp_path: Path) -> None:
     # GPT-2's embeddings don't know of padding, so that transformers takes any id.

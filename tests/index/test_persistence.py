@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -270,6 +271,23 @@ def test_a_flipped_byte_is_found_and_the_file_named(
             MemoryStore.load(tmp_path, **options)
 
 
+def test_files_that_take_several_blocks_to_read_are_checked_to_their_last_byte(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistence, "_BLOCK_BYTES", 64)
+    store.save(tmp_path)
+    assert found(MemoryStore.load(tmp_path), QUERIES, 9) == found(store, QUERIES, 9)
+    large = [path for path in damaged_files(tmp_path) if path.stat().st_size > 64 and path.name != "manifest.json"]
+    assert {path.suffix for path in large} == {".safetensors", ".jsonl"}
+    for path in large:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(DamagedIndexError, match=f"{path.name} is damaged: its checksum differs"):
+            MemoryStore.load(tmp_path)
+        path.write_bytes(content)
+    assert MemoryStore.load(tmp_path).count() == 6
+
+
 @pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_file_cut_short_or_missing_is_named(store: MemoryStore, tmp_path: Path, number: int, verify: bool) -> None:
@@ -515,6 +533,21 @@ def test_a_place_that_can_not_be_a_folder_is_an_error_of_ours(store: MemoryStore
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a system that syncs folders")
+def test_files_are_on_the_disk_before_a_manifest_names_them(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, sync, replace = list[Any](), os.fsync, os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(persistence.os, "fsync", lambda file: steps.append(os.fstat(file).st_ino) or sync(file))
+        patch.setattr(persistence.os, "replace", lambda *paths: steps.append("replaced") or replace(*paths))
+        store.save(tmp_path)
+    *written, before, named, after = steps
+    assert named == "replaced"
+    assert before == after == tmp_path.stat().st_ino
+    assert sorted(written) == sorted((tmp_path / name).stat().st_ino for name in files(tmp_path))
+
+
 def test_two_savers_do_not_mix(store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.save(tmp_path)
     monkeypatch.setattr(persistence, "_LOCK_WAIT_S", 0.05)
@@ -709,14 +742,23 @@ def test_files_that_are_mapped_are_never_written_into(
     assert found(loaded, QUERIES, 9) == expected  # by the files that it has mapped, or the process would end
 
 
-def test_lengths_that_are_not_those_of_the_vectors_are_damage(store: MemoryStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lengths", [[2**20 + 4, 1], [5], [3, 1, 1], [4, 1, 0], [0, 5], [5, 0], [7, -2]], ids=str)
+def test_lengths_that_are_not_those_of_the_vectors_are_damage(lengths: list[int], tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.upsert(["a", "b"], dyadic(1, 4, 1))
     store.save(tmp_path)
-    path = next(path for path in sorted(tmp_path.glob("*.safetensors")) if "pooled" not in path.name)
+    (path,) = tmp_path.glob("*.safetensors")
     columns = load_file(path)
-    columns["lengths"][0] += 2**20
-    save_file(columns, path)
-    with pytest.raises(DamagedIndexError, match=path.name):
-        MemoryStore.load(tmp_path, verify=False)
+    assert columns["lengths"].tolist() == [4, 1]
+    save_file({**columns, "lengths": torch.tensor(lengths)}, path)
+    manifest = json.loads((tmp_path / "manifest.json").read_bytes())  # as if it had been saved so
+    del manifest["sha256"]
+    content = path.read_bytes()
+    about = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["segments"][0]["files"][path.name] = about
+    (tmp_path / "manifest.json").write_bytes(persistence._sealed(manifest))
+    with pytest.raises(DamagedIndexError, match=f"{path.stem}.*(its lengths are not those|documents, not 2)"):
+        MemoryStore.load(tmp_path)
 
 
 def test_an_index_that_is_loaded_added_to_and_saved_again_and_again_does_not_crumble(tmp_path: Path) -> None:
@@ -754,6 +796,22 @@ def test_what_is_loaded_onto_another_device_does_not_crumble_either(tmp_path: Pa
     for number in range(memory._MOST_SMALL):
         [document] = moved.get([f"d{number}"], embeddings=True)
         assert torch.equal(document.embeddings, dyadic(number, 3)[0].half())
+
+
+@pytest.mark.parametrize("bytes_there", [None, 10**9])
+def test_what_is_loaded_onto_a_device_is_there_all_of_it(
+    store: MemoryStore, tmp_path: Path, bytes_there: int | None
+) -> None:
+    store.search(QUERIES, 1, search="pooled", candidates=1)  # so that merged vectors are saved too
+    store.save(tmp_path)
+    moved = MemoryStore.load(tmp_path, device="meta", device_bytes=bytes_there)
+    segments = [view.segment for view in moved._now().views]
+    segments += [segment.pooled(len(segment.ids)) for segment in segments]
+    assert len(segments) == 2 * len(store._now().views) > 2
+    places = {column.device.type for segment in segments for column in segment.columns.values()}
+    assert (places, moved.device.type) == ({"meta"}, "meta")
+    assert (moved.ids(), moved.num_tokens) == (store.ids(), store.num_tokens)
+    assert MemoryStore.load(tmp_path).device.type == "cpu"
 
 
 def test_a_fork_does_not_fill_the_segments_of_its_parent(

@@ -344,6 +344,21 @@ def test_the_first_stage_hands_on_its_candidates_only(coded: QdrantStore) -> Non
     assert hits != found(coded, QUERY, 10)[0]  # it loses some
 
 
+@pytest.mark.parametrize("search", ["first_stage", "codes"])
+@pytest.mark.parametrize("filter", [None, {"n": {"$lt": 200}}, lambda document: document.metadata["n"] < 200])
+async def test_an_async_search_has_the_same_candidates(coded: QdrantStore, search: Any, filter: Any) -> None:
+    before = len(shared_server().asked)
+    expected = coded.search(QUERY, 10, filter, search=search, candidates=30)
+    middle = len(shared_server().asked)
+    assert await coded.asearch(QUERY, 10, filter, search=search, candidates=30) == expected
+    asked = [
+        [each.body for each in shared_server().asked[part]] for part in (slice(before, middle), slice(middle, None))
+    ]
+    assert asked[0] == asked[1]
+    if search == "first_stage":
+        assert expected != coded.search(QUERY, 10, filter, search=search)  # among more it finds others
+
+
 def test_a_first_stage_that_hands_on_everything_loses_nothing(coded: QdrantStore) -> None:
     assert found(coded, QUERY, 10, search="first_stage", candidates=400) == found(coded, QUERY, 10)
     few = {"n": {"$lt": 30}}
@@ -399,6 +414,21 @@ def test_wrong_vectors_of_a_first_stage_are_refused(lengths: list[int], said: st
 
     with on_server(first_stage=Wrong()) as made, pytest.raises(InputError, match=said):
         made.upsert(["a", "b"], dyadic(1, 3, 3), ["a", "b"])
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_vectors_of_a_first_stage_that_are_not_finite_are_refused(wrong: float) -> None:
+    class Wrong(Lengths):
+        def _vector(self, text: str) -> list[float]:
+            return [1.0, wrong if text == "wrong" else 0.0]
+
+    with on_server(first_stage=Wrong(), search="first_stage") as made:
+        fill(made, {"right": dyadic(1, 3)[0]})
+        with pytest.raises(InputError, match="the first stage made vectors that are not all finite"):
+            fill(made, {"fine": dyadic(1, 3)[0], "wrong": dyadic(1, 3)[0]})
+        with pytest.raises(InputError, match="the first stage made vectors that are not all finite"):
+            made.search(QUERIES[:1], texts=["wrong"])
+        assert made.ids() == ["right"]
 
 
 @pytest.mark.parametrize("queries", [[[1.0, 2.0]], None])

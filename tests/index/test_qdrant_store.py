@@ -138,6 +138,20 @@ def test_a_url_that_cannot_be_read_is_an_error_without_its_password(url: str) ->
     assert "hush" not in "".join(traceback.format_exception(caught.value))
 
 
+def test_a_password_in_a_url_is_not_shown(server: QdrantServer) -> None:
+    with QdrantStore(server.url.replace("://", "://me:hush@"), retries=0) as store:
+        assert repr(store) == f"QdrantStore('{server.url.removeprefix('http://')}', 'colbert', float16)"
+        server.faults.append(Fault(500))
+        with pytest.raises(StoreServerError, match=server.url.removeprefix("http://")) as caught:
+            store.count()
+        assert "hush" not in str(caught.value)
+        server.faults.clear()
+        fill(store, {"a": torch.ones(1, DIM)})
+        with pytest.raises(FingerprintError) as refused:
+            store.bind(Fingerprint("x", "three", 3))
+        assert "hush" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "url", ["http://h:6333?api_key=hush", "http://h/#hush", "http://h:abc?hush", "http://h/x?t=hush@g"]
 )
@@ -639,6 +653,18 @@ def test_requests_have_so_many_bytes_at_most(server: QdrantServer) -> None:
             assert store.count() == 60
 
 
+def test_so_have_those_that_change_metadata(server: QdrantServer) -> None:
+    many = {f"d{number:02}": matrix for number, matrix in enumerate(dyadic(1, *[2] * 40))}
+    notes = [{"n": number, "é": "漢" * 50} for number in range(40)]
+    with QdrantStore(server.url, batch_bytes=5000) as store:
+        fill(store, many)
+        store.set_metadata(list(many), notes, list(many))
+        sizes = server.sizes("/points/batch$")
+        assert 1 < len(sizes) < 40
+        assert max(sizes) <= 5000
+        assert [document.metadata for document in store.get(list(many))] == notes
+
+
 def test_a_document_that_is_larger_than_a_request_goes_alone(server: QdrantServer) -> None:
     lengths = [2, 400, 2, 2]
     with QdrantStore(server.url, batch_bytes=10_000) as store:
@@ -788,6 +814,37 @@ def test_pages_adapt_to_the_documents(server: QdrantServer, monkeypatch: pytest.
         limits = [asked.body["limit"] for asked in server.asked if asked.call.endswith("/scroll")][2:]
         assert len(limits) > 20
         assert max(limits[1:]) <= 12
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["local", "server"])
+async def test_what_fills_several_pages_is_read_to_its_end(
+    server: QdrantServer, local: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("store", "pages"):
+        monkeypatch.setattr(f"colbert_integrations.qdrant.{module}.PAGE", 7)
+    many = {f"d{number:02}": matrix for number, matrix in enumerate(dyadic(1, *[1 + n % 5 for n in range(20)]))}
+    some = {name: many[name] for name in [*many][2:19]}  # more than a page of them, of all three
+    with QdrantStore(":memory:" if local else server.url, first_stage="mean") as store:
+        fill(store, many, [{"n": number, 'quo"te': name in some} for number, name in enumerate(many)])
+        assert store.ids() == await store.aids() == list(many)
+        assert [document.id for document in store.get(list(many))] == list(many)
+        filters: list[Any] = [
+            {"n": {"$gte": 2, "$lt": 19}},
+            {'quo"te': True},  # which a server can't be told
+            lambda document: document.id in some,
+            lambda document: document.text in some,
+        ]
+        for filter in filters:
+            assert store.ids(filter) == await store.aids(filter) == list(some)
+            for stage in ({}, {"search": "first_stage", "candidates": 17}):
+                assert found(store, QUERIES, 17, filter=filter, **stage) == brute_force(some, QUERIES, 17)
+        nothing = TokenEmbeddings.from_list([torch.ones(0, DIM)])  # to which all are alike
+        assert found(store, nothing, 18) == [[(name, 0.0) for name in [*many][:18]]]
+        assert found(store, nothing, 18, ids=[*some, "missing"]) == [[(name, 0.0) for name in some]]
+        if not local:
+            scrolls = [asked.body for asked in server.asked if asked.call.endswith("/scroll")]
+            assert [scroll["limit"] for scroll in scrolls[:3]] == [7, 7, 7]
+        await store.aclose()
 
 
 def test_a_page_holds_some_megabytes_of_vectors() -> None:

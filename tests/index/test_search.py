@@ -222,6 +222,14 @@ def test_like_vectors_are_merged_into_their_mean() -> None:
     assert torch.allclose(crossed[0], torch.stack([a, (b + 2 * near_b) / 3]))
 
 
+def test_a_cluster_that_loses_all_its_vectors_keeps_its_mean() -> None:
+    # Of equal vectors all go to the first of the clusters that are equally near.
+    v = torch.nn.functional.normalize(torch.tensor([1.0, 2.0, 3.0, 4.0]), dim=0)[None]
+    merged = pool_by_kmeans(TokenEmbeddings.from_list([v, v.repeat(8, 1)]), 4)
+    assert merged.lengths == [1, 2]
+    assert torch.allclose(merged.values, v.expand(3, -1), atol=4 * FP32)
+
+
 def test_merging_does_not_depend_on_the_neighbours() -> None:
     documents = units(11, 9, 30, 1, 17)
     together = pool_by_kmeans(documents, 4)
