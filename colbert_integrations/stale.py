@@ -96,7 +96,8 @@ def _encoding(model: ColBERT, pool_factor: float) -> Encoding:
         "document_length": model.spec.document_length,
         "long_documents": settings.long_documents,
         "window_overlap": settings.window_overlap if settings.long_documents == "window" else None,
-        "pool_factor": pool_factor,
+        # NumPy's numbers and fractions are no JSON, as which this is saved.
+        "pool_factor": pool_factor if isinstance(pool_factor, int) else float(pool_factor),
     }
 
 

@@ -9,9 +9,11 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from langchain_core.documents import Document
@@ -359,6 +361,16 @@ def test_vectors_can_be_pooled_before_they_are_stored(tiny: ColBERT) -> None:
     for impossible in (0.5, float("nan"), "2"):
         with pytest.raises(InputError, match="pool_factor"):
             ColBERTIndex(tiny, pool_factor=impossible)
+
+
+@pytest.mark.parametrize("factor", [np.int64(2), np.float32(1.5), Fraction(3, 2)], ids=repr)
+def test_a_pool_factor_of_any_number_is_saved(factor: Any, tiny: ColBERT, tmp_path: Path) -> None:
+    pooled = ColBERTIndex(tiny, pool_factor=factor)
+    pooled.add(["boundary layer flow over a wing with heat transfer"], ids=["a"])
+    pooled.save(tmp_path)
+    loaded = ColBERTIndex.load(tmp_path, tiny, pool_factor=float(factor))
+    loaded.add(["boundary layer flow over a wing with heat transfer"], ids=["a"])  # no warning: it is the same
+    assert loaded.search("wing")[0].id == "a"
 
 
 # --------------------------------------------------------------------------------------------------------------- rank

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .files import MODULES
 from .spec import ColBERTSpec
 
 __all__ = ["OTHER_FOLDERS", "PICKLED", "WEIGHTS", "WeightFiles", "model_digest", "weights_digest"]
@@ -49,8 +50,11 @@ class WeightFiles:
             folder: Its root.
 
         Returns:
-            The files; none if there is no such folder.
+            The files; none if there is no such folder, or no checkpoint in it.
         """
+        # Another folder is refused by who reads it; it may be a whole disk, which nobody should go through.
+        if not any((folder / name).is_file() for name in ("config.json", MODULES)):
+            return cls(folder, ())
         stats = [(path, path.stat()) for path in _weight_files(folder)]
         return cls(folder, tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
 

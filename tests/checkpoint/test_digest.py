@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import checkpoints
+from colbert_integrations import ColBERT
 from colbert_integrations.checkpoint import weights_digest
+from colbert_integrations.errors import CheckpointNotFoundError
 
 
 @pytest.mark.parametrize("layout", ["stanford", "pylate", "bge", "native"])
@@ -55,6 +57,17 @@ def test_a_large_file_counts_to_its_end(tmp_path: Path) -> None:
     content = b"\0" * 2**23 + b"end"  # more than is read at once
     (tmp_path / "model.safetensors").write_bytes(content)
     assert weights_digest(tmp_path) == hashlib.sha256(b"model.safetensors" + content).hexdigest()
+
+
+def test_a_folder_that_is_no_checkpoint_is_not_gone_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints.build("stanford", tmp_path)
+
+    def gone(path: Path, pattern: str) -> list[Path]:
+        raise FileNotFoundError(path)  # as on a whole disk, of which something goes all the time
+
+    monkeypatch.setattr(type(tmp_path), "rglob", gone)
+    with pytest.raises(CheckpointNotFoundError, match=r"has no config\.json"):
+        ColBERT(tmp_path, device="cpu")
 
 
 class Caseless(type(Path())):  # type: ignore[misc]
