@@ -31,8 +31,8 @@ def check_timeout(value: object) -> None:
 
 def check_pool_factor(value: float) -> None:
     """Refuse what vectors can't be merged by."""
-    if not isinstance(value, Real) or not value >= 1:  # a NaN neither
-        raise InputError(f"pool_factor must be at least 1, not {value!r}")
+    if not isinstance(value, Real) or not 1 <= value < math.inf:  # a NaN neither
+        raise InputError(f"pool_factor must be at least 1 and finite, not {value!r}")
 
 
 def check_threshold(value: object) -> None:

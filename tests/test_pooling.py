@@ -94,7 +94,8 @@ def test_nothing_pools_to_nothing() -> None:
 
 
 def test_impossible_arguments_are_refused() -> None:
-    with pytest.raises(InputError, match="pool_factor must be at least 1"):
-        pool_tokens(unit([3]), 0.9)
+    for impossible in (0.9, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="pool_factor must be at least 1"):
+            pool_tokens(unit([3]), impossible)
     with pytest.raises(InputError, match="num_protected_tokens"):
         pool_tokens(unit([3]), 2, num_protected_tokens=-1)
