@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -20,8 +22,13 @@ from colbert_integrations import ColBERT, single_flight
 os.environ["HF_HUB_OFFLINE"] = "1" if os.environ.get("COLBERT_TEST_HUB") != "1" else "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-# The models are tiny: threads of torch's own, beside those that tests start, turned seconds into minutes.
+# The models are tiny: threads of torch's own, beside those that tests start, turned seconds into minutes. In processes
+# that tests start they waited for each other in a loop, beside another worker for most of the time.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# Each client of HTTP reads all the certificates of this machine: 30 ms, more than most tests of a store take.
+ssl.create_default_context = functools.cache(ssl.create_default_context)
 
 _SWITCHES = {"hub": "COLBERT_TEST_HUB", "slow": "COLBERT_TEST_SLOW"}
 

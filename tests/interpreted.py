@@ -5,11 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -66,21 +63,6 @@ def reduced_one_by_one() -> Iterator[None]:
 
             patch.setattr(interpreter.ReduceOps, "generic_reduce", _UNREPAIRED[-1])
         yield
-
-
-def printed_by(code: str, tests: Path, cache: Path) -> list[str]:
-    """What code prints that compiles kernels, in a process of its own, since here they are interpreted.
-
-    Args:
-        code: Python; may import the tests of a folder.
-        tests: The folder.
-        cache: Where Triton keeps what it compiles.
-    """
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
-    environment["PYTHONPATH"] = os.pathsep.join([str(tests), *sys.path])
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
 
 
 def _widened(handle):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -14,24 +15,36 @@ import offline
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+NAMES = ["demo", "explain", "langchain_rerank", "langchain_retriever", "llama_index_rerank", "llama_index_retriever"]
+
+# One interpreter for all of them: importing torch and the frameworks for each took half of the time.
+_PRINT_ALL = """
+import contextlib, io, json, runpy, sys
+folder, *names = sys.argv[1:]
+sys.path.insert(0, folder)  # as Python does for a script
+printed = {}
+for name in names:
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        runpy.run_path(f"{folder}/{name}.py", run_name="__main__")
+    printed[name] = shown.getvalue()
+print(json.dumps(printed))
+"""
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Runs an example in an interpreter of its own, in an empty home, and gives what it printed."""
+def printed(tmp_path_factory):
+    """What each example prints, in an empty home."""
     home = tmp_path_factory.mktemp("home")
+    command = [sys.executable, "-W", "error", "-c", _PRINT_ALL, str(EXAMPLES), *NAMES]
     environment = offline.environment(home)
-
-    def run(name):
-        command = [sys.executable, "-W", "error", EXAMPLES / name]
-        done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, encoding="utf-8")
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
-
-    return run
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
-def demo(run):
-    return run("demo.py")
+def demo(printed):
+    return printed["demo"]
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +57,21 @@ def blocks(demo):
     }
 
 
-@pytest.mark.parametrize("name", ["langchain_rerank.py", "llama_index_rerank.py"])
-def test_example_brings_the_answer_from_far_down_to_the_top(run, name):
-    printed = run(name).splitlines()
-    assert "Default parameter values are evaluated" in printed[1]
-    scores = [float(line.split()[0]) for line in printed[1:4]]
+@pytest.mark.parametrize("name", ["langchain_rerank", "llama_index_rerank"])
+def test_example_brings_the_answer_from_far_down_to_the_top(printed, name):
+    lines = printed[name].splitlines()
+    assert "Default parameter values are evaluated" in lines[1]
+    scores = [float(line.split()[0]) for line in lines[1:4]]
     assert 1 >= scores[0] > scores[1] > scores[2] > 0
-    assert int(re.fullmatch(r"The answer was at place (\d+), and is at 1 now.", printed[-1])[1]) > 3
+    assert int(re.fullmatch(r"The answer was at place (\d+), and is at 1 now.", lines[-1])[1]) > 3
 
 
-@pytest.mark.parametrize("name", ["langchain_retriever.py", "llama_index_retriever.py"])
-def test_example_finds_the_answer_among_all_passages(run, name):
-    printed = run(name).splitlines()  # the script itself asserts what it shows
-    scores = [float(line.split()[0]) for line in printed[1:4]]
+@pytest.mark.parametrize("name", ["langchain_retriever", "llama_index_retriever"])
+def test_example_finds_the_answer_among_all_passages(printed, name):
+    lines = printed[name].splitlines()  # the script itself asserts what it shows
+    scores = [float(line.split()[0]) for line in lines[1:4]]
     assert 1 >= scores[0] > scores[1] > scores[2] > 0
-    assert re.search(r"give the same answer\.$|^Found among \d+ passages\.$", printed[-1])
+    assert re.search(r"give the same answer\.$|^Found among \d+ passages\.$", lines[-1])
 
 
 def test_demo_searches_everything_with_colbert_alone(blocks):
@@ -115,8 +128,7 @@ def test_demo_answers_each_question(blocks):
         assert answers[question] in table
 
 
-def test_explain_shows_which_words_matched(run):
-    printed = run("explain.py")
-    assert re.search(r"default +0\.\d\d .*Default", printed)
-    assert "Best passage" in printed
-    assert re.search(r"first three of \d+ passages", printed)
+def test_explain_shows_which_words_matched(printed):
+    assert re.search(r"default +0\.\d\d .*Default", printed["explain"])
+    assert "Best passage" in printed["explain"]
+    assert re.search(r"first three of \d+ passages", printed["explain"])

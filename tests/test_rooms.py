@@ -253,12 +253,6 @@ def test_a_stored_explanation_is_read_without_the_core() -> None:
     assert loaded_after("from colbert_integrations import Explanation", "regex") == ["regex"]
 
 
-@pytest.mark.parametrize(("adapter", "other"), [("langchain", "llama_index"), ("llama_index", "langchain_core")])
-def test_importing_an_adapter_loads_neither_the_core_nor_the_other_framework(adapter: str, other: str) -> None:
-    loaded = loaded_after(f"import colbert_integrations.{adapter}", "colbert_integrations.model")
-    assert set(loaded).isdisjoint({other, "colbert_integrations.model"})
-
-
 # ------------------------------------------------------------------------------------------------------- public names
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,62 +200,6 @@ def test_models_of_fused_layers_equal_the_padded_pass(kind: str) -> None:
     # What float32 errs here is what the padded pass errs; layers amplify it, so no number would say it.
     bound = 4 * (padded - exact).abs().max().item() + 1e-6
     torch.testing.assert_close(forward(sequences).double(), exact, rtol=0, atol=bound)
-
-
-# Kernel, its constants, and whether tensor cores multiply in it; for MiniLM and for ModernBERT.
-VARIANTS: list[tuple[str, dict[str, Any], bool]] = [
-    ("add_norm_kernel", {"total": None, "WIDTH": 384, "BLOCK": 512}, False),
-    ("add_norm_kernel", {"left_rows": None, "right_rows": None, "total": None, "WIDTH": 384, "BLOCK": 512}, False),
-    ("add_norm_kernel", {"left_rows": None, "right_rows": None, "bias": None, "WIDTH": 768, "BLOCK": 1024}, False),
-    ("gelu_gate_kernel", {"WIDTH": 1152}, False),
-    ("gelu_product_kernel", {"INPUTS": 384, "OUTPUTS": 1536}, True),
-    ("rotate_kernel", {"HEADS": 12, "HALF": 32, "BLOCK_HEADS": 32, "BLOCK_HALF": 32}, False),
-    ("attention_kernel", {"HEADS": 12, "HEAD_DIM": 32, "WINDOWED": False}, True),
-    ("attention_kernel", {"HEADS": 12, "HEAD_DIM": 64, "WINDOWED": True}, True),
-    ("attention_kernel", {"HEADS": 6, "HEAD_DIM": 128, "WINDOWED": True}, True),
-]
-
-
-def test_compiles_for_a_gpu_without_one(tmp_path: Path) -> None:
-    code = "import test_triton_layers; test_triton_layers.compile_variants(80); test_triton_layers.compile_variants(90)"
-    assert interpreted.printed_by(code, Path(__file__).parent, tmp_path) == ["True"] * 4 * len(VARIANTS)
-
-
-def compile_variants(capability: int) -> None:
-    """Prints for each variant whether it multiplies as it should, and fits into a multiprocessor of a smaller card."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from colbert_integrations.encoder.packed import triton_attention, triton_kernels
-
-    types = dict.fromkeys(("cosines", "sines", "weight", "bias"), "*fp32") | dict.fromkeys(("eps", "scale"), "fp32")
-    types |= dict.fromkeys(("tokens", "stride", "window"), "i32")
-    types |= dict.fromkeys(("left_rows", "right_rows", "bounds", "attended", "places"), "*i32")
-    tiles: dict[str, dict[str, Any]] = {
-        "add_norm_kernel": {"ROWS": triton_layers._NORM_ROWS},
-        "gelu_gate_kernel": {"ROWS": triton_layers._GATE_ROWS, "COLUMNS": triton_layers._GATE_COLUMNS},
-        "gelu_product_kernel": dict(triton_layers._PRODUCT_TILE),
-        "rotate_kernel": {},
-        "attention_kernel": {"BLOCK": triton_attention._BLOCK, "TILE": triton_attention._TILE},
-    }
-    options = {"gelu_product_kernel": triton_layers._PRODUCT_OPTIONS}
-    for name, chosen, multiplies in VARIANTS:
-        kernel = getattr(triton_kernels, name)
-        constants = chosen | tiles[name]
-        signature = {key: "constexpr" if key in constants else types.get(key, "*bf16") for key in kernel.arg_names}
-        if name == "gelu_product_kernel":
-            signature |= {"weight": "*bf16", "bias": "*bf16"}
-        aligned = [place for place, key in enumerate(kernel.arg_names) if signature[key] in ("*bf16", "*fp32")]
-        aligned += [place for place, key in enumerate(kernel.arg_names) if key == "stride"]
-        source = ASTSource(kernel, signature, constants, {(place,): [["tt.divisibility", 16]] for place in aligned})
-        target = GPUTarget("cuda", capability, 32)
-        if name == "attention_kernel":
-            options[name] = triton_attention.options(constants["HEAD_DIM"])
-        compiled = triton.compile(source, target=target, options=options.get(name, {"num_warps": triton_layers._WARPS}))
-        instruction = "wgmma" if capability == 90 else "mma.sync"
-        multiplied = instruction in compiled.asm["ptx"]
-        print(multiplied == multiplies, compiled.metadata.shared <= 99 * 2**10)  # noqa: T201
 
 
 def test_other_activations_are_gated_by_torch() -> None:

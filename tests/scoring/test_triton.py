@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -274,53 +273,6 @@ def test_plain_torch_serves_other_devices_and_forms() -> None:
         True,
         True,
     ]
-
-
-# (dim, dtype of the documents, tokens of the query) -> what Hopper is to multiply with
-VARIANTS = [(128, "float16", 32, "f32.f16.f16"), (96, "bfloat16", 200, "f32.bf16.bf16"), (128, "int8", 32, "s32.s8.s8")]
-VARIANTS += [
-    (48, "int8", 32, "f32.f16.f16"),
-    (128, "float8_e4m3fn", 200, "f32.f16.f16"),
-    (128, "float32", 64, "fma.rn"),
-]
-
-
-def test_compiles_for_a_gpu_without_one(tmp_path: Path) -> None:
-    words = interpreted.printed_by(
-        "import test_triton; test_triton.compile_variants(80); test_triton.compile_variants(90)",
-        Path(__file__).parent,
-        tmp_path,
-    )
-    assert words == ["True"] * 3 * (2 * len(VARIANTS) - 1)
-
-
-def compile_variants(capability: int) -> None:
-    """Prints for each variant whether it multiplies as it should, keeps a NaN, and fits into a multiprocessor."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from colbert_integrations.scoring.triton_kernels import maxsim_kernel
-
-    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "i8", torch.float32: "fp32"}
-    room = {80: 99, 90: 227}[capability] * 2**10  # 99 KiB on the smaller cards
-    for dim, name, tokens, instruction in VARIANTS:
-        dtype = getattr(torch, name)
-        if capability == 80 and dtype == triton_scoring._FLOAT8:
-            continue
-        queries = TritonQueries(TokenEmbeddings.from_list([torch.ones(tokens, dim)]), dtype)
-        pointers = {"queries": names[queries._factor], "weights": "fp32", "rows": names.get(dtype, "fp8e4nv")}
-        pointers |= {"offsets": "i64", "steps": "fp32", "scores": "fp32"}
-        types = dict.fromkeys(maxsim_kernel.arg_names, "i32") | {key: f"*{value}" for key, value in pointers.items()}
-        constants = {(maxsim_kernel.arg_names.index(key),): value for key, value in queries._constants().items()}
-        types |= dict.fromkeys(queries._constants(), "constexpr")
-        aligned = {(position,): [["tt.divisibility", 16]] for position in range(3)}
-        source = ASTSource(maxsim_kernel, types, constants, aligned)
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=queries._options())
-        code, integers = compiled.asm["ptx"], queries._factor == torch.int8
-        multiplies = instruction in code and (("wgmma" in code) == (capability == 90 and instruction != "fma.rn"))
-        keeps_nan = integers or ("max.NaN.f32" in code and "max.f32" not in code)
-        print(multiplies, keeps_nan, compiled.metadata.shared <= room)  # noqa: T201
 
 
 def test_the_trial_launches_both_kernels_whatever_the_default_device_is(monkeypatch: pytest.MonkeyPatch) -> None:
