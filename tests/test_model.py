@@ -154,7 +154,7 @@ def test_pool_factor_gives_fewer_vectors(tiny: ColBERT) -> None:
     assert half.lengths == [1 + (length - 1) // 2 for length in whole.lengths]
     with pytest.raises(InputError, match="at least 1"):
         tiny.encode_document("a", pool_factor=0.5)
-    with pytest.raises(InputError, match="at least 1, not nan"):
+    with pytest.raises(InputError, match="at least 1 and finite, not nan"):
         tiny.encode_document("a", pool_factor=float("nan"))
 
 

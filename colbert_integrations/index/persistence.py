@@ -276,21 +276,21 @@ def _read(folder: Path, manifest: Mapping[str, Any], verify: bool, show_progress
 
 def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout) -> View:
     stem, count = f"{entry['name']}-{entry['documents']}", entry["documents"]
-    columns, lengths = _read_rows(folder / f"{stem}.safetensors")
+    columns, lengths = _read_rows(folder / f"{stem}.safetensors", count)
     path = folder / f"{stem}.jsonl"
     try:
         with path.open(encoding="utf-8") as file:
             documents = [json.loads(line) for line in file]
     except ValueError as error:  # of JSON or of Unicode
         raise DamagedIndexError(f"{path} can't be read: {error}") from error
-    if len(documents) != count or len(lengths) != count:
+    if len(documents) != count:
         raise DamagedIndexError(f"{path} has {len(documents)} documents, not {count}")
     ids, texts, metadatas = ([document[key] for document in documents] for key in ("id", "text", "metadata"))
     segment = Segment(layout, columns, entry["name"])
     segment.register(Batch(ids, texts, metadatas, lengths, columns))
     segment.sealed = True
     if f"{stem}.pooled.safetensors" in entry["files"]:
-        columns, lengths = _read_rows(folder / f"{stem}.pooled.safetensors")
+        columns, lengths = _read_rows(folder / f"{stem}.pooled.safetensors", count)
         pooled = PackedRows(Layout(layout.dim, nbits=8), columns)
         pooled.note(lengths)
         segment.adopt_pooled(pooled)
@@ -298,8 +298,8 @@ def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout) -> View:
     return View(segment, alive).without(entry["deleted"])
 
 
-def _read_rows(path: Path) -> tuple[Columns, list[int]]:
-    """Vectors of documents, and how many each has."""
+def _read_rows(path: Path, documents: int) -> tuple[Columns, list[int]]:
+    """Vectors of so many documents, and how many each has."""
     try:
         with torch.device("cpu"):  # safetensors before 0.5 goes by the default device
             columns = load_file(path)  # maps the file: pages are read when they are searched
@@ -307,7 +307,7 @@ def _read_rows(path: Path) -> tuple[Columns, list[int]]:
         raise DamagedIndexError(f"{path} can't be read: {error}") from error
     lengths = columns.pop("lengths").tolist()
     rows = [len(tensor) for name, tensor in columns.items() if name not in PER_DOCUMENT]
-    if min(lengths, default=1) < 1 or rows[:1] != [sum(lengths)]:
+    if len(lengths) != documents or min(lengths, default=1) < 1 or rows[:1] != [sum(lengths)]:
         raise DamagedIndexError(f"{path} can't be read: its lengths are not those of its vectors")
     return columns, lengths
 

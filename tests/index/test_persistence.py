@@ -757,7 +757,7 @@ def test_lengths_that_are_not_those_of_the_vectors_are_damage(lengths: list[int]
     about = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     manifest["segments"][0]["files"][path.name] = about
     (tmp_path / "manifest.json").write_bytes(persistence._sealed(manifest))
-    with pytest.raises(DamagedIndexError, match=f"{path.stem}.*(its lengths are not those|documents, not 2)"):
+    with pytest.raises(DamagedIndexError, match=f"{path.stem}.*its lengths are not those"):
         MemoryStore.load(tmp_path)
 
 
