@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 PEERS := maxsim sentence-transformers llama-index rerankers candding
 
-.PHONY: help demo docs docs-serve clear-notebooks test check test-lowest test-ray test-vllm test-wheel \
+.PHONY: help demo docs docs-serve clear-notebooks test check test-lowest test-ray test-sanitized test-vllm test-wheel \
 	bench-cranfield bench-index bench-index-peers bench-qdrant bench-speed bench-concurrent bench-observing \
 	bench-gpu clean
 
@@ -83,6 +83,9 @@ test-ray: .venv-ray/.done  ## Run the recipe for Ray Data on a cluster of one ma
 
 test-vllm: $(VENV)/.dev .venv-vllm/.done  ## The tests of vLLM on a real server, in an environment of its own
 	@COLBERT_TEST_VLLM=$(abspath .venv-vllm)/bin/python $(BIN)/python -m pytest tests/remote
+
+test-sanitized: $(VENV)/.dev  ## The tests of the compiled kernel, built so that memory it must not touch is an error
+	@$(BIN)/python tests/packaging/sanitized.py
 
 test-wheel:  ## Install the built wheel with each extra alone in a clean environment, and use it
 	@$(PYTHON) tests/packaging/wheel.py
