@@ -2,9 +2,9 @@
 
 ``reference.py`` is the definition in plain loops. ``ragged.py`` goes through a batch block by block, ``stacked.py``
 says how a block is scored, and ``engines.py`` by what: on a CPU by the compiled kernel (``compiled.py``) where it is
-installed, else by oneDNN (``onednn.py``) where torch has it; on a GPU by the Triton kernels (``gpu.py``, ``triton.py``,
-``triton_kernels.py``) where they fit; else by torch's own operations (``torch_alone.py``). ``blocks.py`` holds what
-several share. Stores score by these engines too, on blocks of their own.
+installed, else by oneDNN (``onednn.py``) where torch has it; on a GPU by the Triton kernels (``triton.py``,
+``triton_kernels.py``) where they fit (``triton_or_torch.py``); else by torch's own operations (``torch_alone.py``).
+``blocks.py`` holds what several share. Stores score by these engines too, on blocks of their own.
 """
 
 from __future__ import annotations

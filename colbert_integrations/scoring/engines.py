@@ -8,9 +8,9 @@ from .. import kernel as compiled
 from ..embeddings import TokenEmbeddings
 from . import onednn, triton
 from .compiled import CompiledQueries
-from .gpu import GPUQueries
 from .stacked import StackedQueries
 from .torch_alone import TorchQueries
+from .triton_or_torch import TritonOrTorchQueries
 
 __all__ = ["engine_for", "stack_queries"]
 
@@ -35,7 +35,7 @@ def stack_queries(queries: TokenEmbeddings, dtype: torch.dtype = torch.float32) 
         if queries.device.type == "cpu" and onednn.is_available():
             return onednn.OneDNNQueries(queries)
         if triton.is_available(queries.device):
-            return GPUQueries(queries)
+            return TritonOrTorchQueries(queries)
     return TorchQueries(queries, dtype)
 
 

@@ -13,9 +13,9 @@ import interpreted
 from colbert_integrations import TokenEmbeddings
 from colbert_integrations.errors import InputError, ShapeError
 from colbert_integrations.scoring import triton as triton_scoring
-from colbert_integrations.scoring.gpu import GPUQueries
 from colbert_integrations.scoring.reference import reference_maxsim
 from colbert_integrations.scoring.triton import TritonQueries
+from colbert_integrations.scoring.triton_or_torch import TritonOrTorchQueries
 from test_maxsim import float32_bound, unit_matrices
 
 DEVICE = str(interpreted.DEVICE)
@@ -80,7 +80,7 @@ def test_what_the_kernel_does_not_take_is_torch_s(dim: int, dtype: torch.dtype) 
     queries, documents = unit_matrices([5, 3], dim, 1, dtype), unit_matrices([7, 0, 20, 1], dim, 2, dtype)
     rows, stack, scales = (
         packed(documents),
-        GPUQueries(packed(queries).to(dtype=torch.float32)),
+        TritonOrTorchQueries(packed(queries).to(dtype=torch.float32)),
         torch.linspace(1, 2, 28),
     )
     lengths, bound = rows.offsets.diff(), float32_bound(queries, dim)
@@ -101,7 +101,7 @@ def test_codes_are_scored_in_integers_by_the_kernel_or_torch(dim: int) -> None:
     for code in queries:
         code[:, 0] = 127  # so that one step of each token is worth 1
     rows, steps = packed(documents), torch.tensor([0.5, 1.0, 2.0, 4.0])
-    stack = GPUQueries(packed([query.float() for query in queries]))
+    stack = TritonOrTorchQueries(packed([query.float() for query in queries]))
     scores = stack.score_int8(rows.values, rows.offsets.diff(), steps.to(DEVICE)).cpu().double()
     assert torch.equal(scores, reference_maxsim(queries, documents) * steps)
     assert list(stack._triton) == [torch.int8] * (dim == 48)

@@ -1,4 +1,4 @@
-"""GPUQueries: MaxSim on an NVIDIA GPU, by the Triton kernel where it takes the documents, else by torch."""
+"""TritonOrTorchQueries: MaxSim on an NVIDIA GPU, by the Triton kernel where it takes the documents, else by torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .blocks import Documents
 from .torch_alone import TorchQueries
 from .triton import TritonQueries, fits
 
-__all__ = ["GPUQueries"]
+__all__ = ["TritonOrTorchQueries"]
 
 # What the Triton kernel scores besides int8: float32 would not use tensor cores, and cuBLAS multiplies it as well.
 _HALVES = (torch.float16, torch.bfloat16)
@@ -17,7 +17,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 _MOST_ROWS = 2**20
 
 
-class GPUQueries(TorchQueries):
+class TritonOrTorchQueries(TorchQueries):
     """Queries on a device where Triton works.
 
     Args:
