@@ -237,7 +237,9 @@ threading.Thread(target=model.encode_document, args=("a",), daemon=True).start()
 input()
 """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+    # Python 3.12 and later warn of forks where there are threads.
+    command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", code]
+    with subprocess.Popen(command, **pipes) as process:
         assert process.stdout.readline() == "next\n", process.stderr.read()
         double.faults.append(Fault(hold=threading.Event()))
         process.stdin.write("\n")
