@@ -20,7 +20,7 @@ TESTS = ["tests/test_kernel.py", "tests/scoring", "tests/encoder/test_packed.py"
 TESTS += ["--ignore=tests/scoring/test_triton.py"]
 FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-std=gnu11", "-fno-strict-aliasing", "-fwrapv", "-fopenmp"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-# A row that is read too many in the trial below.
+# Reads one row more than there are.
 TOO_FAR = """
 import torch
 from colbert_integrations import TokenEmbeddings
