@@ -90,14 +90,14 @@ class Segment(PackedRows):
         """
         del self.texts[len(self) :], self.metadatas[len(self) :]  # what an interrupted call left
         self.write(batch.columns, batch.lengths)
-        self._name(batch)
+        self._note_documents(batch)
 
     def register(self, batch: Batch) -> None:
         """Take note of documents whose vectors are in place."""
         self.note(batch.lengths)
-        self._name(batch)
+        self._note_documents(batch)
 
-    def _name(self, batch: Batch) -> None:
+    def _note_documents(self, batch: Batch) -> None:
         self.texts += batch.texts
         self.metadatas += batch.metadatas
         self.ids += batch.ids  # last: its length is how many documents there are

@@ -48,8 +48,7 @@ class OneDNNQueries(TorchQueries):
 
     def __init__(self, queries: TokenEmbeddings) -> None:
         super().__init__(queries)
-        self._tokens = len(self.values)
-        self._filled = self._tokens + -self._tokens % _TOKEN_STEP
+        self._filled = -(-len(self.values) // _TOKEN_STEP) * _TOKEN_STEP
         self._factor = self._fill(self.values)
         self._step = max(_FEWEST_ROWS, min(_MOST_ROWS, _SIMILARITIES // self._filled))  # rows of a block
         self._room: dict[torch.dtype, torch.Tensor] = {}
@@ -71,7 +70,11 @@ class OneDNNQueries(TorchQueries):
 
     @cached_property
     def _float_codes(self) -> torch.Tensor:
-        return self._fill(self._int8[0].float())
+        return self._fill(self._int8[0].float())  # (filled query_tokens, dim)
+
+    @cached_property
+    def _integer_codes(self) -> torch.Tensor:
+        return self._fill(self._int8[0]).T.contiguous()  # (dim, filled query_tokens)
 
     def _fill(self, values: torch.Tensor) -> torch.Tensor:
         """Query tokens filled up with zeros, whose scores are cut off again, ``(filled query_tokens, dim)``."""
@@ -90,18 +93,17 @@ class OneDNNQueries(TorchQueries):
             take_maxima(best, owner[block], products)
             # Let go of before the next block's are made, which then take the same memory, warm.
             del products
-        return best[:, : self._tokens]
+        return best[:, : len(self.values)]
 
     def _best_integers(self, codes: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        factor = self._fill(self._int8[0]).T.contiguous()  # (dim, filled query_tokens)
         best, owner = self._start(lengths)
         for block, some in self._pieces(codes, torch.int8):
             room = self._products_for(len(some))
-            torch._int_mm(some, factor, out=room)
+            torch._int_mm(some, self._integer_codes, out=room)
             room = room[: block.stop - block.start]  # (rows, filled query_tokens)
             # Turned into floats where they lie: a scatter of integers takes twice as long.
             take_maxima(best, owner[block], room.view(torch.float32).copy_(room))
-        return best[:, : self._tokens]
+        return best[:, : len(self.values)]
 
     def _start(self, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Maxima of nothing, ``(documents, filled query_tokens)``, and the document of each row."""

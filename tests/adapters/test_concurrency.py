@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import checkpoints
+from adapters.conftest import PATIENCE_S
 from adapters.drivers import QUERY, LangChain, LlamaIndex
 from colbert_integrations import ColBERT
 from colbert_integrations.encoder import Encoder
@@ -21,7 +22,6 @@ from colbert_integrations.langchain import reranker as reranker_of_langchain
 
 Driver = LangChain | LlamaIndex
 
-PATIENCE_S = 10
 REQUESTS = 200
 
 
