@@ -38,7 +38,7 @@ from .explain.explainer import explain_pairs
 from .fingerprint import Fingerprint
 from .observing import logged, record, timed
 from .pooling import pool_tokens
-from .ranking import RankedDocument, check_normalizable, check_top_n, normalized_score, ranked
+from .ranking import RankedDocument, check_normalizable, check_top_n, ranked
 from .scoring import maxsim
 from .settings import DEFAULT_MODEL, Settings
 from .single_flight import SingleFlight
@@ -289,7 +289,7 @@ class ColBERT:
             show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Returns:
-            The best documents, score descending, equal ones in the order given; empty for no documents. A document
+            The best documents, by descending sum, equal ones in the order given; empty for no documents. A document
             without vectors scores ``-inf`` (0 if normalised).
 
         Raises:
@@ -310,8 +310,9 @@ class ColBERT:
             self._check_rank(query, texts, top_n, normalize_scores, score_threshold)
             if not texts:
                 return []
-            scores = self._scores(query, texts, known or {}, normalize_scores, show_progress)
-            entries = ranked(scores, top_n, score_threshold)
+            sums, query_vectors = self._sums(query, texts, known or {}, show_progress)
+            divisor = query_vectors if normalize_scores else None
+            entries = ranked(sums, top_n, score_threshold, query_vectors=divisor)
             if not explain:
                 return entries
             explanations = self.explain_pairs([(query, texts[entry.index]) for entry in entries])
@@ -374,13 +375,13 @@ class ColBERT:
             Token(text='plane', start=19, stop=24)
         """
         _texts([query], "query")
-        several = isinstance(document, Sequence) and not isinstance(document, str)
+        several = isinstance(document, Iterable) and not isinstance(document, str)
         texts = _texts(document if several else [document], "document")  # type: ignore[list-item]  # that is checked here
         with logged(_log, "explain", self.about):
             explanations = self._explained([(query, text) for text in texts], tell_of_cuts=True)
         return explanations if several else explanations[0]
 
-    def explain_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Explanation]:
+    def explain_pairs(self, pairs: Iterable[tuple[str, str]]) -> list[Explanation]:
         """Explain what was scored already: no warning of texts that are too long, which was given then.
 
         Args:
@@ -390,10 +391,10 @@ class ColBERT:
             An explanation of each pair, in order; each text is encoded once, all together.
 
         Raises:
-            InputError: If a text is not valid Unicode.
+            InputError: If an item is not a pair of strings, or a text is not valid Unicode.
             NonFiniteError: If a score is not a number.
         """
-        return self._explained(pairs, tell_of_cuts=False)
+        return self._explained(_pairs(pairs), tell_of_cuts=False)
 
     def _explained(self, pairs: Sequence[tuple[str, str]], *, tell_of_cuts: bool) -> list[Explanation]:
         if not pairs:
@@ -413,14 +414,10 @@ class ColBERT:
         if normalize_scores and texts:
             check_normalizable(self.spec)
 
-    def _scores(
-        self,
-        query: str,
-        texts: list[str],
-        known: Mapping[str, torch.Tensor],
-        normalized: bool,
-        show_progress: bool | None,
-    ) -> list[float]:
+    def _sums(
+        self, query: str, texts: list[str], known: Mapping[str, torch.Tensor], show_progress: bool | None
+    ) -> tuple[list[float], int]:
+        """The MaxSim of each text, and how many vectors the query has."""
         # Equal texts must get equal scores, or the order of ties would hang on how they were batched.
         unique = list(dict.fromkeys(texts))
         cache = self._cache  # before the encoder: close replaces them in the other order
@@ -436,12 +433,10 @@ class ColBERT:
         fresh = _pooled(encoded[1:], "document", encoder.spec)
         with timed("score_s"):
             sums = maxsim(query_embeddings, _joined(unique, known, fresh))[0].tolist()
-        scores = dict(zip(unique, sums, strict=True))
-        _check_finite(scores[text] for text in texts)
+        by_text = dict(zip(unique, sums, strict=True))
+        _check_finite(by_text[text] for text in texts)
         cache.keep(missing, fresh)
-        if not normalized:
-            return [scores[text] for text in texts]
-        return [normalized_score(scores[text], query_embeddings.lengths[0]) for text in texts]
+        return [by_text[text] for text in texts], query_embeddings.lengths[0]
 
     # ------------------------------------------------------------------------------------------------- lifecycle
 
@@ -688,9 +683,22 @@ def _texts(texts: str | Iterable[str], name: str) -> list[str]:
     if isinstance(texts, str):
         check_text(name, texts)
         return [texts]
-    if not isinstance(texts, Iterable):
-        raise InputError(f"{name} must be strings, not {type(texts).__name__}")
+    if not isinstance(texts, Iterable) or isinstance(texts, (set, frozenset)):  # a set has no order to answer in
+        raise InputError(f"{name} must be a list of strings, not {type(texts).__name__}")
     checked = list(texts)
     for index, text in enumerate(checked):
         check_text(f"{name}[{index}]", text)
+    return checked
+
+
+def _pairs(pairs: Iterable[Iterable[str]]) -> list[tuple[str, str]]:
+    """The pairs as a list, each of them checked, before any work is done."""
+    if isinstance(pairs, str) or not isinstance(pairs, Iterable):
+        raise InputError(f"pairs must be a list of queries with documents, not {type(pairs).__name__}")
+    checked = list[tuple[str, str]]()
+    for index, pair in enumerate(pairs):
+        texts = _texts(pair, f"pairs[{index}]")
+        if isinstance(pair, str) or len(texts) != 2:
+            raise InputError(f"pairs[{index}] must be a query and a document, not {pair!r}")
+        checked.append((texts[0], texts[1]))
     return checked

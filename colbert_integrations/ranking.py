@@ -30,18 +30,22 @@ class RankedDocument:
     explanation: Explanation | None = field(default=None, repr=False)
 
 
-def ranked(scores: list[float], top_n: int | None, threshold: float | None = None) -> list[RankedDocument]:
-    """The best documents first; those of equal score in the order in which they came.
+def ranked(
+    sums: list[float], top_n: int | None, threshold: float | None = None, *, query_vectors: int | None = None
+) -> list[RankedDocument]:
+    """The best documents first; those of equal sums in the order in which they came.
 
     Args:
-        scores: Of each document.
+        sums: The MaxSim of each document.
         top_n: Maximum number to keep. None: all.
         threshold: The least score to keep. None: any.
+        query_vectors: Scores are normalised by so many. None: they are the sums.
 
     Returns:
-        What is kept.
+        What is kept. Normalised scores are cut off at 0, which does not change the order.
     """
-    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    scores = sums if query_vectors is None else [normalized_score(total, query_vectors) for total in sums]
+    order = sorted(range(len(sums)), key=lambda index: -sums[index])
     kept = [index for index in order if threshold is None or scores[index] >= threshold]
     return [RankedDocument(index, scores[index]) for index in kept[:top_n]]
 

@@ -93,6 +93,19 @@ def test_a_negative_mean_is_cut_to_0(tiny: ColBERT) -> None:
     assert model.rank("a", ["a"], normalize_scores=True) == [RankedDocument(0, 0.0)]
 
 
+def test_normalising_keeps_the_order_of_what_is_cut_to_0(tiny: ColBERT) -> None:
+    def turning(sequences) -> torch.Tensor:  # documents turn away from the query the more words they have
+        angles = [torch.tensor(0.0 if s.ids[1] == 1 else 1.6 + 0.2 * len(s.ids)).repeat(len(s.ids)) for s in sequences]
+        return torch.nn.functional.pad(torch.stack([torch.cat(angles).cos(), torch.cat(angles).sin()], 1), (0, 14))
+
+    model, documents = ColBERT(tiny.settings.model, forward=turning), ["a fox is in it", "a fox", "a", "a fox is in"]
+    sums, means = model.rank("a", documents), model.rank("a", documents, normalize_scores=True)
+    assert [entry.index for entry in means] == [entry.index for entry in sums] == [2, 1, 3, 0]
+    assert max(entry.score for entry in sums) < 0
+    assert {entry.score for entry in means} == {0.0}
+    assert model.rank("a", documents, 2, normalize_scores=True, score_threshold=0.0) == means[:2]
+
+
 def opposite(sequences) -> torch.Tensor:
     """A model whose queries look east and whose documents look west."""
     east = torch.eye(checkpoints.DIM)[0]
@@ -167,6 +180,7 @@ def test_pool_factor_gives_fewer_vectors(tiny: ColBERT) -> None:
         (None, ["a"], {}, r"query\[0\] must be a string, not NoneType"),
         ("a", ["a", 3], {}, r"documents\[1\] must be a string, not int"),
         ("a", "text", {}, "list of strings, not one string"),
+        ("a", {"a", "b"}, {}, "documents must be a list of strings, not set"),
         ("a", ["a"], {"top_n": 0}, "top_n must be a whole number from 1"),
         ("a", ["a"], {"top_n": -1}, "not -1"),
         ("a", ["a"], {"top_n": True}, "not True"),
@@ -186,7 +200,7 @@ def test_known_vectors_of_another_form_are_refused_and_the_text_is_named(vectors
         tiny.rank("a", ["a", "b"], known={"b": vectors})
     with pytest.raises(InputError, match="known must map texts to their vectors, not be a list"):
         tiny.rank("a", ["a", "b"], known=["a"])
-    with pytest.raises(InputError, match="documents must be strings, not NoneType"):
+    with pytest.raises(InputError, match="documents must be a list of strings, not NoneType"):
         tiny.encode_document(None)
 
 

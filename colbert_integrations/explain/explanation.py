@@ -8,6 +8,7 @@ from functools import cached_property
 from math import fsum, inf
 from typing import TYPE_CHECKING, Any
 
+from ..checks import check_whole_number
 from ..errors import InputError
 from .characters import word_around
 from .passage import Passage, find_passage
@@ -140,7 +141,12 @@ class Explanation:
         Returns:
             ``(word of the query, word of the document, similarity)``, each the whole word that a token is a piece of;
             tokens that stand for no text or for punctuation are left out.
+
+        Raises:
+            InputError: If ``limit`` is no whole number from 0.
         """
+        if limit is not None:
+            check_whole_number("limit", limit, least=0)
         found = [
             (_word(self.query, match.query_token), _word(self.document, match.document_token), match.similarity)
             for match in self.matches
@@ -184,10 +190,9 @@ class Explanation:
             The passage; None where no token that stands for text won anything.
 
         Raises:
-            InputError: If ``length`` is below 1.
+            InputError: If ``length`` is no whole number from 1.
         """
-        if length < 1:
-            raise InputError(f"length must be at least 1 character, not {length}")
+        check_whole_number("length", length)
         read = self.document[: self.document_cut]
         spans = [(share.token.span, share.share) for share in self.shares if share.token.span is not None]
         placed = [(*span, share) for span, share in spans if span[1] <= len(read) and not read[slice(*span)].isspace()]

@@ -8,6 +8,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -301,10 +302,51 @@ def test_vectors_that_are_not_numbers_are_an_error(checkpoint: Callable[[str], P
         model.explain("a fox", ["a dog"])
 
 
-@pytest.mark.parametrize("document", [None, 3, ["a", 3]])
+@pytest.mark.parametrize("document", [None, 3, ["a", 3], {"a", "b"}])
 def test_a_document_that_is_no_text_is_refused(tiny: ColBERT, document: object) -> None:
     with pytest.raises(InputError, match="document"):
         tiny.explain("a fox", document)
+
+
+def test_documents_may_be_any_sequence_of_texts(tiny: ColBERT) -> None:
+    expected = tiny.explain("a fox", ["a dog", "a fox"])
+    for documents in (np.array(["a dog", "a fox"]), iter(["a dog", "a fox"]), {"a dog": 1, "a fox": 2}.keys()):
+        assert tiny.explain("a fox", documents) == expected
+
+
+def test_pairs_may_come_from_a_generator(tiny: ColBERT) -> None:
+    expected = [tiny.explain("a fox", "a dog"), tiny.explain("paris", "a fox")]
+    assert tiny.explain_pairs(zip(["a fox", "paris"], ["a dog", "a fox"], strict=True)) == expected
+    assert tiny.explain_pairs([["a fox", "a dog"], np.array(["paris", "a fox"])]) == expected
+    assert tiny.explain_pairs(iter([])) == []
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (None, "pairs must be a list of queries with documents, not NoneType"),
+        ("ab", "pairs must be"),
+        (["ab"], r"pairs\[0\] must be a query and a document, not 'ab'"),
+        ([("a", "b"), ("a",)], r"pairs\[1\] must be a query and a document"),
+        ([("a", "b", "c")], r"pairs\[0\] must be a query and a document"),
+        ([("a", None)], r"pairs\[0\]\[1\] must be a string, not NoneType"),
+        ([3], r"pairs\[0\] must be a list of strings, not int"),
+    ],
+)
+def test_what_are_no_pairs_is_refused(tiny: ColBERT, pairs: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tiny.explain_pairs(pairs)
+
+
+@pytest.mark.parametrize("number", ["1", -1, 1.5])
+def test_impossible_numbers_of_words_and_characters_are_refused(tiny: ColBERT, number: Any) -> None:
+    explanation = tiny.explain("a fox", "a dog")
+    with pytest.raises(InputError, match="limit must be a whole number from 0"):
+        explanation.words(number)
+    for length in (number, None, 0):
+        with pytest.raises(InputError, match="length must be a whole number from 1"):
+            explanation.best_passage(length)
+    assert explanation.words(0) == []
 
 
 # --------------------------------------------------------------------------------------------------------- plain data

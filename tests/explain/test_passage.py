@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_integrations import Explanation
-from colbert_integrations.errors import InputError
 from colbert_integrations.explain.characters import sentences, whole_characters, word_around
 from made import explanations, won_by
 
@@ -135,9 +134,3 @@ def test_no_run_of_sentences_holds_more(won: list[tuple[int, float]], length: in
 def test_without_evidence_in_the_text_there_is_none() -> None:
     assert won_by("").passage is None
     assert won_by("a   b", ("  ", 0.5)).passage is None
-
-
-@pytest.mark.parametrize("length", [0, -1])
-def test_an_impossible_length_is_refused(length: int) -> None:
-    with pytest.raises(InputError, match="at least 1"):
-        won_by(DOCUMENT).best_passage(length)
