@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import ColBERTError
 from .output import INTERRUPTED, Output, forget_stdout
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     output = Output(as_json=args.json, quiet=args.quiet)
     try:
-        with _warnings_in_one_line(output):
+        with _one_interrupt(own_process=argv is None), _warnings_in_one_line(output):
             output.flush()  # before any work: stdout may be closed
             code: int = import_module(f".{args.command}", __package__).run(args, output)
             output.flush()
@@ -49,6 +51,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         output.trace()
         return _ERROR  # Python's own code for it, 1, means something else here
+
+
+@contextmanager
+def _one_interrupt(*, own_process: bool) -> Iterator[None]:
+    """Let Ctrl-C interrupt once: a second one would stop the saving that the first one led to, or the way out.
+
+    Args:
+        own_process: Whether the process ends with the command, so that the rest of its end is left in peace too.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if not own_process or signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

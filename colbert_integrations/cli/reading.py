@@ -139,9 +139,13 @@ def resolved(path: str | Path) -> Path:
         path: The path.
 
     Returns:
-        The path; ``Path.resolve`` would raise an error for such a circle, or not, as the version of Python has it.
+        The path; ``Path.resolve`` would raise an error for such a circle, or not, as the version of Python has it. Of a
+        link that may not be read, the path of the link.
     """
-    return Path(os.path.realpath(path))
+    try:
+        return Path(os.path.realpath(path))
+    except OSError:
+        return Path(os.path.abspath(path))
 
 
 Content: TypeAlias = tuple[str, dict[str, Any]]

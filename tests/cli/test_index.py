@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -298,6 +299,23 @@ def test_a_link_round_in_a_circle_is_told_and_the_rest_is_stored(run: Run, notes
     assert sorted(stored("kept")) == sorted(IDS)
 
 
+def test_a_link_that_may_not_be_followed_is_told_and_the_rest_is_stored(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (notes / "elsewhere").symlink_to("/proc/1/cwd")
+    real = os.path.realpath
+
+    def refusing(path: Any, **options: Any) -> Any:  # as the system does for links of other users' processes
+        if str(path).endswith("elsewhere"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(os.path, "realpath", refusing)
+    done = run("index", "notes", "--store", "kept", "--json")
+    assert done.code in (0, 1)  # 1 where it is a folder that can't be listed
+    assert sorted(stored("kept")) == sorted(IDS)
+
+
 def test_a_folder_that_may_be_listed_only_is_told_and_the_rest_is_stored(
     run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -551,7 +569,8 @@ runpy.run_module("colbert_integrations", run_name="__main__")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
-def test_a_process_that_gets_sigint_can_be_run_again(run: Run, model: ColBERT, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [1, 5])
+def test_a_process_that_gets_sigint_can_be_run_again(run: Run, model: ColBERT, tmp_path: Path, times: int) -> None:
     lines = numbered(400, "x" * 1000)  # more than a pipe holds
     argv = ["index", "-", "--store", str(tmp_path / "kept"), "--model", model.settings.model, "--device", "cpu"]
     process = subprocess.Popen(
@@ -563,7 +582,9 @@ def test_a_process_that_gets_sigint_can_be_run_again(run: Run, model: ColBERT, t
     assert process.stdin is not None
     process.stdin.write(b"".join(lines[:-1]))  # of which all but 64 kB have been read when this is done
     process.stdin.flush()
-    process.send_signal(signal.SIGINT)
+    for _ in range(times):  # of an impatient user: the later ones come while what is stored is saved
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
     out, err = process.communicate()
     assert (process.returncode, out) == (130, b"")
     assert err.endswith(b"goes on from there\n")
