@@ -61,25 +61,31 @@ def make_index(
 # ----------------------------------------------------------------------------------------------------------------- in
 
 
-def columns(documents: Sequence[Document]) -> tuple[list[str], list[dict[str, Any]], list[str | None]]:
+def columns(
+    documents: Sequence[Document], ids: Sequence[str | None] | None
+) -> tuple[list[str], list[dict[str, Any]], list[str | None]]:
     """Texts, metadata and ids of documents.
 
     Args:
         documents: The documents.
+        ids: An id for each. None, for one or for all: its own, if it has one.
 
     Returns:
         The three lists.
 
     Raises:
-        InputError: If they are not a list of documents.
+        InputError: If they are not a list of documents, or not as many as ids.
     """
     for place, document in enumerate(check_items(documents, "documents")):
         if not isinstance(document, Document):
             raise InputError(f"documents[{place}] must be a Document, not {type(document).__name__}")
+    given = [None] * len(documents) if ids is None else list(check_items(ids, "ids"))
+    if len(given) != len(documents):
+        raise InputError(f"{len(documents)} documents but {len(given)} ids")
     return (
         [document.page_content for document in documents],
         [document.metadata for document in documents],
-        [document.id for document in documents],
+        [document.id if name is None else name for document, name in zip(documents, given, strict=True)],
     )
 
 

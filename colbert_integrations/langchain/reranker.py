@@ -17,6 +17,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda, ensure_config
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypedDict
 
 from ..adapter import EXPLANATION, RerankerFields, check_items, check_query, copied
 from ..errors import InputError
@@ -26,6 +27,13 @@ from .tracing import figures_on
 __all__ = ["ColBERTReranker"]
 
 T = TypeVar("T")
+
+
+class _Pair(TypedDict):
+    """What the runnable takes: its schema, by which it can become a tool."""
+
+    query: str
+    documents: list[Document]
 
 
 class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
@@ -162,7 +170,8 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
 
         # The runnable is a run of its own in traces, so none is opened inside. Its events show what is added later only
         # if there is metadata from the start.
-        return RunnableLambda(rank, arank, name=type(self).__name__).with_config(metadata=self._metadata())
+        runnable = RunnableLambda(rank, arank, name=type(self).__name__).with_types(input_type=_Pair)  # type: ignore[arg-type]  # which is such a dict
+        return runnable.with_config(metadata=self._metadata())
 
     # ------------------------------------------------------------------------------------------------ conversion
 

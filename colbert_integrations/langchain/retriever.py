@@ -208,7 +208,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
 
         Args:
             documents: The documents, with JSON-able metadata.
-            ids: An id for each. None: the documents' own, or where there is none a hash of text and metadata.
+            ids: An id for each. None, for one or for all: the document's own, or a hash of text and metadata.
             reencode: Whether texts that are there unchanged are encoded again, as after a change of the model's
                 settings.
 
@@ -220,15 +220,15 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
             AddError: If some can't be stored, after all others were; it lists them and says why.
             StoreError: If the store can't be used.
         """
-        texts, metadatas, own = columns(documents)
-        return self.index.add(texts, own if ids is None else ids, metadatas, reencode=reencode)
+        texts, metadatas, names = columns(documents, ids)
+        return self.index.add(texts, names, metadatas, reencode=reencode)
 
     async def aadd_documents(
         self, documents: Sequence[Document], ids: Sequence[str | None] | None = None, *, reencode: bool = False
     ) -> list[str]:
         """Do what ``add_documents`` does without blocking the event loop; see there for the arguments."""
-        texts, metadatas, own = columns(documents)
-        return await self.index.aadd(texts, own if ids is None else ids, metadatas, reencode=reencode)
+        texts, metadatas, names = columns(documents, ids)
+        return await self.index.aadd(texts, names, metadatas, reencode=reencode)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove documents.

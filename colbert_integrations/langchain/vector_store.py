@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from langchain_core.documents import Document
@@ -122,7 +122,7 @@ class ColBERTVectorStore(VectorStore):
         Args:
             documents: The documents.
             embedding: None: ColBERT needs none, and would not use one.
-            ids: An id for each. None: the documents' own, or where there is none a hash of text and metadata.
+            ids: An id for each. None, for one or for all: the document's own, or a hash of text and metadata.
             **kwargs: Arguments of the constructor.
 
         Returns:
@@ -242,7 +242,7 @@ class ColBERTVectorStore(VectorStore):
 
         Args:
             documents: The documents, with JSON-able metadata.
-            ids: An id for each. None: the documents' own, or where there is none a hash of text and metadata.
+            ids: An id for each. None, for one or for all: the document's own, or a hash of text and metadata.
             batch_size: Not used, as in ``add_texts``.
             reencode: As in ``add_texts``.
 
@@ -254,8 +254,8 @@ class ColBERTVectorStore(VectorStore):
             AddError: If some can't be stored, after all others were; it lists them and says why.
             StoreError: If the store can't be used.
         """
-        texts, metadatas, own = columns(documents)
-        return self.add_texts(texts, metadatas, ids=own if ids is None else ids, reencode=reencode)
+        texts, metadatas, names = columns(documents, ids)
+        return self.add_texts(texts, metadatas, ids=names, reencode=reencode)
 
     async def aadd_documents(  # type: ignore[override]  # unknown arguments are an error
         self,
@@ -266,8 +266,8 @@ class ColBERTVectorStore(VectorStore):
         reencode: bool = False,
     ) -> list[str]:
         """Do what ``add_documents`` does without blocking the event loop; see there for the arguments."""
-        texts, metadatas, own = columns(documents)
-        return await self.aadd_texts(texts, metadatas, ids=own if ids is None else ids, reencode=reencode)
+        texts, metadatas, names = columns(documents, ids)
+        return await self.aadd_texts(texts, metadatas, ids=names, reencode=reencode)
 
     def delete(self, ids: Sequence[str] | None = None) -> bool:  # type: ignore[override]  # the same
         """Remove documents.
@@ -384,6 +384,25 @@ class ColBERTVectorStore(VectorStore):
         """Refuse as ``max_marginal_relevance_search`` does."""
         self.max_marginal_relevance_search()
 
+    def similarity_search_by_vector(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: a query has one vector for each token.
+
+        Args:
+            *args: Of any kind.
+            **kwargs: Of any kind.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "a query has one vector for each token: pass its text to similarity_search, or its vectors to "
+            "index.store.search"
+        )
+
+    async def asimilarity_search_by_vector(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse as ``similarity_search_by_vector`` does."""
+        self.similarity_search_by_vector()
+
     def _search(
         self,
         query: str,
@@ -392,7 +411,9 @@ class ColBERTVectorStore(VectorStore):
         search: Search | None = None,
         candidates: int | None = None,
         normalize_scores: bool = False,
+        **others: Any,
     ) -> list[Scored]:
+        _check_none_left(others)
         hits = self.index.search(
             check_query(query),
             k,
@@ -411,7 +432,9 @@ class ColBERTVectorStore(VectorStore):
         search: Search | None = None,
         candidates: int | None = None,
         normalize_scores: bool = False,
+        **others: Any,
     ) -> list[Scored]:
+        _check_none_left(others)
         hits = await self.index.asearch(
             check_query(query),
             k,
@@ -432,7 +455,16 @@ def _scored(hits: list[Hit]) -> list[Scored]:
 
 def _check_no_embedding(embedding: object) -> None:
     if embedding is not None:
-        raise InputError("embedding must be None: the ColBERT that is passed as model makes the vectors")
+        raise InputError(
+            "embedding must be None: the ColBERT that is passed as model makes the vectors; pass metadatas= by name"
+        )
+
+
+def _check_none_left(others: Mapping[str, Any]) -> None:
+    if "score_threshold" in others:
+        raise InputError("score_threshold is for search_type='similarity_score_threshold' of as_retriever")
+    if others:
+        raise InputError(f"a search takes k, filter, search and candidates, not {', '.join(others)}")
 
 
 def _named(ids: Sequence[str] | None) -> Sequence[str]:

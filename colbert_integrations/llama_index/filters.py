@@ -30,7 +30,7 @@ _OPERATORS = {
     FilterOperator.LTE: "$lte",
 }
 _RANGES = {"$gt", "$gte", "$lt", "$lte"}
-_INSTEAD = "pass a function of a node as filters instead, such as lambda node: node.metadata['year'] > 2020"
+_INSTEAD = "pass a function of a node as filters instead, such as lambda node: node.metadata.get('year') == 2020"
 
 
 def store_filter(filters: NodeFilter | None, doc_ids: Sequence[str] | None) -> Filter | None:

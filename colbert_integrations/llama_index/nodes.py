@@ -11,13 +11,26 @@ from llama_index.core.schema import BaseNode, IndexNode, MediaResource, Metadata
 from ..adapter import EXPLANATION, copied, is_explanation
 from ..errors import InputError
 
-__all__ = ["KEY", "REF_DOC_ID", "node_of", "node_text", "ref_doc_id_of", "stored_metadata", "with_hidden"]
+__all__ = [
+    "KEY",
+    "REF_DOC_ID",
+    "RETRIEVAL_SCORE",
+    "node_of",
+    "node_text",
+    "ref_doc_id_of",
+    "stored_metadata",
+    "with_hidden",
+]
 
 KEY = "_llama_index"
 """The one metadata key that is ours: below it lies what a node has beside its metadata."""
 
 REF_DOC_ID = f"{KEY}.ref_doc_id"
 """Where filters find the document that a node comes from."""
+
+
+RETRIEVAL_SCORE = "retrieval_score"
+"""The metadata key under which a reranker keeps the score that a node came with."""
 
 
 def node_text(node: BaseNode, mode: MetadataMode) -> str:
@@ -28,13 +41,21 @@ def node_text(node: BaseNode, mode: MetadataMode) -> str:
         mode: Which metadata belongs to the text.
 
     Returns:
-        Metadata and content by the templates of the node; may be empty. An explanation of ours, which an earlier stage
-        put there, does not belong to it.
+        Metadata and content by the templates of the node; may be empty. An explanation or a score of ours, which an
+        earlier stage put there, does not belong to it.
     """
-    if is_explanation(node.metadata.get(EXPLANATION)):
-        rest = {key: value for key, value in node.metadata.items() if key != EXPLANATION}
+    ours = {key for key in (EXPLANATION, RETRIEVAL_SCORE) if _is_ours(node, key)}
+    if ours:
+        rest = {key: value for key, value in node.metadata.items() if key not in ours}
         node = node.model_copy(update={"metadata": rest})
     return node.get_content(metadata_mode=mode)
+
+
+def _is_ours(node: BaseNode, key: str) -> bool:
+    """Whether what a node has under a key was put there by an adapter, out of sight."""
+    if key == EXPLANATION:
+        return is_explanation(node.metadata.get(key))
+    return key in node.metadata and key in node.excluded_embed_metadata_keys and key in node.excluded_llm_metadata_keys
 
 
 def with_hidden(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # re-exported without __all__
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from ..adapter import EXPLANATION, RerankerFields, check_items, check_query
 from ..errors import InputError
 from ..ranking import RankedDocument
-from .nodes import node_text, with_hidden
+from .nodes import RETRIEVAL_SCORE, node_text, with_hidden
 from .tracing import figures_on_span
 
 __all__ = ["ColBERTRerank"]
 
 _dispatcher = get_dispatcher(__name__)
-_RETRIEVAL_SCORE = "retrieval_score"
 
 
 class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
@@ -46,6 +45,11 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
 
     metadata_mode: MetadataMode = MetadataMode.EMBED
     """Which metadata is scored with the text."""
+
+    @field_validator("callback_manager", mode="before")
+    @classmethod
+    def _no_callbacks(cls, given: Any) -> Any:
+        return CallbackManager() if given is None else given  # None, as retrievers take it
 
     @classmethod
     def class_name(cls) -> str:
@@ -111,7 +115,7 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
     def _copy(self, node: NodeWithScore, entry: RankedDocument) -> NodeWithScore:
         inner, added = node.node, {}
         if self.keep_retrieval_score:  # of the first retrieval, through any number of rerankers
-            added[_RETRIEVAL_SCORE] = inner.metadata.get(_RETRIEVAL_SCORE, node.score)
+            added[RETRIEVAL_SCORE] = inner.metadata.get(RETRIEVAL_SCORE, node.score)
         if entry.explanation is not None:
             added[EXPLANATION] = entry.explanation.as_dict()
         return node.model_copy(update={"node": with_hidden(inner, added) if added else inner, "score": entry.score})

@@ -6,7 +6,9 @@ import asyncio
 import copy
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -23,7 +25,7 @@ from typing_extensions import Self, TypedDict, Unpack
 
 from ..adapter import EXPLANATION, ModelFields, check_index, check_items, check_query
 from ..checks import check_threshold, check_whole_number
-from ..errors import InputError
+from ..errors import AddError, InputError
 from .filters import NodeFilter, store_filter
 from .nodes import REF_DOC_ID, node_of, node_text, stored_metadata, with_hidden
 from .tracing import figures_on_span
@@ -34,6 +36,21 @@ if TYPE_CHECKING:
     from ..model import ColBERT
 
 __all__ = ["ColBERTRetriever"]
+
+
+@dataclass
+class _Adding:
+    """Nodes that can be stored, what is stored of each, and why others can't be."""
+
+    nodes: list[BaseNode] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    metadatas: list[dict[str, Any]] = field(default_factory=list)
+    failures: dict[str, Exception] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> tuple[list[str], list[str], list[dict[str, Any]]]:
+        """Texts, ids and metadata, as an index takes them."""
+        return self.texts, [node.node_id for node in self.nodes], self.metadatas
 
 
 class SearchOptions(TypedDict, total=False):
@@ -310,27 +327,46 @@ class ColBERTRetriever(BaseRetriever):
             Their ids.
 
         Raises:
-            InputError: If an item is no node, or a node can't be written as JSON; nothing is added, then.
-            AddError: If some can't be stored, after all others were; it lists them and says why.
+            InputError: If an item is no node; nothing is added, then.
+            AddError: If some can't be stored or written as JSON, after all others were stored; it lists them and says
+                why.
             StoreError: If the store can't be used.
         """
-        index, rows = self._prepared(nodes)
-        return index.add(*rows, reencode=reencode, show_progress=self._show_progress)
+        index, adding = self._prepared(nodes)
+        with self._followed(adding, index):
+            return index.add(*adding.rows, reencode=reencode, show_progress=self._show_progress)
 
-    def _prepared(
-        self, nodes: Sequence[BaseNode]
-    ) -> tuple[ColBERTIndex, tuple[list[str], list[str], list[dict[str, Any]]]]:
-        """The index, and texts, ids and metadata to add to it."""
-        metadatas = [stored_metadata(node) for node in _nodes(nodes)]
-        texts = [node_text(node, self._metadata_mode) for node in nodes]
-        index = self._checked_index()
-        ids = [node.node_id for node in nodes]
-        self._forget_objects(ids)
+    def _prepared(self, nodes: Sequence[BaseNode]) -> tuple[ColBERTIndex, _Adding]:
+        adding = _Adding()
+        for node in _nodes(nodes):
+            try:
+                adding.metadatas.append(stored_metadata(node))
+                adding.nodes.append(node)
+            except InputError as error:
+                adding.failures[node.node_id] = error
+        adding.texts += [node_text(node, self._metadata_mode) for node in adding.nodes]
+        return self._checked_index(), adding
+
+    @contextmanager
+    def _followed(self, adding: _Adding, index: ColBERTIndex) -> Iterator[None]:
+        """Follow what those nodes lead to that are stored within; and say which nodes are not."""
+        added, failures = [node.node_id for node in adding.nodes], adding.failures
+        try:
+            yield
+        except AddError as error:
+            added, failures = error.added, {**failures, **error.failures}
+        stored = set(added)
+        self._follow([node for node in adding.nodes if node.node_id in stored])
+        if failures:
+            raise AddError(failures, added, index)
+
+    def _follow(self, nodes: Sequence[BaseNode]) -> None:
+        """Note what nodes lead to that were stored, in place of what they led to before."""
+        self._forget_objects([node.node_id for node in nodes])
         for node in nodes:
             if isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode):
                 self.object_map[node.index_id] = node.obj
                 self._leading[node.node_id] = node.index_id
-        return index, (texts, ids, metadatas)
 
     def _forget_objects(self, node_ids: Sequence[str]) -> None:
         """Drop what these nodes lead to, unless another one leads there."""
@@ -348,7 +384,7 @@ class ColBERTRetriever(BaseRetriever):
             InputError: If the ids are not a list of strings.
             StoreError: If the store can't be used.
         """
-        wanted = _ids(node_ids, "node_ids")
+        wanted = _ids(check_items(node_ids, "node_ids"), "node_ids")
         if wanted and not self._is_new():
             self.index.delete(wanted)
             self._forget_objects(wanted)
@@ -370,8 +406,9 @@ class ColBERTRetriever(BaseRetriever):
 
     async def aadd_nodes(self, nodes: Sequence[BaseNode], *, reencode: bool = False) -> list[str]:
         """Do what ``add_nodes`` does without blocking the event loop; see there."""
-        index, rows = await asyncio.to_thread(self._prepared, nodes)
-        return await index.aadd(*rows, reencode=reencode, show_progress=self._show_progress)
+        index, adding = await asyncio.to_thread(self._prepared, nodes)
+        with self._followed(adding, index):
+            return await index.aadd(*adding.rows, reencode=reencode, show_progress=self._show_progress)
 
     async def adelete_nodes(self, node_ids: Sequence[str]) -> None:
         """Do what ``delete_nodes`` does without blocking the event loop; see there."""
@@ -460,8 +497,12 @@ def _model_fields(index: ColBERTIndex | None, store: Store | str | None, setting
         return ModelFields(**given)
     except ValidationError as error:
         raise InputError(
-            "; ".join(f"{'.'.join(map(str, one['loc']))} {one['msg']}" for one in error.errors())
+            "; ".join(f"{'.'.join(map(str, one['loc']))} {_said(one['msg'])}".strip() for one in error.errors())
         ) from error
+
+
+def _said(message: str) -> str:
+    return message.removeprefix("Value error, ")  # pydantic's, before what we say
 
 
 def _mode(given: object) -> MetadataMode:
@@ -471,7 +512,8 @@ def _mode(given: object) -> MetadataMode:
 
 
 def _queries(query_bundle: QueryBundle) -> list[str]:
-    given = query_bundle.embedding_strs or [query_bundle.query_str]
+    # Not its embedding_strs, which fails where the query is no text.
+    given = query_bundle.custom_embedding_strs or [query_bundle.query_str]
     return list(dict.fromkeys(check_query(query) for query in given))
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import pytest
 from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
 from langchain_classic.retrievers.document_compressors import DocumentCompressorPipeline
+from langchain_core._api.beta_decorator import LangChainBetaWarning
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.language_models import FakeListChatModel
@@ -289,6 +290,14 @@ async def test_a_runnable_streams_the_documents(
     inputs = {"query": QUERY, "documents": documents}
     assert list(reranker.as_runnable().stream(inputs)) == [best]
     assert [part async for part in reranker.as_runnable().astream(inputs)] == [best]
+
+
+async def test_a_runnable_can_become_a_tool(reranker: ColBERTReranker, documents: list[Document], best: list[Document]):
+    with pytest.warns(LangChainBetaWarning):
+        tool = reranker.as_runnable().as_tool(name="rerank", description="order documents")
+    assert set(tool.args) == {"query", "documents"}
+    assert tool.invoke({"query": QUERY, "documents": documents}) == best
+    assert await tool.ainvoke({"query": QUERY, "documents": documents}) == best
 
 
 @pytest.mark.parametrize("inputs", [{}, {"query": "a"}, {"documents": []}, "a", [1, 2]])

@@ -112,6 +112,13 @@ async def test_mmr_is_refused_with_the_reason(store: ColBERTVectorStore):
         await retriever.ainvoke(QUERY)
 
 
+async def test_a_search_by_one_vector_is_refused_with_the_reason(store: ColBERTVectorStore):
+    with pytest.raises(NotImplementedError, match="one vector for each token"):
+        store.similarity_search_by_vector([0.0])
+    with pytest.raises(NotImplementedError, match="one vector for each token"):
+        await store.asimilarity_search_by_vector([0.0])
+
+
 @pytest.mark.parametrize(
     ("filter", "wanted"),
     [
@@ -135,7 +142,8 @@ async def test_what_cannot_be_used_is_refused(store: ColBERTVectorStore, search:
         ({"query": None}, InputError, "query must be a string"),
         ({"query": QUERY, "k": 0}, InputError, "k"),
         ({"query": QUERY, "filter": {"n": {"$near": 1}}}, FilterError, r"\$near"),
-        ({"query": QUERY, "top_k": 1}, TypeError, "top_k"),
+        ({"query": QUERY, "top_k": 1}, InputError, "takes k, filter, search and candidates, not top_k"),
+        ({"query": QUERY, "score_threshold": 0.3}, InputError, "search_type='similarity_score_threshold'"),
     ]:
         with pytest.raises(error, match=named):
             getattr(store, search)(**wrong)
@@ -211,6 +219,10 @@ async def test_ids_are_those_given_or_the_documents_own(store: ColBERTVectorStor
     for found in (store.add_documents(given), await store.aadd_documents(given, ids=None)):
         assert found == ["own", store.add_texts(["river"])[0]]
     assert store.add_documents(given, ids=["a", "b"]) == await store.aadd_documents(given, ids=["a", "b"]) == ["a", "b"]
+    assert store.add_documents(given, ids=[None, "c"]) == await store.aadd_documents(given, ids=[None, "c"])
+    assert store.add_documents(given, ids=[None, "c"]) == ["own", "c"]
+    with pytest.raises(InputError, match="2 documents but 1 ids"):
+        store.add_documents(given, ids=["a"])
 
 
 async def test_deleting_says_so_and_wants_ids(store: ColBERTVectorStore):

@@ -32,6 +32,7 @@ from llama_index.retrievers.bm25 import BM25Retriever
 from adapters.drivers import QUERY, TEXTS, LlamaIndex
 from colbert_integrations.errors import InputError
 from colbert_integrations.llama_index import ColBERTRerank
+from colbert_integrations.llama_index.nodes import node_text
 
 
 class Listed(BaseRetriever):
@@ -182,6 +183,25 @@ def test_retrieval_score_is_kept_out_of_what_llm_and_embedding_see(stanford: dic
         assert ranked.node.get_content(mode) == node.get_content(mode)
     assert ranked.metadata == {"city": "paris", "retrieval_score": 0.5}
     assert node.excluded_llm_metadata_keys == ["city"]
+
+
+def test_a_second_stage_does_not_score_what_the_first_one_kept(stanford: dict[str, Any]):
+    node = TextNode(text="lions", metadata={"city": "paris"})
+    first = ColBERTRerank(**stanford, keep_retrieval_score=True, explain=True)
+    kept = first.postprocess_nodes([NodeWithScore(node=node, score=0.5)], query_str=QUERY)
+    every = ColBERTRerank(**stanford, metadata_mode=MetadataMode.ALL)
+    fresh = every.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
+    assert every.postprocess_nodes(kept, query_str=QUERY)[0].score == fresh[0].score
+    # A number of the user's own under that name is metadata like any other.
+    own = TextNode(text="lions", metadata={"city": "paris", "retrieval_score": 0.5})
+    assert node_text(own, MetadataMode.ALL) == own.get_content(MetadataMode.ALL)
+
+
+async def test_no_callback_manager_is_one_without_handlers(stanford: dict[str, Any], nodes: list[NodeWithScore]):
+    reranker = ColBERTRerank(**stanford, callback_manager=None)
+    expected = read(ColBERTRerank(**stanford).postprocess_nodes(nodes, query_str=QUERY))
+    assert read(reranker.postprocess_nodes(nodes, query_str=QUERY)) == expected
+    assert read(await reranker.apostprocess_nodes(nodes, query_str=QUERY)) == expected
 
 
 def test_without_a_wish_for_it_no_retrieval_score_is_kept(reranker: ColBERTRerank, nodes: list[NodeWithScore]):

@@ -449,9 +449,35 @@ def test_a_node_whose_metadata_is_no_json_is_named_and_the_others_are_added(make
     assert [name for name, _ in read(retriever.retrieve(QUERY))] == ["good"]
 
 
-def test_a_node_with_our_own_key_is_refused(make: Make):
-    with pytest.raises(InputError, match="'a'.*'_llama_index'"):
-        make([TextNode(id_="a", metadata={"_llama_index": 1})])
+@pytest.mark.parametrize("how", ["sync", "async"])
+async def test_nodes_that_can_not_be_written_are_named_and_the_others_are_added(make: Make, how: str):
+    retriever = make([])
+    source: Any = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="of", metadata={"x": object()})}
+    nodes = [
+        TextNode(text="a", id_="ours", metadata={"_llama_index": 1}),
+        TextNode(text="b", id_="split", relationships=source),
+        TextNode(text="c", id_="store", metadata={"x": object()}),
+        TextNode(text="d", id_="good"),
+    ]
+    with pytest.raises(AddError, match="3 of 4 documents.*'_llama_index'") as caught:
+        await retriever.aadd_nodes(nodes) if how == "async" else retriever.add_nodes(nodes)
+    assert list(caught.value.failures) == ["ours", "split", "store"]
+    assert caught.value.added == ["good"]
+    assert caught.value.index is retriever.index
+    assert [name for name, _ in read(retriever.retrieve(QUERY))] == ["good"]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+async def test_adding_that_fails_leaves_what_nodes_lead_to(shared_model: ColBERT, how: str):
+    inner = ColBERTRetriever([TextNode(text="lions", id_="inner")], model=shared_model)
+    pointer = IndexNode(text="lions", id_="x", index_id="i", obj=inner)
+    retriever = ColBERTRetriever([pointer], model=shared_model)
+    bad = IndexNode(text="lions", id_="x", index_id="i", metadata={"n": float("nan")})
+    other = IndexNode(text="bread", id_="y", index_id="j", obj=inner)
+    with pytest.raises(AddError):
+        await retriever.aadd_nodes([bad, other]) if how == "async" else retriever.add_nodes([bad, other])
+    assert [found.node.node_id for found in retriever.retrieve("lions")] == ["inner"]
+    assert set(retriever.object_map) == {"i", "j"}
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -469,6 +495,8 @@ def test_a_node_with_our_own_key_is_refused(make: Make):
         ({"filters": {"year": {"$near": 1}}}, "'\\$near' for 'year'"),
         ({"filters": ["year"]}, "filters must be MetadataFilters, a mapping or a function, not list"),
         ({"node_ids": "id-1"}, "node_ids must be a list, not str"),
+        ({"device": "cpu", "index": None, "dtype": "float8"}, "^dtype"),
+        ({"colbert_options": {"nothing": 1}}, "^unknown argument nothing"),
         ({"doc_ids": [1]}, "doc_ids must be a list of strings"),
         ({"metadata_mode": "some"}, "metadata_mode must be one of all, embed, llm, none, not 'some'"),
         ({"batch_size": -1}, "batch_size"),
@@ -485,6 +513,18 @@ def test_what_is_impossible_is_refused_before_any_work(
     monkeypatch.setattr(ColBERT, "encode_document", forbidden)
     with pytest.raises(InputError, match=message):
         ColBERTRetriever(**{"nodes": texts_as_nodes(), **stanford, **options})
+
+
+async def test_a_bundle_without_a_query_is_refused(make: Make):
+    with pytest.raises(InputError, match="query must be a string, not NoneType"):
+        make()._retrieve(QueryBundle(None))
+    with pytest.raises(InputError, match="query must be a string, not NoneType"):
+        await make()._aretrieve(QueryBundle(None))
+
+
+def test_deleting_wants_ids(make: Make):
+    with pytest.raises(InputError, match="node_ids must be a list, not NoneType"):
+        make().delete_nodes(None)
 
 
 def test_top_k_is_checked_when_it_is_set(make: Make):
