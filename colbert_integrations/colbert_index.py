@@ -347,7 +347,7 @@ class ColBERTIndex:
             explain: Whether the documents that are returned are explained: as texts, which are encoded for it.
 
         Returns:
-            The best documents, score descending, equal ones in the order given.
+            The best documents, by descending sum, equal ones in the order given.
 
         Raises:
             InputError: If an argument is invalid.
@@ -355,10 +355,12 @@ class ColBERTIndex:
             StoreError: If the store can't be used.
             MissingExtraError: If the checkpoint merges vectors and scipy is not installed.
         """
+        documents, ids = _as_list(documents, "documents"), _as_list(ids, "ids")
         if len(ids) != len(documents):
             raise InputError(f"{len(documents)} documents but {len(ids)} ids")
+        named = check_ids(name for name in ids if name is not None and name != "")
         self._bind()
-        stored = self.store.get(list({name for name in ids if name}), embeddings=True)
+        stored = self.store.get(list(dict.fromkeys(named)), embeddings=True)
         known = {d.text: d.embeddings for d in stored if d.text is not None and d.embeddings is not None}
         return self.model.rank(
             query,
@@ -584,6 +586,12 @@ def _queries(query: object) -> list[Any]:
     if isinstance(query, (bytes, Mapping)) or not isinstance(query, Iterable):
         raise InputError(f"query must be a string or a list of strings, not {type(query).__name__}")
     return list(query)
+
+
+def _as_list(given: Iterable[T], name: str) -> list[T]:
+    if isinstance(given, (str, bytes, set, frozenset)) or not isinstance(given, Iterable):
+        raise InputError(f"{name} must be a list, not {type(given).__name__}")
+    return list(given)
 
 
 # ------------------------------------------------------------------------------------------------------------ adding

@@ -11,7 +11,7 @@ import torch
 
 from .errors import InputError, ShapeError
 
-__all__ = ["TokenEmbeddings", "offsets_of"]
+__all__ = ["TokenEmbeddings", "check_tensor", "offsets_of"]
 
 
 class TokenEmbeddings:
@@ -26,7 +26,7 @@ class TokenEmbeddings:
             have no tokens. Moved to the device of ``values``.
 
     Raises:
-        InputError: If either is not a tensor.
+        InputError: If either is not a plain tensor: dense, of real numbers, with data.
         ShapeError: If ``values`` is not a matrix or ``offsets`` does not describe it.
 
     Example:
@@ -39,8 +39,8 @@ class TokenEmbeddings:
     """
 
     def __init__(self, values: torch.Tensor, offsets: torch.Tensor) -> None:
-        _check_tensor("values", values)
-        _check_tensor("offsets", offsets)
+        check_tensor("values", values)
+        check_tensor("offsets", offsets)
         if values.ndim != 2:
             raise ShapeError(f"values must have shape (total_tokens, dim), not {tuple(values.shape)}")
         if offsets.ndim != 1 or offsets.numel() == 0 or offsets.dtype != torch.int64:
@@ -67,7 +67,7 @@ class TokenEmbeddings:
             The packed batch, ``len(matrices)`` texts, of the dtype and device of the matrices.
 
         Raises:
-            InputError: If a matrix is not a tensor.
+            InputError: If a matrix is not a plain tensor.
             ShapeError: If a matrix is not 2-D or the dimensions differ, or if the list is empty and ``dim`` is None.
 
         Example:
@@ -81,7 +81,7 @@ class TokenEmbeddings:
                 torch.empty(0, dim, dtype=torch.float32, device="cpu"), torch.zeros(1, dtype=torch.int64, device="cpu")
             )
         for position, matrix in enumerate(matrices):
-            _check_tensor(f"matrix {position}", matrix)
+            check_tensor(f"matrix {position}", matrix)
             if matrix.ndim != 2 or dim not in (None, matrix.shape[1]):
                 wanted = "dim" if dim is None else dim
                 raise ShapeError(f"matrix {position} must have shape (num_tokens, {wanted}), not {tuple(matrix.shape)}")
@@ -199,6 +199,10 @@ def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 
-def _check_tensor(name: str, given: object) -> None:
+def check_tensor(name: str, given: object) -> None:
+    """Refuse anything but a plain tensor: complex numbers would lose a part, and other kinds can't be multiplied."""
     if not isinstance(given, torch.Tensor):
         raise InputError(f"{name} must be a tensor, not {type(given).__name__}")
+    if given.layout != torch.strided or given.is_complex() or given.is_quantized or given.is_meta:
+        what = f"{given.dtype}, {given.layout}, on {given.device}"
+        raise InputError(f"{name} must be a dense tensor of real numbers, not one of {what}")

@@ -142,7 +142,7 @@ class AddError(ColBERTError):
         self.failures = dict(failures)
         self.added = list(added)
         self.index = index
-        first = "; ".join(f"{name}: {error}" for name, error in list(self.failures.items())[:3])
+        first = "; ".join(f"{_printable(name)}: {error}" for name, error in list(self.failures.items())[:3])
         more = f"; and {len(self.failures) - 3} more, see .failures" if len(self.failures) > 3 else ""
         total = len(self.failures) + len(self.added)
         some = "1 document" if total == 1 else f"{len(self.failures)} of {total} documents"
@@ -207,3 +207,8 @@ class TruncationWarning(UserWarning):
 
 class StaleVectorsWarning(UserWarning):
     """Documents were not encoded again, though settings have changed since they may have been."""
+
+
+def _printable(name: str) -> str:
+    """A name that every stream takes: half a surrogate pair can't be encoded."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -259,6 +259,12 @@ def test_an_error_says_how_many_of_the_documents_are_stored(added: list[str], sa
     assert str(AddError({"x": InputError("why")}, added)) == said
 
 
+def test_an_error_about_half_a_surrogate_pair_can_be_written_to_a_log() -> None:
+    error = AddError({"\ud800": InputError("why")}, [])
+    assert str(error).encode().decode() == r"1 document could not be added (\ud800: why)"
+    assert list(error.failures) == ["\ud800"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -399,6 +405,20 @@ async def test_rank_takes_stored_vectors_where_the_text_is_the_same(
     assert await index.arank("wing heat", candidates, ["a", "b", "c", None, "unknown"], 2, **options) == cut
     with pytest.raises(InputError, match="2 documents but 1 ids"):
         index.rank("wing", ["a", "b"], ["a"])
+    names = ["a", "b", "c", None, "unknown"]
+    assert index.rank("wing heat", (text for text in candidates), (name for name in names)) == ranked
+    for documents, given, said in (
+        (None, ["a"], "documents must be a list, not NoneType"),
+        ("a", ["a"], "documents must be a list, not str"),
+        ({"a"}, ["a"], "documents must be a list, not set"),
+        (["a"], None, "ids must be a list, not NoneType"),
+        (["a"], [["a"]], r"an id must be a string that is not empty, not \['a'\]"),
+        ([3], ["a"], r"documents\[0\] must be a string, not int"),
+    ):
+        with pytest.raises(InputError, match=said):
+            index.rank("wing", documents, given)
+        with pytest.raises(InputError, match=said):
+            await index.arank("wing", documents, given)
 
 
 # -------------------------------------------------------------------------------------------------- save, load, models

@@ -104,6 +104,9 @@ def test_refuses_offsets_that_are_no_int64() -> None:
         (lambda: TokenEmbeddings(torch.zeros(3, 2), [0, 3]), "offsets must be a tensor, not list"),
         (lambda: TokenEmbeddings.from_list([[[1.0, 2.0]]]), "matrix 0 must be a tensor, not list"),
         (lambda: TokenEmbeddings.from_list([torch.zeros(1, 2), np.zeros((1, 2))]), "matrix 1 must be a tensor"),
+        (lambda: TokenEmbeddings.from_list([torch.ones(1, 2) * 1j]), "matrix 0 must be .* real numbers.*complex64"),
+        (lambda: TokenEmbeddings.from_list([torch.ones(1, 2).to_sparse()]), "matrix 0 must be a dense tensor.*sparse"),
+        (lambda: TokenEmbeddings(torch.ones(3, 2, device="meta"), torch.tensor([0, 3])), "values must be .* on meta"),
     ],
 )
 def test_refuses_what_is_no_tensor(make: Callable[[], TokenEmbeddings], named: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -19,6 +21,7 @@ __all__ = [
     "check_count",
     "check_dtype",
     "check_embeddings",
+    "check_folder",
     "check_form",
     "check_ids",
     "check_queries",
@@ -39,7 +42,7 @@ def check_dtype(dtype: object) -> None:
 def check_form(dtype: object, nbits: object, keep_originals: bool) -> None:
     """Refuse forms of vectors that there are not."""
     check_dtype(dtype)
-    if nbits not in (None, 8, 4, 2):
+    if nbits is not None and not (isinstance(nbits, int) and nbits in (8, 4, 2)):
         raise InputError(f"nbits must be 8, 4, 2 or None for vectors as they are, not {nbits!r}")
     if keep_originals and nbits is None:
         raise InputError("keep_originals goes with nbits: without it vectors are kept as they are anyway")
@@ -73,6 +76,14 @@ def check_embeddings(name: str, value: object) -> None:
             f"{name} must be TokenEmbeddings, not {type(value).__name__}: TokenEmbeddings.from_list packs one matrix "
             "for each text"
         )
+
+
+def check_folder(folder: object) -> Path:
+    """The path of a folder; an empty one, such as of a variable that is not set, would be the working directory."""
+    path = os.fspath(folder) if isinstance(folder, (str, os.PathLike)) else None
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise InputError(f"folder must be a path that is not empty, not {folder!r}")
+    return Path(path)
 
 
 def check_queries(queries: TokenEmbeddings, dim: int) -> None:

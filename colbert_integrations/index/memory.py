@@ -23,6 +23,7 @@ from .checks import (
     candidate_count,
     check_count,
     check_embeddings,
+    check_folder,
     check_form,
     check_ids,
     check_queries,
@@ -104,6 +105,8 @@ class MemoryStore(Store):
         check_form(dtype, nbits, keep_originals)
         self._dtype, self._nbits, self._keep_originals = dtype, nbits, keep_originals
         self.device = indexed_device(device or "cpu")
+        if device_bytes is not None:
+            check_whole_number("device_bytes", device_bytes, least=0)
         self._allocator = SegmentAllocator(self.device, device_bytes)
         self._layout: Layout | None = None
         self._fingerprint: Fingerprint | None = None
@@ -368,11 +371,12 @@ class MemoryStore(Store):
             show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Raises:
+            InputError: If the folder is no path.
             StoreError: If it can't be written, or somebody else saved there; an index that was there is unchanged.
         """
         # One after another, from when the state is taken: of two that wait for the folder, the older might come last.
         with self._saving:
-            self._save(Path(folder), show_progress)
+            self._save(check_folder(folder), show_progress)
 
     def _save(self, folder: Path, show_progress: bool | None) -> None:
         with self._lock:
@@ -412,16 +416,18 @@ class MemoryStore(Store):
             The store, with the settings it was saved with.
 
         Raises:
+            InputError: If an argument is invalid.
             StoreError: If there is no index, or a newer version of this package wrote it.
             DamagedIndexError: If a file is missing or damaged, naming it.
         """
-        saved = read_index(Path(folder), verify=verify, show_progress=show_progress)
+        path = check_folder(folder)
+        saved = read_index(path, verify=verify, show_progress=show_progress)
         about = dict(saved.about)
         fingerprint = about.pop("fingerprint")
         store = cls(**about, device=device, device_bytes=device_bytes)
         store._fingerprint = None if fingerprint is None else Fingerprint(**fingerprint)
         store._layout = saved.layout
-        store._known[os.path.realpath(folder)] = {saved.checksum}
+        store._known[os.path.realpath(path)] = {saved.checksum}
         views = saved.views if store.device.type == "cpu" else tuple(map(store._brought_here, saved.views))
         store._state = State(views, sum(int(view.alive.sum()) for view in views))
         for view in views:

@@ -6,13 +6,24 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError
 
 __all__ = ["clone", "json_copy"]
 
 # What every store takes: by gRPC, Qdrant's messages may be 100 deep, and a level is three of them.
 _MOST_LEVELS = 32
-_ENCODER = json.JSONEncoder(allow_nan=False)
+
+
+def _plain(value: object) -> Any:
+    """A number or a string of NumPy's, as tables hold them, in Python's own type."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+_ENCODER = json.JSONEncoder(allow_nan=False, default=_plain)
 
 
 def json_copy(metadata: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
@@ -23,7 +34,7 @@ def json_copy(metadata: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
         name: Id of the document, for messages.
 
     Returns:
-        The same data in plain dictionaries and lists.
+        The same data in plain dictionaries and lists; numbers of NumPy as Python's.
 
     Raises:
         InputError: If it is not JSON, a key not a string, or it is nested deeper than 32 levels.

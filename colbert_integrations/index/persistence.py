@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -48,6 +48,8 @@ _LOCK_WAIT_S = 60
 # What Windows refuses while somebody else has a file open is tried again after these pauses.
 _PAUSES_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 _BLOCK_BYTES = 2**22
+# What is met in files that no save has written so, where checksums are not compared or fit: other names, other types.
+_UNLIKE_OURS = (LookupError, TypeError, ValueError, AttributeError, AssertionError)
 
 T = TypeVar("T")
 
@@ -251,12 +253,16 @@ def read_index(folder: Path, *, verify: bool, show_progress: bool | None) -> Sav
         manifest = _manifest(folder)
         try:
             return _read(folder, manifest, verify, show_progress)
-        except (DamagedIndexError, FileNotFoundError, RuntimeError) as error:
+        except (DamagedIndexError, FileNotFoundError, RuntimeError, *_UNLIKE_OURS) as error:
             # Somebody may have saved since, and removed what the older manifest names.
             if _manifest(folder) != manifest:
                 continue
             if isinstance(error, RuntimeError):  # torch's, where no memory is left to map a file into
                 raise StoreError(f"can't read the index in {folder}: {error}") from error
+            if isinstance(error, _UNLIKE_OURS):
+                raise DamagedIndexError(
+                    f"{folder} is damaged: its files are not as they are written: {error!r}"
+                ) from error
             raise DamagedIndexError(str(error)) from error
 
 
@@ -323,16 +329,19 @@ def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(content)
         known = manifest.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        checksum = _checksum(manifest)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedIndexError(f"{path} is damaged: it is not a manifest") from error
-    if _checksum(manifest) != known:
+    if checksum != known:
         raise DamagedIndexError(f"{path} is damaged: its checksum differs")
-    if manifest["format"] != _FORMAT:
-        raise StoreError(f"{path} was not written by colbert-integrations: its format is {manifest['format']!r}")
-    if manifest["version"] > _VERSION:
+    if manifest.get("format") != _FORMAT:
+        raise StoreError(f"{path} was not written by colbert-integrations: its format is {manifest.get('format')!r}")
+    version = manifest.get("version")
+    if not isinstance(version, int):
+        raise DamagedIndexError(f"{path} is damaged: its version is {version!r}")
+    if version > _VERSION:
         raise StoreError(
-            f"{path} is of version {manifest['version']}, and this release reads up to {_VERSION}: "
-            "upgrade colbert-integrations"
+            f"{path} is of version {version}, and this release reads up to {_VERSION}: upgrade colbert-integrations"
         )
     return {**manifest, "sha256": known}
 
@@ -390,8 +399,9 @@ def _check_names(folder: Path, entry: Mapping[str, Any]) -> None:
 
 def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
     try:
-        size = path.stat().st_size
-        digest = _digest(path) if verify and size == entry["bytes"] else entry["sha256"]
+        with path.open("rb") as file:  # also to see whether it may be read
+            size = os.fstat(file.fileno()).st_size
+            digest = _digest(file) if verify and size == entry["bytes"] else entry["sha256"]
     except FileNotFoundError as error:
         raise DamagedIndexError(f"{path} is missing") from error
     except OSError as error:
@@ -402,9 +412,8 @@ def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
         raise DamagedIndexError(f"{path} is damaged: its checksum differs")
 
 
-def _digest(path: Path) -> str:
+def _digest(file: BinaryIO) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
+    while block := file.read(_BLOCK_BYTES):
+        digest.update(block)
     return digest.hexdigest()

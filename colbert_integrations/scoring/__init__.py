@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from ..devices import no_autocast
-from ..embeddings import TokenEmbeddings
+from ..embeddings import TokenEmbeddings, check_tensor
 from ..errors import InputError, ShapeError
 from .engines import engine_for, stack_queries
 from .ragged import ragged_maxsim
@@ -74,8 +74,11 @@ def _listed(documents: TokenEmbeddings | Sequence[torch.Tensor]) -> TokenEmbeddi
         return _packed(documents, "documents")
     matrices = list(documents)
     alike = matrices and all(isinstance(matrix, torch.Tensor) and matrix.ndim == 2 for matrix in matrices)
-    kinds = {(matrix.shape[1], matrix.dtype, matrix.device) for matrix in matrices} if alike else set()
-    return matrices if len(kinds) == 1 else _packed(matrices, "documents")
+    kinds = {(matrix.shape[1], matrix.dtype, matrix.device, matrix.layout) for matrix in matrices} if alike else set()
+    if len(kinds) != 1:
+        return _packed(matrices, "documents")
+    check_tensor("documents[0]", matrices[0])  # and so the others
+    return matrices
 
 
 def _packed(side: TokenEmbeddings | Sequence[torch.Tensor], name: str) -> TokenEmbeddings:
@@ -83,8 +86,11 @@ def _packed(side: TokenEmbeddings | Sequence[torch.Tensor], name: str) -> TokenE
         return side
     if isinstance(side, torch.Tensor) and side.ndim != 3:
         raise ShapeError(f"{name} must be a list of (num_tokens, dim) tensors, not one of shape {tuple(side.shape)}")
-    matrices = list(side) if isinstance(side, Iterable) else [side]
-    if not all(isinstance(matrix, torch.Tensor) for matrix in matrices):
+    if not isinstance(side, Iterable):
         raise InputError(f"{name} must be TokenEmbeddings or a list of 2-D tensors, not {type(side).__name__}")
+    matrices = list(side)
+    for place, matrix in enumerate(matrices):
+        if not isinstance(matrix, torch.Tensor):
+            raise InputError(f"{name}[{place}] must be a 2-D tensor, not {type(matrix).__name__}")
     # An empty list says nothing of its dimension, and with no rows none is needed.
     return TokenEmbeddings.from_list(matrices, dim=None if matrices else 0)

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -310,6 +311,24 @@ def test_bad_documents_are_refused_and_nothing_is_lost(
     with pytest.raises(error, match=said):
         store.upsert(*arguments)
     assert [document.id for document in store.iter_documents()] == ["kept"]
+
+
+def test_metadata_of_numpy_are_plain_data(store: Store) -> None:
+    table = {
+        "year": np.int64(2020),
+        "share": np.float32(0.5),
+        "new": np.bool_(True),
+        "tags": [np.str_("a"), np.int8(3)],
+    }
+    fill(store, {"a": torch.ones(1, DIM)}, [table])
+    [document] = store.get(["a"])
+    assert document.metadata == {"year": 2020, "share": 0.5, "new": True, "tags": ["a", 3]}
+    types = {key: type(value) for key, value in document.metadata.items()}
+    assert types == {"year": int, "share": float, "new": bool, "tags": list}
+    assert [hit.id for hit in store.search(QUERIES, filter={"year": {"$gt": 2019}, "new": True})[0]] == ["a"]
+    for impossible in (np.datetime64("2020-01-01"), np.float32("nan"), np.complex64(1j), np.ones(2)):
+        with pytest.raises(InputError, match="not JSON at 'x'"):
+            fill(store, {"a": torch.ones(1, DIM)}, [{"x": impossible}])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, progress
-from colbert_integrations.errors import DamagedIndexError, StoreError
+from colbert_integrations.errors import DamagedIndexError, InputError, StoreError
 from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.index import memory, persistence, pooled
 from colbert_integrations.index.state import State
@@ -308,6 +308,14 @@ def test_there_must_be_an_index(tmp_path: Path) -> None:
         MemoryStore.load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("folder", [None, 3, b"x", "", "a\0b", ["x"]])
+def test_a_folder_that_is_no_path_is_refused(store: MemoryStore, folder: Any) -> None:
+    with pytest.raises(InputError, match="folder must be a path that is not empty"):
+        store.save(folder)
+    with pytest.raises(InputError, match="folder must be a path that is not empty"):
+        MemoryStore.load(folder)
+
+
 def test_an_index_of_a_later_version_is_refused(store: MemoryStore, tmp_path: Path) -> None:
     store.save(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_bytes())
@@ -326,7 +334,9 @@ def test_an_index_of_another_format_is_refused(store: MemoryStore, tmp_path: Pat
         MemoryStore.load(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b'"text"', b"\xff", b'{"sha256": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[]", b"null", b'"text"', b"\xff", b'{"sha256": 1}', b"[" * 100_000], ids=repr
+)
 def test_what_is_no_manifest_is_named(store: MemoryStore, tmp_path: Path, content: bytes) -> None:
     store.save(tmp_path)
     (tmp_path / "manifest.json").write_bytes(content)
@@ -869,6 +879,70 @@ def test_lines_that_are_missing_are_named_also_without_checksums(store: MemorySt
     path.write_bytes(b"".join([first.rstrip(b"\n") + b" " * len(second) + b"\n", *rest]))
     with pytest.raises(DamagedIndexError, match=rf"{path.name} has {1 + len(rest)} documents, not {2 + len(rest)}"):
         MemoryStore.load(tmp_path, verify=False)
+
+
+def test_one_changed_byte_is_an_error_of_ours_or_none_also_without_checksums(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    store.save(tmp_path)
+    for path in [next(tmp_path.glob("*.jsonl")), next(tmp_path.glob("*.safetensors"))]:
+        content = path.read_bytes()
+        raised = set[type[Exception]]()
+        for place in range(min(len(content), 200)):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            try:
+                MemoryStore.load(tmp_path, verify=False)
+            except StoreError as error:
+                raised.add(type(error))
+        path.write_bytes(content)
+        assert DamagedIndexError in raised
+
+
+def test_a_manifest_of_other_hands_is_an_error_of_ours_or_opens(store: MemoryStore, tmp_path: Path) -> None:
+    store.save(tmp_path)
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    manifest.pop("sha256")
+    changed = [{**manifest, **other} for key in ("layout", "segments") for other in otherwise(manifest, key)]
+    damaged = 0
+    for other in changed:
+        path.write_bytes(persistence._sealed(other))
+        try:
+            MemoryStore.load(tmp_path, verify=False)
+        except StoreError:
+            damaged += 1
+    assert damaged > len(changed) / 2
+
+
+def otherwise(data: Any, key: Any) -> Iterator[Any]:
+    """The data with other values at a key, or below it; without it, of a dictionary."""
+    for value in (None, 3, -1, "x", [], {}, [{}]):
+        yield replaced(data, key, value)
+    if isinstance(data, dict):
+        yield {name: value for name, value in data.items() if name != key}
+    inner = data[key]
+    for below in list(inner) if isinstance(inner, dict) else range(len(inner)) if isinstance(inner, list) else ():
+        yield from (replaced(data, key, other) for other in otherwise(inner, below))
+
+
+def replaced(data: Any, key: Any, value: Any) -> Any:
+    copy = data.copy()
+    copy[key] = value
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "safetensors"])
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_file_that_may_not_be_read_is_no_damage(store: MemoryStore, kind: str, verify: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:  # not below tmp_path, which others can't even look into
+        folder = Path(name)
+        folder.chmod(0o755)
+        store.save(folder)
+        path = next(folder.glob(f"*.{kind}"))
+        path.chmod(0)
+        with bound_by_permissions(), pytest.raises(StoreError, match=f"can't read .*{path.name}") as caught:
+            MemoryStore.load(folder, verify=verify)
+        assert not isinstance(caught.value, DamagedIndexError)
 
 
 def test_vectors_that_are_damaged_are_named_also_without_checksums(store: MemoryStore, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -221,6 +224,26 @@ def test_refuses_what_does_not_fit() -> None:
         maxsim(None, [torch.ones(1, 3)])
     with pytest.raises(InputError, match="documents must be .* not int"):
         maxsim([torch.ones(1, 3)], 3)
+    with pytest.raises(InputError, match=r"queries\[1\] must be a 2-D tensor, not ndarray"):
+        maxsim([torch.ones(1, 3), np.ones((1, 3))], [torch.ones(1, 3)])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda matrix: matrix * 1j,
+        torch.Tensor.to_sparse,
+        lambda matrix: torch.quantize_per_tensor(matrix, 0.1, 0, torch.qint8),
+        lambda matrix: matrix.to("meta"),
+    ],
+    ids=["complex", "sparse", "quantised", "without data"],
+)
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_refuses_what_are_no_plain_numbers(make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    plain, other = torch.ones(1, 3), make(torch.ones(1, 3))
+    for queries, documents in (([other], [plain]), ([plain], [other]), ([plain], [other, other]), ([other], [other])):
+        with pytest.raises(InputError, match="must be a dense tensor of real numbers, not one of"):
+            maxsim(queries, documents)
 
 
 @pytest.mark.gpu
