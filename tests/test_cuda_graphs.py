@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event
@@ -26,6 +26,9 @@ class Played:
         self.failures = failures
         self.current, self.said, self.pools = "caller's", list[str](), 0
         self.broken = set[Any]()
+
+    def told(self, said: str) -> Callable[[int, Any], None]:
+        return lambda index, pool: self.said.append(f"{said} {index} {pool}")
 
     def pool(self) -> tuple[int, int]:
         self.pools += 1
@@ -84,12 +87,8 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Any:
             "stream": played.stream,
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
-        monkeypatch.setattr(
-            torch._C,
-            "_cuda_endAllocateToPool",
-            lambda index, pool: played.said.append(f"free {index} {pool}"),
-            raising=False,
-        )
+        for name, said in {"_cuda_endAllocateToPool": "free", "_cuda_releasePool": "unused"}.items():
+            monkeypatch.setattr(torch._C, name, played.told(said), raising=False)
         return played
 
     return start
@@ -115,6 +114,26 @@ def test_gives_up_after_two_failures_and_leaves_the_thread_where_it_was(play: An
         CudaRecorder(DEVICE).record(lambda: None)
     assert recordings(played) == ["begin (0, 1)", "free 1 (0, 1)", "begin (0, 2)", "free 1 (0, 2)"]
     assert played.current == "caller's"
+
+
+def test_memory_of_a_recording_that_failed_can_be_given_back(play: Any) -> None:
+    """Each recording that begins counts as a user of its pool; one that never ended would for ever."""
+    played = play(failures=1)
+    CudaRecorder(DEVICE).record(lambda: None)
+    after = played.said.index("free 1 (0, 1)")
+    assert played.said[after + 1] == "unused 1 (0, 1)"
+
+
+def test_a_pool_that_was_not_begun_or_has_ended_is_not_released(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = play(failures=2)
+
+    def refuse(index: int, pool: Any) -> None:
+        raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", refuse)
+    with pytest.raises(RuntimeError, match="previous error"):
+        CudaRecorder(DEVICE).record(lambda: None)
+    assert not [said for said in played.said if said.startswith("unused")]
 
 
 def test_a_failure_spoils_no_later_recording(play: Any) -> None:

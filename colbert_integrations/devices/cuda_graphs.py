@@ -104,9 +104,11 @@ class CudaRecorder:
                 with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     return work()
             except BaseException:
-                # torch would take it for ever that a recording goes on, and free nothing.
+                # torch would take it for ever that a recording goes on, and that this one uses the pool: it would free
+                # nothing.
                 with suppress(Exception):
                     torch._C._cuda_endAllocateToPool(self._device.index, pool)
+                    torch._C._cuda_releasePool(self._device.index, pool)  # not where torch had ended it
                 # Nothing ends it for pinned memory (torch 2.11 and 2.12): this pool can't be begun again.
                 if not alone:
                     self._shared = torch.cuda.graph_pool_handle()
