@@ -94,6 +94,8 @@ class PackedRows:
         for name, tensor in columns.items():
             start = document if name in PER_DOCUMENT else first
             self.columns[name][start : start + len(tensor)].copy_(tensor)
+        if self.device.type == "cuda":  # a reader may be on another stream, which would not wait for this one
+            torch.cuda.current_stream(self.device).synchronize()
         self.note(lengths)
 
     def note(self, lengths: Sequence[int]) -> None:
@@ -157,5 +159,6 @@ class PackedRows:
         lengths = self._lengths
         if len(lengths) < documents:  # made anew when it has grown: a list, block by block, cost as much as scoring
             bounds = self.bounds[: len(self) + 1]
-            lengths = self._lengths = torch.tensor(bounds, device=self.device).diff()
+            # Copied last: a copy from the host is waited for, so they are there for readers on other streams too.
+            lengths = self._lengths = torch.tensor(bounds, device="cpu").diff().to(self.device)
         return lengths

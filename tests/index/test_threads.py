@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ import torch
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import StoreError
 from colbert_integrations.index import Hit, StoredDocument, memory
+from colbert_integrations.index.layout import Layout
+from colbert_integrations.index.rows import PackedRows
 from colbert_integrations.index.segment import Batch, Segment
 from stores import brute_force, dyadic, found
 
@@ -206,3 +209,21 @@ def test_saving_while_others_write_keeps_a_whole_state(tmp_path: Path) -> None:
         finally:
             done.set()
         assert writer.result() > 0
+
+
+def test_rows_are_on_a_gpu_before_readers_on_other_streams_know_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGPU(PackedRows):
+        @property
+        def device(self) -> torch.device:
+            return torch.device("cuda", 1)  # played: the columns are here
+
+    layout, waited = Layout(4), list[tuple[torch.device, int]]()
+    rows = OnGPU(layout, layout.empty(8, "cpu"))
+
+    def stream(device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(synchronize=lambda: waited.append((device, len(rows))))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    rows.write(layout.encode(TokenEmbeddings.from_list([torch.ones(2, 4)])), [2])
+    assert waited == [(torch.device("cuda", 1), 0)]
+    assert rows.lengths == [2]
