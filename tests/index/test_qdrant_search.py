@@ -77,6 +77,7 @@ def store() -> Iterator[QdrantStore]:
     k=3,
     seed=0,
 )
+@example(notes=[{"a": {"": 1}}, {"a.": 1}, {}], filters=[{"a.": 1}, {"a.": {"$ne": 1}}], k=3, seed=0)
 @example(
     notes=[{"a.x": 0.3, "a": {"x": 1}}, {"a.x": [0.1 + 0.2, 2]}, {"a": {"x": 0.1 + 0.2}}, {"a.x": None}, {}],
     filters=[
