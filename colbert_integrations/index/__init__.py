@@ -10,7 +10,7 @@ the language of filters, ``metadata.py`` and ``checks.py`` say what is refused.
 from __future__ import annotations
 
 from .checks import check_ids
-from .filters import Condition, is_number, is_yes, matches, parse_filter
+from .filters import Condition, is_number, is_yes, matches, parse_filter, places
 from .memory import MemoryStore
 from .metadata import json_copy
 from .store import Filter, Hit, Search, Store, StoredDocument
@@ -29,4 +29,5 @@ __all__ = [
     "json_copy",
     "matches",
     "parse_filter",
+    "places",
 ]

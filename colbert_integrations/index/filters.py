@@ -6,9 +6,11 @@
     {"year": {"$gte": 2020, "$lt": 2024}} $gt, $gte, $lt, $lte: numbers
     {"language": {"$in": ["en", "de"]}}   one of
     {"draft": {"$ne": True}}              not equal, or not there
-    {"author.name": "Ada"}                a dot looks into a nested mapping
+    {"language": {"$nin": ["en", "de"]}}  none of, or not there
+    {"author.name": "Ada"}                a dot looks into a nested mapping, or is a part of the name
 
-All conditions must hold. A key that is not there meets none but ``$ne``. ``True`` is not ``1``; ``1`` is ``1.0``.
+All conditions must hold. A key that is not there meets none but ``$ne`` and ``$nin``. ``True`` is not ``1``; ``1`` is
+``1.0``. Where metadata has a key with dots both ways, what it finds counts together, as the elements of a list do.
 """
 
 from __future__ import annotations
@@ -17,20 +19,26 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from ..errors import FilterError
 
-__all__ = ["Condition", "is_number", "is_yes", "matches", "parse_filter"]
+__all__ = ["Condition", "is_number", "is_yes", "matches", "parse_filter", "places"]
 
-_MISSING = object()
 _RANGES: dict[str, Callable[[Any, Any], bool]] = {
     "$gt": operator.gt,
     "$gte": operator.ge,
     "$lt": operator.lt,
     "$lte": operator.le,
 }
-OPERATORS = ("$eq", "$ne", "$in", *_RANGES)
+_LISTS = ("$in", "$nin")
+_NEGATIONS = ("$ne", "$nin")
+OPERATORS = ("$eq", "$ne", *_LISTS, *_RANGES)
+
+# Under it lies what a LlamaIndex node has beside its metadata. A key below it is never a name with a dot: a node's own
+# metadata could pass for it, and collections have an index of the nested place alone.
+_RESERVED = "_llama_index"
 
 Scalar: TypeAlias = str | int | float | bool | None
 
@@ -40,14 +48,24 @@ class Condition:
     """One condition of a filter.
 
     Attributes:
-        key: Where in the metadata, with dots between levels.
-        operator: One of ``$eq``, ``$ne``, ``$in``, ``$gt``, ``$gte``, ``$lt``, ``$lte``.
-        value: What to compare with: a scalar, a tuple of scalars for ``$in``, a number for the ranges.
+        key: Where in the metadata; ``places`` says what its dots mean.
+        operator: One of ``$eq``, ``$ne``, ``$in``, ``$nin``, ``$gt``, ``$gte``, ``$lt``, ``$lte``.
+        value: What to compare with: a scalar, a tuple of scalars for ``$in`` and ``$nin``, a number for the ranges.
     """
 
     key: str
     operator: str
     value: Any
+
+    @property
+    def negated(self) -> bool:
+        """Whether no value may be one of the wanted ones."""
+        return self.operator in _NEGATIONS
+
+    @property
+    def wanted(self) -> tuple[Scalar, ...]:
+        """What values are compared with: one or several scalars."""
+        return self.value if self.operator in _LISTS else (self.value,)
 
 
 def parse_filter(filter: Mapping[str, Any]) -> tuple[Condition, ...]:
@@ -69,6 +87,26 @@ def parse_filter(filter: Mapping[str, Any]) -> tuple[Condition, ...]:
     if not isinstance(filter, Mapping):
         raise FilterError(f"a filter must be a mapping such as {{'year': 2020}}, or a function, not {filter!r}")
     return tuple(condition for key, value in filter.items() for condition in _conditions(key, value))
+
+
+@lru_cache  # the same for each document
+def places(key: str) -> tuple[tuple[str, ...], ...]:
+    """Say where in metadata a key looks: under its whole name, and where its dots lead.
+
+    Args:
+        key: The key of a condition.
+
+    Returns:
+        The names to follow to each place, from the outermost mapping inwards.
+
+    Example:
+        >>> places("loc.page")
+        (('loc.page',), ('loc', 'page'))
+        >>> places("year")
+        (('year',),)
+    """
+    nested = tuple(key.split("."))
+    return (nested,) if len(nested) == 1 or nested[0] == _RESERVED else ((key,), nested)
 
 
 def is_number(value: object) -> bool:
@@ -109,7 +147,7 @@ def matches(metadata: Mapping[str, Any], conditions: Sequence[Condition]) -> boo
         >>> matches({"tags": ["a", "b"]}, parse_filter({"tags": "b"}))
         True
     """
-    return all(_holds(_look_up(metadata, condition.key), condition) for condition in conditions)
+    return all(_holds(_values(metadata, condition.key), condition) for condition in conditions)
 
 
 def _conditions(key: object, value: object) -> list[Condition]:
@@ -127,9 +165,9 @@ def _conditions(key: object, value: object) -> list[Condition]:
 def _operand(key: str, name: object, operand: object) -> Any:
     if name not in OPERATORS:
         raise FilterError(f"unknown operator {name!r} for {key!r}: use one of {', '.join(OPERATORS)}")
-    if name == "$in":
+    if name in _LISTS:
         if isinstance(operand, (str, Mapping)) or not isinstance(operand, (Sequence, set, frozenset)):
-            raise FilterError(f"$in for {key!r} takes a list, not {operand!r}")
+            raise FilterError(f"{name} for {key!r} takes a list, not {operand!r}")
         return tuple(_scalar(key, value) for value in operand)
     if name in _RANGES and (not is_number(operand) or operand != operand):
         raise FilterError(f"{name} for {key!r} takes a number, not {operand!r}")
@@ -146,31 +184,25 @@ def _scalar(key: str, value: object) -> Scalar:
     raise FilterError(f"{key!r} is compared with a string, a number, a boolean or None, not {value!r}")
 
 
-def _look_up(metadata: Mapping[str, Any], key: str) -> Any:
-    found: Any = metadata
-    for part in key.split("."):
-        if not isinstance(found, Mapping) or part not in found:
-            return _MISSING
-        found = found[part]
-    return found
+def _values(metadata: Mapping[str, Any], key: str) -> list[Any]:
+    """All values that a key finds; a list counts as its elements."""
+    values: list[Any] = []
+    for place in places(key):
+        found: Any = metadata
+        for name in place:
+            if not isinstance(found, Mapping) or name not in found:
+                break
+            found = found[name]
+        else:
+            values += found if isinstance(found, list) else [found]
+    return values
 
 
-def _holds(found: Any, condition: Condition) -> bool:
-    if condition.operator == "$ne":
-        return not _any(found, lambda value: _equal(value, condition.value))
-    if found is _MISSING:
-        return False
-    if condition.operator == "$eq":
-        return _any(found, lambda value: _equal(value, condition.value))
-    if condition.operator == "$in":
-        return _any(found, lambda value: any(_equal(value, wanted) for wanted in condition.value))
-    compare = _RANGES[condition.operator]
-    return _any(found, lambda value: is_number(value) and compare(value, condition.value))
-
-
-def _any(found: Any, test: Callable[[Any], bool]) -> bool:
-    """Whether the value, or an element of a list, passes."""
-    return any(map(test, found)) if isinstance(found, list) else test(found)
+def _holds(values: Sequence[Any], condition: Condition) -> bool:
+    if (compare := _RANGES.get(condition.operator)) is not None:
+        return any(is_number(value) and compare(value, condition.value) for value in values)
+    met = any(_equal(value, wanted) for value in values for wanted in condition.wanted)
+    return met != condition.negated
 
 
 def _equal(value: Any, wanted: Scalar) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llama_index.core.schema import BaseNode
@@ -24,11 +24,14 @@ _OPERATORS = {
     FilterOperator.CONTAINS: "$eq",  # of a list: equal to one of it
     FilterOperator.NE: "$ne",
     FilterOperator.IN: "$in",
+    FilterOperator.NIN: "$nin",
     FilterOperator.GT: "$gt",
     FilterOperator.GTE: "$gte",
     FilterOperator.LT: "$lt",
     FilterOperator.LTE: "$lte",
 }
+_LISTS = {"$in", "$nin"}
+_NEGATIONS = {"$ne", "$nin"}
 _RANGES = {"$gt", "$gte", "$lt", "$lte"}
 _INSTEAD = "pass a function of a node as filters instead, such as lambda node: node.metadata.get('year') == 2020"
 
@@ -58,8 +61,9 @@ def store_filter(filters: NodeFilter | None, doc_ids: Sequence[str] | None) -> F
 def translate(filters: MetadataFilters) -> dict[str, dict[str, Any]]:
     """The framework's filters as conditions, all of which must hold.
 
-    Where metadata holds a list, ``EQ``, ``IN`` and ranges ask for one of it and ``NE`` for none; a dot in a key looks
-    into a nested mapping; ``True`` is not ``1``.
+    Where metadata holds a list, ``EQ``, ``IN`` and ranges ask for one of it, ``NE`` and ``NIN`` for none; a dot in a
+    key looks into a nested mapping, or is a part of the name; ``True`` is not ``1``. All that ``NE`` and ``NIN`` say of
+    one key becomes one list.
 
     Args:
         filters: Filters joined by AND, nested or not.
@@ -70,16 +74,16 @@ def translate(filters: MetadataFilters) -> dict[str, dict[str, Any]]:
     Raises:
         FilterError: If they ask for something that can't be said.
     """
-    if filters.condition not in (None, FilterCondition.AND) and not _is_single_or(filters):
-        raise FilterError(f"filters can't be joined by {filters.condition.name}, only by AND: {_INSTEAD}")
     found: dict[str, dict[str, Any]] = {}
-    for item in filters.filters:
-        for key, conditions in _conditions(item).items():
-            for name, value in conditions.items():
-                if found.setdefault(key, {}).setdefault(name, value) != value:
-                    raise FilterError(
-                        f"two filters ask {name} of {key!r}, {found[key][name]!r} and {value!r}: {_INSTEAD}"
-                    )
+    excluded: dict[str, list[Any]] = {}
+    for key, name, value in _conditions(filters):
+        conditions = found.setdefault(key, {})
+        if name in _NEGATIONS:
+            excluded.setdefault(key, []).extend(value if name in _LISTS else [value])
+        elif conditions.setdefault(name, value) != value:
+            raise FilterError(f"two filters ask {name} of {key!r}, {conditions[name]!r} and {value!r}: {_INSTEAD}")
+    for key, values in excluded.items():
+        found[key] |= {"$ne": values[0]} if len(values) == 1 else {"$nin": values}
     return found
 
 
@@ -87,20 +91,29 @@ def _is_single_or(filters: MetadataFilters) -> bool:
     return filters.condition is FilterCondition.OR and len(filters.filters) == 1
 
 
-def _conditions(item: MetadataFilter | MetadataFilters) -> dict[str, dict[str, Any]]:
-    if isinstance(item, MetadataFilters):
-        return translate(item)
+def _conditions(filters: MetadataFilters) -> Iterator[tuple[str, str, Any]]:
+    """The key, operator and value of each filter, nested ones too."""
+    if filters.condition not in (None, FilterCondition.AND) and not _is_single_or(filters):
+        raise FilterError(f"filters can't be joined by {filters.condition.name}, only by AND: {_INSTEAD}")
+    for item in filters.filters:
+        if isinstance(item, MetadataFilters):
+            yield from _conditions(item)
+        else:
+            yield item.key, *_condition(item)
+
+
+def _condition(item: MetadataFilter) -> tuple[str, Any]:
     name, asked = _OPERATORS.get(item.operator), f"{item.operator.name} of {item.key!r}"
     if name is None:
         known = ", ".join(operator.name for operator in _OPERATORS)
         raise FilterError(f"{asked} is not supported: use one of {known}, or {_INSTEAD}")
     if item.value is None:
         raise FilterError(f"{asked} compares with None: {_INSTEAD}")
-    if isinstance(item.value, list) != (name == "$in"):
-        raise FilterError(f"{asked} takes {'a list' if name == '$in' else 'no list'}, not {item.value!r}")
+    if isinstance(item.value, list) != (name in _LISTS):
+        raise FilterError(f"{asked} takes {'a list' if name in _LISTS else 'no list'}, not {item.value!r}")
     if name in _RANGES and isinstance(item.value, str):
         raise FilterError(f"{asked} takes a number, not {item.value!r}: {_INSTEAD}")
-    return {item.key: {name: item.value}}
+    return name, item.value
 
 
 def _by_function(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
@@ -13,7 +14,7 @@ from ..errors import InputError, StoreError, StoreServerError
 from ..fingerprint import Fingerprint
 from ..index.checks import check_count
 from .connection import Connection, Steps, ask
-from .filters import METADATA, field_path
+from .filters import METADATA, field_paths
 from .first_stage import FirstStage
 from .points import TEXT_HASH
 
@@ -87,7 +88,7 @@ class Form:
         for key, kind in self.payload_indexes.items():
             if kind not in _KINDS:
                 raise InputError(f"the payload index of {key!r} must be one of {', '.join(_KINDS)}, not {kind!r}")
-            if not isinstance(key, str) or field_path(key) is None:
+            if not isinstance(key, str) or field_paths(key) is None:
                 raise InputError(f"{key!r} can't have a payload index: it has a quote, a backslash or an empty part")
 
     def vectors(self, dim: int) -> dict[str, models.VectorParams]:
@@ -144,14 +145,19 @@ def opened(
         return None
     info: models.CollectionInfo = yield from ask("get_collection")
     found = _read(info, form, connection.name)
-    # Quotes are written in more than one way. Local mode has no indexes.
-    there = {name.replace('"', "") for name in info.payload_schema or {}}
-    wanted = {field_path(key) or key: _KINDS[kind] for key, kind in form.payload_indexes.items()} | dict(more or {})
-    for path, kind in () if connection.local else wanted.items():
-        if path.replace('"', "") not in there:
+    there = {_unquoted(path) for path in info.payload_schema or {}}
+    wanted = {path: _KINDS[kind] for key, kind in form.payload_indexes.items() for path in field_paths(key) or ()}
+    # Local mode has no indexes.
+    for path, kind in () if connection.local else {**wanted, **(more or {})}.items():
+        if _unquoted(path) not in there:
             yield from ask("create_payload_index", field_name=path, field_schema=kind, wait=True)
             there.add(path)
     return replace(found, has_text_hashes=TEXT_HASH in there)
+
+
+def _unquoted(path: str) -> str:
+    """A path without the quotes that a server may leave out: around a name that has neither dots nor brackets."""
+    return re.sub(r'"([^".\[\]]*)"', r"\1", path)
 
 
 def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint | None = None) -> Steps[Collection]:

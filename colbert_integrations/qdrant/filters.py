@@ -12,10 +12,10 @@ from typing import Any
 
 from qdrant_client import models
 
-from ..index import Condition, Filter, StoredDocument, is_number, is_yes, matches, parse_filter
+from ..index import Condition, Filter, StoredDocument, is_number, is_yes, matches, parse_filter, places
 from .numbers import around, is_plain
 
-__all__ = ["EXACT", "METADATA", "Wanted", "among", "field_path", "wanted"]
+__all__ = ["EXACT", "METADATA", "Wanted", "among", "field_paths", "wanted"]
 
 METADATA = "metadata"
 """Where the metadata of a document is in its payload, for filters."""
@@ -77,39 +77,44 @@ def among(points: Sequence[str]) -> models.Condition:
     return models.HasIdCondition(has_id=list(points))
 
 
-def field_path(key: str) -> str | None:
+def field_paths(key: str) -> list[str] | None:
     """Say where a key of metadata is in the payload.
 
     Args:
-        key: The key, with dots between levels.
+        key: The key, as filters name it.
 
     Returns:
-        The path as the server takes it; None if it can't be written.
+        The path to each of its places, as the server takes it; None if one can't be written.
 
     Example:
-        >>> field_path("author.first name")
-        'metadata."author"."first name"'
+        >>> field_paths("author.first name")
+        ['metadata."author.first name"', 'metadata."author"."first name"']
     """
-    parts = key.split(".")
-    if any(not part or _UNQUOTABLE & set(part) for part in parts):
+    every = places(key)
+    if any(not name or _UNQUOTABLE & set(name) for place in every for name in place):
         return None
-    return ".".join([METADATA, *(f'"{part}"' for part in parts)])
+    return [".".join([METADATA, *(f'"{name}"' for name in place)]) for place in every]
 
 
 def _condition(condition: Condition) -> list[models.Condition] | None:
     """What holds for all documents that meet a condition; None: that can't be said."""
-    path = field_path(condition.key)
-    if path is None:
+    paths = field_paths(condition.key)
+    if paths is None:
         return None
-    if condition.operator == "$ne":
-        return _not_equal(path, condition.value)
+    if condition.negated:
+        none_of = [part for path in paths for value in condition.wanted for part in _surely_equal(path, value)]
+        return [models.Filter(must_not=none_of)] if none_of else []
+    one_of = [part for path in paths for part in _alternatives(path, condition)]
+    if len(one_of) == 1:
+        return one_of
+    # No condition at all would hold for every document.
+    return [models.Filter(should=one_of) if one_of else among([])]
+
+
+def _alternatives(path: str, condition: Condition) -> list[models.Condition]:
+    """Conditions on a path, one of which has to hold."""
     if condition.operator in ("$eq", "$in"):
-        values = condition.value if condition.operator == "$in" else (condition.value,)
-        parts = [_equal(path, value) for value in values]
-        if len(parts) == 1:
-            return parts
-        # No condition at all would hold for every document.
-        return [models.Filter(should=parts) if parts else among([])]
+        return [_equal(path, value) for value in condition.wanted]
     return [models.FieldCondition(key=path, range=_range(condition.operator, condition.value))]
 
 
@@ -125,16 +130,17 @@ def _equal(path: str, value: Any) -> models.Condition:
     return models.FieldCondition(key=path, match=models.MatchValue(value=value))
 
 
-def _not_equal(path: str, value: Any) -> list[models.Condition]:
+def _surely_equal(path: str, value: Any) -> list[models.Condition]:
+    """What holds only where the value is equal; nothing, if the server can't tell."""
     equal = _equal(path, value)
     if not is_number(value):
-        return [models.Filter(must_not=[equal])]
+        return [equal]
     if not is_plain(value):
         return []
     # Of the two numbers that stand in for another one, one may be equal where that one is not. That there is a single
     # number is asked of this key again, so that an index of another one is never needed.
     single = models.FieldCondition(key=path, values_count=models.ValuesCount(lt=2))
-    return [models.Filter(must_not=[models.Filter(must=[equal, single])])]
+    return [models.Filter(must=[equal, single])]
 
 
 def _range(operator: str, value: Any) -> models.Range:

@@ -60,10 +60,11 @@ def test_equality_is_the_frameworks(operator: FilterOperator, value: Any):
 
 @pytest.mark.parametrize("values", [[], ["a"], ["a", "5"], [5], [0, 7], [-1.5, 5.0]])
 def test_membership_is_the_frameworks(values: list[Any]):
-    filters = one(FilterOperator.IN, values)
+    filters, none_of = one(FilterOperator.IN, values), one(FilterOperator.NIN, values)
     found = [ours(filters, metadata) for metadata in METADATAS]
     assert found == [theirs(filters, metadata) for metadata in METADATAS]
     assert any(found) == bool(values)
+    assert [ours(none_of, metadata) for metadata in METADATAS] == [theirs(none_of, metadata) for metadata in METADATAS]
 
 
 @pytest.mark.parametrize("operator", RANGES)
@@ -105,6 +106,32 @@ def test_several_conditions_of_one_key_hold_together():
     assert [ours(between, found) for found in numbers] == [theirs(between, found) for found in numbers]
 
 
+def test_all_that_is_excluded_of_one_key_is_one_list():
+    parts = [*one(FilterOperator.NE, "a").filters, *one(FilterOperator.NIN, [5, 7]).filters]
+    parts += [*one(FilterOperator.NE, 0).filters, *one(FilterOperator.NE, "b", "other").filters]
+    filters = MetadataFilters(filters=parts)
+    assert translate(filters) == {"key": {"$nin": ["a", 5, 7, 0]}, "other": {"$ne": "b"}}
+    assert [ours(filters, metadata) for metadata in METADATAS] == [theirs(filters, metadata) for metadata in METADATAS]
+    nested = MetadataFilters(filters=[MetadataFilters(filters=parts[:2]), *parts[2:]])
+    assert translate(nested) == translate(filters)
+
+
+def test_exclusion_joins_what_else_is_asked_of_a_key():
+    filters = MetadataFilters(filters=[*one(FilterOperator.NE, 5).filters, *one(FilterOperator.GT, 0).filters])
+    assert translate(filters) == {"key": {"$ne": 5, "$gt": 0}}
+    numbers = [metadata for metadata in METADATAS if not isinstance(metadata.get("key"), str)]
+    assert [ours(filters, found) for found in numbers] == [theirs(filters, found) for found in numbers]
+
+
+@pytest.mark.parametrize(("operator", "value"), [(FilterOperator.EQ, "Ada"), (FilterOperator.NIN, ["Ada", "Emmy"])])
+def test_a_name_with_a_dot_is_the_frameworks(operator: FilterOperator, value: Any):
+    filters = one(operator, value, "author.name")
+    metadatas = [{"author.name": "Ada"}, {"author.name": "Grace"}, {"author": "Ada"}, {}]
+    found = [ours(filters, metadata) for metadata in metadatas]
+    assert found == [theirs(filters, metadata) for metadata in metadatas]
+    assert 0 < sum(found) < len(metadatas)
+
+
 def test_nested_filters_are_joined():
     # The framework's own function has none.
     inner = MetadataFilters(filters=[one(FilterOperator.EQ, "b", "other"), one(FilterOperator.GT, 4)])
@@ -128,9 +155,11 @@ def test_a_single_filter_may_be_joined_by_or():
         (FilterOperator.EQ, "a", ["a", "b"], True, False),
         (FilterOperator.NE, "a", ["a", "b"], False, True),
         (FilterOperator.IN, ["a", "c"], ["a", "b"], True, False),
+        (FilterOperator.NIN, ["a", "c"], ["a", "b"], False, True),
         # JSON's booleans are no numbers.
         (FilterOperator.EQ, 1, True, False, True),
         (FilterOperator.NE, 0, False, True, False),
+        (FilterOperator.NIN, [0, 2], False, True, False),
         (FilterOperator.GT, 0, True, False, True),
         # CONTAINS asks a list; within a text the framework looks for a part of it.
         (FilterOperator.CONTAINS, "a", "cab", False, True),
@@ -154,7 +183,6 @@ def test_a_dot_looks_into_a_nested_mapping():
 @pytest.mark.parametrize(
     "operator",
     [
-        FilterOperator.NIN,
         FilterOperator.ANY,
         FilterOperator.ALL,
         FilterOperator.TEXT_MATCH,
@@ -170,7 +198,7 @@ def test_other_operators_are_named_and_refused(operator: FilterOperator):
 def test_every_operator_of_the_framework_is_known_or_refused():
     for operator in FilterOperator:
         try:
-            translate(one(operator, ["a"] if operator is FilterOperator.IN else 5))
+            translate(one(operator, ["a"] if operator in (FilterOperator.IN, FilterOperator.NIN) else 5))
         except FilterError as error:
             assert str(error).startswith(operator.name)  # noqa: PT017  # some are translated
 
@@ -196,6 +224,7 @@ def test_a_negated_single_filter_is_refused():
         (FilterOperator.NE, None, "NE of 'key' compares with None"),
         (FilterOperator.EQ, ["a"], r"EQ of 'key' takes no list, not \['a'\]"),
         (FilterOperator.IN, "a", "IN of 'key' takes a list, not 'a'"),
+        (FilterOperator.NIN, 5, "NIN of 'key' takes a list, not 5"),
         (FilterOperator.GT, "2024-01-01", "GT of 'key' takes a number, not '2024-01-01': pass a function"),
     ],
 )
@@ -226,10 +255,10 @@ def found(shared_model: ColBERT) -> Any:
     return ids
 
 
-@pytest.mark.parametrize("operator", [FilterOperator.EQ, FilterOperator.NE])
+@pytest.mark.parametrize("operator", [FilterOperator.EQ, FilterOperator.NE, FilterOperator.NIN])
 @pytest.mark.parametrize("value", ["a", 5, "nowhere"])
 def test_a_retriever_finds_what_the_filters_let_pass(found: Any, operator: FilterOperator, value: Any):
-    filters = one(operator, value)
+    filters = one(operator, [value] * 2 if operator is FilterOperator.NIN else value)
     wanted = {n for n, metadata in enumerate(METADATAS) if theirs(filters, metadata)}
     assert {n for n in found(filters) if n < len(METADATAS)} == wanted
 

@@ -434,6 +434,13 @@ async def test_all_nodes_of_a_document_are_deleted(make: Make, pages: list[TextN
     assert {name for name, _ in read(retriever.retrieve(QUERY))} == {"b-0", "b-1", "alone"}
 
 
+def test_metadata_can_not_pass_for_the_document_of_a_node(make: Make, pages: list[TextNode]):
+    retriever = make(pages, similarity_top_k=9)
+    retriever.add_nodes([TextNode(text="bread", id_="other", metadata={"_llama_index.ref_doc_id": "a"})])
+    retriever.delete_ref_doc("a")
+    assert {name for name, _ in read(retriever.retrieve(QUERY))} == {"b-0", "b-1", "alone", "other"}
+
+
 @pytest.mark.parametrize("node", [TextNode(text=""), TextNode(text=" \n"), ImageNode(image_path="a.png"), Node()])
 def test_a_node_without_text_is_scored(make: Make, node: BaseNode):
     [found] = make([node]).retrieve(QUERY)

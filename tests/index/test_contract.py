@@ -125,6 +125,44 @@ def test_filters_are_applied_before_scoring(store: Store, documents: dict[str, t
     assert store.search(QUERIES[:1], filter={"n": 7}) == [[]]
 
 
+# By hand: where the key is in none, either or both of its places, and what each condition then finds.
+NOTES = [{}, {"loc.page": 3}, {"loc": {"page": 3}}, {"loc.page": 3, "loc": {"page": 4}}, {"loc.page": [3, 0.1 + 0.2]}]
+NOTES += [{"loc.page": "x", "loc": {"page": None}}, {"loc": {"page": 0.3}, "page": 4, "loc.page.x": 4}]
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (3, "1234"),
+        (4, "3"),
+        ("x", "5"),
+        (None, "5"),
+        (0.3, "6"),
+        ({"$in": [4, "x"]}, "35"),
+        ({"$gt": 3}, "3"),
+        ({"$lt": 1}, "46"),
+        ({"$gt": 3, "$lt": 4}, "3"),
+        ({"$ne": 3}, "056"),
+        ({"$ne": 0.3}, "012345"),
+        ({"$ne": 0.1 + 0.2}, "012356"),
+        ({"$ne": "x"}, "012346"),
+        ({"$nin": [4, None]}, "01246"),
+        ({"$nin": [3, 0.3]}, "05"),
+        ({"$nin": [0.3, 0.1 + 0.2]}, "01235"),
+        ({"$nin": []}, "0123456"),
+    ],
+    ids=str,
+)
+def test_a_key_with_a_dot_is_found_under_its_name_and_nested(
+    store: Store, documents: dict[str, torch.Tensor], condition: Any, expected: str
+) -> None:
+    fill(store, documents, NOTES)
+    wanted = [f"d{number}" for number in expected]
+    assert store.ids({"loc.page": condition}) == wanted
+    some = {name: documents[name] for name in wanted}
+    assert found(store, QUERIES, 9, filter={"loc.page": condition}) == brute_force(some, QUERIES, 9)
+
+
 def test_a_filter_may_be_a_function_of_the_document(store: Store, documents: dict[str, torch.Tensor]) -> None:
     fill(store, documents, [{"n": number} for number in range(7)])
     seen: list[StoredDocument] = []

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from colbert_integrations import ColBERTError
 from colbert_integrations.index import matches, parse_filter
+from colbert_integrations.llama_index.nodes import REF_DOC_ID
 
 DOCUMENT = {
     "year": 2020,
@@ -43,6 +46,15 @@ DOCUMENT = {
         ({"missing": {"$ne": 2020}}, True),
         ({"tags": {"$ne": "a"}}, False),
         ({"tags": {"$ne": "c"}}, True),
+        ({"year": {"$nin": [2019, 2020]}}, False),
+        ({"year": {"$nin": [2019, "2020", True]}}, True),
+        ({"year": {"$nin": []}}, True),
+        ({"missing": {"$nin": [2020, None]}}, True),
+        ({"note": {"$nin": ["a", None]}}, False),
+        ({"tags": {"$nin": ["c", "a"]}}, False),
+        ({"tags": {"$nin": ["c", "3"]}}, True),
+        ({"draft": {"$nin": [0]}}, True),
+        ({"author.name": {"$nin": ["Ada"]}}, False),
         ({"year": {"$in": [2019, 2020]}}, True),
         ({"year": {"$in": []}}, False),
         ({"missing": {"$in": [None]}}, False),
@@ -69,17 +81,92 @@ def test_conditions_hold_or_not(filter: dict[str, Any], expected: bool) -> None:
     assert matches(DOCUMENT, parse_filter(filter)) is expected
 
 
+FLAT, NESTED, BOTH = {"loc.page": 3}, {"loc": {"page": 3}}, {"loc.page": 3, "loc": {"page": [4, 5]}}
+
+
+@pytest.mark.parametrize(
+    ("condition", "flat", "nested", "both", "neither"),
+    [
+        (3, True, True, True, False),
+        (4, False, False, True, False),
+        ({"$in": [5, 6]}, False, False, True, False),
+        ({"$in": [1, 3]}, True, True, True, False),
+        ({"$gt": 3}, False, False, True, False),
+        ({"$lt": 4}, True, True, True, False),
+        ({"$lt": 4, "$gt": 4}, False, False, True, False),  # each of them asks for one, as it does of a list
+        ({"$ne": 3}, False, False, False, True),
+        ({"$ne": 5}, True, True, False, True),
+        ({"$ne": 6}, True, True, True, True),
+        ({"$nin": [5, 6]}, True, True, False, True),
+        ({"$nin": [1, 3]}, False, False, False, True),
+        ({"$nin": [1, 2]}, True, True, True, True),
+        (None, False, False, False, False),
+    ],
+    ids=str,
+)
+def test_a_key_with_a_dot_is_a_name_and_a_place(
+    condition: Any, flat: bool, nested: bool, both: bool, neither: bool
+) -> None:
+    conditions = parse_filter({"loc.page": condition})
+    for metadata, expected in ((FLAT, flat), (NESTED, nested), (BOTH, both)):
+        assert matches(metadata, conditions) is expected
+    # A name with a dot is looked for at the top alone, and whole.
+    for metadata in ({}, {"page": 3}, {"loc": 3}, {"loc": {"page.x": 3}}, {"loc.page.x": 3}, {"x": {"loc.page": 3}}):
+        assert matches(metadata, conditions) is neither
+
+
+def test_a_name_with_dots_has_no_other_place() -> None:
+    conditions = parse_filter({"a.b.c": 1})
+    found = [{"a.b.c": 1}, {"a": {"b": {"c": 1}}}, {"a.b": {"c": 1}}, {"a": {"b.c": 1}}]
+    assert [matches(metadata, conditions) for metadata in found] == [True, True, False, False]
+    assert matches({"a..b": 1}, parse_filter({"a..b": 1}))
+    assert matches({".": None}, parse_filter({".": None}))
+
+
+@given(
+    places=st.fixed_dictionaries({}, optional={name: st.lists(st.integers(0, 3), max_size=2) for name in "fn"}),
+    values=st.lists(st.integers(0, 3), max_size=2),
+    value=st.integers(0, 3),
+)
+def test_both_places_of_a_key_are_one_list(places: dict[str, list[int]], values: list[int], value: int) -> None:
+    metadata: dict[str, Any] = {"loc": {"x": value}}
+    if "f" in places:
+        metadata["loc.page"] = places["f"]
+    if "n" in places:
+        metadata["loc"]["page"] = places["n"]
+    every = {number for found in places.values() for number in found}
+    expected = {
+        "$eq": value in every,
+        "$ne": value not in every,
+        "$in": bool(every & set(values)),
+        "$nin": not every & set(values),
+        "$gt": max(every, default=-1) > value,
+        "$lte": min(every, default=9) <= value,
+    }
+    said = {name: values if name in ("$in", "$nin") else value for name in expected}
+    found = {name: matches(metadata, parse_filter({"loc.page": {name: said[name]}})) for name in expected}
+    assert found == expected
+
+
+def test_a_node_of_llama_index_is_found_by_its_nested_data_alone() -> None:
+    conditions = parse_filter({REF_DOC_ID: "a"})
+    assert matches({"_llama_index": {"ref_doc_id": "a"}}, conditions)
+    assert not matches({"_llama_index.ref_doc_id": "a", "_llama_index": {"ref_doc_id": "b"}}, conditions)
+    assert matches({"_llama": {"ref": 1}, "_llama.ref": 2}, parse_filter({"_llama.ref": 2}))
+
+
 class Year(enum.IntEnum):
     """Numbers that say more than a number."""
 
     LAST = 2020
 
 
-@pytest.mark.parametrize("operator", ["$eq", "$ne", "$gte", "$in"])
+@pytest.mark.parametrize("operator", ["$eq", "$ne", "$gte", "$in", "$nin"])
 @pytest.mark.parametrize(("value", "plain"), [(Year.LAST, 2020), (np.float64(0.6), 0.6)])
 def test_numbers_become_plain_ones(operator: str, value: Any, plain: float) -> None:
-    (condition,) = parse_filter({"year": {operator: [value] if operator == "$in" else value}})
-    (number,) = condition.value if operator == "$in" else (condition.value,)
+    several = operator in ("$in", "$nin")
+    (condition,) = parse_filter({"year": {operator: [value] if several else value}})
+    (number,) = condition.value if several else (condition.value,)
     assert (type(number), number) == (type(plain), plain)
 
 
@@ -90,10 +177,12 @@ def test_numbers_become_plain_ones(operator: str, value: Any, plain: float) -> N
         ([("year", 2020)], "must be a mapping"),
         ({"$or": [{"a": 1}]}, r"'\$or' is not a metadata key: a filter is \{key: condition, ...\}, and all"),
         ({1: 2}, "^1 is not a metadata key"),
-        ({"year": {"$regex": "2"}}, r"unknown operator '\$regex' for 'year': use one of \$eq"),
+        ({"year": {"$regex": "2"}}, r"unknown operator '\$regex' for 'year': use one of \$eq, \$ne, \$in, \$nin, \$gt"),
         ({"year": {"nested": 2}}, "unknown operator 'nested'"),
         ({"year": {}}, "no condition"),
-        ({"year": {"$in": "abc"}}, "takes a list"),
+        ({"year": {"$in": "abc"}}, r"\$in for 'year' takes a list"),
+        ({"year": {"$nin": 2020}}, r"\$nin for 'year' takes a list"),
+        ({"year": {"$nin": [[1]]}}, "compared with a string"),
         ({"year": {"$in": [[1]]}}, "compared with a string"),
         ({"year": {"$gt": "2020"}}, "takes a number"),
         ({"year": {"$gt": True}}, "takes a number"),

@@ -38,14 +38,15 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("xy"), inner, max_size=2),
     max_leaves=5,
 )
-KEYS = st.sampled_from(["a", "b c", 'quo"te', "back\\slash", "a.x", "a.x.y", "b c.x", "é", "", "a[0]", "a[]"])
-METADATA = st.dictionaries(st.sampled_from(["a", "b c", 'quo"te', "back\\slash", "é", "", "a[0]"]), VALUES, max_size=4)
+NAMES = ["a", "b c", 'quo"te', "back\\slash", "a.x", "a.x.y", "é", "", "a[0]"]
+KEYS = st.sampled_from([*NAMES, "b c.x", "a[]", "a."])
+METADATA = st.dictionaries(st.sampled_from([*NAMES, "a."]), VALUES, max_size=4)
 RANGES = st.sampled_from(["$gt", "$gte", "$lt", "$lte"])
 OPERANDS = st.sampled_from([*NUMBERS, float("inf"), -float("inf")]) | st.floats(allow_nan=False)
 CONDITIONS = st.one_of(
     SCALARS,
     st.dictionaries(st.sampled_from(["$eq", "$ne"]), SCALARS, min_size=1),
-    st.builds(lambda values: {"$in": values}, st.lists(SCALARS, max_size=3)),
+    st.dictionaries(st.sampled_from(["$in", "$nin"]), st.lists(SCALARS, max_size=3), min_size=1),
     st.dictionaries(RANGES, OPERANDS, min_size=1, max_size=2),
 )
 FILTERS = st.dictionaries(KEYS, CONDITIONS, max_size=2)
@@ -71,6 +72,20 @@ def store() -> Iterator[QdrantStore]:
         {"a": {"$ne": None}},
         {"a": {"$ne": math.nan}},
         {"a": {"$lt": 10**400}},
+        {"a": {"$nin": [1, 0.1 + 0.2, None]}},
+    ],
+    k=3,
+    seed=0,
+)
+@example(notes=[{"a": {"": 1}}, {"a.": 1}, {}], filters=[{"a.": 1}, {"a.": {"$ne": 1}}], k=3, seed=0)
+@example(
+    notes=[{"a.x": 0.3, "a": {"x": 1}}, {"a.x": [0.1 + 0.2, 2]}, {"a": {"x": 0.1 + 0.2}}, {"a.x": None}, {}],
+    filters=[
+        {"a.x": 1},
+        {"a.x": {"$in": [0.3, None]}},
+        {"a.x": {"$ne": 0.3}},
+        {"a.x": {"$nin": [0.1 + 0.2, 1]}},
+        {"a.x": {"$gt": 0.3, "$lt": 1}},
     ],
     k=3,
     seed=0,
@@ -107,6 +122,21 @@ def test_a_server_is_told_the_conditions(store: QdrantStore) -> None:
     told = {"must": [{"key": 'metadata."n"', "range": {"gt": 1.0}}]}
     bodies = [asked.body for asked in shared_server().asked[before:]]
     assert [body.get("filter") or body["searches"][0]["filter"] for body in bodies] == [told, told]
+
+
+def test_a_server_is_told_of_both_places_of_a_key(store: QdrantStore) -> None:
+    store.delete(store.ids())
+    fill(store, {"a": torch.ones(1, DIM)}, [{"loc.page": "x"}])
+    before = len(shared_server().asked)
+    assert store.ids({"loc.page": "x"}) == ["a"]
+    assert store.ids({"loc.page": {"$nin": ["x", "y"]}}) == []
+    parts = [
+        {"key": path, "match": {"value": value}}
+        for path in ('metadata."loc.page"', 'metadata."loc"."page"')
+        for value in ("x", "y")
+    ]
+    told = [asked.body["filter"] for asked in shared_server().asked[before:]]
+    assert told == [{"must": [{"should": parts[::2]}]}, {"must": [{"must_not": parts}]}]
 
 
 @settings(max_examples=500, deadline=None)

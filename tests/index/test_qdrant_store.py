@@ -527,10 +527,28 @@ def test_payload_indexes_are_made_once(server: QdrantServer) -> None:
             assert store.ids({"year": {"$gt": 2020}}) == store.ids({"draft": False}) == ["b"]
             assert store.ids({"year": 2020.0, "draft": True}) == store.ids({"author.first name": "Ada"}) == ["a"]
     bodies = [asked.body for asked in server.asked if asked.call.endswith("/index")]
-    assert [body["field_schema"] for body in bodies] == ["float", "keyword", "bool", "uuid", "keyword"]
+    assert [(body["field_name"], body["field_schema"]) for body in bodies] == [
+        ('metadata."year"', "float"),
+        ('metadata."author.first name"', "keyword"),
+        ('metadata."author"."first name"', "keyword"),
+        ('metadata."draft"', "bool"),
+        ("text_hash", "uuid"),
+        ('metadata."_llama_index"."ref_doc_id"', "keyword"),
+    ]
     with QdrantStore(server.url, payload_indexes={"more": "string"}) as store:
         assert store.count() == 2
-    assert len([asked for asked in server.asked if asked.call.endswith("/index")]) == 6
+    assert len([asked for asked in server.asked if asked.call.endswith("/index")]) == 7
+
+
+def test_a_payload_index_of_the_nested_place_alone_gets_the_other(server: QdrantServer) -> None:
+    with QdrantStore(server.url) as store:
+        fill(store, {"a": torch.ones(1, DIM)}, [{"loc": {"page": 3}}])
+        store.client.create_payload_index("colbert", "metadata.loc.page", "float")
+    before = len(server.asked)
+    with QdrantStore(server.url, payload_indexes={"loc.page": "number"}) as store:
+        assert store.ids({"loc.page": 3}) == ["a"]
+    made = [asked.body["field_name"] for asked in server.asked[before:] if asked.call.endswith("/index")]
+    assert made == ['metadata."loc.page"']
 
 
 def test_local_mode_has_no_payload_indexes_and_does_not_warn() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import qdrant_edge as edge
 
+from .strict import shown
+
 Json = Any
 _MOST_FLOATS = 2**20  # of one multivector, as in validation.rs of the server
 
@@ -108,13 +110,13 @@ class Engine:
     def info(self, name: str) -> Json:
         """GET /collections/{name}."""
         collection = self._get(name)
-        config = collection.config
+        config, indexes = collection.config, collection.indexes
         return {
             "status": "green",
             "optimizer_status": "ok",
             "segments_count": collection.shard.info().segments_count,
             "points_count": collection.shard.info().points_count,
-            "payload_schema": {key: {"data_type": kind, "points": 0} for key, kind in collection.indexes.items()},
+            "payload_schema": {shown(path): {"data_type": kind, "points": 0} for path, kind in indexes.items()},
             "config": {
                 "params": {
                     "vectors": config["vectors"],

@@ -19,6 +19,11 @@ CLOUD = {"unindexed_filtering_retrieve": False, "unindexed_filtering_update": Fa
 _ANY = ("bool", "datetime", "float", "geo", "integer", "keyword", "text", "uuid")
 
 
+def shown(path: str) -> str:
+    """A path as the server writes it, with quotes only around names that need them."""
+    return re.sub(r'"([\w-]+)"', r"\1", path, flags=re.ASCII)
+
+
 def refusal(mode: Mapping[str, Json], kind: str, body: Json, indexes: Mapping[str, str]) -> str | None:
     """What is said to a request.
 
@@ -32,7 +37,7 @@ def refusal(mode: Mapping[str, Json], kind: str, body: Json, indexes: Mapping[st
         The words of the error; None if the request may be answered.
     """
     asked = body.get("searches", [body])
-    indexes = {path.replace('"', ""): of for path, of in indexes.items()}
+    indexes = {shown(path): of for path, of in indexes.items()}
     limits = [("limit", one.get("limit", 0), mode.get("max_query_limit")) for one in asked]
     if kind == "PointsList":
         limits.append(("upsert limit", len(body["points"]), mode.get("upsert_max_batchsize")))
@@ -62,10 +67,9 @@ def _prefetches(request: Json) -> list[Json]:
 def _unindexed(filter: Json, indexes: Mapping[str, str]) -> str | None:
     for condition in _conditions(filter):
         path, kinds = _needed(condition)
-        if kinds and indexes.get(path.replace('"', "")) not in kinds:
-            shown = re.sub(r'"([\w-]+)"', r"\1", path, flags=re.ASCII)
+        if kinds and indexes.get(shown(path)) not in kinds:
             return (
-                f'Bad request: Index required but not found for "{shown}" of one of the following types: '
+                f'Bad request: Index required but not found for "{shown(path)}" of one of the following types: '
                 f"[{', '.join(kinds)}]. Help: Create an index for this key or use a different filter."
             )
     return None
