@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from ..errors import FilterError
 
 __all__ = ["Condition", "is_number", "is_yes", "matches", "parse_filter", "places"]
@@ -169,15 +171,18 @@ def _operand(key: str, name: object, operand: object) -> Any:
         if isinstance(operand, (str, Mapping)) or not isinstance(operand, (Sequence, set, frozenset)):
             raise FilterError(f"{name} for {key!r} takes a list, not {operand!r}")
         return tuple(_scalar(key, value) for value in operand)
-    if name in _RANGES and (not is_number(operand) or operand != operand):
+    scalar = _scalar(key, operand)
+    if name in _RANGES and (not is_number(scalar) or scalar != scalar):
         raise FilterError(f"{name} for {key!r} takes a number, not {operand!r}")
-    return _scalar(key, operand)
+    return scalar
 
 
 def _scalar(key: str, value: object) -> Scalar:
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, (str, bool)):
         return value
-    # Plain numbers, not those of NumPy or an enum, which are written in other words.
+    # Plain numbers, not those of an enum, which are written in other words.
     for kind in (int, float):
         if isinstance(value, kind):
             return kind(value)

@@ -162,7 +162,9 @@ class Year(enum.IntEnum):
 
 
 @pytest.mark.parametrize("operator", ["$eq", "$ne", "$gte", "$in", "$nin"])
-@pytest.mark.parametrize(("value", "plain"), [(Year.LAST, 2020), (np.float64(0.6), 0.6)])
+@pytest.mark.parametrize(
+    ("value", "plain"), [(Year.LAST, 2020), (np.int64(2020), 2020), (np.float32(0.5), 0.5), (np.float64(0.6), 0.6)]
+)
 def test_numbers_become_plain_ones(operator: str, value: Any, plain: float) -> None:
     several = operator in ("$in", "$nin")
     (condition,) = parse_filter({"year": {operator: [value] if several else value}})
@@ -186,7 +188,9 @@ def test_numbers_become_plain_ones(operator: str, value: Any, plain: float) -> N
         ({"year": {"$in": [[1]]}}, "compared with a string"),
         ({"year": {"$gt": "2020"}}, "takes a number"),
         ({"year": {"$gt": True}}, "takes a number"),
+        ({"year": {"$gt": np.True_}}, "takes a number"),
         ({"year": {"$gt": math.nan}}, "takes a number"),
+        ({"year": np.datetime64("2020-01-01")}, "compared with a string"),
         ({"year": [2020]}, "compared with a string"),
     ],
     ids=str,
