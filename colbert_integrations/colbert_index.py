@@ -465,6 +465,7 @@ class ColBERTIndex:
             show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Raises:
+            InputError: If the folder is no path.
             StoreError: If it can't be written, if somebody else saved there since this index was loaded from the folder
                 or last saved to it, or if the store is kept elsewhere anyway.
         """
@@ -501,6 +502,7 @@ class ColBERTIndex:
             The index.
 
         Raises:
+            InputError: If an argument is invalid.
             StoreError: If there is no index.
             DamagedIndexError: If a file is missing or damaged, naming it.
             FingerprintError: If it holds vectors of another model, naming both.

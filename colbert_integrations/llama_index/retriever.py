@@ -457,12 +457,14 @@ class ColBERTRetriever(BaseRetriever):
 
     def _merged(self, found: Sequence[Sequence[Hit]]) -> list[NodeWithScore]:
         """The best of what several queries found; what is best for one of them is in that one's list."""
-        best: dict[str, Hit] = {}
-        for hit in chain.from_iterable(found):
-            if hit.id not in best or hit.score > best[hit.id].score:
-                best[hit.id] = hit
-        hits = sorted(best.values(), key=lambda hit: (-hit.score, hit.id))[: self.similarity_top_k]
-        return [NodeWithScore(node=_node(hit), score=hit.score) for hit in hits]
+        # Among equal scores the place in the list counts: normalised ones that are cut off at 0 keep their order.
+        best: dict[str, tuple[float, int, Hit]] = {}
+        for place, hit in chain.from_iterable(map(enumerate, found)):
+            entry = (-hit.score, place, hit)
+            if hit.id not in best or entry[:2] < best[hit.id][:2]:
+                best[hit.id] = entry
+        entries = sorted(best.values(), key=lambda entry: (*entry[:2], entry[2].id))[: self.similarity_top_k]
+        return [NodeWithScore(node=_node(hit), score=hit.score) for _, _, hit in entries]
 
     def _is_new(self) -> bool:
         """Whether nothing was ever added, so that there is no need to load anything."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from llama_index.core import (
     DocumentSummaryIndex,
     MockEmbedding,
@@ -182,6 +183,18 @@ async def test_search_and_candidates_reach_the_store(make: Make, monkeypatch: py
 def test_equal_scores_are_ordered_by_id(make: Make):
     nodes = [TextNode(text="bread", id_=name) for name in ("c", "a", "b")]
     assert [name for name, _ in read(make(nodes, similarity_top_k=3).retrieve(QUERY))] == ["a", "b", "c"]
+
+
+def test_scores_that_are_cut_off_at_0_keep_their_order(checkpoint: Callable[[str], Path]):
+    def turning(sequences: Any) -> torch.Tensor:  # documents, whose marker is 2, turn away the more words they have
+        angles = [torch.full((len(s.ids),), 1.6 + 0.2 * len(s.ids) if 2 in s.ids else 0.0) for s in sequences]
+        return torch.nn.functional.pad(torch.stack([torch.cat(angles).cos(), torch.cat(angles).sin()], 1), (0, 14))
+
+    nodes = [TextNode(text=text, id_=name) for text, name in (("a fox is", "a"), ("a", "c"), ("a fox", "b"))]
+    retriever = ColBERTRetriever(nodes, model=ColBERT(checkpoint("stanford"), device="cpu", forward=turning))
+    retriever.similarity_top_k = 3
+    assert read(retriever.retrieve("lions")) == [("c", 0.0), ("b", 0.0), ("a", 0.0)]
+    assert read(retriever.retrieve(QueryBundle("", custom_embedding_strs=["lions", "fox"])))[0] == ("c", 0.0)
 
 
 def test_a_candidate_stage_of_all_nodes_finds_the_same(make: Make):
