@@ -71,7 +71,7 @@ ROOMS = {
     "kernel": {"colbert_integrations_kernel", "torch"},
     "scoring": {".devices", ".embeddings", ".errors", ".kernel", "torch", "triton"},
     "pooling": {".checks", ".devices", ".embeddings", ".errors", "numpy", "scipy", "torch"},
-    "explain": {".devices", ".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
+    "explain": {".checks", ".devices", ".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
     "model": {*CORE, "torch"},
     # It sees embeddings, never texts to encode.
     "index": {".cancellation", ".checks", ".devices", ".embeddings", ".errors", ".fingerprint", ".progress"}
