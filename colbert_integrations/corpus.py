@@ -111,6 +111,8 @@ def index_corpus(
     if isinstance(documents, (str, bytes, Mapping)) or not isinstance(documents, Iterable):
         raise InputError(f"documents must be a list or a generator of documents, not one {type(documents).__name__}")
     check_whole_number("window", window)
+    if total is not None:
+        check_whole_number("total", total, least=0)
     if store is None:
         raise InputError("store must be a store or its location, not None: what is encoded would be lost")
     index = ColBERTIndex(model, store, pool_factor=pool_factor)

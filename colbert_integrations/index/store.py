@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 import torch
 
 from ..cancellation import current_cancellation
+from ..checks import check_whole_number
 from ..embeddings import TokenEmbeddings
 from ..errors import InputError, StoreError
 from ..fingerprint import Fingerprint
@@ -272,11 +273,12 @@ class Store(ABC):
 
         Raises:
             FingerprintError: If this store holds another model's vectors.
-            InputError: If the source is no store, or a document can't be stored here.
+            InputError: If an argument is invalid, or a document can't be stored here.
             StoreError: If a store is closed, or its server fails or refuses.
         """
         if not isinstance(source, Store):
             raise InputError(f"source must be a store, not {type(source).__name__}; that of an index is its .store")
+        check_whole_number("batch_tokens", batch_tokens)
         if source.fingerprint is not None:
             self.bind(source.fingerprint.with_encodings_of(self.fingerprint))
         moved, cancellation = 0, current_cancellation()

@@ -18,6 +18,13 @@ UNUSABLE = (ImportError, ValueError, httpx.InvalidURL)
 """What making a client of a server raises where the environment names a proxy that can't be used."""
 
 _TIMEOUT_S = 60
+# gRPC's own waits grow to two minutes, and until one is over every request fails at once: after an outage of 75 seconds
+# a store was down for 46 more.
+_RECONNECT = {
+    "grpc.initial_reconnect_backoff_ms": 250,
+    "grpc.min_reconnect_backoff_ms": 250,
+    "grpc.max_reconnect_backoff_ms": 2000,
+}
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
 
 
@@ -57,7 +64,12 @@ def client_of(
         seconds: Any = _TIMEOUT_S if timeout is None else timeout  # the client rounds up
         # Its check of versions would ask the server at once, and only warn.
         client = QdrantClient(
-            url=text, api_key=api_key, timeout=seconds, prefer_grpc=prefer_grpc, check_compatibility=False
+            url=text,
+            api_key=api_key,
+            timeout=seconds,
+            prefer_grpc=prefer_grpc,
+            grpc_options=dict(_RECONNECT),
+            check_compatibility=False,
         )
         return client, True
     except (*UNUSABLE, RuntimeError, OSError) as error:

@@ -25,6 +25,7 @@ FIRST_STAGE = "first_stage"
 
 IndexKind: TypeAlias = Literal["string", "number", "boolean"]
 
+_FORBIDDEN = 403
 _OURS = "colbert_integrations"  # our part of a collection's own metadata
 # An index of whole numbers would pass over others, so there is none.
 _KINDS = {
@@ -145,14 +146,30 @@ def opened(
         return None
     info: models.CollectionInfo = yield from ask("get_collection")
     found = _read(info, form, connection.name)
-    there = {_unquoted(path) for path in info.payload_schema or {}}
+    there = {_unquoted(path): index.data_type for path, index in (info.payload_schema or {}).items()}
     wanted = {path: _KINDS[kind] for key, kind in form.payload_indexes.items() for path in field_paths(key) or ()}
     # Local mode has no indexes.
     for path, kind in () if connection.local else {**wanted, **(more or {})}.items():
-        if _unquoted(path) not in there:
-            yield from ask("create_payload_index", field_name=path, field_schema=kind, wait=True)
-            there.add(path)
+        if (kept := there.get(_unquoted(path), kind)) != kind:
+            # Of another kind it loses what it does not hold, such as 2003.5 where it is one of whole numbers.
+            raise StoreError(
+                f"{connection.name} has an index of {path} as {kept.value}, and payload_indexes asks for {kind.value}: "
+                f"remove that one with store.client.delete_payload_index(store.collection, {path!r})"
+            )
+        if _unquoted(path) not in there and (yield from _indexed(path, kind)):
+            there[path] = kind
     return replace(found, has_text_hashes=TEXT_HASH in there)
+
+
+def _indexed(path: str, kind: models.PayloadSchemaType) -> Steps[bool]:
+    """Make a payload index, unless the key may only read: it searches without, or strict mode says what is missing."""
+    try:
+        yield from ask("create_payload_index", field_name=path, field_schema=kind, wait=True)
+    except StoreServerError as error:
+        if error.status != _FORBIDDEN:
+            raise
+        return False
+    return True
 
 
 def _unquoted(path: str) -> str:

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
 from ..cancellation import current_cancellation
-from ..errors import StoreServerError
+from ..errors import StoreError, StoreServerError
 from .clients import UNUSABLE, check_proxies
 from .failures import failure_of
 
@@ -213,9 +213,17 @@ class Connection:
         for pause in self._pauses():
             try:
                 return await getattr(client, request.method)(collection_name=self.collection, **request.arguments)
+            except asyncio.CancelledError as error:
+                if self._was_closed(client):
+                    raise StoreError(f"{request.method} of {self.name}: the store was closed meanwhile") from error
+                raise
             except Exception as error:
                 await asleep(self._wait(error, request, pause))
         raise AssertionError("the last try raises")
+
+    def _was_closed(self, client: AsyncQdrantClient) -> bool:
+        """Whether ``aclose`` has closed a client, upon which gRPC ends its calls as if their tasks were cancelled."""
+        return client is not self.given and self._open.loops.get(asyncio.get_running_loop()) is not client
 
     def _pauses(self) -> Iterator[float | None]:
         """Seconds to wait after each try that fails; None after the last."""
@@ -260,8 +268,13 @@ class Connection:
 
 def _like(client: QdrantClient | AsyncQdrantClient, kind: type[C]) -> C:
     """Another client like this one; its check of versions would ask the server at once."""
+    options = {**client.init_options, "check_compatibility": False}
+    # The first one has written its own name among these, and another would warn of it.
+    options["grpc_options"] = {
+        name: value for name, value in (options.get("grpc_options") or {}).items() if name != "grpc.primary_user_agent"
+    }
     try:
-        return kind(**{**client.init_options, "check_compatibility": False})
+        return kind(**options)
     except UNUSABLE:
         check_proxies()  # the environment may have changed since the other one was made
         raise

@@ -24,6 +24,8 @@ TOO_LARGE = 413
 # 408 is the server's own limit of time. 500 is also what a cluster answers while one of its nodes is started anew
 # (Qdrant's issue 7031).
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_NO_ANSWER = "is it up, and does it listen there?"
+_TOO_SLOW = "raise timeout= if the server needs longer"
 _HELP = {
     401: "the server wants an API key: pass api_key=, or set QDRANT_API_KEY where the store is named by a location",
     403: "the API key may not do this: pass one that may as api_key=",
@@ -33,12 +35,12 @@ _HELP = {
     413: "the request is larger than the server takes: lower batch_bytes=, or raise its service.max_request_size_mb",
     422: "the server can't read it: it may be older than what this client speaks",
     429: "the server limits how much is asked of it: ask less at once, or raise its limits",
+    503: _NO_ANSWER,  # as gRPC also says it
+    504: _TOO_SLOW,
 }
 # What strict mode says of a filter: the key, and the kinds of index of which it wants one.
 _UNINDEXED = re.compile(r'Index required but not found for "(.+)" of one of the following types: \[(.*?)\]')
 _KINDS = {"keyword": "string", "float": "number", "bool": "boolean"}  # as payload_indexes= calls them
-_NO_ANSWER = "is it up, and does it listen there?"
-_TOO_SLOW = "raise timeout= if the server needs longer"
 _STATUS_OF_CODE = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.UNAUTHENTICATED: 401,

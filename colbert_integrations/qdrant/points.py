@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -192,4 +193,7 @@ def document_of(payload: Mapping[str, Any] | None, embeddings: torch.Tensor | No
         raise StoreError(
             f"the metadata of {payload['id']!r} can't be read: somebody else wrote it ({error})"
         ) from error
-    return StoredDocument(payload["id"], payload.get("text"), metadata, embeddings)
+    text = payload.get("text")
+    if not isinstance(metadata, dict) or not isinstance(text, (str, NoneType)):
+        raise StoreError(f"text or metadata of {payload['id']!r} can't be read: somebody else wrote it")
+    return StoredDocument(payload["id"], text, metadata, embeddings)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from qdrant_client import models
 
+from ..errors import StoreServerError
 from ..index import Hit, Search, StoredDocument
 from ..index.metadata import clone
 from .batches import batches
@@ -115,10 +116,12 @@ class Searching:
     ) -> Steps[dict[int, list[models.ScoredPoint]]]:
         answers: dict[int, list[models.ScoredPoint]] = {}
         # The filter goes with each query, and with its first stage once more.
-        more = 0 if filter is None else 2 * len(filter.model_dump_json(exclude_none=True))
+        more = 0 if filter is None else 2 * len(filter.model_dump_json(exclude_none=True).encode())
         for numbers in batches(limits, lambda number: queries[number].size + more + _AROUND_BYTES, self.batch_bytes):
             requests = [self._request(queries[number], limits[number], filter, fields) for number in numbers]
             responses = yield from ask("query_batch_points", requests=requests)
+            if len(responses) != len(requests):
+                raise StoreServerError(f"{len(requests)} queries got {len(responses)} answers: is it a Qdrant server?")
             answers.update({number: reply.points for number, reply in zip(numbers, responses, strict=True)})
         return answers
 

@@ -63,8 +63,10 @@ T = TypeVar("T")
 # What a server takes of one document is less than this many floats.
 _TOO_MANY_FLOATS = 2**20
 _BATCH_BYTES = 4 * 2**20
-# Points named in one request: 40 bytes each.
-_NAMED = 10_000
+# Points named in one request at most, and the bytes of each: 40, and with a first stage twice.
+_NAMED, _NAME_BYTES = 10_000, 80
+# From this status on a request may have been done nevertheless.
+_SERVERS_FAULT = 500
 # For async calls that need one: they mostly wait for the server, and none is to wait for those before it.
 _THREADS = 16
 
@@ -240,7 +242,8 @@ class QdrantStore(Store):
         """Store documents; one whose id is there replaces the old one. See ``Store.upsert``.
 
         Documents go in requests of about ``batch_bytes``, in smaller ones where the server does not take that much. If
-        one fails for good, the error says how many documents are stored; the others are as before.
+        one fails for good, the error says how many documents are stored; the others are as before, or, where an answer
+        was lost, may be stored too.
 
         Args:
             ids: Their ids, not empty; of a repeated one the last counts.
@@ -337,9 +340,8 @@ class QdrantStore(Store):
         points = [point_id(name) for name in check_ids(ids)]
         if (yield from self._opened()) is None:
             return
-        for start in range(0, len(points), _NAMED):
-            selected = models.PointIdsList(points=list[Any](points[start : start + _NAMED]))
-            yield from ask("delete", points_selector=selected, wait=True)
+        for some in _parts(points, self._batch_bytes):
+            yield from ask("delete", points_selector=models.PointIdsList(points=list[Any](some)), wait=True)
 
     # ------------------------------------------------------------------------------------------------------ reading
 
@@ -498,9 +500,9 @@ class QdrantStore(Store):
             check_first_stage(found, firsts.shape[1], self._connection.name)
         if mode == "codes" and not found.has_codes:
             raise InputError("search='codes' needs codes: make the collection with quantization='int8'")
-        scopes = _scopes(named)
+        scopes = _scopes(named, self._batch_bytes)
         if not which.told_all:
-            scopes = _scopes((yield from self._names(which, scopes, whole=callable(filter))))
+            scopes = _scopes((yield from self._names(which, scopes, whole=callable(filter))), self._batch_bytes)
             which = Wanted()
         plain = queries.to("cpu", torch.float32)
         asked = [place for place, length in enumerate(plain.lengths) if length]
@@ -644,7 +646,11 @@ def _written(names: Sequence[str], batches: Iterable[list[T]], asked: Callable[[
 def _not_written(error: StoreServerError, names: Sequence[str], done: int) -> StoreServerError | InputError:
     """What to raise where the server refused a document alone, or others with it."""
     several = len(names) > 1
-    told = f". {done} of {len(names)} documents are stored, the others are as they were" if several else ""
+    if error.status is None or error.status >= _SERVERS_FAULT:  # an answer that was lost says nothing of what was done
+        told = f". At least {done} of {len(names)} documents are stored, what was on its way may be too"
+    else:
+        told = f". {done} of {len(names)} documents are stored, the others are as they were"
+    told = told if several else ""
     if error.status != TOO_LARGE:
         again = ": do the same again, which does no harm" if several else ""
         return StoreServerError(f"{error}{told}{again}", error.status)
@@ -667,12 +673,18 @@ def _set_payload(name: str, metadata: Metadata, text: str | None, hashed: bool) 
     return models.SetPayloadOperation(set_payload=setting), size
 
 
-def _scopes(names: Sequence[str] | None) -> list[list[models.Condition]]:
+def _parts(points: Sequence[str], batch_bytes: int) -> Iterator[Sequence[str]]:
+    """Points by id, as many at a time as a request may name."""
+    most = max(1, min(_NAMED, batch_bytes // _NAME_BYTES))
+    return (points[start : start + most] for start in range(0, len(points), most))
+
+
+def _scopes(names: Sequence[str] | None, batch_bytes: int) -> list[list[models.Condition]]:
     """Conditions for documents by id, some at a time; one without any for all documents."""
     if names is None:
         return [[]]
     points = [point_id(name) for name in dict.fromkeys(names)]
-    return [[among(points[start : start + _NAMED])] for start in range(0, len(points), _NAMED)]
+    return [[among(some)] for some in _parts(points, batch_bytes)]
 
 
 def _by_its_name_here(found: Fingerprint | None, before: Collection | None) -> Fingerprint | None:

@@ -14,7 +14,7 @@ from ..checkpoint import ColBERTSpec
 from ..encoder import Connection, TokenSequence
 from ..errors import InputError, RemoteError, RemoteMismatchError, RemoteRefusedError
 from .link import Link
-from .probe import UNIT, check_models, check_spec, check_vectors
+from .probe import UNIT, Probed, check_models, check_spec, check_vectors
 from .servers import Server, Servers, open_client
 from .settings import ServerSettings, roots
 from .wire import Failure, pooling_request, read_rows
@@ -42,9 +42,9 @@ class VLLMForward:
     the first of them; documents never need that.
 
     Nothing is asked of a server before the first text is to be encoded. Then, and again after each failure, its model
-    name, its longest input and its vectors for a short probe are compared with the checkpoint, and with the local
-    weights where those are loaded. A server that fails is avoided while others work; requests are sent again after
-    connection errors, timeouts, 429 and 5xx, never after another 4xx.
+    name, its longest input and its vectors for a short probe are compared with the checkpoint, with the local weights
+    where those are loaded, and else with what the first server gave. A server that fails is avoided while others work;
+    requests are sent again after connection errors, timeouts, 429 and 5xx, never after another 4xx.
 
     Safe to share between threads and models. Pickles and copies carry settings, without the key and the connections.
 
@@ -146,6 +146,7 @@ class _Connection:
         self._spec = spec
         self._probe = probe
         self._expected = expected
+        self._first: Probed | None = None  # of the server that was compared first: all are to serve the same weights
         self._dim = _served_dim(spec)
         self.concurrency = forward.settings.most_requests
 
@@ -210,7 +211,10 @@ class _Connection:
                 server.url,
                 error.status,
             ) from error
-        check_vectors(server.url, vectors, self._spec, expected)
+        here = f"the weights of {self._spec.name} that are loaded here"
+        # Nothing is waited for in between, so of two servers that are asked at once the second is compared.
+        check_vectors(server.url, vectors, self._spec, self._first if expected is None else Probed(expected, here))
+        self._first = self._first or Probed(vectors, f"{server.url} gave")
 
 
 def _served_dim(spec: ColBERTSpec) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 from ..checkpoint import ColBERTSpec
 from ..errors import InputError, RemoteMismatchError
 
-__all__ = ["UNIT", "check_models", "check_spec", "check_vectors"]
+__all__ = ["UNIT", "Probed", "check_models", "check_spec", "check_vectors"]
 
 # Half precision on the way gives 0.9995..1.0005.
 UNIT = 1e-2
@@ -64,14 +65,27 @@ def check_models(url: str, answer: Any, model: str | None, spec: ColBERTSpec) ->
             )
 
 
-def check_vectors(url: str, vectors: torch.Tensor, spec: ColBERTSpec, expected: torch.Tensor | None) -> None:
+@dataclass(frozen=True)
+class Probed:
+    """Vectors of the probe that a server is compared with.
+
+    Attributes:
+        vectors: ``(tokens, dim)``, of any length.
+        whose: Who gave them, for the error.
+    """
+
+    vectors: torch.Tensor
+    whose: str
+
+
+def check_vectors(url: str, vectors: torch.Tensor, spec: ColBERTSpec, expected: Probed | None) -> None:
     """Compare the vectors of a probe with what they should be.
 
     Args:
         url: The server that gave them.
         vectors: ``(tokens, dim)``.
         spec: The checkpoint.
-        expected: What the local weights give, ``(tokens, dim)``, of any length. None: they are not in memory.
+        expected: What the local weights give, or another server did before. None: nobody has said yet.
 
     Raises:
         RemoteMismatchError: If they are not of unit length where they should be, or not those of the checkpoint.
@@ -85,10 +99,10 @@ def check_vectors(url: str, vectors: torch.Tensor, spec: ColBERTSpec, expected: 
         )
     if expected is None:
         return
-    least = cosine_similarity(vectors, expected.to(vectors), dim=-1).min().item()
+    least = cosine_similarity(vectors, expected.vectors.to(vectors), dim=-1).min().item()
     if not least >= _LEAST_COSINE:
         raise RemoteMismatchError(
-            f"{url} gives other vectors than the weights of {spec.name} that are loaded here (cosine {least:.3f}): it "
-            "serves another model or revision, or loaded this one otherwise than it was trained",
+            f"{url} gives other vectors than {expected.whose} (cosine {least:.3f}): it serves another model or "
+            "revision, or loaded this one otherwise than it was trained",
             url,
         )

@@ -18,6 +18,7 @@ __all__ = ["API_KEY_VARIABLE", "ServerSettings", "roots"]
 API_KEY_VARIABLE = "VLLM_API_KEY"
 # Requests under way to each server: enough that it has the next one when it ends one.
 _REQUESTS_PER_SERVER = 8
+_LAST_PORT = 65_535
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,12 @@ def _root(url: object) -> str:
         )
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        host, port = parsed.host, parsed.port
+    except (httpx.InvalidURL, ValueError) as error:  # the latter of a host that is no name
         raise InputError(f"{url!r} is not a URL: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if port is not None and port > _LAST_PORT:
+        raise InputError(f"{url!r} is not a URL: there is no port {port}")
+    if parsed.scheme not in ("http", "https") or not host:
         raise InputError(f"{url!r} is not the URL of a server: write it as 'http://host:8000'")
     root = url.rstrip("/")
     if root.endswith("/v1"):

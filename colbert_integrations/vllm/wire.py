@@ -107,7 +107,7 @@ def _reason(response: httpx.Response) -> str:
         return str(body)[:_SHOWN]
     error = body.get("error", body.get("detail"))
     if isinstance(error, dict):
-        return f"{error.get('type', 'Error')}: {error.get('message', error)}"
+        return f"{error.get('type', 'Error')}: {error.get('message', error)}"[:_SHOWN]
     return str(error if error is not None else body)[:_SHOWN]
 
 
@@ -184,7 +184,7 @@ def read_scores(url: str, answer: Any, count: int, *, ranked: bool) -> list[floa
     place, name = ("results", "relevance_score") if ranked else ("data", "score")
     try:
         return [float(item[name]) for item in _in_order(url, answer, place, count)]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _not_understood(url, answer) from error
 
 

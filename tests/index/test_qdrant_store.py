@@ -22,6 +22,7 @@ import pytest
 import torch
 from langchain_core.embeddings import FakeEmbeddings
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
+from qdrant_client.http.exceptions import ResponseHandlingException
 
 from colbert_integrations import ColBERT, ColBERTIndex, TokenEmbeddings
 from colbert_integrations.cancellation import Cancellation
@@ -551,6 +552,27 @@ def test_a_payload_index_of_the_nested_place_alone_gets_the_other(server: Qdrant
     assert made == ['metadata."loc.page"']
 
 
+def test_a_payload_index_of_another_kind_is_refused_with_the_way_out(server: QdrantServer) -> None:
+    with QdrantStore(server.url) as store:
+        fill(store, {"a": torch.ones(1, DIM)}, [{"year": 2003.5}])
+        store.client.create_payload_index("colbert", 'metadata."year"', "integer")
+    with QdrantStore(server.url, payload_indexes={"year": "number"}) as store:
+        with pytest.raises(StoreError, match="index of metadata.* as integer, and payload_indexes asks for float"):
+            store.ids({"year": {"$gt": 2000}})
+
+
+def test_a_key_that_may_only_read_does_without_the_indexes_that_it_can_not_make(server: QdrantServer) -> None:
+    with QdrantStore(server.url) as store:
+        fill(store, {"a": torch.ones(1, DIM)}, [{"year": 2003.5}])
+    with QdrantStore(server.url, payload_indexes={"year": "number"}) as store:
+        server.faults.append(Fault(403, "PUT .*/index"))
+        assert store.ids({"year": {"$gt": 2000}}) == ["a"]
+    with QdrantStore(server.url, payload_indexes={"year": "number"}, retries=0) as store:
+        server.faults[:] = [Fault(500, "PUT .*/index")]
+        with pytest.raises(StoreServerError, match="create_payload_index"):
+            store.count()
+
+
 def test_local_mode_has_no_payload_indexes_and_does_not_warn() -> None:
     with QdrantStore(":memory:", payload_indexes={"year": "number"}) as store:
         fill(store, {"a": torch.ones(1, DIM)}, [{"year": 1}])
@@ -774,7 +796,7 @@ def test_an_upsert_that_fails_in_the_middle_says_what_is_stored(
         fill(store, {"d4": documents["d0"]}, [{"old": True}])
         server.faults.append(Fault(500, "PUT .*/points$", after=3, times=1))
         with pytest.raises(
-            StoreServerError, match="3 of 7 documents are stored, the others are as they were"
+            StoreServerError, match="At least 3 of 7 documents are stored, what was on its way may be too"
         ) as caught:
             fill(store, documents, [{"n": number} for number in range(7)])
         assert caught.value.status == 500
@@ -785,6 +807,70 @@ def test_an_upsert_that_fails_in_the_middle_says_what_is_stored(
         fill(store, documents, [{"n": number} for number in range(7)])
         assert store.get(["d4"])[0].metadata == {"n": 4}
         assert found(store, QUERIES, 9) == brute_force(documents, QUERIES, 9)
+
+
+def test_an_answer_that_is_lost_says_nothing_of_what_was_done(
+    server: QdrantServer, documents: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with QdrantStore(server.url, retries=0) as store:
+        write = store.client.upsert
+
+        def lose(**arguments: Any) -> None:
+            write(**arguments)
+            raise ResponseHandlingException(httpx.ReadTimeout("timed out"))
+
+        monkeypatch.setattr(store.client, "upsert", lose)
+        with pytest.raises(StoreServerError, match="At least 0 of 7 documents are stored, what was on its way may be"):
+            fill(store, documents)
+        assert store.count() == 7
+    with QdrantStore(server.url, batch_bytes=500, retries=0) as store:
+        server.faults.append(Fault(400, "PUT .*/points$", after=3, times=1))
+        with pytest.raises(StoreServerError, match="3 of 7 documents are stored, the others are as they were"):
+            fill(store, documents)
+
+
+def test_requests_that_name_many_documents_are_no_larger_than_others(server: QdrantServer) -> None:
+    names = [f"d{number}" for number in range(300)]
+    for options in ({}, {"first_stage": "mean", "search": "first_stage", "collection": "with-means"}):
+        with QdrantStore(server.url, batch_bytes=4000, **options) as store:
+            fill(store, dict.fromkeys(names[:3], torch.ones(1, DIM)), [{"said": "日本語" * 100}] * 3)
+            server.most_bytes = 5000  # what surrounds the ids, and the query
+            assert len(store.search(QUERIES[:1], 9, ids=names)[0]) == 3
+            assert len(store.search(QUERIES, 9, {"said": "日本語" * 100})[0]) == 3
+            store.delete(names)
+            assert store.count() == 0
+            server.most_bytes = 2**20
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_after_an_outage_grpc_is_tried_again_soon(server: QdrantServer, asynchronous: bool) -> None:
+    with QdrantStore(server.url, prefer_grpc=True) as store:
+        client = store._connection._async_client() if asynchronous else store.client
+        assert client.init_options["grpc_options"]["grpc.max_reconnect_backoff_ms"] == 2000
+
+
+async def test_calls_that_closing_ends_are_not_taken_for_cancelled(server: QdrantServer) -> None:
+    client = QdrantClient(
+        url=server.url, grpc_port=server.grpc_port, prefer_grpc=True, check_compatibility=False, timeout=60
+    )
+    store, server.delay = QdrantStore(client), 1.0
+    call = asyncio.create_task(store.acount())
+    while not server.asked:
+        await asyncio.sleep(0.001)
+    await store.aclose()
+    with pytest.raises(StoreError, match="the store was closed meanwhile"):
+        await call
+    # Who cancels a call gets what cancelling gives.
+    store, before = QdrantStore(client), len(server.asked)
+    call = asyncio.create_task(store.acount())
+    while len(server.asked) == before:
+        await asyncio.sleep(0.001)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await store.aclose()
+    server.delay = 0.0
+    client.close()
 
 
 def test_adding_again_after_a_failure_encodes_only_what_is_missing(server: QdrantServer, tiny: ColBERT) -> None:

@@ -320,6 +320,8 @@ def test_a_key_of_the_environment_that_cannot_be_sent_is_refused(
         ({"urls": "ftp://gpu-1"}, "write it as 'http://host:8000'"),
         ({"urls": "http://"}, "not the URL of a server"),
         ({"urls": "http://host:port"}, "'http://host:port' is not a URL"),
+        ({"urls": "http://host:99999"}, "'http://host:99999' is not a URL: there is no port 99999"),
+        ({"urls": "http://xn--a:8000"}, "'http://xn--a:8000' is not a URL"),
         ({"urls": "http://gpu-1:8000/v1/"}, "ends with /v1"),
         ({"urls": "http://me:hush@a:99999"}, "has no user, password"),
         ({"urls": "http://a/?key=hush"}, "has no user, password, query"),

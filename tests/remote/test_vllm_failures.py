@@ -296,6 +296,22 @@ def test_vectors_of_another_kind(alter: Callable, message: str, double: Double, 
             model(**options).encode_document(TEXTS)
 
 
+def test_servers_of_different_weights_are_not_mixed(double: Double, model: Model, folder) -> None:
+    other = Double(folder("stanford"))
+    other.alter = lambda vectors: vectors.flip(-1)  # as long, and of another model
+    try:
+        made = model(double.url, other.url, batch_size=1)
+        with pytest.raises(RemoteMismatchError, match="gives other vectors than http://.* gave .cosine") as caught:
+            made.encode_document([f"a fox {number}" for number in range(200)])
+        assert caught.value.url in (double.url, other.url)
+        # The same weights are the same servers' again.
+        other.alter = double.alter
+        again = model(double.url, other.url, batch_size=1)
+        assert len(again.encode_document([f"a fox {number}" for number in range(50)])) == 50
+    finally:
+        other.kill()
+
+
 @pytest.mark.parametrize(
     ("alter", "cosine"),
     [
