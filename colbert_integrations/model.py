@@ -95,7 +95,8 @@ class ColBERT:
         query_expansion: Whether queries are filled up with mask tokens. None: as the checkpoint says.
         attend_to_expansion_tokens: Whether the other tokens attend to the expansion tokens. None: as the checkpoint
             says.
-        skiplist_words: Words in documents whose vectors are dropped. None: as the checkpoint says.
+        skiplist_words: Words in documents whose vectors are dropped; those that are no token of the vocabulary drop
+            nothing. None: as the checkpoint says.
         truncate_dim: Dimensions to keep, for heads trained for it (Matryoshka). None: all.
         projection_dim: For a plain encoder, dimension of a fixed orthonormal projection. None: none.
         allow_unprojected: Whether a plain encoder without a ColBERT head may be used; ``bundled/...`` implies it.

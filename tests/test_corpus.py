@@ -268,6 +268,7 @@ def test_a_store_that_fails_ends_the_run_and_the_next_one_goes_on(
         ((None,), "not one NoneType"),
         ((["wing"], {"pool_factor": 0}), "pool_factor must be at least 1"),
         ((["wing"], {"window": 0}), "window must be a whole number from 1, not 0"),
+        ((["wing"], {"total": "9"}), "total must be a whole number from 0, not '9'"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(tiny: ColBERT, arguments: Any, said: str) -> None:

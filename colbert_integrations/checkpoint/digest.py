@@ -135,7 +135,12 @@ def weights_digest(folder: Path) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    found = [path for pattern in (*WEIGHTS, PICKLED) for path in folder.rglob(pattern) if not _is_other(path, folder)]
+    found = [
+        path
+        for pattern in (*WEIGHTS, PICKLED)
+        for path in folder.rglob(pattern)
+        if not _is_other(path, folder) and path.is_file()  # not a link that leads nowhere: who loads it says so
+    ]
     # By its parts: paths themselves are compared without case on Windows, and the digest would be another there.
     files = sorted(found, key=lambda path: path.parts)
     safe = {path.parent for path in files if path.suffix == ".safetensors"}

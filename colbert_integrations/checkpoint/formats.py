@@ -227,7 +227,8 @@ def _read_native_expansion(transformer: Mapping[str, Any], values: Values, sourc
     length = expect_type(expansion.get("length"), int, f"{source}.length")
     values.set("query_expansion", expansion["strategy"], source)
     values.set("expansion_length", length, source)
-    values.set("expansion_token", expansion.get("token"), source)
+    token = expansion.get("token")
+    values.set("expansion_token", None if token is None else expect_type(token, str, f"{source}.token"), source)
     attends = expect_type(expansion.get("attend") or False, bool, f"{source}.attend")
     values.set("attend_to_expansion_tokens", attends, source)
     # Not max_seq_length: sentence-transformers cuts a query there, and then fills it up.
@@ -260,9 +261,10 @@ def _read_native_pooling(files: Files, values: Values) -> None:
     tasks = _tasks(config.get("tasks"), f"{modules[0].path}: tasks")
     if not tasks:
         return
+    protected = config.get("num_protected_tokens")
     pooling = PoolingSpec(
         pool_factor=config.get("pool_factor", 1.0),
-        num_protected_tokens=config.get("num_protected_tokens", 1),
+        num_protected_tokens=1 if protected is None else protected,
         normalize=config.get("normalize_embeddings", False),
         tasks=tasks,
     )
@@ -317,7 +319,8 @@ def _read_lowercase(files: Files, values: Values) -> None:
 def _read_matryoshka(files: Files, values: Values) -> None:
     for mapping, key in ((files.config, "matryoshka_dimensions"), (files.st_config, "matryoshka_dims")):
         if mapping.get(key):
-            values.set("matryoshka_dims", tuple(mapping[key]), key)
+            dims = expect_type(mapping[key], list, key)
+            values.set("matryoshka_dims", tuple(expect_type(dim, int, key) for dim in dims), key)
 
 
 FORMATS = (

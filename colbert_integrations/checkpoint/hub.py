@@ -74,8 +74,11 @@ def locate(name: str, options: HubOptions) -> Path:
         InputError: If the token holds characters that can't be sent.
         MissingExtraError: If the package that carries a bundled model is not installed.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    try:
+        if Path(name).is_dir():
+            return Path(name)
+    except OSError as error:  # a name that is too long
+        raise CheckpointNotFoundError(f"no folder {name[:100]!r}...: {error.strerror}") from error
     if name.startswith(_BUNDLED_PREFIX):
         return _bundled(name.removeprefix(_BUNDLED_PREFIX))
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name:

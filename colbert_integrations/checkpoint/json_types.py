@@ -10,6 +10,9 @@ __all__ = ["expect_type", "strings"]
 
 T = TypeVar("T")
 
+# What counts or measures something in a checkpoint fits into 64 bits.
+_TOO_LARGE = 2**63
+
 _KINDS = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
 
 
@@ -36,7 +39,9 @@ def _fits(value: object, kind: type) -> bool:
     if kind is bool or isinstance(value, bool):
         return kind is bool and value in (0, 1)
     whole = kind is int and isinstance(value, float) and value.is_integer()
-    return whole or isinstance(value, kind)
+    if kind is int and (whole or isinstance(value, int)):
+        return abs(value) < _TOO_LARGE  # type: ignore[arg-type]  # a number
+    return isinstance(value, kind)
 
 
 def strings(value: Any, where: str) -> tuple[str, ...]:

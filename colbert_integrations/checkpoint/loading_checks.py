@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import UnsupportedCheckpointError
 from .files import Files
+from .json_types import expect_type
 
 __all__ = ["check_arguments"]
 
@@ -34,18 +35,19 @@ def check_arguments(files: Files) -> None:
         UnsupportedCheckpointError: With the first such argument.
     """
     file = str(PurePosixPath(files.backbone, _FILE))
-    for argument, value in _changes(files.folder.mapping(file)):
+    for argument, value in _changes(files.folder.mapping(file), file):
         raise UnsupportedCheckpointError(
             f"{files.name} is to be loaded with {argument}={value!r} ({file}), which is not done here and would change "
             "its vectors. Write what it changes into config.json or the tokenizer's files, and take it out there"
         )
 
 
-def _changes(said: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    processing = said.get("processing_kwargs") or {}
+def _changes(said: Mapping[str, Any], file: str) -> Iterator[tuple[str, Any]]:
+    processing = expect_type(said.get("processing_kwargs") or {}, dict, f"{file}: processing_kwargs")
     nested = {key: said.get(key) or {} for key in _LOADING}
     nested |= {f"processing_kwargs.{part}": processing.get(part) or {} for part in ("common", "text")}
-    for key, arguments in nested.items():
+    for key, given in nested.items():
+        arguments = expect_type(given, dict, f"{file}: {key}")
         for name, value in arguments.items():
             if value is not None and name not in _HARMLESS:
                 yield f"{key}.{name}", value
@@ -55,6 +57,8 @@ def _changes(said: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if said.get("tokenizer_name_or_path") is not None:
         yield "tokenizer_name_or_path", said["tokenizer_name_or_path"]
     modalities = said.get("modality_config")
+    if modalities is not None:
+        modalities = expect_type(modalities, dict, f"{file}: modality_config")
     # With "message" every text goes through the chat template.
     if modalities is not None and ("message" in modalities or modalities.get("text") != _MODALITY):
         yield "modality_config", modalities

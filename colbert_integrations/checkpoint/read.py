@@ -104,6 +104,8 @@ def _override(spec: ColBERTSpec, overrides: SpecOverrides) -> ColBERTSpec:
     given = {name: value for name, value in vars(overrides).items() if value is not None}
     sources = {**spec.sources, **dict.fromkeys(given, "argument")}
     expands = given.pop("query_expansion", spec.query_expansion != "none")
+    if "skiplist_words" in given:  # these words, and not what theirs begin with, as colbert-ai reads its punctuation
+        given["skiplist_rule"] = "vocabulary"
     changed = replace(spec, **given, sources=sources)
     changed = _check_truncation(changed)
     if not expands:

@@ -228,20 +228,31 @@ def build_activation(path: str) -> nn.Module:
         The module, with its default settings.
 
     Raises:
-        UnsupportedCheckpointError: If the path is of another package, or is no module without arguments.
+        UnsupportedCheckpointError: If the path is of another package, or is no module without arguments, or of one that
+            is trained.
     """
     module, _, name = path.rpartition(".")
     if module == "torch.nn" or module.startswith(("torch.nn.modules.", "transformers.activations")):
         found = getattr(nn, name, None) if module.startswith("torch") else _transformers_activation(name)
-        if isinstance(found, type) and issubclass(found, nn.Module):
+        if isinstance(found, type) and issubclass(found, nn.Module) and found.forward is not nn.Module.forward:
             try:
-                return found()
+                made = found()
             except TypeError:
                 pass
+            else:
+                _check_untrained(path, made)
+                return made
     raise UnsupportedCheckpointError(
         f"unknown activation {path!r}: only those of torch.nn and transformers.activations are loaded, since any "
         "other path would run code that the checkpoint names"
     )
+
+
+def _check_untrained(path: str, activation: nn.Module) -> None:
+    if activation.state_dict():
+        raise UnsupportedCheckpointError(
+            f"activation {path!r} has weights of its own, which are not loaded here: save the checkpoint with another"
+        )
 
 
 def _transformers_activation(name: str) -> object:

@@ -91,6 +91,7 @@ def _probe(tokenizer: Tokenizer) -> TokenSequence:
 def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, tokenizer: Tokenizer) -> Forward:
     projection = build_projection(checkpoint)
     if can_pack(backbone, load.attn_implementation) and not tokenizer.hides_beginnings:
+        _check_width(checkpoint.spec, backbone.config.hidden_size)
         return PackedForward(backbone, projection.to(load.device), load.dtype)
     # Again, of the one that runs: config.json or transformers may have chosen it.
     _check_attention(checkpoint.spec, getattr(backbone.config, "_attn_implementation", None))
@@ -217,6 +218,15 @@ def _check_rows(spec: ColBERTSpec, backbone: Any) -> None:
         raise MissingWeightsError(
             f"{spec.name} has embeddings for the ids below {rows}, and none for its {', '.join(beyond)}: tokens were "
             "added to its tokenizer and the model was not resized"
+        )
+
+
+def _check_width(spec: ColBERTSpec, hidden: int) -> None:
+    """Refuse a head that was made for another backbone."""
+    if spec.projection and spec.projection[0].in_features != hidden:
+        raise CheckpointError(
+            f"{spec.name}: its projection takes {spec.projection[0].in_features} numbers of each token, and its "
+            f"backbone gives {hidden}: they are not of one checkpoint"
         )
 
 

@@ -13,9 +13,12 @@ from itertools import accumulate, takewhile
 from typing import Any, Literal
 
 from ..checkpoint import ColBERTSpec
-from ..errors import InputError, MissingWeightsError
+from ..errors import InputError, MissingWeightsError, UnsupportedCheckpointError
 
 __all__ = ["Side", "TextTokens", "TokenSequence", "Tokenizer"]
+
+# Layouts whose own libraries give the model what the tokenizer says of types; colbert-ai does not.
+_HANDING_TYPES_ON = ("pylate", "sentence-transformers")
 
 Side = Literal["query", "document"]
 Span = tuple[int, int]
@@ -88,7 +91,7 @@ class Tokenizer:
             known = tokenizer.get_vocab()
             tokenizer.add_tokens([m for m in (spec.query_marker, spec.document_marker) if m and m in known])
         self._vocabulary: dict[str, int] = tokenizer.get_vocab()
-        self.prefix_ids, self.suffix_ids = self._special_ids()
+        self.prefix_ids, self.suffix_ids = self._special_ids(spec)
         self.spec = self._resolve(spec)
         # colbert-ai tells padding by its id, also where a text spells it out: in a document it gives no vector, in a
         # query it is the mask token.
@@ -156,9 +159,13 @@ class Tokenizer:
         with self._lock:
             return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _special_ids(self) -> tuple[list[int], list[int]]:
+    def _special_ids(self, spec: ColBERTSpec) -> tuple[list[int], list[int]]:
         """Ids that the tokenizer puts before and after a text."""
         encoded = self._tokenizer("a", return_special_tokens_mask=True, verbose=False)
+        if spec.layout in _HANDING_TYPES_ON and any(encoded.get("token_type_ids") or []):
+            raise UnsupportedCheckpointError(
+                f"the tokenizer of {spec.name} gives tokens other types than 0, which are not handed to the model here"
+            )
         ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
         if all(special):
             return ids, []

@@ -12,7 +12,13 @@ from transformers import AutoTokenizer
 
 import checkpoints
 from colbert_integrations import ColBERT
-from colbert_integrations.errors import CheckpointError, InputError, MissingWeightsError
+from colbert_integrations.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    InputError,
+    MissingWeightsError,
+    UnsupportedCheckpointError,
+)
 
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "special_tokens_map.json", "tokenizer_config.json"]
 
@@ -66,6 +72,18 @@ ST, BERT = "config_sentence_transformers.json", "sentence_bert_config.json"
         ("pylate", ST, {"prompts": ["ask: "]}, r"prompts is \['ask: '\], and has to be an object"),
         ("pylate", ST, {"prompts": {"query": 5}}, r"prompts\.query is 5, and has to be a string"),
         ("pylate", BERT, {"do_lower_case": "false"}, "do_lower_case is 'false', and has to be true or false"),
+        ("pylate", BERT, {"model_args": 5}, "model_args is 5, and has to be an object"),
+        ("pylate", BERT, {"processing_kwargs": [1]}, r"processing_kwargs is \[1\], and has to be an object"),
+        ("pylate", BERT, {"modality_config": "x"}, "modality_config is 'x', and has to be an object"),
+        ("pylate", ST, {"query_length": 1e300}, "query_length is 1e\\+300, and has to be a whole number"),
+        ("native", ST, {"matryoshka_dims": 5}, "matryoshka_dims is 5, and has to be a list"),
+        ("native", ST, {"matryoshka_dims": ["a"]}, "matryoshka_dims is 'a', and has to be a whole number"),
+        (
+            "native_fixed",
+            BERT,
+            {"query_expansion": {"strategy": "fixed", "length": 16, "token": []}},
+            r"token is \[\], and has to be a string",
+        ),
         ("pylate", "1_Dense/config.json", {"in_features": "many"}, "in_features is 'many', and has to be a whole num"),
         ("pylate", "config.json", {"architectures": 5}, "architectures is 5, and has to be a list"),
         ("stanford", "artifact.metadata", {"doc_maxlen": 40.5}, "doc_maxlen is 40.5, and has to be a whole number"),
@@ -78,8 +96,70 @@ ST, BERT = "config_sentence_transformers.json", "sentence_bert_config.json"
 def test_a_value_of_another_kind_is_refused(layout: str, file: str, changed: Any, said: str, tmp_path: Path) -> None:
     path = checkpoints.build(layout, tmp_path) / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
-    with pytest.raises(CheckpointError, match=f"{file}.*{said}|MultiVectorMask: {said}"):
+    with pytest.raises(CheckpointError, match=f"{file}.*{said}|MultiVectorMask: {said}|^matryoshka.*{said}|^{said}"):
         ColBERT(tmp_path / layout, device="cpu")
+
+
+@pytest.mark.parametrize("activation", ["torch.nn.modules.activation.PReLU", "torch.nn.LazyBatchNorm1d"])
+def test_an_activation_with_weights_of_its_own_is_refused(activation: str, tmp_path: Path) -> None:
+    path = checkpoints.build("pylate", tmp_path) / "1_Dense/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "activation_function": activation}))
+    with pytest.raises(UnsupportedCheckpointError, match="has weights of its own"):
+        ColBERT(path.parent.parent, device="cpu")
+
+
+def test_an_activation_that_does_nothing_is_refused(tmp_path: Path) -> None:
+    path = checkpoints.build("pylate", tmp_path) / "1_Dense/config.json"
+    activation = "torch.nn.modules.module.Module"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "activation_function": activation}))
+    with pytest.raises(UnsupportedCheckpointError, match="unknown activation"):
+        ColBERT(path.parent.parent, device="cpu")
+
+
+def test_a_head_of_another_backbone_is_refused(tmp_path: Path) -> None:
+    folder = checkpoints.build("pylate", tmp_path)
+    path, weights = folder / "1_Dense/config.json", folder / "1_Dense/model.safetensors"
+    tensors = {name: tensor[:, :24].contiguous() for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    path.write_text(json.dumps({**json.loads(path.read_text()), "in_features": 24}))
+    with pytest.raises(CheckpointError, match="takes 24 numbers of each token, and its backbone gives 32"):
+        ColBERT(folder, device="cpu")
+
+
+def test_tokens_of_other_types_are_refused_where_their_library_hands_them_on(tmp_path: Path) -> None:
+    for layout, refused in (("pylate", True), ("stanford", False)):
+        folder = checkpoints.build(layout, tmp_path)
+        path = folder / "tokenizer.json"
+        tokenizer = json.loads(path.read_text())
+        for part in tokenizer["post_processor"]["single"]:
+            next(iter(part.values()))["type_id"] = 1
+        path.write_text(json.dumps(tokenizer))
+        settings = folder / "tokenizer_config.json"
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_input_names": inputs}))
+        if refused:
+            with pytest.raises(UnsupportedCheckpointError, match="other types than 0"):
+                ColBERT(folder, device="cpu")
+        else:
+            ColBERT(folder, device="cpu").encode_query("a fox")
+
+
+def test_links_that_lead_nowhere_do_not_make_a_checkpoint_unusable(tmp_path: Path) -> None:
+    folder = checkpoints.build("stanford", tmp_path)
+    before = ColBERT(folder, device="cpu").fingerprint
+    (folder / "extra").mkdir()
+    (folder / "extra" / "old.safetensors").symlink_to("gone")
+    (folder / "folder.safetensors").mkdir()
+    assert ColBERT(folder, device="cpu").fingerprint == before
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("gone")
+    with pytest.raises(CheckpointError):
+        ColBERT(folder, device="cpu")
+
+
+def test_a_name_that_is_too_long_is_no_folder() -> None:
+    with pytest.raises(CheckpointNotFoundError, match="no folder 'aaa"):
+        ColBERT("a" * 300, device="cpu")
 
 
 @pytest.mark.parametrize("content", ["{}", '{"0": {}}', '["Transformer"]', '"Transformer"'])

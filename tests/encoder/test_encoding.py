@@ -351,6 +351,16 @@ def test_unknown_skiplist_words_do_not_delete_unknown_tokens(checkpoint: Build) 
     assert len(model.spec.skiplist_ids) == 1
 
 
+@pytest.mark.parametrize("layout", ["stanford", "stanford_xlmr"])
+def test_words_that_are_passed_are_skipped_and_not_what_they_begin_with(layout: str, checkpoint: Build) -> None:
+    words, text = ["planes", "日本", "lazy dog"], "日本 שלום a lazy plane flies"  # none is a token
+    model = load(checkpoint(layout), skiplist_words=words)
+    assert not set(words) & set(model._ready().tokenizer._vocabulary)
+    assert model.spec.skiplist_ids == ()
+    every = load(checkpoint(layout), skiplist_words=[])
+    assert model.encode_document(text).lengths == every.encode_document(text).lengths
+
+
 def test_marker_less_tokenizers_are_noted(loaded) -> None:
     assert any("markers follow its first token" in note for note in loaded("pylate_nobos").spec.notes)
 

@@ -457,6 +457,9 @@ def test_a_bar_shows_how_many_have_moved(
         other.copy_from(store, batch_tokens=6)
         assert capsys.readouterr().err == ""
         other.copy_from(store, batch_tokens=6, show_progress=True)
+        for impossible in ("9", 0, None):
+            with pytest.raises(InputError, match="batch_tokens must be a whole number from 1"):
+                other.copy_from(store, batch_tokens=impossible)
         assert "7/7" in capsys.readouterr().err
 
 

@@ -507,6 +507,27 @@ def test_points_of_somebody_else_are_an_error(server: QdrantServer) -> None:
             list(store.iter_documents())
 
 
+@pytest.mark.parametrize("other", [{"metadata": 5}, {"metadata": [1]}, {"exact": "5"}, {"text": 5}], ids=str)
+def test_payloads_of_another_form_are_our_error(server: QdrantServer, other: dict[str, Any]) -> None:
+    with QdrantStore(server.url) as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        (point,), _ = store.client.scroll("colbert", with_vectors=True)
+        spoilt = models.PointStruct(id=point.id, vector=point.vector, payload={**point.payload, **other})
+        store.client.upsert("colbert", [spoilt])
+        for call in (lambda: store.search(QUERIES), lambda: list(store.iter_documents())):
+            with pytest.raises(StoreError, match="'a' can't be read"):
+                call()
+
+
+def test_fewer_answers_than_queries_are_our_error(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with QdrantStore(server.url) as store:
+        fill(store, {"a": torch.ones(1, DIM)})
+        answers = store.client.query_batch_points
+        monkeypatch.setattr(store.client, "query_batch_points", lambda **asked: answers(**asked)[:-1])
+        with pytest.raises(StoreServerError, match="3 queries got 2 answers"):
+            store.search(QUERIES[:3])
+
+
 def test_metadata_that_somebody_spoilt_is_our_error(server: QdrantServer) -> None:
     with QdrantStore(server.url) as store:
         fill(store, {"a": torch.ones(1, DIM)})
@@ -556,9 +577,9 @@ def test_a_payload_index_of_another_kind_is_refused_with_the_way_out(server: Qdr
     with QdrantStore(server.url) as store:
         fill(store, {"a": torch.ones(1, DIM)}, [{"year": 2003.5}])
         store.client.create_payload_index("colbert", 'metadata."year"', "integer")
-    with QdrantStore(server.url, payload_indexes={"year": "number"}) as store:
-        with pytest.raises(StoreError, match="index of metadata.* as integer, and payload_indexes asks for float"):
-            store.ids({"year": {"$gt": 2000}})
+    said = "index of metadata.* as integer, and payload_indexes asks for float"
+    with QdrantStore(server.url, payload_indexes={"year": "number"}) as store, pytest.raises(StoreError, match=said):
+        store.ids({"year": {"$gt": 2000}})
 
 
 def test_a_key_that_may_only_read_does_without_the_indexes_that_it_can_not_make(server: QdrantServer) -> None:
