@@ -1,13 +1,16 @@
-"""Numbers, texts and keys that arguments may be, for all rooms; without torch. Each check raises ``InputError``."""
+"""Numbers, texts, lists and keys that arguments may be, for all rooms; without torch. Each check raises ``InputError``."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Real
+from typing import TypeVar
 
 from .errors import InputError
 
 __all__ = [
+    "as_list",
     "check_pool_factor",
     "check_sendable",
     "check_text",
@@ -15,6 +18,16 @@ __all__ = [
     "check_timeout",
     "check_whole_number",
 ]
+
+
+T = TypeVar("T")
+
+
+def as_list(name: str, given: Iterable[T]) -> list[T]:
+    """The items of anything that has an order, as a list; a text is no list of its characters."""
+    if isinstance(given, (str, bytes, set, frozenset)) or not isinstance(given, Iterable):
+        raise InputError(f"{name} must be a list, not {type(given).__name__}")
+    return list(given)
 
 
 def check_whole_number(name: str, value: object, least: int = 1, otherwise: str = "") -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 
-from .checks import check_pool_factor, check_threshold, check_whole_number
+from .checks import as_list, check_pool_factor, check_threshold, check_whole_number
 from .embeddings import TokenEmbeddings
 from .errors import AddError, InputError, StoreError
 from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument, check_ids, parse_filter
@@ -355,7 +355,7 @@ class ColBERTIndex:
             StoreError: If the store can't be used.
             MissingExtraError: If the checkpoint merges vectors and scipy is not installed.
         """
-        documents, ids = _as_list(documents, "documents"), _as_list(ids, "ids")
+        documents, ids = as_list("documents", documents), as_list("ids", ids)
         if len(ids) != len(documents):
             raise InputError(f"{len(documents)} documents but {len(ids)} ids")
         named = check_ids(name for name in ids if name is not None and name != "")
@@ -588,12 +588,6 @@ def _queries(query: object) -> list[Any]:
     if isinstance(query, (bytes, Mapping)) or not isinstance(query, Iterable):
         raise InputError(f"query must be a string or a list of strings, not {type(query).__name__}")
     return list(query)
-
-
-def _as_list(given: Iterable[T], name: str) -> list[T]:
-    if isinstance(given, (str, bytes, set, frozenset)) or not isinstance(given, Iterable):
-        raise InputError(f"{name} must be a list, not {type(given).__name__}")
-    return list(given)
 
 
 # ------------------------------------------------------------------------------------------------------------ adding

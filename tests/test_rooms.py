@@ -85,7 +85,7 @@ ROOMS = {
     | {".progress", ".ranking", ".settings", ".worker"},
     "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},
     "adapter": {".colbert_index", ".errors", ".model", ".ranking", ".settings", "pydantic", "typing_extensions"},
-    "langchain": {".adapter", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
+    "langchain": {".adapter", ".checks", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
     | {"langchain_core", "pydantic", "typing_extensions"},
     "llama_index": {".adapter", ".checks", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
     | {"llama_index.core", "pydantic", "typing_extensions"},

@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from ..errors import FilterError
+from .metadata import without_numpy
 
 __all__ = ["Condition", "is_number", "is_yes", "matches", "parse_filter", "places"]
 
@@ -171,15 +170,14 @@ def _operand(key: str, name: object, operand: object) -> Any:
         if isinstance(operand, (str, Mapping)) or not isinstance(operand, (Sequence, set, frozenset)):
             raise FilterError(f"{name} for {key!r} takes a list, not {operand!r}")
         return tuple(_scalar(key, value) for value in operand)
-    scalar = _scalar(key, operand)
-    if name in _RANGES and (not is_number(scalar) or scalar != scalar):
+    operand = without_numpy(operand)
+    if name in _RANGES and (not is_number(operand) or operand != operand):
         raise FilterError(f"{name} for {key!r} takes a number, not {operand!r}")
-    return scalar
+    return _scalar(key, operand)
 
 
 def _scalar(key: str, value: object) -> Scalar:
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = without_numpy(value)
     if value is None or isinstance(value, (str, bool)):
         return value
     # Plain numbers, not those of an enum, which are written in other words.

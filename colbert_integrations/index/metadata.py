@@ -10,20 +10,25 @@ import numpy as np
 
 from ..errors import InputError
 
-__all__ = ["clone", "json_copy"]
+__all__ = ["clone", "json_copy", "without_numpy"]
 
 # What every store takes: by gRPC, Qdrant's messages may be 100 deep, and a level is three of them.
 _MOST_LEVELS = 32
 
 
-def _plain(value: object) -> Any:
-    """A number or a string of NumPy's, as tables hold them, in Python's own type."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+def without_numpy(value: object) -> Any:
+    """A number or a string of NumPy's, as tables hold them, in Python's own type; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
-_ENCODER = json.JSONEncoder(allow_nan=False, default=_plain)
+def _encodable(value: object) -> Any:
+    plain = without_numpy(value)
+    if plain is value:
+        raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+    return plain
+
+
+_ENCODER = json.JSONEncoder(allow_nan=False, default=_encodable)
 
 
 def json_copy(metadata: Mapping[str, Any] | None, name: str) -> dict[str, Any]:

@@ -259,11 +259,9 @@ def read_index(folder: Path, *, verify: bool, show_progress: bool | None) -> Sav
                 continue
             if isinstance(error, RuntimeError):  # torch's, where no memory is left to map a file into
                 raise StoreError(f"can't read the index in {folder}: {error}") from error
-            if isinstance(error, _UNLIKE_OURS):
-                raise DamagedIndexError(
-                    f"{folder} is damaged: its files are not as they are written: {error!r}"
-                ) from error
-            raise DamagedIndexError(str(error)) from error
+            unlike = isinstance(error, _UNLIKE_OURS)
+            said = f"{folder} is damaged: its files are not as they are written: {error!r}" if unlike else str(error)
+            raise DamagedIndexError(said) from error
 
 
 def _read(folder: Path, manifest: Mapping[str, Any], verify: bool, show_progress: bool | None) -> Saved:

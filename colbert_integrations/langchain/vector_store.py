@@ -413,7 +413,7 @@ class ColBERTVectorStore(VectorStore):
         normalize_scores: bool = False,
         **others: Any,
     ) -> list[Scored]:
-        _check_none_left(others)
+        _check_no_others(others)
         hits = self.index.search(
             check_query(query),
             k,
@@ -434,7 +434,7 @@ class ColBERTVectorStore(VectorStore):
         normalize_scores: bool = False,
         **others: Any,
     ) -> list[Scored]:
-        _check_none_left(others)
+        _check_no_others(others)
         hits = await self.index.asearch(
             check_query(query),
             k,
@@ -460,7 +460,7 @@ def _check_no_embedding(embedding: object) -> None:
         )
 
 
-def _check_none_left(others: Mapping[str, Any]) -> None:
+def _check_no_others(others: Mapping[str, Any]) -> None:
     if "score_threshold" in others:
         raise InputError("score_threshold is for search_type='similarity_score_threshold' of as_retriever")
     if others:

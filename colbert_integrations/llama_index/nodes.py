@@ -28,7 +28,6 @@ KEY = "_llama_index"
 REF_DOC_ID = f"{KEY}.ref_doc_id"
 """Where filters find the document that a node comes from."""
 
-
 RETRIEVAL_SCORE = "retrieval_score"
 """The metadata key under which a reranker keeps the score that a node came with."""
 
@@ -44,18 +43,18 @@ def node_text(node: BaseNode, mode: MetadataMode) -> str:
         Metadata and content by the templates of the node; may be empty. An explanation or a score of ours, which an
         earlier stage put there, does not belong to it.
     """
-    ours = {key for key in (EXPLANATION, RETRIEVAL_SCORE) if _is_ours(node, key)}
-    if ours:
+    ours = {EXPLANATION} if is_explanation(node.metadata.get(EXPLANATION)) else set[str]()
+    if _is_hidden(node, RETRIEVAL_SCORE):
+        ours.add(RETRIEVAL_SCORE)
+    if ours & node.metadata.keys():
         rest = {key: value for key, value in node.metadata.items() if key not in ours}
         node = node.model_copy(update={"metadata": rest})
     return node.get_content(metadata_mode=mode)
 
 
-def _is_ours(node: BaseNode, key: str) -> bool:
-    """Whether what a node has under a key was put there by an adapter, out of sight."""
-    if key == EXPLANATION:
-        return is_explanation(node.metadata.get(key))
-    return key in node.metadata and key in node.excluded_embed_metadata_keys and key in node.excluded_llm_metadata_keys
+def _is_hidden(node: BaseNode, key: str) -> bool:
+    """Whether neither an LLM nor an embedding sees a key, as those that ``with_hidden`` adds."""
+    return key in node.excluded_embed_metadata_keys and key in node.excluded_llm_metadata_keys
 
 
 def with_hidden(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -337,6 +336,7 @@ class ColBERTRetriever(BaseRetriever):
             return index.add(*adding.rows, reencode=reencode, show_progress=self._show_progress)
 
     def _prepared(self, nodes: Sequence[BaseNode]) -> tuple[ColBERTIndex, _Adding]:
+        """The index, and what is to be added to it."""
         adding = _Adding()
         for node in _nodes(nodes):
             try:
@@ -458,13 +458,11 @@ class ColBERTRetriever(BaseRetriever):
     def _merged(self, found: Sequence[Sequence[Hit]]) -> list[NodeWithScore]:
         """The best of what several queries found; what is best for one of them is in that one's list."""
         # Among equal scores the place in the list counts: normalised ones that are cut off at 0 keep their order.
-        best: dict[str, tuple[float, int, Hit]] = {}
-        for place, hit in chain.from_iterable(map(enumerate, found)):
-            entry = (-hit.score, place, hit)
-            if hit.id not in best or entry[:2] < best[hit.id][:2]:
-                best[hit.id] = entry
-        entries = sorted(best.values(), key=lambda entry: (*entry[:2], entry[2].id))[: self.similarity_top_k]
-        return [NodeWithScore(node=_node(hit), score=hit.score) for _, _, hit in entries]
+        entries = [(-hit.score, place, hit.id, hit) for hits in found for place, hit in enumerate(hits)]
+        best: dict[str, Hit] = {}
+        for *_, name, hit in sorted(entries, key=lambda entry: entry[:3]):
+            best.setdefault(name, hit)
+        return [NodeWithScore(node=_node(hit), score=hit.score) for hit in [*best.values()][: self.similarity_top_k]]
 
     def _is_new(self) -> bool:
         """Whether nothing was ever added, so that there is no need to load anything."""

@@ -221,6 +221,9 @@ async def test_ids_are_those_given_or_the_documents_own(store: ColBERTVectorStor
     assert store.add_documents(given, ids=["a", "b"]) == await store.aadd_documents(given, ids=["a", "b"]) == ["a", "b"]
     assert store.add_documents(given, ids=[None, "c"]) == await store.aadd_documents(given, ids=[None, "c"])
     assert store.add_documents(given, ids=[None, "c"]) == ["own", "c"]
+    assert store.add_documents(given, ids=(name for name in "ab")) == ["a", "b"]
+    with pytest.raises(InputError, match="ids must be a list, not str"):
+        store.add_documents(given, ids="ab")
     with pytest.raises(InputError, match="2 documents but 1 ids"):
         store.add_documents(given, ids=["a"])
 

@@ -189,6 +189,7 @@ def test_numbers_become_plain_ones(operator: str, value: Any, plain: float) -> N
         ({"year": {"$gt": "2020"}}, "takes a number"),
         ({"year": {"$gt": True}}, "takes a number"),
         ({"year": {"$gt": np.True_}}, "takes a number"),
+        ({"year": {"$gt": [2020]}}, "takes a number"),
         ({"year": {"$gt": math.nan}}, "takes a number"),
         ({"year": np.datetime64("2020-01-01")}, "compared with a string"),
         ({"year": [2020]}, "compared with a string"),
