@@ -1,4 +1,4 @@
-"""Numbers, texts, lists and keys that arguments may be, for all rooms; without torch. Each check raises ``InputError``."""
+"""Numbers, texts, lists and keys that arguments may be, for all rooms; without torch. Checks raise ``InputError``."""
 
 from __future__ import annotations
 
