@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 from langchain_core.documents import Document
 from langchain_core.embeddings import FakeEmbeddings
-from llama_index.core.vector_stores import FilterCondition, MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 from pydantic import ValidationError
 from qdrant_client import QdrantClient
 from safetensors.torch import load_file, save_file
@@ -412,9 +412,9 @@ def a_list_of_filters(bench):
 
 
 @raises(errors.FilterError)
-def filters_joined_by_or(bench):
-    either = [MetadataFilter(key="year", value=year) for year in (1, 2)]
-    NodeRetriever(model=bench.model, filters=MetadataFilters(filters=either, condition=FilterCondition.OR))
+def a_part_of_a_text(bench):
+    part = MetadataFilter(key="title", value="plane", operator=FilterOperator.TEXT_MATCH)
+    NodeRetriever(model=bench.model, filters=MetadataFilters(filters=[part]))
 
 
 # --------------------------------------------------------------------------------------------------------------- stores

@@ -10,13 +10,15 @@ the language of filters, ``metadata.py`` and ``checks.py`` say what is refused.
 from __future__ import annotations
 
 from .checks import check_ids
-from .filters import Condition, is_number, is_yes, matches, parse_filter, places
+from .filters import AnyOf, Condition, Conditions, is_number, is_yes, matches, parse_filter, places
 from .memory import MemoryStore
 from .metadata import json_copy
 from .store import Filter, Hit, Search, Store, StoredDocument
 
 __all__ = [
+    "AnyOf",
     "Condition",
+    "Conditions",
     "Filter",
     "Hit",
     "MemoryStore",

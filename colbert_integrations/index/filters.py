@@ -8,9 +8,14 @@
     {"draft": {"$ne": True}}              not equal, or not there
     {"language": {"$nin": ["en", "de"]}}  none of, or not there
     {"author.name": "Ada"}                a dot looks into a nested mapping, or is a part of the name
+    {"$or": [{...}, {...}]}               one of these filters; $and: each of them
+    {"$not": {...}}                       not this filter
 
 All conditions must hold. A key that is not there meets none but ``$ne`` and ``$nin``. ``True`` is not ``1``; ``1`` is
 ``1.0``. Where metadata has a key with dots both ways, what it finds counts together, as the elements of a list do.
+
+A filter that was read is free of ``$not``: De Morgan's laws carry it to the conditions, so that a store has to know the
+negation of a condition alone.
 """
 
 from __future__ import annotations
@@ -18,14 +23,14 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeAlias
 
 from ..errors import FilterError
 from .metadata import without_numpy
 
-__all__ = ["Condition", "is_number", "is_yes", "matches", "parse_filter", "places"]
+__all__ = ["AnyOf", "Condition", "Conditions", "is_number", "is_yes", "matches", "parse_filter", "places"]
 
 _RANGES: dict[str, Callable[[Any, Any], bool]] = {
     "$gt": operator.gt,
@@ -34,8 +39,10 @@ _RANGES: dict[str, Callable[[Any, Any], bool]] = {
     "$lte": operator.le,
 }
 _LISTS = ("$in", "$nin")
-_NEGATIONS = ("$ne", "$nin")
+_NEGATIONS = {"$ne": "$eq", "$nin": "$in"}
 OPERATORS = ("$eq", "$ne", *_LISTS, *_RANGES)
+
+_DEEPEST = 32  # filters within filters; what is walked through by recursion must not reach the interpreter's limit
 
 # Under it lies what a LlamaIndex node has beside its metadata. A key below it is never a name with a dot: a node's own
 # metadata could pass for it, and collections have an index of the nested place alone.
@@ -50,18 +57,15 @@ class Condition:
 
     Attributes:
         key: Where in the metadata; ``places`` says what its dots mean.
-        operator: One of ``$eq``, ``$ne``, ``$in``, ``$nin``, ``$gt``, ``$gte``, ``$lt``, ``$lte``.
-        value: What to compare with: a scalar, a tuple of scalars for ``$in`` and ``$nin``, a number for the ranges.
+        operator: One of ``$eq``, ``$in``, ``$gt``, ``$gte``, ``$lt``, ``$lte``.
+        value: What to compare with: a scalar, a tuple of scalars for ``$in``, a number for the ranges.
+        negated: Whether no value that the key finds may be so, instead of one of them.
     """
 
     key: str
     operator: str
     value: Any
-
-    @property
-    def negated(self) -> bool:
-        """Whether no value may be one of the wanted ones."""
-        return self.operator in _NEGATIONS
+    negated: bool = False
 
     @property
     def wanted(self) -> tuple[Scalar, ...]:
@@ -69,7 +73,22 @@ class Condition:
         return self.value if self.operator in _LISTS else (self.value,)
 
 
-def parse_filter(filter: Mapping[str, Any]) -> tuple[Condition, ...]:
+@dataclass(frozen=True)
+class AnyOf:
+    """Several filters, one of which must hold.
+
+    Attributes:
+        filters: Each as ``parse_filter`` gives it. Nothing meets none at all.
+    """
+
+    filters: tuple[Conditions, ...]
+
+
+Conditions: TypeAlias = "tuple[Condition | AnyOf, ...]"
+"""A filter that was read: all of these must hold."""
+
+
+def parse_filter(filter: Mapping[str, Any]) -> Conditions:
     """Read a filter.
 
     Args:
@@ -79,15 +98,14 @@ def parse_filter(filter: Mapping[str, Any]) -> tuple[Condition, ...]:
         The conditions, all of which must hold.
 
     Raises:
-        FilterError: If it is no mapping, or uses a key, operator or value that filters do not support.
+        FilterError: If it is no mapping, uses a key, operator or value that filters do not support, or holds filters
+            more than 32 deep.
 
     Example:
         >>> parse_filter({"year": {"$gte": 2020}})
-        (Condition(key='year', operator='$gte', value=2020),)
+        (Condition(key='year', operator='$gte', value=2020, negated=False),)
     """
-    if not isinstance(filter, Mapping):
-        raise FilterError(f"a filter must be a mapping such as {{'year': 2020}}, or a function, not {filter!r}")
-    return tuple(condition for key, value in filter.items() for condition in _conditions(key, value))
+    return _parsed(filter, 0)
 
 
 @lru_cache  # the same for each document
@@ -134,7 +152,7 @@ def is_yes(answer: object) -> bool:
     return bool(answer)
 
 
-def matches(metadata: Mapping[str, Any], conditions: Sequence[Condition]) -> bool:
+def matches(metadata: Mapping[str, Any], conditions: Conditions) -> bool:
     """Whether metadata meets all conditions.
 
     Args:
@@ -148,19 +166,66 @@ def matches(metadata: Mapping[str, Any], conditions: Sequence[Condition]) -> boo
         >>> matches({"tags": ["a", "b"]}, parse_filter({"tags": "b"}))
         True
     """
-    return all(_holds(_values(metadata, condition.key), condition) for condition in conditions)
+    return all(
+        any(matches(metadata, filter) for filter in part.filters)
+        if isinstance(part, AnyOf)
+        else _holds(_values(metadata, part.key), part) != part.negated
+        for part in conditions
+    )
 
 
-def _conditions(key: object, value: object) -> list[Condition]:
+def _parsed(filter: object, depth: int) -> Conditions:
+    if not isinstance(filter, Mapping):
+        raise FilterError(f"a filter must be a mapping such as {{'year': 2020}}, or a function, not {filter!r}")
+    if depth > _DEEPEST:
+        raise FilterError(f"a filter may hold filters {_DEEPEST} deep, not deeper")
+    return tuple(part for key, value in filter.items() for part in _parts(key, value, depth + 1))
+
+
+def _parts(key: object, value: object, depth: int) -> Conditions:
+    """What one entry of a filter asks."""
+    if key == "$and":
+        return tuple(part for filter in _several(key, value) for part in _parsed(filter, depth))
+    if key == "$or":
+        return (AnyOf(tuple(_parsed(filter, depth) for filter in _several(key, value))),)
+    if key == "$not":
+        return _negated(_parsed(value, depth))
     if not isinstance(key, str) or key.startswith("$"):
         raise FilterError(
-            f"{key!r} is not a metadata key: a filter is {{key: condition, ...}}, and all its conditions must hold"
+            f"{key!r} is not a metadata key: a filter is {{key: condition, ...}}, or joins others by $and, $or and $not"
         )
+    return _conditions(key, value)
+
+
+def _several(key: str, value: object) -> Sequence[object]:
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or not value:
+        raise FilterError(f"{key} takes a list of at least one filter, such as [{{'year': 2020}}], not {value!r}")
+    return value
+
+
+def _negated(conditions: Conditions) -> Conditions:
+    """What holds where one of the conditions does not."""
+    opposites = tuple(_opposite(part) for part in conditions)
+    return opposites[0] if len(opposites) == 1 else (AnyOf(opposites),)
+
+
+def _opposite(part: Condition | AnyOf) -> Conditions:
+    if isinstance(part, AnyOf):
+        return tuple(opposite for filter in part.filters for opposite in _negated(filter))
+    return (replace(part, negated=not part.negated),)
+
+
+def _conditions(key: str, value: object) -> Conditions:
     if not isinstance(value, Mapping):
-        return [Condition(key, "$eq", _scalar(key, value))]
+        return (Condition(key, "$eq", _scalar(key, value)),)
     if not value:
         raise FilterError(f"{key!r} has no condition: name one of {', '.join(OPERATORS)}")
-    return [Condition(key, name, _operand(key, name, operand)) for name, operand in value.items()]
+    return tuple(_condition(key, name, operand) for name, operand in value.items())
+
+
+def _condition(key: str, name: Any, operand: object) -> Condition:
+    operand = _operand(key, name, operand)
+    return Condition(key, _NEGATIONS.get(name, name), operand, negated=name in _NEGATIONS)
 
 
 def _operand(key: str, name: object, operand: object) -> Any:
@@ -202,10 +267,10 @@ def _values(metadata: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _holds(values: Sequence[Any], condition: Condition) -> bool:
+    """Whether one of the values is as a condition asks, before it is negated."""
     if (compare := _RANGES.get(condition.operator)) is not None:
         return any(is_number(value) and compare(value, condition.value) for value in values)
-    met = any(_equal(value, wanted) for value in values for wanted in condition.wanted)
-    return met != condition.negated
+    return any(_equal(value, wanted) for value in values for wanted in condition.wanted)
 
 
 def _equal(value: Any, wanted: Scalar) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llama_index.core.schema import BaseNode
@@ -24,14 +24,15 @@ _OPERATORS = {
     FilterOperator.CONTAINS: "$eq",  # of a list: equal to one of it
     FilterOperator.NE: "$ne",
     FilterOperator.IN: "$in",
+    FilterOperator.ANY: "$in",
     FilterOperator.NIN: "$nin",
+    FilterOperator.ALL: "$eq",  # of a list: equal to one of it, for each value
     FilterOperator.GT: "$gt",
     FilterOperator.GTE: "$gte",
     FilterOperator.LT: "$lt",
     FilterOperator.LTE: "$lte",
 }
-_LISTS = {"$in", "$nin"}
-_NEGATIONS = {"$ne", "$nin"}
+_LISTS = {FilterOperator.IN, FilterOperator.ANY, FilterOperator.NIN, FilterOperator.ALL}
 _RANGES = {"$gt", "$gte", "$lt", "$lte"}
 _INSTEAD = "pass a function of a node as filters instead, such as lambda node: node.metadata.get('year') == 2020"
 
@@ -55,65 +56,53 @@ def store_filter(filters: NodeFilter | None, doc_ids: Sequence[str] | None) -> F
     if given is not None and not isinstance(given, Mapping):
         raise FilterError(f"filters must be MetadataFilters, a mapping or a function, not {type(given).__name__}")
     restriction = {} if doc_ids is None else {REF_DOC_ID: {"$in": list(doc_ids)}}
-    return {**(given or {}), **restriction} or None
+    return _joined([part for part in (given, restriction) if part]) or None
 
 
-def translate(filters: MetadataFilters) -> dict[str, dict[str, Any]]:
-    """The framework's filters as conditions, all of which must hold.
+def translate(filters: MetadataFilters) -> dict[str, Any]:
+    """The framework's filters in the language of ours.
 
-    Where metadata holds a list, ``EQ``, ``IN`` and ranges ask for one of it, ``NE`` and ``NIN`` for none; a dot in a
-    key looks into a nested mapping, or is a part of the name; ``True`` is not ``1``. All that ``NE`` and ``NIN`` say of
-    one key becomes one list.
+    Where metadata holds a list, ``EQ``, ``IN``, ``ANY`` and ranges ask for one of it, ``ALL`` for each of its values,
+    ``NE`` and ``NIN`` for none; a dot in a key looks into a nested mapping, or is a part of the name; ``True`` is not
+    ``1``. ``NOT`` lets pass what meets none of its filters.
 
     Args:
-        filters: Filters joined by AND, nested or not.
+        filters: Filters joined by AND, OR or NOT, nested or not. No filters at all let everything pass.
 
     Returns:
-        Conditions by key and operator.
+        A filter that every store understands.
 
     Raises:
         FilterError: If they ask for something that can't be said.
     """
-    found: dict[str, dict[str, Any]] = {}
-    excluded: dict[str, list[Any]] = {}
-    for key, name, value in _conditions(filters):
-        conditions = found.setdefault(key, {})
-        if name in _NEGATIONS:
-            excluded.setdefault(key, []).extend(value if name in _LISTS else [value])
-        elif conditions.setdefault(name, value) != value:
-            raise FilterError(f"two filters ask {name} of {key!r}, {conditions[name]!r} and {value!r}: {_INSTEAD}")
-    for key, values in excluded.items():
-        found[key] |= {"$ne": values[0]} if len(values) == 1 else {"$nin": values}
-    return found
+    parts = [translate(item) if isinstance(item, MetadataFilters) else _condition(item) for item in filters.filters]
+    if not parts or filters.condition in (None, FilterCondition.AND):
+        return _joined(parts)
+    return {"$or": parts} if filters.condition is FilterCondition.OR else {"$not": {"$or": parts}}
 
 
-def _is_single_or(filters: MetadataFilters) -> bool:
-    return filters.condition is FilterCondition.OR and len(filters.filters) == 1
+def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What holds where all filters do."""
+    return dict(parts[0]) if len(parts) == 1 else {"$and": list(parts)} if parts else {}
 
 
-def _conditions(filters: MetadataFilters) -> Iterator[tuple[str, str, Any]]:
-    """The key, operator and value of each filter, nested ones too."""
-    if filters.condition not in (None, FilterCondition.AND) and not _is_single_or(filters):
-        raise FilterError(f"filters can't be joined by {filters.condition.name}, only by AND: {_INSTEAD}")
-    for item in filters.filters:
-        if isinstance(item, MetadataFilters):
-            yield from _conditions(item)
-        else:
-            yield item.key, *_condition(item)
-
-
-def _condition(item: MetadataFilter) -> tuple[str, Any]:
+def _condition(item: MetadataFilter) -> dict[str, Any]:
     name, asked = _OPERATORS.get(item.operator), f"{item.operator.name} of {item.key!r}"
     if name is None:
         known = ", ".join(operator.name for operator in _OPERATORS)
         raise FilterError(f"{asked} is not supported: use one of {known}, or {_INSTEAD}")
     if item.value is None:
         raise FilterError(f"{asked} compares with None: {_INSTEAD}")
-    if isinstance(item.value, list) != (name in _LISTS):
-        raise FilterError(f"{asked} takes {'a list' if name in _LISTS else 'no list'}, not {item.value!r}")
+    several = item.operator in _LISTS
+    if isinstance(item.value, list) != several:
+        raise FilterError(f"{asked} takes {'a list' if several else 'no list'}, not {item.value!r}")
     if name in _RANGES and isinstance(item.value, str):
         raise FilterError(f"{asked} takes a number, not {item.value!r}: {_INSTEAD}")
-    return name, item.value
+    if item.operator is not FilterOperator.ALL or not isinstance(item.value, list):
+        return {item.key: {name: item.value}}
+    if not item.value:
+        raise FilterError(f"{asked} takes at least one value")
+    return _joined([{item.key: {name: value}} for value in item.value])
 
 
 def _by_function(

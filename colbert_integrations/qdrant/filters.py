@@ -12,8 +12,19 @@ from typing import Any
 
 from qdrant_client import models
 
-from ..index import Condition, Filter, StoredDocument, is_number, is_yes, matches, parse_filter, places
-from .numbers import around, is_plain
+from ..index import (
+    AnyOf,
+    Condition,
+    Conditions,
+    Filter,
+    StoredDocument,
+    is_number,
+    is_yes,
+    matches,
+    parse_filter,
+    places,
+)
+from .numbers import BEYOND, around, is_plain
 
 __all__ = ["EXACT", "METADATA", "Wanted", "among", "field_paths", "wanted"]
 
@@ -22,6 +33,8 @@ METADATA = "metadata"
 
 EXACT = "exact"
 """Where it is once more as JSON text, if it has numbers that the engine would change."""
+
+_OPPOSITES = {"$gt": "$lte", "$gte": "$lt", "$lt": "$gte", "$lte": "$gt"}
 
 # What can't stand in a quoted part of a path.
 _UNQUOTABLE = frozenset('"\\')
@@ -64,12 +77,12 @@ def wanted(filter: Filter | None) -> Wanted:
     if callable(filter):
         return Wanted(told_all=False, test=lambda document: is_yes(filter(document)))
     conditions = parse_filter(filter)
-    told = [_condition(condition) for condition in conditions]
+    told, told_all = _told(conditions)
 
     def test(document: StoredDocument) -> bool:
         return matches(document.metadata, conditions)
 
-    return Wanted(tuple(part for parts in told for part in parts or ()), None not in told, test)
+    return Wanted(tuple(told), told_all, test)
 
 
 def among(points: Sequence[str]) -> models.Condition:
@@ -96,26 +109,54 @@ def field_paths(key: str) -> list[str] | None:
     return [".".join([METADATA, *(f'"{name}"' for name in place)]) for place in every]
 
 
+def _told(conditions: Conditions) -> tuple[list[models.Condition], bool]:
+    """What holds for all documents that meet the conditions, and whether that says nearly everything."""
+    every = [_any_of(part) if isinstance(part, AnyOf) else _condition(part) for part in conditions]
+    return [told for parts in every for told in parts or ()], None not in every
+
+
+def _any_of(part: AnyOf) -> list[models.Condition] | None:
+    """What holds for all documents that meet one of several filters; None: that can't be said."""
+    alternatives = [_told(filter) for filter in part.filters]
+    if not all(told_all for _, told_all in alternatives):
+        return None
+    if not all(told for told, _ in alternatives):
+        return []  # nearly every document meets the one of which nothing is told
+    return [_one_of([told[0] if len(told) == 1 else models.Filter(must=told) for told, _ in alternatives])]
+
+
 def _condition(condition: Condition) -> list[models.Condition] | None:
     """What holds for all documents that meet a condition; None: that can't be said."""
     paths = field_paths(condition.key)
     if paths is None:
         return None
+    if condition.operator in _OPPOSITES and condition.negated:
+        return [_none_in_range(paths, condition)]
     if condition.negated:
         none_of = [part for path in paths for value in condition.wanted for part in _surely_equal(path, value)]
         return [models.Filter(must_not=none_of)] if none_of else []
-    one_of = [part for path in paths for part in _alternatives(path, condition)]
-    if len(one_of) == 1:
-        return one_of
+    return [_one_of([part for path in paths for part in _alternatives(path, condition)])]
+
+
+def _one_of(alternatives: Sequence[models.Condition]) -> models.Condition:
+    if len(alternatives) == 1:
+        return alternatives[0]
     # No condition at all would hold for every document.
-    return [models.Filter(should=one_of) if one_of else among([])]
+    return models.Filter(should=list(alternatives)) if alternatives else among([])
+
+
+def _none_in_range(paths: Sequence[str], condition: Condition) -> models.Condition:
+    """What holds where no number is in a range: one is on the other side of its end, or there is none."""
+    outside = [_in_range(path, _OPPOSITES[condition.operator], condition.value) for path in paths]
+    numbers = [models.FieldCondition(key=path, range=models.Range(gte=-BEYOND)) for path in paths]
+    return models.Filter(should=[*outside, models.Filter(must_not=[*numbers])])
 
 
 def _alternatives(path: str, condition: Condition) -> list[models.Condition]:
     """Conditions on a path, one of which has to hold."""
     if condition.operator in ("$eq", "$in"):
         return [_equal(path, value) for value in condition.wanted]
-    return [models.FieldCondition(key=path, range=_range(condition.operator, condition.value))]
+    return [_in_range(path, condition.operator, condition.value)]
 
 
 def _equal(path: str, value: Any) -> models.Condition:
@@ -143,7 +184,7 @@ def _surely_equal(path: str, value: Any) -> list[models.Condition]:
     return [models.Filter(must=[equal, single])]
 
 
-def _range(operator: str, value: Any) -> models.Range:
+def _in_range(path: str, operator: str, value: Any) -> models.Condition:
     name = operator.removeprefix("$")
     below, above = (value, value) if is_plain(value) else around(value)
-    return models.Range(**{name: below if name.startswith("g") else above})
+    return models.FieldCondition(key=path, range=models.Range(**{name: below if name.startswith("g") else above}))

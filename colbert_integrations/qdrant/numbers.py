@@ -15,13 +15,16 @@ from typing import Any
 
 from ..index import is_number
 
-__all__ = ["around", "is_plain", "searchable"]
+__all__ = ["BEYOND", "around", "is_plain", "searchable"]
+
+BEYOND = 1e308
+"""Stands in for all that is further from zero than numbers that filters tell apart."""
 
 # 15 digits are below 2**53, and 10**22 is the largest power of ten that a float64 holds.
 _LARGEST, _DIGITS, _PLACES = 10**15, 15, 22
 # Those that stand in for others have fewer digits, so that they are read exactly, but not beyond that power of ten:
 # zeros at their end are not written as digits.
-_ROUND_DIGITS, _ROUND_LARGEST, _BEYOND = 12, Decimal(10) ** _PLACES, 1e308
+_ROUND_DIGITS, _ROUND_LARGEST = 12, Decimal(10) ** _PLACES
 
 
 def is_plain(number: float) -> bool:
@@ -66,7 +69,7 @@ def around(number: float) -> tuple[float, float]:
 def _rounded(exact: Decimal, mode: str) -> float:
     if abs(exact) > _ROUND_LARGEST:
         outwards = (exact > 0) == (mode == ROUND_CEILING)
-        size = _BEYOND if outwards else float(_ROUND_LARGEST)
+        size = BEYOND if outwards else float(_ROUND_LARGEST)
         return size if exact > 0 else -size
     rounded = Context(prec=_ROUND_DIGITS, rounding=mode).create_decimal(exact)
     if abs(rounded) < Decimal(10) ** (_ROUND_DIGITS - _PLACES):

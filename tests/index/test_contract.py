@@ -163,6 +163,38 @@ def test_a_key_with_a_dot_is_found_under_its_name_and_nested(
     assert found(store, QUERIES, 9, filter={"loc.page": condition}) == brute_force(some, QUERIES, 9)
 
 
+@pytest.mark.parametrize(
+    ("filter", "expected"),
+    [
+        ({"$or": [{"loc.page": 4}, {"loc.page": "x"}]}, "35"),
+        ({"$or": [{"loc.page": {"$gt": 3}}, {"page": 4}]}, "36"),
+        ({"$or": [{"loc.page": {"$lt": 1}}], "page": {"$ne": 4}}, "4"),
+        ({"$and": [{"loc.page": 3}, {"loc.page": 4}]}, "3"),
+        ({"$and": [{"loc.page": 3}, {"loc.page": 0.1 + 0.2}]}, "4"),
+        ({"$not": {"loc.page": 3}}, "056"),
+        ({"$not": {"loc.page": {"$gt": 3}}}, "012456"),
+        ({"$not": {"loc.page": {"$gte": 3}}}, "056"),
+        ({"$not": {"loc.page": {"$lt": 3}}}, "01235"),
+        ({"$not": {"loc.page": {"$lte": 0.3}}}, "012345"),
+        ({"$not": {"loc.page": {"$ne": 3}}}, "1234"),
+        ({"$not": {"$or": [{"loc.page": 3}, {"page": 4}]}}, "05"),
+        ({"$not": {"$and": [{"loc.page": 3}, {"loc.page": 4}]}}, "012456"),
+        ({"$not": {}}, ""),
+        ({"$or": [{}, {"page": 4}]}, "0123456"),
+    ],
+    ids=str,
+)
+def test_filters_are_joined_and_negated(
+    store: Store, documents: dict[str, torch.Tensor], filter: dict[str, Any], expected: str
+) -> None:
+    fill(store, documents, NOTES)
+    wanted = [f"d{number}" for number in expected]
+    assert store.ids(filter) == wanted
+    some = {name: documents[name] for name in wanted}
+    # Of no documents brute force makes no scores at all.
+    assert found(store, QUERIES, 9, filter=filter) == (brute_force(some, QUERIES, 9) if some else [[]] * len(QUERIES))
+
+
 def test_a_filter_may_be_a_function_of_the_document(store: Store, documents: dict[str, torch.Tensor]) -> None:
     fill(store, documents, [{"n": number} for number in range(7)])
     seen: list[StoredDocument] = []

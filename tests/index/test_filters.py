@@ -74,6 +74,37 @@ DOCUMENT = {
         ({"author.name.first": "Ada"}, False),
         ({"language.code": "en"}, False),
         ({"author": "Ada"}, False),
+        ({"$or": [{"year": 2019}, {"language": "en"}]}, True),
+        ({"$or": [{"year": 2019}, {"language": "de"}]}, False),
+        ({"$or": [{"year": 2020}]}, True),
+        ({"$or": [{"year": 2019}, {}]}, True),
+        ({"$or": [{"year": 2020, "language": "de"}, {"draft": True}]}, False),
+        ({"$or": ({"year": 2019}, {"tags": 3})}, True),
+        ({"language": "de", "$or": [{"year": 2020}]}, False),
+        ({"$and": [{"tags": "a"}, {"tags": "b"}]}, True),
+        ({"$and": [{"tags": "a"}, {"tags": "c"}]}, False),
+        ({"$and": [{}]}, True),
+        ({"$and": [{"$or": [{"year": 1}, {"year": 2020}]}, {"$or": [{"price": 1}, {"price": 2}]}]}, True),
+        ({"$and": [{"$or": [{"year": 1}, {"year": 2020}]}, {"$or": [{"price": 3}, {"price": 2}]}]}, False),
+        ({"$not": {}}, False),
+        ({"$not": {"year": 2020}}, False),
+        ({"$not": {"year": 2019}}, True),
+        ({"$not": {"missing": 1}}, True),
+        ({"$not": {"year": {"$ne": 2020}}}, True),
+        ({"$not": {"missing": {"$nin": [1]}}}, False),
+        ({"$not": {"year": 2020, "language": "de"}}, True),
+        ({"$not": {"year": 2020, "language": "en"}}, False),
+        ({"$not": {"missing": {"$gt": 1}}}, True),
+        ({"$not": {"language": {"$gt": 1}}}, True),
+        ({"$not": {"year": {"$gt": 2020}}}, True),
+        ({"$not": {"year": {"$gte": 2020}}}, False),
+        ({"$not": {"tags": {"$gt": 2}}}, False),
+        ({"$not": {"tags": {"$gt": 3}}}, True),
+        ({"$not": {"$or": [{"year": 1}, {"draft": True}]}}, True),
+        ({"$not": {"$or": [{"year": 1}, {"draft": False}]}}, False),
+        ({"$not": {"$and": [{"year": 2020}, {"draft": True}]}}, True),
+        ({"$not": {"$not": {"year": 2020}}}, True),
+        ({"$not": {"$not": {"missing": {"$lt": 1}}}}, False),
     ],
     ids=str,
 )
@@ -155,6 +186,68 @@ def test_a_node_of_llama_index_is_found_by_its_nested_data_alone() -> None:
     assert matches({"_llama": {"ref": 1}, "_llama.ref": 2}, parse_filter({"_llama.ref": 2}))
 
 
+LEAVES = st.dictionaries(
+    st.sampled_from("abc"),
+    st.integers(0, 2)
+    | st.dictionaries(st.sampled_from(["$eq", "$ne", "$gt", "$gte", "$lt", "$lte"]), st.integers(0, 2), min_size=1)
+    | st.dictionaries(st.sampled_from(["$in", "$nin"]), st.lists(st.integers(0, 2), max_size=2), min_size=1),
+    max_size=2,
+)
+FILTERS = st.recursive(
+    LEAVES,
+    lambda inner: st.builds(
+        lambda conditions, joined: {**conditions, **joined},
+        LEAVES,
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "$and": st.lists(inner, min_size=1, max_size=3),
+                "$or": st.lists(inner, min_size=1, max_size=3),
+                "$not": inner,
+            },
+        ),
+    ),
+    max_leaves=8,
+)
+
+
+def said(metadata: dict[str, Any], filter: dict[str, Any]) -> bool:
+    """What a filter says of metadata, by the words of the language as they are nested."""
+    return all(said_of_entry(metadata, key, value) for key, value in filter.items())
+
+
+def said_of_entry(metadata: dict[str, Any], key: str, value: Any) -> bool:
+    if key == "$not":
+        return not said(metadata, value)
+    if key in ("$and", "$or"):
+        return (all if key == "$and" else any)(said(metadata, filter) for filter in value)
+    # A single condition of one key is what the tests above hold by hand.
+    each = value.items() if isinstance(value, dict) else [("$eq", value)]
+    return all(matches(metadata, parse_filter({key: {name: operand}})) for name, operand in each)
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), st.integers(0, 2) | st.lists(st.integers(0, 2), max_size=2) | st.text()),
+    FILTERS,
+)
+def test_filters_in_filters_say_what_they_are_made_of(metadata: dict[str, Any], filter: dict[str, Any]) -> None:
+    assert matches(metadata, parse_filter(filter)) is said(metadata, filter)
+    assert matches(metadata, parse_filter({"$not": filter})) is not said(metadata, filter)
+
+
+def test_filters_may_be_nested_but_not_without_end() -> None:
+    filter: dict[str, Any] = {"year": 2020}
+    for depth in range(32):
+        filter = {"$not": filter} if depth % 2 else {"$or": [filter, {"year": 1}]}
+    assert matches(DOCUMENT, parse_filter(filter)) is True
+    for _ in range(100_000):
+        filter = {"$and": [filter]}
+    with pytest.raises(ColBERTError, match="a filter may hold filters 32 deep, not deeper"):
+        parse_filter(filter)
+    while "$and" in filter:  # or it is freed by recursion
+        (filter,) = filter["$and"]
+
+
 class Year(enum.IntEnum):
     """Numbers that say more than a number."""
 
@@ -177,7 +270,15 @@ def test_numbers_become_plain_ones(operator: str, value: Any, plain: float) -> N
     [
         ("year = 2020", "must be a mapping"),
         ([("year", 2020)], "must be a mapping"),
-        ({"$or": [{"a": 1}]}, r"'\$or' is not a metadata key: a filter is \{key: condition, ...\}, and all"),
+        ({"$nor": [{"a": 1}]}, r"'\$nor' is not a metadata key: .* or joins others by \$and, \$or and \$not"),
+        ({"$or": []}, r"\$or takes a list of at least one filter, .* not \[\]"),
+        ({"$or": {"a": 1}}, r"\$or takes a list of at least one filter, .* not \{'a': 1\}"),
+        ({"$and": "a"}, r"\$and takes a list of at least one filter, .* not 'a'"),
+        ({"$and": None}, r"\$and takes a list"),
+        ({"$or": [{"a": 1}, "b"]}, "must be a mapping .* not 'b'"),
+        ({"$not": [{"a": 1}]}, "must be a mapping .* not "),
+        ({"$not": {"a": {"$regex": 1}}}, "unknown operator"),
+        ({"a": {"$or": [1, 2]}}, r"unknown operator '\$or' for 'a'"),
         ({1: 2}, "^1 is not a metadata key"),
         ({"year": {"$regex": "2"}}, r"unknown operator '\$regex' for 'year': use one of \$eq, \$ne, \$in, \$nin, \$gt"),
         ({"year": {"nested": 2}}, "unknown operator 'nested'"),

@@ -49,7 +49,20 @@ CONDITIONS = st.one_of(
     st.dictionaries(st.sampled_from(["$in", "$nin"]), st.lists(SCALARS, max_size=3), min_size=1),
     st.dictionaries(RANGES, OPERANDS, min_size=1, max_size=2),
 )
-FILTERS = st.dictionaries(KEYS, CONDITIONS, max_size=2)
+PLAIN_FILTERS = st.dictionaries(KEYS, CONDITIONS, max_size=2)
+FILTERS = st.recursive(
+    PLAIN_FILTERS,
+    lambda inner: (
+        st.fixed_dictionaries({"$not": inner})
+        | st.builds(
+            lambda name, filters, more: {name: filters, **more},
+            st.sampled_from(["$and", "$or"]),
+            st.lists(inner, min_size=1, max_size=3),
+            PLAIN_FILTERS,
+        )
+    ),
+    max_leaves=4,
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +99,33 @@ def store() -> Iterator[QdrantStore]:
         {"a.x": {"$ne": 0.3}},
         {"a.x": {"$nin": [0.1 + 0.2, 1]}},
         {"a.x": {"$gt": 0.3, "$lt": 1}},
+    ],
+    k=3,
+    seed=0,
+)
+@example(
+    notes=[
+        {"a": 1},
+        {"a": 0.3},
+        {"a": 0.1 + 0.2},
+        {"a": [1, 5]},
+        {"a": [[9]]},
+        {"a": "x"},
+        {},
+        {"a": 10**400},
+        {"b": 1},
+    ],
+    filters=[
+        {"$not": {"a": {"$gt": 0.3}}},
+        {"$not": {"a": {"$gte": 0.1 + 0.2}}},
+        {"$not": {"a": {"$lt": 1}}},
+        {"$not": {"a": {"$lte": 10**16}}},
+        {"$or": [{"a": {"$gt": 3}}, {"b": 1}]},
+        {"$or": [{"a": {"$ne": 0.1 + 0.2}}, {"b": 1}]},
+        {"$or": [{"a": {"$in": []}}, {"a": "x"}], "b": {"$ne": 1}},
+        {"$or": [{'quo"te': 1}, {"a": 1}]},
+        {"$not": {"$or": [{"a": 1}, {"$and": [{"b": 1}, {"a": {"$ne": "x"}}]}]}},
+        {"$not": {}},
     ],
     k=3,
     seed=0,
@@ -137,6 +177,21 @@ def test_a_server_is_told_of_both_places_of_a_key(store: QdrantStore) -> None:
     ]
     told = [asked.body["filter"] for asked in shared_server().asked[before:]]
     assert told == [{"must": [{"should": parts[::2]}]}, {"must": [{"must_not": parts}]}]
+
+
+def test_a_server_is_told_what_filters_in_filters_ask(store: QdrantStore) -> None:
+    store.delete(store.ids())
+    fill(store, {"a": torch.ones(1, DIM), "b": torch.ones(1, DIM)}, [{"n": 1}, {"n": 3, "word": "x"}])
+    before = len(shared_server().asked)
+    assert store.ids({"$or": [{"n": {"$gt": 2}, "word": "x"}, {"word": "y"}]}) == ["b"]
+    assert store.ids({"$not": {"n": {"$gt": 2}}}) == ["a"]
+    n, word = 'metadata."n"', 'metadata."word"'
+    large, x, y = {"key": n, "range": {"gt": 2.0}}, *({"key": word, "match": {"value": value}} for value in "xy")
+    no_number = {"must_not": [{"key": n, "range": {"gte": -1e308}}]}
+    assert [asked.body["filter"] for asked in shared_server().asked[before:]] == [
+        {"must": [{"should": [{"must": [large, x]}, y]}]},
+        {"must": [{"should": [{"key": n, "range": {"lte": 2.0}}, no_number]}]},
+    ]
 
 
 @settings(max_examples=500, deadline=None)

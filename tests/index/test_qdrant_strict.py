@@ -90,6 +90,8 @@ def test_filters_find_the_same_as_in_memory_where_their_keys_are_indexed(server:
     ]
     filters += [{"a": None}, {"a": {"$ne": None}}, {"b c.d": {"$in": ["2020", "[]"]}}, {"b c.d": {"$ne": "0.3"}}]
     filters += [{"b c.d": "0.3"}, {"b c.d": {"$nin": ["2020", "[]"]}}, {"a": {"$nin": [0.3, 1]}}]
+    filters += [{"$not": {"a": {sign: 0.3}}} for sign in ("$gt", "$lte")]
+    filters += [{"$or": [{"a": 2020}, {"$not": {"b c.d": {"$in": ["0.3", "None"]}}}]}]
     indexes: Any = {"a": "number", "b c.d": "string"}
     with QdrantStore(server.url, payload_indexes=indexes) as store, MemoryStore() as memory:
         for each in (store, memory):
