@@ -12,6 +12,7 @@ import torch
 import saved_indexes
 from colbert_integrations import ColBERT, MemoryStore
 from colbert_integrations.index import kmeans
+from colbert_integrations.index.centroids import Centroids
 from colbert_integrations.index.quantization import PackedBits
 from colbert_integrations.loading import _content_id
 from colbert_integrations.qdrant.points import payload_of, point_id
@@ -109,7 +110,7 @@ def test_documents_and_settings_of_an_index_that_was_saved_before(form: str) -> 
     [
         (form, search)
         for form, options in saved_indexes.FORMS.items()
-        for search in ("exact", "pooled", *(["codes"] if "nbits" in options else []))
+        for search in ("exact", "pooled", "centroids", *(["codes"] if "nbits" in options else []))
     ],
 )
 def test_what_is_found_in_an_index_that_was_saved_before(form: str, search: Any) -> None:
@@ -126,6 +127,13 @@ def test_merged_vectors_that_were_saved_before_choose_the_candidates(monkeypatch
     store = MemoryStore.load(GOLDEN / "indexes" / "nbits4_pooled")
     hits = store.search(saved_indexes.queries(), 4, candidates=4)[0]
     assert [hit.id for hit in hits] == ["ü/c:1", "d", "f", "e"]  # by them the fourth is another one
+
+
+def test_lists_that_were_saved_before_choose_the_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Centroids, "nearest", None)  # so that none are made
+    store = MemoryStore.load(GOLDEN / "indexes" / "centroids")
+    hits = store.search(saved_indexes.queries(), 2, candidates=2)[0]
+    assert [hit.id for hit in hits] == ["ü/c:1", "f"]  # by them the second is another one
 
 
 @pytest.mark.parametrize("form", saved_indexes.FORMS)

@@ -55,11 +55,11 @@ def check_count(name: str, value: int | None) -> int | None:
     return value
 
 
-def check_search(search: object, *, without: Search, where: str) -> None:
-    """Refuse what is no way to search, and the one that a store does not offer."""
-    offered = [name for name in get_args(Search) if name != without]
-    if search == without:
-        raise InputError(f"{where} has no search={without!r}: it has {', '.join(map(repr, offered))}")
+def check_search(search: object, *, without: Sequence[Search], where: str) -> None:
+    """Refuse what is no way to search, and those that a store does not offer."""
+    offered = [name for name in get_args(Search) if name not in without]
+    if search in without:
+        raise InputError(f"{where} has no search={search!r}: it has {', '.join(map(repr, offered))}")
     if search not in offered:
         raise InputError(f"search must be one of {', '.join(map(repr, offered))}, not {search!r}")
 

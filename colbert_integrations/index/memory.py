@@ -19,6 +19,7 @@ from ..errors import InputError, StoreError
 from ..fingerprint import Fingerprint
 from ..scoring.blocks import QUERY_TOKENS, ranges
 from .allocator import SegmentAllocator
+from .centroids import Centroids, sample_rows, train
 from .checks import (
     candidate_count,
     check_count,
@@ -38,7 +39,18 @@ from .persistence import Saved, read_index, write_index
 from .pooled import empty_pooled
 from .scan import Finder
 from .segment import Batch, Segment, View
-from .state import State, all_documents, copy_of, document_at, filtered, hits_of, last_of_each, only, without
+from .state import (
+    State,
+    all_documents,
+    copy_of,
+    document_at,
+    filtered,
+    hits_of,
+    last_of_each,
+    only,
+    sample_of,
+    without,
+)
 from .store import Filter, Hit, Metadata, Search, Store, StoredDocument
 
 __all__ = ["MemoryStore"]
@@ -69,9 +81,12 @@ class MemoryStore(Store):
             with ``nbits``: a pass over the codes in the fastest arithmetic, then MaxSim with the candidates.
             ``"pooled"``: a pass over a quarter of the vectors, merged within each document and rounded to int8, then
             MaxSim with the candidates; the merged vectors take an eighth of the memory that float16 takes, and are
-            made by the first search that needs them.
+            made by the first search that needs them. ``"centroids"``: a look into lists of the documents that have a
+            vector near a centroid, for the few centroids nearest to each query token, then MaxSim with the candidates;
+            the time hardly grows with the store, and centroids and lists, which take a hundredth of the memory, are
+            made by the first search that needs them, centroids anew once there are four times as many vectors.
         candidates: How many documents a candidate stage hands on. None: ``max(20, 2 * k)`` for ``"codes"``,
-            ``max(500, 5 * k)`` for ``"pooled"``.
+            ``max(500, 5 * k)`` for the others.
         device: Where vectors are kept and searched. None: the CPU.
         device_bytes: Maximum memory in bytes to take on that device; what comes later stays in the host's pinned memory
             and travels at each search; merged vectors of ``"pooled"`` come on top. None: 70% of what is free there when
@@ -112,6 +127,8 @@ class MemoryStore(Store):
         self._fingerprint: Fingerprint | None = None
         self._state: State | None = State()  # None: closed
         self._places: dict[str, tuple[Segment, int]] = {}
+        self._centroids: Centroids | None = None
+        self._training = threading.Lock()
         self._pending: tuple[State, Mapping[str, tuple[Segment, int]], Sequence[str]] | None = None
         self._known: dict[str, set[str]] = {}  # by folder, what was loaded or saved there last
         self._lock = threading.RLock()  # held for moments, by readers too: to take or to replace a whole state
@@ -330,13 +347,23 @@ class MemoryStore(Store):
         number = candidate_count(mode, k, asked)
         exact, hits = mode == "exact" or number >= chosen, list[list[Hit]]()
         with no_autocast(self.device):
+            centroids = None if exact or mode != "centroids" else self._trained(state)
             ready = queries.to(self.device, torch.float32)
             for start, stop in ranges([0, *accumulate(queries.lengths)], QUERY_TOKENS):
                 finder = Finder(state.views, wanted, self._layout, ready[start:stop])
-                best = finder.exact(k) if exact else finder.approximate(number, mode)
+                best = finder.exact(k) if exact else finder.approximate(number, mode, centroids)
                 rows = zip(best.scores.tolist(), best.places.tolist(), strict=True)
                 hits += [hits_of(state, scores, places, k) for scores, places in rows]
         return hits
+
+    def _trained(self, state: State) -> Centroids:
+        """Centroids of the vectors, made anew where the store has outgrown them."""
+        rows = sum(view.rows for view in state.views)
+        with self._training:
+            if self._centroids is None or self._centroids.outgrown(rows):
+                assert self._layout is not None
+                self._centroids = train(sample_of(state, sample_rows(self._layout.dim)), rows)
+            return self._centroids
 
     def _wanted(self, filter: Filter | None, ids: Sequence[str] | None) -> tuple[State, list[torch.Tensor]]:
         """A state and, for each of its views, which documents may be found."""
@@ -381,7 +408,7 @@ class MemoryStore(Store):
     def _save(self, folder: Path, show_progress: bool | None) -> None:
         with self._lock:
             state = self._now()
-            layout, fingerprint = self._layout, self._fingerprint
+            layout, fingerprint, centroids = self._layout, self._fingerprint, self._centroids
         about = {
             "dtype": self._dtype,
             "nbits": self._nbits,
@@ -391,7 +418,7 @@ class MemoryStore(Store):
             "fingerprint": None if fingerprint is None else fingerprint.as_json(),
         }
         known = self._known.setdefault(os.path.realpath(folder), set())
-        write_index(folder, Saved(layout, state.views, about), known, show_progress=show_progress)
+        write_index(folder, Saved(layout, state.views, about, centroids), known, show_progress=show_progress)
 
     @classmethod
     def load(
@@ -426,7 +453,7 @@ class MemoryStore(Store):
         fingerprint = about.pop("fingerprint")
         store = cls(**about, device=device, device_bytes=device_bytes)
         store._fingerprint = None if fingerprint is None else Fingerprint(**fingerprint)
-        store._layout = saved.layout
+        store._layout, store._centroids = saved.layout, saved.centroids
         store._known[os.path.realpath(path)] = {saved.checksum}
         views = saved.views if store.device.type == "cpu" else tuple(map(store._brought_here, saved.views))
         store._state = State(views, sum(int(view.alive.sum()) for view in views))
@@ -445,6 +472,8 @@ class MemoryStore(Store):
             small = empty_pooled(moved, pooled.capacity)
             small.write(pooled.columns, pooled.lengths)
             moved.adopt_pooled(small)
+        if self._centroids is not None and (lists := mapped.lists_if_made(self._centroids, 0)) is not None:
+            moved.adopt_lists(self._centroids, lists.on(moved.device))
         moved.sealed = True  # as it came from a file: it counts among the small ones that are written into one
         return View(moved, view.alive, view.deleted_rows)
 
@@ -454,7 +483,7 @@ class MemoryStore(Store):
         """Free the memory; further calls are errors."""
         with self._lock:
             self._state, self._pending = None, None
-            self._places = {}
+            self._places, self._centroids = {}, None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # torch would keep the memory for itself
         super().close()
@@ -478,7 +507,7 @@ class MemoryStore(Store):
 
     def check_search(self, search: Search) -> None:
         """Refuse a way to search that this store does not offer; see ``Store.check_search``."""
-        check_search(search, without="first_stage", where="a MemoryStore")
+        check_search(search, without=("first_stage",), where="a MemoryStore")
         if search == "codes" and self._nbits is None:
             raise InputError("search='codes' needs codes: make the store with nbits=8, 4 or 2")
 

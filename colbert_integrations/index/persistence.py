@@ -5,6 +5,8 @@
     manifest.json                  what belongs to the index, with the size and the SHA-256 of each file
     NAME-COUNT.safetensors         vectors of the first COUNT documents of the segment NAME
     NAME-COUNT.pooled.safetensors  the merged ones of the pooled candidate stage, if they were made
+    CENTROIDS.safetensors          centroids of the candidate stage of that name, if they were made
+    NAME-COUNT.CENTROIDS.safetensors  which documents are in their lists
     NAME-COUNT.jsonl               id, text and metadata of each document, a line each
 
 A file's name says all of its content, so files never change: a save writes those that are new, then replaces the
@@ -20,7 +22,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,6 +37,7 @@ from safetensors.torch import load_file, save
 
 from ..errors import DamagedIndexError, StoreError
 from ..progress import progress_bar
+from .centroids import Centroids, InvertedLists
 from .layout import PER_DOCUMENT, Columns, Layout, part
 from .rows import PackedRows
 from .segment import Batch, Segment, View
@@ -43,7 +46,8 @@ __all__ = ["Saved", "read_index", "write_index"]
 
 _FORMAT, _VERSION = "colbert_integrations index", 1
 _MANIFEST = "manifest.json"
-_OURS = re.compile(r"[0-9a-f]{32}-\d+(\.pooled)?\.(safetensors|jsonl)|manifest\.json\.new")
+_NAME = "[0-9a-f]{32}"
+_OURS = re.compile(rf"{_NAME}-\d+(\.pooled|\.{_NAME})?\.(safetensors|jsonl)|{_NAME}\.safetensors|manifest\.json\.new")
 _LOCK_WAIT_S = 60
 # What Windows refuses while somebody else has a file open is tried again after these pauses.
 _PAUSES_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
@@ -62,12 +66,14 @@ class Saved:
         layout: Form of the vectors; None where there are none yet.
         views: The documents.
         about: What else the store wants to find again, as JSON-able data.
+        centroids: Those of the candidate stage; None where none were made.
         checksum: That of the manifest, where this was read: it tells whether somebody else has saved there since.
     """
 
     layout: Layout | None
     views: tuple[View, ...]
     about: Mapping[str, Any]
+    centroids: Centroids | None = None
     checksum: str = ""
 
 
@@ -107,7 +113,8 @@ def _write(folder: Path, saved: Saved, known: set[str], show_progress: bool | No
             "version": _VERSION,
             "layout": None if saved.layout is None else asdict(saved.layout),
             "about": dict(saved.about),
-            "segments": _write_views(folder, saved.views, there, new, show_progress),
+            "centroids": _write_centroids(folder, saved.centroids, there, new),
+            "segments": _write_views(folder, saved, there, new, show_progress),
         }
         _write_file(folder / f"{_MANIFEST}.new", _sealed(manifest), new)
         _sync_folder(folder)  # the files must be there for good before something names them
@@ -125,35 +132,57 @@ def _write(folder: Path, saved: Saved, known: set[str], show_progress: bool | No
     _sweep(folder, set(_files_of(manifest)))
 
 
+def _write_centroids(
+    folder: Path, centroids: Centroids | None, there: Mapping[str, Any], new: list[Path]
+) -> dict[str, Any] | None:
+    if centroids is None:
+        return None
+    contents = {f"{centroids.name}.safetensors": lambda: save(centroids.tensors())}
+    files = _write_files(folder, contents, there, new)
+    return {"name": centroids.name, "rows": centroids.rows, "sizes": centroids.sizes, "files": files}
+
+
 def _write_views(
-    folder: Path, views: Sequence[View], there: Mapping[str, Any], new: list[Path], show_progress: bool | None
+    folder: Path, saved: Saved, there: Mapping[str, Any], new: list[Path], show_progress: bool | None
 ) -> list[dict[str, Any]]:
     entries = []
-    with progress_bar(sum(map(len, views)), show_progress, "Saving") as bar:
-        for view in views:
-            entries.append(_write_view(folder, view, there, new))
+    with progress_bar(sum(map(len, saved.views)), show_progress, "Saving") as bar:
+        for view in saved.views:
+            entries.append(_write_view(folder, view, saved.centroids, there, new))
             bar.update(len(view))
     return entries
 
 
-def _write_view(folder: Path, view: View, there: Mapping[str, Any], new: list[Path]) -> dict[str, Any]:
+def _write_view(
+    folder: Path, view: View, centroids: Centroids | None, there: Mapping[str, Any], new: list[Path]
+) -> dict[str, Any]:
     stem, count = f"{view.segment.name}-{len(view)}", len(view)
     pooled = view.segment.pooled_if_made(count)
     contents = {f"{stem}.safetensors": partial(_vectors, view.segment, count), f"{stem}.jsonl": partial(_lines, view)}
     if pooled is not None:
         contents[f"{stem}.pooled.safetensors"] = partial(_vectors, pooled, count)
+    lists = None if centroids is None else view.segment.lists_if_made(centroids, count)
+    if centroids is not None and lists is not None and lists.documents == count:
+        contents[f"{stem}.{centroids.name}.safetensors"] = partial(save, lists.tensors())
+    return {
+        "name": view.segment.name,
+        "documents": count,
+        "deleted": (~view.alive).nonzero()[:, 0].tolist(),
+        "files": _write_files(folder, contents, there, new),
+    }
+
+
+def _write_files(
+    folder: Path, contents: Mapping[str, Callable[[], bytes]], there: Mapping[str, Any], new: list[Path]
+) -> dict[str, Any]:
+    """Write the files that are not there yet; what the manifest says of each."""
     files = {}
     for name, content in contents.items():
         path = folder / name
         if name not in there or not path.exists() or path.stat().st_size != there[name]["bytes"]:
             there = {**there, name: _write_file(path, content(), new)}
         files[name] = there[name]
-    return {
-        "name": view.segment.name,
-        "documents": count,
-        "deleted": (~view.alive).nonzero()[:, 0].tolist(),
-        "files": files,
-    }
+    return files
 
 
 def _vectors(rows: PackedRows, count: int) -> bytes:
@@ -267,18 +296,34 @@ def read_index(folder: Path, *, verify: bool, show_progress: bool | None) -> Sav
 def _read(folder: Path, manifest: Mapping[str, Any], verify: bool, show_progress: bool | None) -> Saved:
     layout = None if manifest["layout"] is None else Layout(**manifest["layout"])
     entries, views = manifest["segments"], list[View]()
+    centroids = _read_centroids(folder, manifest.get("centroids"), layout, verify)
     with progress_bar(sum(entry["documents"] for entry in entries), show_progress, "Opening") as bar:
         for entry in entries:
-            _check_names(folder, entry)
-            for name, about in entry["files"].items():
-                _check_file(folder / name, about, verify)
+            _check_names(folder, f"{entry['name']}-{entry['documents']}", entry)
+            _check_files(folder, entry, verify)
             assert layout is not None  # where there are documents
-            views.append(_read_view(folder, entry, layout))
+            views.append(_read_view(folder, entry, layout, centroids))
             bar.update(entry["documents"])
-    return Saved(layout, tuple(views), manifest["about"], manifest["sha256"])
+    return Saved(layout, tuple(views), manifest["about"], centroids, manifest["sha256"])
 
 
-def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout) -> View:
+def _read_centroids(
+    folder: Path, entry: Mapping[str, Any] | None, layout: Layout | None, verify: bool
+) -> Centroids | None:
+    if entry is None:
+        return None
+    _check_names(folder, entry["name"], entry)
+    _check_files(folder, entry, verify)
+    path = folder / f"{entry['name']}.safetensors"
+    tensors, sizes = _read_tensors(path), tuple(entry["sizes"])
+    means, groups = tensors["means"], tensors["groups"]
+    shapes = [(sum(sizes), layout and layout.dim), (len(sizes), layout and layout.dim)]
+    if [means.shape, groups.shape] != shapes or {means.dtype, groups.dtype} != {torch.float32}:
+        raise DamagedIndexError(f"{path} can't be read: it does not hold the centroids that the manifest names")
+    return Centroids(means, groups, sizes, entry["rows"], entry["name"])
+
+
+def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout, centroids: Centroids | None) -> View:
     stem, count = f"{entry['name']}-{entry['documents']}", entry["documents"]
     columns, lengths = _read_rows(folder / f"{stem}.safetensors", count)
     path = folder / f"{stem}.jsonl"
@@ -298,22 +343,31 @@ def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout) -> View:
         pooled = PackedRows(Layout(layout.dim, nbits=8), columns)
         pooled.note(lengths)
         segment.adopt_pooled(pooled)
+    if centroids is not None and (name := f"{stem}.{centroids.name}.safetensors") in entry["files"]:
+        lists = InvertedLists(count, **_read_tensors(folder / name))
+        if not lists.is_sound(len(centroids)):
+            raise DamagedIndexError(f"{folder / name} can't be read: it holds no lists of these centroids")
+        segment.adopt_lists(centroids, lists)
     alive = torch.ones(count, dtype=torch.bool, device="cpu")
     return View(segment, alive).without(entry["deleted"])
 
 
 def _read_rows(path: Path, documents: int) -> tuple[Columns, list[int]]:
     """Vectors of so many documents, and how many each has."""
-    try:
-        with torch.device("cpu"):  # safetensors before 0.5 goes by the default device
-            columns = load_file(path)  # maps the file: pages are read when they are searched
-    except SafetensorError as error:
-        raise DamagedIndexError(f"{path} can't be read: {error}") from error
+    columns = _read_tensors(path)
     lengths = columns.pop("lengths").tolist()
     rows = [len(tensor) for name, tensor in columns.items() if name not in PER_DOCUMENT]
     if len(lengths) != documents or min(lengths, default=1) < 1 or rows[:1] != [sum(lengths)]:
         raise DamagedIndexError(f"{path} can't be read: its lengths are not those of its vectors")
     return columns, lengths
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with torch.device("cpu"):  # safetensors before 0.5 goes by the default device
+            return load_file(path)  # maps the file: pages are read when they are searched
+    except SafetensorError as error:
+        raise DamagedIndexError(f"{path} can't be read: {error}") from error
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -383,16 +437,20 @@ def _manifest_or_none(folder: Path) -> dict[str, Any] | None:
 
 
 def _files_of(manifest: Mapping[str, Any] | None) -> dict[str, Any]:
-    segments = [] if manifest is None else manifest["segments"]
-    return {name: entry for segment in segments for name, entry in segment["files"].items()}
+    parts = [] if manifest is None else [manifest.get("centroids"), *manifest["segments"]]
+    return {name: entry for part in parts if part is not None for name, entry in part["files"].items()}
 
 
-def _check_names(folder: Path, entry: Mapping[str, Any]) -> None:
+def _check_names(folder: Path, stem: str, entry: Mapping[str, Any]) -> None:
     """Refuse names that no save gives: by them, files outside of the folder would be read, or later written."""
-    stem = f"{entry['name']}-{entry['documents']}"
-    names = {f"{stem}.safetensors", f"{stem}.jsonl", *entry["files"]}
+    names = {f"{stem}.safetensors", *entry["files"]}
     if other := sorted(name for name in names if not _OURS.fullmatch(name)):
         raise DamagedIndexError(f"{folder / _MANIFEST} is damaged: it names {other[0]!r}, which is no file of an index")
+
+
+def _check_files(folder: Path, entry: Mapping[str, Any], verify: bool) -> None:
+    for name, about in entry["files"].items():
+        _check_file(folder / name, about, verify)
 
 
 def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:

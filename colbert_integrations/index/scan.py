@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..embeddings import TokenEmbeddings
 from ..progress import progress_bar
+from .centroids import Centroids
 from .layout import Columns, Layout, ReadyQueries
 from .rows import Block, PackedRows
 from .segment import View
@@ -133,6 +134,27 @@ def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return (tensor if tensor.is_cuda else tensor.pin_memory()).to(device, non_blocking=True)  # itself, if it is pinned
 
 
+def look_up(
+    views: Sequence[View], wanted: Sequence[torch.Tensor], centroids: Centroids, queries: TokenEmbeddings, best: Best
+) -> None:
+    """Estimate the scores of wanted documents by the lists of centroids.
+
+    Args:
+        views: What there is.
+        wanted: For each view, which of its documents, ``(documents,)`` bool on the CPU.
+        centroids: Those of the store.
+        queries: The queries, float32.
+        best: Takes the estimates; a document is known by its position in the concatenation of all views.
+    """
+    probes, waiting = centroids.on(queries.device).probe(queries), _Waiting(best)
+    for view, mask, start in zip(views, wanted, starts(views), strict=True):
+        if mask.any():
+            found = view.segment.lists(centroids, len(view)).score(probes)[:, : len(view)]
+            found.masked_fill_(_sent(~mask, found.device), float("-inf"))
+            waiting.add(found.to(waiting.device), torch.arange(start, start + len(view), device=waiting.device))
+    waiting.settle()
+
+
 def rescore(views: Sequence[View], queries: Sequence[ReadyQueries], candidates: Best, best: Best) -> None:
     """Score the candidates of each query by the best vectors that are kept.
 
@@ -190,10 +212,13 @@ class Finder:
                 return best
             width *= 8  # equal scores are ordered by id, so all of them must be there
 
-    def approximate(self, candidates: int, mode: Search) -> Best:
-        """Find candidates, then score those by the best vectors that are kept."""
+    def approximate(self, candidates: int, mode: Search, centroids: Centroids | None = None) -> Best:
+        """Find candidates, by centroids if they are given, then score those by the best vectors that are kept."""
         found, best = self._best(candidates), self._best(candidates)
-        if mode == "codes":
+        if centroids is not None:
+            self._make_lists(centroids)
+            look_up(self._views, self._wanted, centroids, self._queries, found)
+        elif mode == "codes":
             scan(self._views, self._wanted, self._ready, found, codes=True)
         else:
             self._merge_vectors()
@@ -205,11 +230,20 @@ class Finder:
 
     def _merge_vectors(self) -> None:
         """Pool the vectors that are not pooled yet: the first search of a large store takes its time for them."""
-        views = [view for view, mask in zip(self._views, self._wanted, strict=True) if mask.any()]
-        missing = [view for view in views if view.segment.pooled_if_made(len(view)) is None]
-        if not missing:
-            return
-        with progress_bar(sum(map(len, missing)), None, "Merging vectors") as bar:
-            for view in missing:
-                view.segment.pooled(len(view))
+        missing = [view for view in self._searched() if view.segment.pooled_if_made(len(view)) is None]
+        _with_bar("Merging vectors", missing, lambda view: view.segment.pooled(len(view)))
+
+    def _make_lists(self, centroids: Centroids) -> None:
+        missing = [view for view in self._searched() if view.segment.lists_if_made(centroids, len(view)) is None]
+        _with_bar("Listing vectors", missing, lambda view: view.segment.lists(centroids, len(view)))
+
+    def _searched(self) -> list[View]:
+        return [view for view, mask in zip(self._views, self._wanted, strict=True) if mask.any()]
+
+
+def _with_bar(label: str, views: Sequence[View], make: Callable[[View], object]) -> None:
+    if views:
+        with progress_bar(sum(map(len, views)), None, label) as bar:
+            for view in views:
+                make(view)
                 bar.update(len(view))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .centroids import Centroids, InvertedLists
 from .layout import Columns, Layout, part
 from .pooled import extend_pooled, with_room
 from .rows import PackedRows
@@ -70,6 +71,8 @@ class Segment(PackedRows):
         self._process = os.getpid()
         self._pooled: PackedRows | None = None
         self._pool_lock = threading.Lock()
+        self._lists: dict[str, InvertedLists] = {}  # by the name of their centroids, one at most
+        self._lists_lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,6 +129,32 @@ class Segment(PackedRows):
     def adopt_pooled(self, pooled: PackedRows) -> None:
         """Take pooled vectors that were saved."""
         self._pooled = pooled
+
+    def lists(self, centroids: Centroids, documents: int) -> InvertedLists:
+        """The lists of the centroid candidate stage; made when first asked for.
+
+        Args:
+            centroids: What they belong to.
+            documents: How many of the first documents are needed.
+
+        Returns:
+            Those of at least so many documents.
+        """
+        with self._lists_lock:
+            lists = self._lists.get(centroids.name)
+            if lists is None or lists.documents < documents:
+                lists = InvertedLists.of(centroids, self, documents, lists)
+                self._lists = {centroids.name: lists}
+            return lists
+
+    def lists_if_made(self, centroids: Centroids, documents: int) -> InvertedLists | None:
+        """The lists, if they were made for at least so many documents."""
+        lists = self._lists.get(centroids.name)
+        return lists if lists is not None and lists.documents >= documents else None
+
+    def adopt_lists(self, centroids: Centroids, lists: InvertedLists) -> None:
+        """Take lists that were saved."""
+        self._lists = {centroids.name: lists}
 
 
 @dataclass(frozen=True, eq=False)

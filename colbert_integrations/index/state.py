@@ -14,7 +14,18 @@ from .scan import starts
 from .segment import Batch, Segment, View
 from .store import Hit, StoredDocument
 
-__all__ = ["State", "all_documents", "copy_of", "document_at", "filtered", "hits_of", "last_of_each", "only", "without"]
+__all__ = [
+    "State",
+    "all_documents",
+    "copy_of",
+    "document_at",
+    "filtered",
+    "hits_of",
+    "last_of_each",
+    "only",
+    "sample_of",
+    "without",
+]
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,18 @@ def all_documents(state: State) -> Iterator[StoredDocument]:
     for view in state.views:
         for position in view.alive.nonzero()[:, 0].tolist():
             yield document_at(view.segment, position, True)
+
+
+def sample_of(state: State, rows: int) -> torch.Tensor:
+    """About so many vectors, of documents at even distances, or all of them, ``(vectors, dim)`` float32 on the CPU."""
+    step, parts, before = max(1, sum(view.rows for view in state.views) // rows), list[torch.Tensor](), 0
+    for view in state.views:
+        alive = view.alive.nonzero()[:, 0].tolist()
+        if positions := alive[-before % step :: step]:
+            block = view.segment.gather(positions)
+            parts.append(view.segment.layout.decode(block.columns, block.lengths).to("cpu", torch.float32))
+        before += len(alive)
+    return torch.cat(parts)
 
 
 def hits_of(state: State, scores: list[float], places: list[int], k: int) -> list[Hit]:

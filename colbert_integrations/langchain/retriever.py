@@ -50,7 +50,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     filter: dict[str, Any] | Callable[[Document], bool] | None = None
     """Conditions on metadata, such as ``{"year": {"$gte": 2020}}``, or a function of a document. None: all."""
 
-    search: Literal["exact", "codes", "pooled", "first_stage"] | None = None
+    search: Literal["exact", "codes", "pooled", "centroids", "first_stage"] | None = None
     """``"exact"`` scores every document, the others name a candidate stage. None: the store's own choice."""
 
     candidates: int | None = Field(default=None, ge=1)
@@ -276,7 +276,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         k: int | None = None,
         filter: DocumentFilter | None = None,
         score_threshold: float | None = None,
-        search: Literal["exact", "codes", "pooled", "first_stage"] | None = None,
+        search: Literal["exact", "codes", "pooled", "centroids", "first_stage"] | None = None,
         candidates: int | None = None,
         explain: bool | None = None,
     ) -> list[Document]:
@@ -292,7 +292,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         k: int | None = None,
         filter: DocumentFilter | None = None,
         score_threshold: float | None = None,
-        search: Literal["exact", "codes", "pooled", "first_stage"] | None = None,
+        search: Literal["exact", "codes", "pooled", "centroids", "first_stage"] | None = None,
         candidates: int | None = None,
         explain: bool | None = None,
     ) -> list[Document]:
@@ -307,7 +307,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         k: int | None,
         filter: DocumentFilter | None,
         score_threshold: float | None,
-        search: Literal["exact", "codes", "pooled", "first_stage"] | None,
+        search: Literal["exact", "codes", "pooled", "centroids", "first_stage"] | None,
         candidates: int | None,
         explain: bool | None,
     ) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def test_a_score_is_the_same_alone_and_in_a_batch_of_queries() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"nbits": 8}, {"nbits": 4}, {"search": "pooled"}, {"nbits": 8, "search": "codes"}]
+    "options",
+    [{}, {"nbits": 8}, {"nbits": 4}, {"search": "pooled"}, {"search": "centroids"}, {"nbits": 8, "search": "codes"}],
 )
 def test_many_queries_take_no_more_memory_than_some(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     store, documents, queries = MemoryStore(**options), units(1, *[5] * 60), units(2, *[4] * 30, 9, 1)
@@ -299,6 +300,8 @@ def test_more_candidates_never_find_worse() -> None:
         ("pooled", 3, None, 500),
         ("pooled", 300, None, 1500),
         ("pooled", 3, 7, 7),
+        ("centroids", 3, None, 500),
+        ("centroids", 300, None, 1500),
         ("codes", 9, 7, 9),
     ],
 )
@@ -423,7 +426,11 @@ def test_a_store_larger_than_its_share_of_the_gpu_streams() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [{"search": "pooled"}, {"nbits": 8, "search": "codes"}, {"nbits": 4}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"search": "pooled"}, {"search": "centroids"}, {"nbits": 8, "search": "codes"}, {"nbits": 4}],
+    ids=str,
+)
 def test_the_gpu_finds_what_the_cpu_finds(options: dict[str, Any]) -> None:
     documents, queries = units(22, *[50] * 3000, dim=96), units(23, 32, 20, dim=96)
     here, there = MemoryStore(**options), MemoryStore(**options, device="cuda")
@@ -438,6 +445,8 @@ def test_the_gpu_finds_what_the_cpu_finds(options: dict[str, Any]) -> None:
     [
         ("pooled", {}),
         ("pooled", {"nbits": 4}),
+        ("centroids", {}),
+        ("centroids", {"nbits": 4}),
         ("codes", {"nbits": 8}),
         ("codes", {"nbits": 2, "keep_originals": True}),
     ],

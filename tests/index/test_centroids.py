@@ -1,0 +1,309 @@
+"""The centroid candidate stage: its lists and estimates against loops, and what a search finds by them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
+
+from colbert_integrations import MemoryStore, TokenEmbeddings
+from colbert_integrations.errors import DamagedIndexError
+from colbert_integrations.index import centroids as module
+from colbert_integrations.index import memory, persistence
+from colbert_integrations.index.centroids import Centroids, InvertedLists, Probes, train
+from colbert_integrations.index.layout import Layout
+from colbert_integrations.index.rows import PackedRows
+from colbert_integrations.index.state import State, sample_of
+from stores import fill, found, units
+
+FP32 = torch.finfo(torch.float32).eps
+
+
+def named(documents: TokenEmbeddings) -> list[str]:
+    return [f"d{number:04}" for number in range(len(documents))]
+
+
+def rows_of(documents: TokenEmbeddings, room: int = 0) -> PackedRows:
+    layout = Layout(documents.dim, "float32")
+    rows = PackedRows(layout, layout.empty(len(documents.values) + room, "cpu"))
+    rows.write(layout.encode(documents), documents.lengths)
+    return rows
+
+
+def topical(seed: int, documents: int, tokens: int = 12, topics: int = 40, dim: int = 32) -> TokenEmbeddings:
+    """Documents of two topics each, every vector near the direction of one: what text is like."""
+    random = torch.Generator().manual_seed(seed)
+    directions = torch.randn(topics, dim, generator=torch.Generator().manual_seed(1))
+    which = torch.randint(topics, (documents, 2), generator=random)
+    of = which.gather(1, torch.randint(2, (documents, tokens), generator=random))  # (documents, tokens)
+    vectors = normalize(directions, dim=-1)[of] + 0.1 * torch.randn(documents, tokens, dim, generator=random)
+    return TokenEmbeddings.from_list(list(normalize(vectors, dim=-1)))
+
+
+# ----------------------------------------------------------------------------------------------------------- centroids
+
+
+def test_centroids_are_the_means_of_what_is_around_them() -> None:
+    directions = torch.eye(4)
+    sample = torch.cat([directions * length for length in (1.0, 0.5, 3.0)] * 16)  # (192, 4)
+    found = train(sample, 192)
+    assert sum(found.sizes) == len(found) > 4
+    for vector in directions:
+        (number,) = found.nearest(vector[None]).tolist()
+        assert torch.equal(found.means[number], 1.5 * vector)
+
+
+@pytest.mark.parametrize(("rows", "sample", "expected"), [(1, 1, 1), (7, 7, 1), (16, 16, 2), (10**4, 4000, 500)])
+def test_there_are_as_many_as_a_store_needs_and_a_sample_can_tell(rows: int, sample: int, expected: int) -> None:
+    made = train(units(1, sample, dim=8).values, rows)
+    assert expected <= len(made) <= expected + len(made.sizes)
+    assert torch.equal(made.means, train(units(1, sample, dim=8).values, rows).means)
+
+
+def test_a_vector_belongs_to_the_nearest_centroid_of_the_nearest_group() -> None:
+    values = units(3, 900, dim=16).values
+    made = train(values[:600], 600)
+    firsts = [sum(made.sizes[:number]) for number in range(len(made.sizes))]
+    assert len(made.sizes) > 3
+    for vector, number in zip(values.double(), made.nearest(values).tolist(), strict=True):
+        group = int((made.groups.double() @ vector).argmax())
+        among = normalize(made.means.double(), dim=-1)[firsts[group] : firsts[group] + made.sizes[group]] @ vector
+        assert firsts[group] <= number < firsts[group] + made.sizes[group]
+        assert float(among[number - firsts[group]]) >= float(among.max()) - 16 * FP32
+
+
+# --------------------------------------------------------------------------------------------------------------- lists
+
+
+def by_loops(centroids: Centroids, documents: TokenEmbeddings) -> list[list[int]]:
+    near = [set(centroids.nearest(matrix).tolist()) for matrix in documents]
+    return [[n for n, some in enumerate(near) if number in some] for number in range(len(centroids))]
+
+
+def lists_in(lists: InvertedLists) -> list[list[int]]:
+    bounds = lists.bounds.tolist()
+    return [lists.members[start:stop].tolist() for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=30),
+    steps=st.lists(st.integers(1, 12), max_size=3),
+    block=st.integers(1, 40),
+)
+def test_lists_name_each_document_near_a_centroid_once(lengths: list[int], steps: list[int], block: int) -> None:
+    documents = units(5, *lengths, dim=8)
+    centroids = train(units(6, 200, dim=8).values, 200)
+    rows, known = rows_of(documents), None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_ROWS", block)
+        for count in [*sorted(min(step, len(lengths)) for step in steps), len(lengths)]:
+            known = InvertedLists.of(centroids, rows, count, known)
+            assert known.documents == count
+            assert lists_in(known) == by_loops(centroids, documents[:count])
+            assert known.is_sound(len(centroids))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=5), st.integers(1, 5), st.integers(1, 40), st.integers(0, 10**6)
+)
+def test_estimates_are_what_the_lists_say(lengths: list[int], probes: int, cells: int, seed: int) -> None:
+    documents, queries = units(seed, *[3] * 25, dim=8), units(seed + 1, *lengths, dim=8)
+    centroids = train(documents.values, 75)
+    lists = InvertedLists.of(centroids, rows_of(documents), 25)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PROBES", probes)
+        patch.setattr(module, "_CELLS", cells)
+        estimates = lists.score(centroids.probe(queries))
+    assert estimates.shape == (len(lengths), 25)
+    members = by_loops(centroids, documents)
+    for query, row in zip(queries, estimates, strict=True):
+        expected = torch.zeros(25, dtype=torch.float64)
+        for token in query.double():
+            similarities = centroids.means.double() @ token
+            best = similarities.argsort(descending=True).tolist()[: probes + 1]
+            for number in range(25):
+                near = [float(similarities[place]) for place in best[:probes] if number in members[place]]
+                # In none of them: no nearer than the best of the others, or the last one where there are no others.
+                expected[number] += max(near, default=float(similarities[best[-1]])) - float(similarities[best[-1]])
+        assert torch.allclose(row.double(), expected, rtol=0, atol=64 * FP32 * max(1, len(query)))
+
+
+def test_probes_are_as_the_store_is() -> None:
+    centroids = train(units(1, 8, dim=8).values, 8)
+    assert len(centroids) == 1
+    probes = centroids.probe(units(2, 3, dim=8))
+    assert isinstance(probes, Probes)
+    assert (probes.lists.tolist(), probes.gains.tolist(), probes.owners.tolist()) == ([[0]] * 3, [[0.0]] * 3, [0] * 3)
+
+
+# -------------------------------------------------------------------------------------------------------------- search
+
+
+def store_of(documents: TokenEmbeddings, **options: Any) -> MemoryStore:
+    store = MemoryStore(**options)
+    store.upsert(named(documents), documents)
+    return store
+
+
+def test_a_document_is_found_among_many_and_scored_exactly() -> None:
+    documents = units(12, *[20] * 400)
+    store = store_of(documents, dtype="float32")
+    for wanted in (0, 17, 399):
+        hit = store.search(documents[wanted : wanted + 1], 1, search="centroids", candidates=20)[0][0]
+        assert (hit.id, hit.score) == (f"d{wanted:04}", pytest.approx(20, abs=400 * FP32, rel=0))
+
+
+@pytest.mark.parametrize("options", [{}, {"nbits": 8}, {"nbits": 4}, {"nbits": 2, "keep_originals": True}], ids=str)
+def test_few_candidates_hold_nearly_all_that_an_exact_search_finds(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_FEWEST_ROWS", 1000)
+    documents, queries = topical(2, 600), topical(3, 20)
+    store = store_of(documents, **options)
+    assert len(store._now().views) > 2
+    exact = found(store, queries, 10)
+    some = found(store, queries, 10, search="centroids", candidates=60)
+    shared = sum(
+        len({name for name, _ in one} & {name for name, _ in two}) for one, two in zip(exact, some, strict=True)
+    )
+    assert shared >= 0.97 * 200  # 60 of 600 at random: 0.1
+    for one, two in zip(exact, some, strict=True):
+        scores = dict(one)
+        assert [score for name, score in two if name in scores] == [scores[name] for name, _ in two if name in scores]
+    alone = [found(store, queries[n : n + 1], 10, search="centroids", candidates=60)[0] for n in range(20)]
+    assert [[name for name, _ in one] for one in alone] == [[name for name, _ in one] for one in some]
+
+
+def test_lists_keep_up_with_what_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, documents = MemoryStore("float32"), units(13, *[6] * 60)
+    store.upsert(named(documents)[:30], documents[:30])
+    trained = Counter[int]()
+    monkeypatch.setattr(memory, "train", lambda sample, rows: trained.update([rows]) or train(sample, rows))
+    assert store.search(documents[:1], 1, search="centroids", candidates=5)[0][0].id == "d0000"
+    store.upsert(named(documents)[30:], documents[30:])
+    assert store.search(documents[59:], 1, search="centroids", candidates=5)[0][0].id == "d0059"
+    store.upsert(["d0059"], documents[:1])
+    store.delete(["d0000"])
+    assert store.search(documents[:1], 1, search="centroids", candidates=5)[0][0].id == "d0059"
+    store.compact()
+    assert store.search(documents[:1], 1, search="centroids", candidates=5)[0][0].id == "d0059"
+    assert trained == {180: 1}
+
+
+def test_a_store_that_has_outgrown_its_centroids_gets_new_ones() -> None:
+    store, documents = MemoryStore("float32"), units(13, *[6] * 200)
+    store.upsert(named(documents)[:40], documents[:40])
+    counts = []
+    for count in (40, 160, 161, 200):
+        store.upsert(named(documents)[:count], documents[:count])
+        store.compact()
+        (hits,) = store.search(documents[count - 1 : count], 1, search="centroids", candidates=count // 2)
+        assert hits[0].id == f"d{count - 1:04}"
+        assert store._centroids is not None
+        counts.append(store._centroids.rows)
+    assert counts == [240, 240, 966, 966]
+
+
+def test_a_sample_is_of_documents_that_are_there_at_even_distances() -> None:
+    documents = TokenEmbeddings.from_list([torch.full((2, 4), float(number)) for number in range(100)])
+    store = store_of(documents)
+    store.delete(named(documents)[:10])
+    state = store._now()
+    assert sample_of(state, 1000)[:, 0].tolist() == [float(number) for number in range(10, 100) for _ in "ab"]
+    assert sample_of(state, 20)[::2, 0].tolist() == [float(number) for number in range(10, 100, 10)]
+    assert sample_of(state, 1)[:, 0].tolist() == [10.0, 10.0]
+
+
+# --------------------------------------------------------------------------------------------------------------- saved
+
+
+@pytest.fixture
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[MemoryStore, Path]:
+    monkeypatch.setattr(memory, "_FEWEST_ROWS", 300)
+    store = store_of(topical(2, 90))
+    assert len(store._now().views) > 2
+    store.search(topical(3, 1), 3, search="centroids", candidates=9)
+    store.save(tmp_path)
+    return store, tmp_path
+
+
+def test_what_was_saved_is_not_made_again(saved: tuple[MemoryStore, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    store, folder = saved
+    expected = found(store, topical(3, 5), 3, search="centroids", candidates=9)
+    monkeypatch.setattr(Centroids, "nearest", None)
+    monkeypatch.setattr(memory, "train", None)
+    loaded = MemoryStore.load(folder)
+    assert found(loaded, topical(3, 5), 3, search="centroids", candidates=9) == expected
+    loaded._state = State(tuple(map(loaded._brought_here, loaded._now().views)), loaded.count())  # as to a GPU
+    assert found(loaded, topical(3, 5), 3, search="centroids", candidates=9) == expected
+    before = sorted(path.name for path in folder.iterdir())
+    loaded.save(folder)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_save_writes_the_lists_that_are_new_and_sweeps_those_of_old_centroids(
+    saved: tuple[MemoryStore, Path],
+) -> None:
+    store, folder = saved
+    (old,) = (path for path in folder.glob("*.safetensors") if len(path.stem) == 32)
+    assert len(list(folder.glob(f"*.{old.name}"))) == len(store._now().views)
+    fill(store, {f"new{number}": matrix for number, matrix in enumerate(topical(4, 500))})
+    store.search(topical(3, 1), 3, search="centroids", candidates=9)
+    store.save(folder)
+    (new,) = (path for path in folder.glob("*.safetensors") if len(path.stem) == 32)
+    assert new != old
+    assert not list(folder.glob(f"*.{old.name}"))
+    assert len(list(folder.glob(f"*.{new.name}"))) == len(store._now().views)
+    again = MemoryStore.load(folder)
+    assert found(again, topical(3, 5), 3, search="centroids", candidates=9) == found(
+        store, topical(3, 5), 3, search="centroids", candidates=9
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("members", lambda tensor: tensor + 10**6),
+        ("members", lambda tensor: tensor - 10**6),
+        ("bounds", lambda tensor: tensor.flip(0).clone()),
+        ("bounds", lambda tensor: tensor * 0),
+        ("bounds", lambda tensor: tensor[:-1].clone()),
+        ("means", lambda tensor: tensor[:1].clone()),
+        ("groups", lambda tensor: tensor.half()),
+    ],
+)
+def test_lists_and_centroids_of_other_hands_are_damaged(
+    saved: tuple[MemoryStore, Path], monkeypatch: pytest.MonkeyPatch, name: str, change: Any
+) -> None:
+    _, folder = saved
+    path = next(path for path in folder.glob("*.safetensors") if name in load_file(path))
+    tensors = {key: tensor.clone() for key, tensor in load_file(path).items()}
+    save_file({**tensors, name: change(tensors[name])}, path)
+    monkeypatch.setattr(persistence, "_check_file", lambda *_: None)  # as of the same size, without checksums
+    with pytest.raises(
+        DamagedIndexError, match=f"{path.name} can't be read: it (holds no lists|does not hold the cent)"
+    ):
+        MemoryStore.load(folder)
+
+
+def test_a_file_that_is_gone_or_was_changed_is_named(saved: tuple[MemoryStore, Path]) -> None:
+    _, folder = saved
+    for path in (path for path in sorted(folder.glob("*.safetensors")) if path.stem.count(".") or "-" not in path.stem):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(DamagedIndexError, match=f"{path.name} is damaged: its checksum differs"):
+            MemoryStore.load(folder)
+        path.unlink()
+        with pytest.raises(DamagedIndexError, match=f"{path.name} is missing"):
+            MemoryStore.load(folder)
+        path.write_bytes(content)
+    MemoryStore.load(folder)
