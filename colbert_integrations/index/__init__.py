@@ -4,8 +4,8 @@
 moment; ``segment.py`` keeps documents whose vectors ``rows.py`` packs in memory that ``allocator.py`` finds;
 ``layout.py`` decides in which form (``quantization.py``), ``centroids.py`` lists the documents near centroids for a
 candidate stage, ``pooled.py`` makes fewer vectors for another one (``kmeans.py``); ``scan.py`` scores them,
-``persistence.py`` keeps them in a folder. For all stores: ``filters.py`` is the language of filters, ``metadata.py`` and
-``checks.py`` say what is refused.
+``persistence.py`` keeps them in a folder. For all stores: ``filters.py`` is the language of filters, ``metadata.py``
+and ``checks.py`` say what is refused.
 """
 
 from __future__ import annotations
