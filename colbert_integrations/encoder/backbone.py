@@ -145,12 +145,11 @@ def _from_pretrained(
         "dtype": options.float_dtype,
         "output_loading_info": True,
         "attn_implementation": options.attn_implementation or _attention(checkpoint),
-        "trust_remote_code": trust or None,
+        "trust_remote_code": trust,
         "config": config,
         **options.elsewhere,
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    arguments.setdefault("trust_remote_code", False)
     try:
         with _quiet_transformers():
             model, info = load(str(checkpoint.folder), **arguments)
