@@ -33,6 +33,11 @@ class Module:
         """The last part of its type."""
         return self.type.rsplit(".", 1)[-1]
 
+    @property
+    def config_file(self) -> str:
+        """Path of its ``config.json``, from the root of the checkpoint."""
+        return str(PurePosixPath(self.path, "config.json"))
+
 
 @dataclass(frozen=True)
 class Files:

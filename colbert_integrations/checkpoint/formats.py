@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import CheckpointError
-from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, ST_CONFIG, Files, Module
+from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, ST_CONFIG, Files
 from .json_types import expect_type, strings
 from .loading_checks import check_arguments
 from .module_checks import check_chain
@@ -201,7 +201,8 @@ def _read_native(files: Files, values: Values) -> None:
     values.pick("document_length", int, [(transformer, "document_length", source), *limit], None)
     _read_native_expansion(transformer, values, f"{source}: query_expansion")
     _check_counted(files, values)
-    mask = files.folder.mapping(_first(files.modules_of("MultiVectorMask"), "config.json"))
+    masks = files.modules_of("MultiVectorMask")
+    mask = files.folder.mapping(masks[0].config_file) if masks else {}
     if mask.get("keep_only_token_ids"):
         raise CheckpointError(f"{files.name} keeps only the vectors of given token ids, which is made for page images")
     words = strings(mask.get("skiplist_words") or [], "MultiVectorMask: skiplist_words")
@@ -257,7 +258,7 @@ def _read_native_pooling(files: Files, values: Values) -> None:
     modules = files.modules_of("HierarchicalTokenPooling")
     if not modules:
         return
-    config = files.folder.mapping(_first(modules, "config.json"))
+    config = files.folder.mapping(modules[0].config_file)
     tasks = _tasks(config.get("tasks"), f"{modules[0].path}: tasks")
     if not tasks:
         return
@@ -330,7 +331,3 @@ FORMATS = (
     Format("stanford", _is_stanford, _read_stanford),
     Format("plain", lambda files: True, _read_plain),
 )
-
-
-def _first(modules: list[Module], file: str) -> str:
-    return f"{modules[0].path}/{file}" if modules else file

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError, InputError, MissingWeightsError, UnsupportedCheckpointError
-from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, Files, Module
+from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, Files
 from .json_types import expect_type
 from .spec import DenseSpec
 
@@ -137,15 +137,14 @@ def _dense_modules(files: Files, layout: str) -> Head:
     # What each library assumes where the file is silent: PyLate nothing, sentence-transformers a tanh.
     default = "torch.nn.Tanh" if layout == "sentence-transformers" else "torch.nn.Identity"
     modules = files.modules_of("Dense")
-    layers = [_dense_spec(files.folder.mapping(f"{module.path}/config.json"), module, default) for module in modules]
+    layers = [_dense_spec(files.folder.mapping(module.config_file), module.config_file, default) for module in modules]
     tensors = [
         files.folder.tensors(_tensor_names(layer), module.path) for layer, module in zip(layers, modules, strict=True)
     ]
     return Head(tuple(layers), tuple(tensors), ", ".join(module.path for module in modules))
 
 
-def _dense_spec(config: Mapping[str, Any], module: Module, default_activation: str) -> DenseSpec:
-    file = f"{module.path}/config.json"
+def _dense_spec(config: Mapping[str, Any], file: str, default_activation: str) -> DenseSpec:
     try:
         return DenseSpec(
             in_features=expect_type(config["in_features"], int, f"{file}: in_features"),
