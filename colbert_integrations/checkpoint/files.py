@@ -52,6 +52,11 @@ class Files:
     backbone: str
 
     @property
+    def transformer_file(self) -> str:
+        """Path of what sentence-transformers is told of the backbone, from the root of the checkpoint."""
+        return str(PurePosixPath(self.backbone, "sentence_bert_config.json"))
+
+    @property
     def has_fused_attention(self) -> bool:
         """Whether the backbone is Jina's rotary XLM-R: saved as plain "xlm-roberta", only its weights say so."""
         return any(".mixer.Wqkv." in name for name in self.folder.weight_names(self.backbone))

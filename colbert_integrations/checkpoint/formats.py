@@ -9,7 +9,6 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
@@ -194,8 +193,8 @@ def _read_pylate(files: Files, values: Values) -> None:
 def _read_native(files: Files, values: Values) -> None:
     check_chain(files)
     check_arguments(files)
-    transformer = files.folder.mapping(str(PurePosixPath(files.backbone, "sentence_bert_config.json")))
-    source = "sentence_bert_config.json"
+    source = files.transformer_file
+    transformer = files.folder.mapping(source)
     limit = [(transformer, "max_seq_length", source)]
     values.pick("query_length", int, [(transformer, "query_length", source), *limit], None)
     values.pick("document_length", int, [(transformer, "document_length", source), *limit], None)
@@ -311,7 +310,7 @@ def _read_pylate_prompts(files: Files, values: Values) -> None:
 
 
 def _read_lowercase(files: Files, values: Values) -> None:
-    file = str(PurePosixPath(files.backbone, "sentence_bert_config.json"))
+    file = files.transformer_file
     source = f"{file}: do_lower_case"
     lowercase = expect_type(files.folder.mapping(file).get("do_lower_case") or False, bool, source)
     values.set("lowercase", lowercase, source)
