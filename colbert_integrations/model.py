@@ -317,7 +317,7 @@ class ColBERT:
             if not explain:
                 return entries
             explanations = self.explain_pairs([(query, texts[entry.index]) for entry in entries])
-            return [replace(entry, explanation=said) for entry, said in zip(entries, explanations, strict=True)]
+            return [replace(entry, explanation=why) for entry, why in zip(entries, explanations, strict=True)]
 
     async def arank(
         self,
@@ -401,9 +401,8 @@ class ColBERT:
         if not pairs:
             return []
         encoder = self._ready()
-        pooled = encoder.spec.pooling is not None
-        explanations = explain_pairs(encoder, pairs, pooled=pooled, tell_of_cuts=tell_of_cuts)
-        _check_finite(said.score for said in explanations)
+        explanations = explain_pairs(encoder, pairs, tell_of_cuts=tell_of_cuts)
+        _check_finite(explanation.score for explanation in explanations)
         return explanations
 
     def _check_rank(
@@ -481,16 +480,16 @@ class ColBERT:
             self._ready()
         made = self._fingerprint
         # What was loaded again after close() may be other weights.
-        return made[1] if made is not None and made[0] == self._loaded() else self._hashing.run(self._hash)
+        return made[1] if made is not None and made[0] == self._spec_and_weights() else self._hashing.run(self._hash)
 
-    def _loaded(self) -> tuple[ColBERTSpec, WeightFiles]:
+    def _spec_and_weights(self) -> tuple[ColBERTSpec, WeightFiles]:
         with self._lock:
             assert self._spec is not None
             assert self._weights is not None
             return self._spec, self._weights
 
     def _hash(self) -> Fingerprint:
-        loaded = spec, weights = self._loaded()
+        loaded = spec, weights = self._spec_and_weights()
         found = Fingerprint(
             model_digest(spec, weights), self._name, spec.dim, {**self.settings.changed(), "model": self._name}
         )

@@ -145,7 +145,7 @@ def summary(explanation: Explanation) -> list[str]:
             "so its own score is another."
         )
     cut: Sequence[tuple[str, int | None]] = (("query", explanation.query_cut), ("document", explanation.document_cut))
-    said += [f"The {name} was read up to character {place} only." for name, place in cut if place is not None]
+    said += [f"The {name} was read up to character {end} only." for name, end in cut if end is not None]
     return said
 
 
