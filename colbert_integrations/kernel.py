@@ -36,7 +36,6 @@ Activation: TypeAlias = Literal["none", "gelu", "gelu_tanh", "relu"]
 STORAGES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 """``enum storage`` of ``kernel.h``: the forms in which vectors can be."""
 
-
 ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 """``enum activation`` of ``kernel.h``: what follows the sums of a linear layer."""
 
@@ -167,9 +166,9 @@ class Kernel:
     @property
     def instruction_sets(self) -> list[str]:
         """Names of the instruction sets that this CPU runs, best first."""
-        names, rank = list[str](), 0
-        while (name := self.library.maxsim_instruction_set(rank)) is not None:
-            names, rank = [*names, name.decode()], rank + 1
+        names = list[str]()
+        while (name := self.library.maxsim_instruction_set(len(names))) is not None:
+            names.append(name.decode())
         return names
 
     @property
