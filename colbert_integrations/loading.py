@@ -279,22 +279,24 @@ def _check(rows: list[Row], first: int) -> _Checked:
     """Tell documents that can be stored from others; ``first`` is the number of the first of them."""
     documents, failures = list[_Document](), dict[str, Exception]()
     for number, row in enumerate(rows, first):
+        name = row.id if isinstance(row.id, str) and row.id else f"number {number}"
         try:
-            documents.append(_document(row, number))
+            documents.append(_document(row, name))
         except InputError as error:
-            failures[row.id if isinstance(row.id, str) and row.id else f"number {number}"] = error
+            failures[name] = error
     return _Checked(len(rows), documents, failures)
 
 
-def _document(row: Row, number: int) -> _Document:
+def _document(row: Row, name: str) -> _Document:
+    """The document of a row, which errors in its metadata call by a name."""
     if not isinstance(row.text, str):
         raise InputError(f"a text must be a string, not {type(row.text).__name__}")
     if row.id is not None and (not isinstance(row.id, str) or not row.id):
         raise InputError(f"an id must be a string that is not empty, not {row.id!r}")
     if row.id is not None and any("\ud800" <= letter <= "\udfff" for letter in row.id):  # no server can be asked for it
         raise InputError(f"the id {row.id!r} has half of a surrogate pair")
-    checked = json_copy(row.metadata, row.id if isinstance(row.id, str) else f"number {number}")
-    return _Document(_content_id(row.text, checked) if row.id is None else row.id, row.text, checked)
+    metadata = json_copy(row.metadata, name)
+    return _Document(_content_id(row.text, metadata) if row.id is None else row.id, row.text, metadata)
 
 
 def _content_id(text: str, metadata: Mapping[str, Any]) -> str:
