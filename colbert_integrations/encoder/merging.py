@@ -113,6 +113,11 @@ def _turn(request: _Request) -> tuple[float, int]:
     return request.due, request.number
 
 
+def _requests(drawn: _Drawn) -> list[_Request]:
+    """Those that drawn sequences are of, each once, in order."""
+    return list(dict.fromkeys(request for request, _ in drawn))
+
+
 class Merger:
     """Runs the sequences of all callers in shared batches.
 
@@ -345,7 +350,7 @@ class Merger:
         try:
             matrices = self._run([request.sequences[position] for request, position in batch])
         except Exception as error:
-            requests = {request.number: request for request, _ in batch}
+            requests = _requests(batch)
             if len(requests) == 1:
                 self._fail(batch[0][0], error)
                 return
@@ -353,7 +358,7 @@ class Merger:
             self._hand_out(batch, matrices)
             return
         # One of them is to blame: apart, the others are not harmed.
-        for request in requests.values():
+        for request in requests:
             self._run_batch([entry for entry in batch if entry[0] is request])
 
     def _fail(self, request: _Request, error: Exception) -> None:
@@ -364,7 +369,7 @@ class Merger:
 
     def _hand_out(self, batch: _Drawn, matrices: list[torch.Tensor]) -> None:
         with self._lock:
-            for request in {request.number: request for request, _ in batch}.values():
+            for request in _requests(batch):
                 request.batches += 1
             for (request, position), matrix in zip(batch, matrices, strict=True):
                 request.done.append((position, matrix))
