@@ -91,7 +91,7 @@ class Encoder:
         self._options = options
         self._windows = options.long_documents == "window"
         self._overlap = self._choose_overlap()
-        tokenizer.capacity("query")
+        tokenizer.capacity("query")  # raises where there is none; that of documents is asked for above
         run = _BatchRunner(forward, self.spec)
         self._no_vectors = run.no_vectors
         packed = getattr(forward, "packed", False)
@@ -214,13 +214,13 @@ class Encoder:
         """Encode the sequences of each text and join them, ``(kept tokens, dim)`` for all texts."""
         flat = [sequence for windows in sequences for sequence in windows]
         vectors: list[torch.Tensor | None] = [None] * len(flat)
-        done_with = [index for index, windows in enumerate(sequences) for _ in windows]
+        owner = [text for text, windows in enumerate(sequences) for _ in windows]
         left = [len(windows) for windows in sequences]
 
         def deliver(position: int, matrix: torch.Tensor) -> None:
             vectors[position] = matrix
-            left[done_with[position]] -= 1
-            bar.update(left[done_with[position]] == 0)
+            left[owner[position]] -= 1
+            bar.update(left[owner[position]] == 0)
 
         counts = [sum(len(sequence.kept) for sequence in windows) for windows in sequences]
         offsets = torch.tensor([0, *counts], dtype=torch.int64, device="cpu").cumsum(0)
