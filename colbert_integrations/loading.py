@@ -21,8 +21,8 @@ __all__ = ["Loaded", "Loader", "Row"]
 
 T = TypeVar("T")
 
-# Most characters of the texts of a window: some 500,000 tokens, or 256 MB of vectors in 128 dimensions; and of each of
-# its texts on average, so that a window of few is little work also where texts are long.
+# Maximum number of characters in the texts of a window: some 500,000 tokens, or 256 MB of vectors in 128 dimensions.
+# And in each of its texts on average, so that a window of few texts is little work also where they are long.
 _WINDOW_CHARACTERS, _TEXT_CHARACTERS = 2**21, 2**12
 
 
@@ -107,8 +107,8 @@ class Loader:
         store: Keeps them.
         pool_factor: About 1 in ``pool_factor`` vectors of a document is kept.
         reencode: Whether what is there with the same text is encoded again.
-        alike: Ids known to be encoded with the current settings, in a store that also holds vectors of others; shared
-            by the loaders of an index, which add to it. None: start empty.
+        alike: Ids of documents known to be encoded with the current settings, for a store that also holds some encoded
+            with others; shared by the loaders of an index, which add to it. None: start empty.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Loader:
             for checked in self._checked(rows, window):
                 ids = {document.id for document in checked.documents}
                 if writing is not None and ids & written:
-                    writing.result()  # what is there of them is known only then
+                    writing.result()  # only then is it known what the store has of them
                 prepared = self._prepare(checked)
                 if writing is not None:
                     yield writing.result()
@@ -262,7 +262,7 @@ def _in_halves(documents: list[_Document], work: Callable[[slice], T]) -> tuple[
 
 
 def _windows(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
-    """Neighbours, at most so many and about so many characters."""
+    """Windows of neighbouring rows: at most so many, of about so many characters in all."""
     most_characters = min(_WINDOW_CHARACTERS, most * _TEXT_CHARACTERS)
     window, characters = list[Row](), 0
     for row in rows:

@@ -83,7 +83,7 @@ def load_backbone(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
 
 
 def position_limit(model: Backbone) -> int | None:
-    """Maximum number of tokens that a learned position table can tell apart; None where positions are rotary or alike.
+    """Maximum number of tokens that a learned position table can tell apart; None where there is no such table.
 
     Args:
         model: A transformers backbone.

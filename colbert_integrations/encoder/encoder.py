@@ -41,7 +41,7 @@ class EncodeOptions:
 
     Attributes:
         long_documents: ``"window"``: overlapping windows over the whole text; ``"truncate"``: its beginning, or its
-            end where the checkpoint's tokenizer is so.
+            end where the checkpoint's tokenizer cuts the beginning.
         window_overlap: Tokens that neighbouring windows share. None: 64, or half a window if that is less.
         batch_tokens: Maximum number of tokens in a batch; padding counts, where the forward pass pads.
         batch_size: Maximum number of texts or windows in a batch. None: only the tokens count.
@@ -103,7 +103,7 @@ class Encoder:
 
     @property
     def num_parameters(self) -> int | None:
-        """How many numbers the model has learnt; None where another engine runs it."""
+        """Number of parameters of the model; None where another engine runs it."""
         return getattr(self._forward, "num_parameters", None)
 
     def _choose_overlap(self) -> int:

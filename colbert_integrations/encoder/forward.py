@@ -28,8 +28,8 @@ class Forward(Protocol):
     """What runs the model on token ids; tokenisation, markers, skiplist and normalisation stay with the encoder.
 
     One with an attribute ``packed`` that is true does not pad, so batches for it are counted in real tokens. One with
-    an attribute ``device`` says where its vectors are. One with an attribute ``num_parameters`` says how many numbers
-    the model has learnt, which ``ColBERT.num_parameters`` gives; without it that is None.
+    an attribute ``device`` says where its vectors are. ``ColBERT.num_parameters`` is its attribute of that name, or
+    None where it has none.
     """
 
     def __call__(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
@@ -55,7 +55,7 @@ class TorchForward:
         device: Where both are.
 
     Attributes:
-        num_parameters: How many numbers both have learnt.
+        num_parameters: Number of parameters of both.
         pads: Whether sequences of different length share a pass; see ``probe``.
     """
 
@@ -102,7 +102,7 @@ class TorchForward:
 
     @torch.no_grad()
     def __call__(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-        """Run a batch; what would change beside others in a group of its own."""
+        """Run a batch, those sequences that padding would change in groups of one length."""
         groups = self._groups(sequences)
         if len(groups) == 1:
             [(width, group)] = groups
