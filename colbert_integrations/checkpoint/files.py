@@ -62,7 +62,7 @@ class Files:
         return any(".mixer.Wqkv." in name for name in self.folder.weight_names(self.backbone))
 
     def modules_of(self, kind: str) -> list[Module]:
-        """Modules whose class has a name that ends with ``kind``."""
+        """Modules with a class whose name ends with ``kind``."""
         return [module for module in self.modules if module.kind.endswith(kind)]
 
 

@@ -87,7 +87,7 @@ def orthonormal_head(files: Files, dim: int) -> Head:
 
 
 def hidden_size(files: Files) -> int:
-    """Width of the backbone's hidden states, by whichever name its configuration has for it; 0 if by none."""
+    """Width of the backbone's hidden states, by whichever name its configuration has for it; 0 if it has none."""
     names = ("hidden_size", "dim", "d_model", "n_embd")  # "dim" is DistilBERT's, the last two some decoders'
     name = next((name for name in names if name in files.config), None)
     return 0 if name is None else expect_type(files.config[name], int, f"config.json: {name}")

@@ -1,4 +1,4 @@
-"""The modules of a native checkpoint: refused unless they are those, in an order, that are computed here."""
+"""The modules of a native checkpoint: refused where one of them, or their order, is not what is computed here."""
 
 from __future__ import annotations
 

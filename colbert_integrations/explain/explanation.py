@@ -66,7 +66,7 @@ class TokenMatch:
 
 @dataclass(frozen=True)
 class TokenShare:
-    """What a token of the document is of the score.
+    """A document token's share of the score.
 
     Attributes:
         token: The document's token. One that lies in two windows has two vectors and is one token here, as are parts of
@@ -156,7 +156,7 @@ class Explanation:
 
     @cached_property
     def shares(self) -> tuple[TokenShare, ...]:
-        """What each token of the document that won something is of the score, largest first; the sum is the score."""
+        """The shares of all document tokens that won something, largest first; together they are the score."""
         won: dict[tuple[int, int] | int, list[TokenMatch]] = {}
         for match in self.matches:
             won.setdefault(match.document_token.span or match.document_index, []).append(match)

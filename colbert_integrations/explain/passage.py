@@ -27,7 +27,7 @@ class Passage:
         start: Where it begins in the document, in characters.
         stop: Where it ends.
         text: The characters.
-        share: What the tokens in it are of the score: the sum of the similarities of the query tokens that they won.
+        share: The share of the score that its tokens have: the sum of the similarities of the query tokens they won.
     """
 
     start: int
