@@ -199,15 +199,7 @@ def _read_native(files: Files, values: Values) -> None:
     values.pick("query_length", int, [(transformer, "query_length", source), *limit], None)
     values.pick("document_length", int, [(transformer, "document_length", source), *limit], None)
     _read_native_expansion(transformer, values, f"{source}: query_expansion")
-    _check_counted(files, values)
-    masks = files.modules_of("MultiVectorMask")
-    mask = files.folder.mapping(masks[0].config_file) if masks else {}
-    if mask.get("keep_only_token_ids"):
-        raise CheckpointError(f"{files.name} keeps only the vectors of given token ids, which is made for page images")
-    words = strings(mask.get("skiplist_words") or [], "MultiVectorMask: skiplist_words")
-    values.set("skiplist_words", words, "MultiVectorMask")
-    tasks = _tasks(mask.get("skiplist_tasks"), "MultiVectorMask: skiplist_tasks")
-    values.set("skiplist_tasks", tasks, "MultiVectorMask")
+    _read_mask(files, values)
     _read_prompts(files, values)
     # The markers are part of the prompts here, as text that the tokenizer knows as one token.
     values.set("normalize", bool(files.modules_of("Normalize")), MODULES)
@@ -244,13 +236,22 @@ def _tasks(said: str | list[str] | None, where: str) -> tuple[str, ...]:
     return (said,) if isinstance(said, str) else strings(said, where)
 
 
-def _check_counted(files: Files, values: Values) -> None:
+def _read_mask(files: Files, values: Values) -> None:
+    """Which vectors count: of documents not those of the skiplist, of queries those of expansion that nobody sees."""
+    masks = files.modules_of("MultiVectorMask")
     unseen = values.attributes.get("query_expansion") and not values.attributes["attend_to_expansion_tokens"]
-    if unseen and not files.modules_of("MultiVectorMask"):
+    if unseen and not masks:
         raise CheckpointError(
             f"{files.name} expands queries and has no MultiVectorMask in {MODULES}, which is what counts the "
             "expansion: save it again with that module, or without query_expansion"
         )
+    mask = files.folder.mapping(masks[0].config_file) if masks else {}
+    if mask.get("keep_only_token_ids"):
+        raise CheckpointError(f"{files.name} keeps only the vectors of given token ids, which is made for page images")
+    words = strings(mask.get("skiplist_words") or [], "MultiVectorMask: skiplist_words")
+    values.set("skiplist_words", words, "MultiVectorMask")
+    tasks = _tasks(mask.get("skiplist_tasks"), "MultiVectorMask: skiplist_tasks")
+    values.set("skiplist_tasks", tasks, "MultiVectorMask")
 
 
 def _read_native_pooling(files: Files, values: Values) -> None:
