@@ -89,7 +89,7 @@ class Encoder:
         self.spec = tokenizer.spec
         self._forward = forward
         self._options = options
-        self._windows = options.long_documents == "window"
+        self._by_windows = options.long_documents == "window"
         self._overlap = self._choose_overlap()
         tokenizer.capacity("query")  # raises where there is none; that of documents is asked for above
         run = _BatchRunner(forward, self.spec)
@@ -119,7 +119,7 @@ class Encoder:
     def _window_size(self) -> int | None:
         """Tokens of text that every window has room for; None where nothing limits it."""
         capacity = self.tokenizer.capacity("document")
-        if capacity is None or not self._windows:
+        if capacity is None or not self._by_windows:
             return capacity
         length, prompt = self.spec.document_length, self.tokenizer.prompt_length()
         if length is not None and prompt >= capacity:
@@ -192,7 +192,7 @@ class Encoder:
         capacity = self.tokenizer.capacity(side)
         if capacity is None or len(tokens.ids) <= capacity:
             return [self.tokenizer.sequence(tokens.ids, side)]
-        if side == "query" or not self._windows:
+        if side == "query" or not self._by_windows:
             start = self.tokenizer.start_of_cut(len(tokens.ids), capacity)
             return [self.tokenizer.sequence(tokens.ids[start : start + capacity], side, start)]
         prompt = self.tokenizer.prompt_length(tokens.ids)
@@ -202,8 +202,9 @@ class Encoder:
 
     def _count_cut(self, tokens: list[TextTokens], side: Side) -> int:
         capacity = self.tokenizer.capacity(side)
-        windows = side == "document" and self._windows
-        return 0 if windows or capacity is None else sum(len(text.ids) > capacity for text in tokens)
+        if capacity is None or (side == "document" and self._by_windows):
+            return 0
+        return sum(len(text.ids) > capacity for text in tokens)
 
     def _warn_of_cuts(self, counts: Counter[str], side: Side) -> None:
         nouns = NOUNS[side]
@@ -261,9 +262,9 @@ class _BatchRunner:
         return self(sequences[:middle]) + self(sequences[middle:])
 
     @torch.no_grad()
-    def finish(self, packed: torch.Tensor, sequences: list[TokenSequence]) -> list[torch.Tensor]:
+    def finish(self, vectors: torch.Tensor, sequences: list[TokenSequence]) -> list[torch.Tensor]:
         """Keep what counts, cut dimensions, normalise: one ``(kept, dim)`` float32 matrix per sequence."""
-        chosen = packed[send(_kept_rows(sequences), packed.device)].float()  # (kept, dim)
+        chosen = vectors[send(_kept_rows(sequences), vectors.device)].float()  # (kept, dim)
         if self._spec.truncate_dim is not None:
             chosen = chosen[:, : self._spec.truncate_dim]  # before normalising, so that what is left is unit again
         if self._spec.normalize:
