@@ -239,11 +239,10 @@ def _load_flash_xlm_roberta(checkpoint: Checkpoint, options: LoadOptions) -> Loa
             f"{checkpoint.spec.name} needs JinaEmbeddingsV3Model, which transformers {__version__} does not have: "
             "pip install -U 'transformers>=5.4'"
         ) from error
-    config = dict(checkpoint.config)
     rope = {"rope_type": "default", "rope_theta": _rope_theta(checkpoint)}
-    taken: dict[str, Any] = {key: config[key] for key in JinaEmbeddingsV3Config().to_dict() if key in config}
-    for key in ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "rope_parameters"):
-        taken.pop(key, None)
+    others = {"model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "rope_parameters"}
+    known = JinaEmbeddingsV3Config().to_dict().keys() - others
+    taken: dict[str, Any] = {key: value for key, value in checkpoint.config.items() if key in known}
     native = JinaEmbeddingsV3Config(**taken, rope_parameters=rope)
     return _from_pretrained(JinaEmbeddingsV3Model.from_pretrained, checkpoint, options, config=native)
 
