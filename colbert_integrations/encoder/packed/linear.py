@@ -56,7 +56,7 @@ class Linear(ABC):
 
 
 class TorchLinear(Linear):
-    """Such a layer in torch's own way.
+    """Such a layer by torch's own operations.
 
     Args:
         weight: ``(out_features, in_features)``.
@@ -132,9 +132,9 @@ class CompiledLinear(Linear):
 
 
 class WidenedLinear(Linear):
-    """The same for bfloat16 in and out on a CPU without products of it: in float32, as oneDNN adds up elsewhere too.
+    """The same for bfloat16 in and out, on a CPU that does not multiply it: in float32, as oneDNN adds up elsewhere.
 
-    The weights, rounded to bfloat16, take the memory of float32.
+    The weights are rounded to bfloat16, and take the memory of float32.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> None:
