@@ -1,4 +1,4 @@
-"""Numbers, texts, lists and keys that arguments may be, for all rooms; without torch. Checks raise ``InputError``."""
+"""Checks of arguments for all rooms, without torch: lists, numbers, keys and texts. All raise ``InputError``."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def check_pool_factor(value: float) -> None:
 
 
 def check_threshold(value: object) -> None:
-    """Refuse what no score can be compared with, but for None."""
+    """Refuse anything but a number that scores can be compared with, or None."""
     if value is not None and (not isinstance(value, Real) or value != value):
         raise InputError(f"score_threshold must be a number, or None for no limit, not {value!r}")
 
 
 def check_sendable(name: str, value: object) -> None:
-    """Refuse a key that can't be sent in a header, by the name of what holds it: it is never shown itself."""
+    """Refuse a key that can't be sent in a header. The message names what holds it, and never shows the key."""
     # The transports' own errors would print it.
     if not isinstance(value, str):
         raise InputError(f"{name} must be a string, not {type(value).__name__}")

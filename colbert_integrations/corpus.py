@@ -81,10 +81,10 @@ def index_corpus(
             ``pool_factor``; all ids are held in memory then. False: they keep their vectors, with a warning where
             settings have changed.
         window: Maximum number of documents in a window, fewer if they are long. Those of like length are encoded
-            together, so many suit a GPU; an interruption loses two windows at most.
+            together, so large windows suit a GPU; an interruption loses two of them at most.
         total: How many documents will come, for the progress bar. None: not known, or the length of a list.
-        on_failure: Called with the id and the error of each document that can't be stored, once for those of a window
-            that share an id; the others are. None: only the report tells.
+        on_failure: Called with the id and the error of each document that can't be stored, once for all in a window
+            that share an id; the other documents are stored. None: only the report tells.
         show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
     Returns:

@@ -43,7 +43,7 @@ class CutDocuments:
         self._warn()
 
     def add(self, total: int, cut: int, length: int | None) -> None:
-        """Add documents, so many of which were cut at a length."""
+        """Add ``total`` documents, of which ``cut`` were cut at ``length`` tokens."""
         self._total, self._cut, self._length = self._total + total, self._cut + cut, length
 
     def _warn(self) -> None:

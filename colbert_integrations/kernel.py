@@ -36,13 +36,12 @@ Activation: TypeAlias = Literal["none", "gelu", "gelu_tanh", "relu"]
 STORAGES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 """``enum storage`` of ``kernel.h``: the forms in which vectors can be."""
 
-
 ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 """``enum activation`` of ``kernel.h``: what follows the sums of a linear layer."""
 
 
 class Arithmetic(IntEnum):
-    """In what products are made: ``enum arithmetic`` of ``kernel.h``."""
+    """The numbers that products are made in: ``enum arithmetic`` of ``kernel.h``."""
 
     FLOAT32 = 0
     BFLOAT16 = 1
@@ -50,7 +49,7 @@ class Arithmetic(IntEnum):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the side that is packed, as the kernel takes it."""
+        """Data type of the side that is packed, as the kernel takes it."""
         return torch.int8 if self is Arithmetic.INT8 else torch.float32
 
     @property
@@ -167,14 +166,14 @@ class Kernel:
     @property
     def instruction_sets(self) -> list[str]:
         """Names of the instruction sets that this CPU runs, best first."""
-        names, rank = list[str](), 0
-        while (name := self.library.maxsim_instruction_set(rank)) is not None:
-            names, rank = [*names, name.decode()], rank + 1
+        names = list[str]()
+        while (name := self.library.maxsim_instruction_set(len(names))) is not None:
+            names.append(name.decode())
         return names
 
     @property
     def instruction_set(self) -> str:
-        """Name of the one that runs."""
+        """Name of the instruction set that is used."""
         return self.instruction_sets[self.rank]
 
     def with_instruction_set(self, name: str) -> Kernel:
@@ -182,7 +181,7 @@ class Kernel:
         return Kernel(self.library, self.instruction_sets.index(name))
 
     def supports(self, arithmetic: Arithmetic, dim: int) -> bool:
-        """Whether this CPU makes such products by itself for this dimension."""
+        """Whether this CPU has instructions for such products, and they take this dimension."""
         return dim % arithmetic.coordinates == 0 and bool(self.library.maxsim_supports(self.rank, arithmetic))
 
     def pack(self, values: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
@@ -190,7 +189,7 @@ class Kernel:
 
         Args:
             values: Query tokens or weights, ``(rows, dim)`` of ``arithmetic.dtype`` on the CPU.
-            arithmetic: In what products will be made; this CPU supports it for ``dim``.
+            arithmetic: What products will be made in; this CPU supports it for ``dim``.
 
         Returns:
             Opaque bytes, for this instruction set only.

@@ -21,8 +21,8 @@ __all__ = ["Loaded", "Loader", "Row"]
 
 T = TypeVar("T")
 
-# Most characters of the texts of a window: some 500,000 tokens, or 256 MB of vectors in 128 dimensions; and of each of
-# its texts on average, so that a window of few is little work also where texts are long.
+# Maximum number of characters in the texts of a window: some 500,000 tokens, or 256 MB of vectors in 128 dimensions.
+# And in each of its texts on average, so that a window of few texts is little work also where they are long.
 _WINDOW_CHARACTERS, _TEXT_CHARACTERS = 2**21, 2**12
 
 
@@ -107,8 +107,8 @@ class Loader:
         store: Keeps them.
         pool_factor: About 1 in ``pool_factor`` vectors of a document is kept.
         reencode: Whether what is there with the same text is encoded again.
-        alike: Ids known to be encoded with the current settings, in a store that also holds vectors of others; shared
-            by the loaders of an index, which add to it. None: start empty.
+        alike: Ids of documents known to be encoded with the current settings, for a store that also holds some encoded
+            with others; shared by the loaders of an index, which add to it. None: start empty.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Loader:
             for checked in self._checked(rows, window):
                 ids = {document.id for document in checked.documents}
                 if writing is not None and ids & written:
-                    writing.result()  # what is there of them is known only then
+                    writing.result()  # only then is it known what the store has of them
                 prepared = self._prepare(checked)
                 if writing is not None:
                     yield writing.result()
@@ -262,7 +262,7 @@ def _in_halves(documents: list[_Document], work: Callable[[slice], T]) -> tuple[
 
 
 def _windows(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
-    """Neighbours, at most so many and about so many characters."""
+    """Windows of neighbouring rows: at most so many, of about so many characters in all."""
     most_characters = min(_WINDOW_CHARACTERS, most * _TEXT_CHARACTERS)
     window, characters = list[Row](), 0
     for row in rows:
@@ -279,22 +279,24 @@ def _check(rows: list[Row], first: int) -> _Checked:
     """Tell documents that can be stored from others; ``first`` is the number of the first of them."""
     documents, failures = list[_Document](), dict[str, Exception]()
     for number, row in enumerate(rows, first):
+        name = row.id if isinstance(row.id, str) and row.id else f"number {number}"
         try:
-            documents.append(_document(row, number))
+            documents.append(_document(row, name))
         except InputError as error:
-            failures[row.id if isinstance(row.id, str) and row.id else f"number {number}"] = error
+            failures[name] = error
     return _Checked(len(rows), documents, failures)
 
 
-def _document(row: Row, number: int) -> _Document:
+def _document(row: Row, name: str) -> _Document:
+    """The document of a row, which errors in its metadata call by a name."""
     if not isinstance(row.text, str):
         raise InputError(f"a text must be a string, not {type(row.text).__name__}")
     if row.id is not None and (not isinstance(row.id, str) or not row.id):
         raise InputError(f"an id must be a string that is not empty, not {row.id!r}")
     if row.id is not None and any("\ud800" <= letter <= "\udfff" for letter in row.id):  # no server can be asked for it
         raise InputError(f"the id {row.id!r} has half of a surrogate pair")
-    checked = json_copy(row.metadata, row.id if isinstance(row.id, str) else f"number {number}")
-    return _Document(_content_id(row.text, checked) if row.id is None else row.id, row.text, checked)
+    metadata = json_copy(row.metadata, name)
+    return _Document(_content_id(row.text, metadata) if row.id is None else row.id, row.text, metadata)
 
 
 def _content_id(text: str, metadata: Mapping[str, Any]) -> str:

@@ -67,15 +67,15 @@ class ColBERT:
     ``score(q, d) = sum_s max_t <q_s, d_t>`` over the token vectors of query and document.
 
     Safe to share between threads; calls at the same time share batches. Weights are loaded when it is made, freed by
-    ``close`` and loaded again by the next call. Pickles and copies carry settings, never weights. A call that needs the
-    weights loads them first if they are not in memory, and then raises what the constructor does. With ``forward=`` on
+    ``close`` and loaded again by the next call. Pickles and copies carry settings, never weights. A call that needs
+    weights that are not in memory loads them first, and may raise what the constructor raises. With ``forward=`` on
     servers it may raise ``RemoteError``.
 
     Args:
         model: A folder, a repository on the hub, or ``"bundled/all-MiniLM-L6-v2"``.
-        device: Such as ``"cpu"``, ``"cuda:1"``, ``"mps"``. None: the first that is there of CUDA, MPS, CPU.
-        dtype: Of weights and forward pass: ``"float32"``, ``"bfloat16"``, ``"float16"``, or on a CPU ``"int8"``, which
-            is of the linear layers of BERT, RoBERTa and ModernBERT. None: float32 on the CPU and MPS, bfloat16 (or else
+        device: Such as ``"cpu"``, ``"cuda:1"``, ``"mps"``. None: the first available of CUDA, MPS and CPU.
+        dtype: Of weights and forward pass: ``"float32"``, ``"bfloat16"``, ``"float16"``, or on a CPU ``"int8"``, for
+            the linear layers of BERT, RoBERTa and ModernBERT. None: float32 on the CPU and MPS, bfloat16 (or else
             float16) on CUDA. Vectors and scores are float32 in any case.
         query_length: Maximum number of tokens in a query, markers included. None: as the checkpoint says.
         document_length: Maximum number of tokens in a document or window. None: as the checkpoint says.
@@ -95,7 +95,7 @@ class ColBERT:
         query_expansion: Whether queries are filled up with mask tokens. None: as the checkpoint says.
         attend_to_expansion_tokens: Whether the other tokens attend to the expansion tokens. None: as the checkpoint
             says.
-        skiplist_words: Words in documents whose vectors are dropped; those that are no token of the vocabulary drop
+        skiplist_words: Words in documents whose vectors are dropped; a word that is no token of the vocabulary drops
             nothing. None: as the checkpoint says.
         truncate_dim: Dimensions to keep, for heads trained for it (Matryoshka). None: all.
         projection_dim: For a plain encoder, dimension of a fixed orthonormal projection. None: none.
@@ -218,8 +218,8 @@ class ColBERT:
         """Encode queries.
 
         Args:
-            queries: One or more texts; an empty one is fine. White space around it counts as the checkpoint's
-                tokenizer has it.
+            queries: One or more texts; an empty one is fine. Whether white space around a text counts is up to the
+                checkpoint's tokenizer.
             show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
         Returns:
@@ -317,7 +317,7 @@ class ColBERT:
             if not explain:
                 return entries
             explanations = self.explain_pairs([(query, texts[entry.index]) for entry in entries])
-            return [replace(entry, explanation=said) for entry, said in zip(entries, explanations, strict=True)]
+            return [replace(entry, explanation=why) for entry, why in zip(entries, explanations, strict=True)]
 
     async def arank(
         self,
@@ -383,7 +383,7 @@ class ColBERT:
         return explanations if several else explanations[0]
 
     def explain_pairs(self, pairs: Iterable[tuple[str, str]]) -> list[Explanation]:
-        """Explain what was scored already: no warning of texts that are too long, which was given then.
+        """Explain what was scored already, without a warning of texts that are too long: that was given then.
 
         Args:
             pairs: Queries and documents.
@@ -401,9 +401,8 @@ class ColBERT:
         if not pairs:
             return []
         encoder = self._ready()
-        pooled = encoder.spec.pooling is not None
-        explanations = explain_pairs(encoder, pairs, pooled=pooled, tell_of_cuts=tell_of_cuts)
-        _check_finite(said.score for said in explanations)
+        explanations = explain_pairs(encoder, pairs, tell_of_cuts=tell_of_cuts)
+        _check_finite(explanation.score for explanation in explanations)
         return explanations
 
     def _check_rank(
@@ -456,7 +455,7 @@ class ColBERT:
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs; with servers, where their vectors are scored and queries encoded that they can't."""
+        """Where the model runs; with servers, where vectors are scored and what they can't encode is encoded."""
         return choose_device(self.settings.device)
 
     @property
@@ -471,7 +470,7 @@ class ColBERT:
 
     @property
     def num_parameters(self) -> int | None:
-        """How many numbers the model has learnt, backbone and projection; None where another engine runs it."""
+        """Number of parameters of backbone and projection; None where another engine runs the model."""
         return self._ready().num_parameters
 
     @property
@@ -481,16 +480,16 @@ class ColBERT:
             self._ready()
         made = self._fingerprint
         # What was loaded again after close() may be other weights.
-        return made[1] if made is not None and made[0] == self._loaded() else self._hashing.run(self._hash)
+        return made[1] if made is not None and made[0] == self._spec_and_weights() else self._hashing.run(self._hash)
 
-    def _loaded(self) -> tuple[ColBERTSpec, WeightFiles]:
+    def _spec_and_weights(self) -> tuple[ColBERTSpec, WeightFiles]:
         with self._lock:
             assert self._spec is not None
             assert self._weights is not None
             return self._spec, self._weights
 
     def _hash(self) -> Fingerprint:
-        loaded = spec, weights = self._loaded()
+        loaded = spec, weights = self._spec_and_weights()
         found = Fingerprint(
             model_digest(spec, weights), self._name, spec.dim, {**self.settings.changed(), "model": self._name}
         )
@@ -511,7 +510,7 @@ class ColBERT:
     def close(self) -> None:
         """Free the weights, the cache, the worker threads and connections to servers; the next call makes them again.
 
-        Calls that run end with the weights and connections that they have.
+        Calls that are running finish with the weights and connections that they have.
         """
         with self._lock:
             self._encoder = None

@@ -170,7 +170,7 @@ def logged(logger: logging.Logger, call: str, about: Callable[[], Mapping[str, A
     Args:
         logger: Where to.
         call: What the call is called.
-        about: Further attributes of the log record; asked at the end.
+        about: Gives further attributes of the log record; called at the end.
 
     Yields:
         Nothing.

@@ -39,7 +39,7 @@ def ranked(
         sums: The MaxSim of each document.
         top_n: Maximum number to keep. None: all.
         threshold: The least score to keep. None: any.
-        query_vectors: Scores are normalised by so many. None: they are the sums.
+        query_vectors: How many vectors the query has, to normalise scores by. None: scores are the sums.
 
     Returns:
         What is kept. Normalised scores are cut off at 0, which does not change the order.
@@ -51,7 +51,7 @@ def ranked(
 
 
 def check_top_n(top_n: object) -> None:
-    """Refuse anything but None, for all, and a whole number from 1."""
+    """Refuse anything but a whole number from 1, or None for all."""
     if top_n is not None:
         check_whole_number("top_n", top_n, otherwise=", or None for all")
 

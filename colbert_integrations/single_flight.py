@@ -1,4 +1,4 @@
-"""SingleFlight: calls of one piece of work at the same time are one, and all get what comes of it."""
+"""SingleFlight: a piece of work that several ask for at the same time is done once, and all get what comes of it."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class WeightFiles:
         Returns:
             The files; none if there is no such folder, or no checkpoint in it.
         """
-        # Another folder is refused by who reads it; it may be a whole disk, which nobody should go through.
+        # Any other folder is refused by whoever reads it; it may be a whole disk, which nobody should go through.
         if not any((folder / name).is_file() for name in ("config.json", MODULES)):
             return cls(folder, ())
         stats = [(path, path.stat()) for path in _weight_files(folder)]
@@ -102,9 +102,10 @@ def model_digest(spec: ColBERTSpec, weights: WeightFiles) -> str:
 
 
 def _meaning(spec: ColBERTSpec) -> dict[str, Any]:
-    """What of a spec decides what a vector means; what was added later only where it says something.
+    """Those attributes of a spec that decide what a vector means.
 
-    So fingerprints of before stay what they were.
+    Attributes that were added later are among them only where they say something, so older fingerprints stay as they
+    were.
     """
     own = {name: value for name, value in asdict(spec).items() if name not in _NOT_IN_FINGERPRINT}
     if spec.language is None:
@@ -139,7 +140,7 @@ def _weight_files(folder: Path) -> list[Path]:
         path
         for pattern in (*WEIGHTS, PICKLED)
         for path in folder.rglob(pattern)
-        if not _is_other(path, folder) and path.is_file()  # not a link that leads nowhere: who loads it says so
+        if not _is_other(path, folder) and path.is_file()  # not a link that leads nowhere: whoever loads it says so
     ]
     # By its parts: paths themselves are compared without case on Windows, and the digest would be another there.
     files = sorted(found, key=lambda path: path.parts)

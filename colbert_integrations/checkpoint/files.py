@@ -33,6 +33,11 @@ class Module:
         """The last part of its type."""
         return self.type.rsplit(".", 1)[-1]
 
+    @property
+    def config_file(self) -> str:
+        """Path of its ``config.json``, from the root of the checkpoint."""
+        return str(PurePosixPath(self.path, "config.json"))
+
 
 @dataclass(frozen=True)
 class Files:
@@ -47,12 +52,17 @@ class Files:
     backbone: str
 
     @property
+    def transformer_file(self) -> str:
+        """Path of what sentence-transformers is told of the backbone, from the root of the checkpoint."""
+        return str(PurePosixPath(self.backbone, "sentence_bert_config.json"))
+
+    @property
     def has_fused_attention(self) -> bool:
         """Whether the backbone is Jina's rotary XLM-R: saved as plain "xlm-roberta", only its weights say so."""
         return any(".mixer.Wqkv." in name for name in self.folder.weight_names(self.backbone))
 
     def modules_of(self, kind: str) -> list[Module]:
-        """Modules whose class has a name that ends with ``kind``."""
+        """Modules with a class whose name ends with ``kind``."""
         return [module for module in self.modules if module.kind.endswith(kind)]
 
 

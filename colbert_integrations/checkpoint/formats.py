@@ -9,12 +9,11 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
 from ..errors import CheckpointError
-from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, ST_CONFIG, Files, Module
+from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, ST_CONFIG, Files
 from .json_types import expect_type, strings
 from .loading_checks import check_arguments
 from .module_checks import check_chain
@@ -194,20 +193,13 @@ def _read_pylate(files: Files, values: Values) -> None:
 def _read_native(files: Files, values: Values) -> None:
     check_chain(files)
     check_arguments(files)
-    transformer = files.folder.mapping(str(PurePosixPath(files.backbone, "sentence_bert_config.json")))
-    source = "sentence_bert_config.json"
+    source = files.transformer_file
+    transformer = files.folder.mapping(source)
     limit = [(transformer, "max_seq_length", source)]
     values.pick("query_length", int, [(transformer, "query_length", source), *limit], None)
     values.pick("document_length", int, [(transformer, "document_length", source), *limit], None)
     _read_native_expansion(transformer, values, f"{source}: query_expansion")
-    _check_counted(files, values)
-    mask = files.folder.mapping(_first(files.modules_of("MultiVectorMask"), "config.json"))
-    if mask.get("keep_only_token_ids"):
-        raise CheckpointError(f"{files.name} keeps only the vectors of given token ids, which is made for page images")
-    words = strings(mask.get("skiplist_words") or [], "MultiVectorMask: skiplist_words")
-    values.set("skiplist_words", words, "MultiVectorMask")
-    tasks = _tasks(mask.get("skiplist_tasks"), "MultiVectorMask: skiplist_tasks")
-    values.set("skiplist_tasks", tasks, "MultiVectorMask")
+    _read_mask(files, values)
     _read_prompts(files, values)
     # The markers are part of the prompts here, as text that the tokenizer knows as one token.
     values.set("normalize", bool(files.modules_of("Normalize")), MODULES)
@@ -244,20 +236,29 @@ def _tasks(said: str | list[str] | None, where: str) -> tuple[str, ...]:
     return (said,) if isinstance(said, str) else strings(said, where)
 
 
-def _check_counted(files: Files, values: Values) -> None:
+def _read_mask(files: Files, values: Values) -> None:
+    """Which vectors count: of documents not those of the skiplist, of queries those of expansion that nobody sees."""
+    masks = files.modules_of("MultiVectorMask")
     unseen = values.attributes.get("query_expansion") and not values.attributes["attend_to_expansion_tokens"]
-    if unseen and not files.modules_of("MultiVectorMask"):
+    if unseen and not masks:
         raise CheckpointError(
             f"{files.name} expands queries and has no MultiVectorMask in {MODULES}, which is what counts the "
             "expansion: save it again with that module, or without query_expansion"
         )
+    mask = files.folder.mapping(masks[0].config_file) if masks else {}
+    if mask.get("keep_only_token_ids"):
+        raise CheckpointError(f"{files.name} keeps only the vectors of given token ids, which is made for page images")
+    words = strings(mask.get("skiplist_words") or [], "MultiVectorMask: skiplist_words")
+    values.set("skiplist_words", words, "MultiVectorMask")
+    tasks = _tasks(mask.get("skiplist_tasks"), "MultiVectorMask: skiplist_tasks")
+    values.set("skiplist_tasks", tasks, "MultiVectorMask")
 
 
 def _read_native_pooling(files: Files, values: Values) -> None:
     modules = files.modules_of("HierarchicalTokenPooling")
     if not modules:
         return
-    config = files.folder.mapping(_first(modules, "config.json"))
+    config = files.folder.mapping(modules[0].config_file)
     tasks = _tasks(config.get("tasks"), f"{modules[0].path}: tasks")
     if not tasks:
         return
@@ -310,7 +311,7 @@ def _read_pylate_prompts(files: Files, values: Values) -> None:
 
 
 def _read_lowercase(files: Files, values: Values) -> None:
-    file = str(PurePosixPath(files.backbone, "sentence_bert_config.json"))
+    file = files.transformer_file
     source = f"{file}: do_lower_case"
     lowercase = expect_type(files.folder.mapping(file).get("do_lower_case") or False, bool, source)
     values.set("lowercase", lowercase, source)
@@ -330,7 +331,3 @@ FORMATS = (
     Format("stanford", _is_stanford, _read_stanford),
     Format("plain", lambda files: True, _read_plain),
 )
-
-
-def _first(modules: list[Module], file: str) -> str:
-    return f"{modules[0].path}/{file}" if modules else file

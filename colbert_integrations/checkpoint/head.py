@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError, InputError, MissingWeightsError, UnsupportedCheckpointError
-from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, Files, Module
+from .files import BGE_HEAD, METADATA, MODULES, ROOT_HEADS, Files
 from .json_types import expect_type
 from .spec import DenseSpec
 
@@ -87,7 +87,7 @@ def orthonormal_head(files: Files, dim: int) -> Head:
 
 
 def hidden_size(files: Files) -> int:
-    """Width of the backbone's hidden states, by whichever name its configuration has for it; 0 if by none."""
+    """Width of the backbone's hidden states, by whichever name its configuration has for it; 0 if it has none."""
     names = ("hidden_size", "dim", "d_model", "n_embd")  # "dim" is DistilBERT's, the last two some decoders'
     name = next((name for name in names if name in files.config), None)
     return 0 if name is None else expect_type(files.config[name], int, f"config.json: {name}")
@@ -137,15 +137,14 @@ def _dense_modules(files: Files, layout: str) -> Head:
     # What each library assumes where the file is silent: PyLate nothing, sentence-transformers a tanh.
     default = "torch.nn.Tanh" if layout == "sentence-transformers" else "torch.nn.Identity"
     modules = files.modules_of("Dense")
-    layers = [_dense_spec(files.folder.mapping(f"{module.path}/config.json"), module, default) for module in modules]
+    layers = [_dense_spec(files.folder.mapping(module.config_file), module.config_file, default) for module in modules]
     tensors = [
         files.folder.tensors(_tensor_names(layer), module.path) for layer, module in zip(layers, modules, strict=True)
     ]
     return Head(tuple(layers), tuple(tensors), ", ".join(module.path for module in modules))
 
 
-def _dense_spec(config: Mapping[str, Any], module: Module, default_activation: str) -> DenseSpec:
-    file = f"{module.path}/config.json"
+def _dense_spec(config: Mapping[str, Any], file: str, default_activation: str) -> DenseSpec:
     try:
         return DenseSpec(
             in_features=expect_type(config["in_features"], int, f"{file}: in_features"),

@@ -1,4 +1,4 @@
-"""Values of a checkpoint's files: refused where they are of another kind than they have to be."""
+"""Values of a checkpoint's files: refused where they are not of the kind that they have to be."""
 
 from __future__ import annotations
 

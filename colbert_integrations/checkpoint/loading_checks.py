@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import UnsupportedCheckpointError
@@ -12,7 +11,6 @@ from .json_types import expect_type
 
 __all__ = ["check_arguments"]
 
-_FILE = "sentence_bert_config.json"
 # For the model, the tokenizer and the configuration, each by its name in sentence-transformers 6 and the one before.
 _LOADING = ("model_kwargs", "model_args", "processor_kwargs", "tokenizer_args", "config_kwargs", "config_args")
 # Where things are loaded from and how they are computed, which does not change what is computed.
@@ -34,7 +32,7 @@ def check_arguments(files: Files) -> None:
     Raises:
         UnsupportedCheckpointError: With the first such argument.
     """
-    file = str(PurePosixPath(files.backbone, _FILE))
+    file = files.transformer_file
     for argument, value in _changes(files.folder.mapping(file), file):
         raise UnsupportedCheckpointError(
             f"{files.name} is to be loaded with {argument}={value!r} ({file}), which is not done here and would change "

@@ -1,9 +1,8 @@
-"""The modules of a native checkpoint: refused unless they are those, in an order, that are computed here."""
+"""The modules of a native checkpoint: refused where one of them, or their order, is not what is computed here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 
 from ..errors import UnsupportedCheckpointError
 from .files import MODULES, Files, Module
@@ -49,14 +48,13 @@ def _check_kind(files: Files, module: Module) -> None:
 def _check_keys(files: Files, module: Module) -> None:
     if module.kind not in _DEFAULT_KEYS:
         return
-    file = str(PurePosixPath(module.path, "config.json"))
-    config = files.folder.mapping(file)
+    config = files.folder.mapping(module.config_file)
     read = config.get("module_input_name") or _DEFAULT_KEYS[module.kind]
     written = config.get("module_output_name") or read
     for name, key in (("module_input_name", read), ("module_output_name", written)):
         if key != _KEY:
             raise UnsupportedCheckpointError(
-                f"{files.name} has a {module.kind} whose {name} is {key!r} ({file}), and only "
+                f"{files.name} has a {module.kind} whose {name} is {key!r} ({module.config_file}), and only "
                 f"{_KEY!r} is computed here. {_INSTEAD} with that name"
             )
 

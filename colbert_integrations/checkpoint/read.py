@@ -111,8 +111,9 @@ def _override(spec: ColBERTSpec, overrides: SpecOverrides) -> ColBERTSpec:
     if not expands:
         return replace(changed, query_expansion="none", expansion_length=0, attend_to_expansion_tokens=False)
     kind = "fixed" if spec.query_expansion == "none" else spec.query_expansion
-    moved = kind == "fixed" and ("query_length" in given or spec.query_expansion == "none")
-    length = changed.query_length if moved else changed.expansion_length
+    # "fixed" fills up to the query length where that is given, and where the checkpoint itself does not expand.
+    to_query_length = kind == "fixed" and ("query_length" in given or spec.query_expansion == "none")
+    length = changed.query_length if to_query_length else changed.expansion_length
     return replace(changed, query_expansion=kind, expansion_length=length or 0)
 
 

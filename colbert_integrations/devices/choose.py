@@ -20,7 +20,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     """Decide where the model runs.
 
     Args:
-        device: A torch device or its name. None: the first that is there of CUDA, MPS and the CPU.
+        device: A torch device or its name. None: the first available of CUDA, MPS and the CPU.
 
     Returns:
         The device.
@@ -36,7 +36,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def indexed_device(device: str | torch.device) -> torch.device:
-    """The device with its index: without one it is the current device, which is that of a thread.
+    """The device with its index: without one it means the current device, which differs from thread to thread.
 
     Args:
         device: A torch device or its name.

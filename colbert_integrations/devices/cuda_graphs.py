@@ -104,12 +104,12 @@ class CudaRecorder:
                 with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     return work()
             except BaseException:
-                # torch would take it for ever that a recording goes on, and that this one uses the pool: it would free
+                # torch would believe for ever that a recording goes on, and that this one uses the pool, and would free
                 # nothing.
                 with suppress(Exception):
                     torch._C._cuda_endAllocateToPool(self._device.index, pool)
                     torch._C._cuda_releasePool(self._device.index, pool)  # not where torch had ended it
-                # Nothing ends it for pinned memory (torch 2.11 and 2.12): this pool can't be begun again.
+                # For pinned memory nothing ends it (torch 2.11 and 2.12): no other recording can use this pool.
                 if not alone:
                     self._shared = torch.cuda.graph_pool_handle()
                 raise
@@ -117,8 +117,8 @@ class CudaRecorder:
     def _give_up(self, number: int) -> None:
         """End all recordings on the shared stream if this was the last one in use.
 
-        Called wherever an object happens to go, so it waits for no lock: who records here has one in use anyway, and
-        after who records on another device they end the next time.
+        Called wherever an object happens to go, so it waits for no lock. Whoever records on this device has a recording
+        in use anyway; where another device holds the lock, they end the next time.
         """
         self._given_up.append(self._used.pop(number))
         if _RECORDING.acquire(blocking=False):
@@ -130,7 +130,7 @@ class CudaRecorder:
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """Let one thread at a time launch what is within, to begin after what was launched so before."""
+        """Let one thread at a time launch what is within; it begins after what was launched in turn before."""
         with self._turn:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(self._done)

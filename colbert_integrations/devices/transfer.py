@@ -18,7 +18,7 @@ def ready(values: np.ndarray, device: torch.device) -> torch.Tensor:
         device: Where to.
 
     Returns:
-        The same numbers on the host: for a GPU in memory that it reads by itself, else in the array's own.
+        The same numbers on the host: for a GPU in pinned memory, which it reads by itself, else in the array's own.
     """
     here = torch.from_numpy(values)
     return here.pin_memory() if device.type == "cuda" else here
@@ -29,8 +29,8 @@ def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
 
     Args:
         values: Any shape.
-        device: Where to. CUDA is not waited for: the copy joins what runs there. MPS is, which may read the host's
-            memory once it was given back.
+        device: Where to. CUDA is not waited for: the copy joins what runs there. MPS is, since it might read the
+            host's memory after that was given back.
 
     Returns:
         The same numbers; on a CPU they share the array's memory.
@@ -39,5 +39,5 @@ def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def on_cuda_device(device: torch.device) -> AbstractContextManager[object]:
-    """Make a GPU the one that kernels are launched on; nothing for other devices."""
+    """Make a GPU the one that kernels are launched on; for other devices, do nothing."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

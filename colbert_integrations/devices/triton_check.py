@@ -23,7 +23,7 @@ def triton_runs(device: torch.device, trial: Callable[[], object], instead: str)
         instead: What is done otherwise, for the log.
 
     Returns:
-        True for an NVIDIA GPU from Ampere on where ``triton`` is installed, which this doesn't import, and works.
+        True for an NVIDIA GPU from Ampere on where ``triton`` is installed and works.
 
     Raises:
         torch.OutOfMemoryError: If the device has no room left, which says nothing about Triton.

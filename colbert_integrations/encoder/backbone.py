@@ -83,7 +83,7 @@ def load_backbone(checkpoint: Checkpoint, options: LoadOptions) -> Backbone:
 
 
 def position_limit(model: Backbone) -> int | None:
-    """Maximum number of tokens that a learned position table can tell apart; None where positions are rotary or alike.
+    """Maximum number of tokens that a learned position table can tell apart; None where there is no such table.
 
     Args:
         model: A transformers backbone.
@@ -145,12 +145,11 @@ def _from_pretrained(
         "dtype": options.float_dtype,
         "output_loading_info": True,
         "attn_implementation": options.attn_implementation or _attention(checkpoint),
-        "trust_remote_code": trust or None,
+        "trust_remote_code": trust,
         "config": config,
         **options.elsewhere,
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    arguments.setdefault("trust_remote_code", False)
     try:
         with _quiet_transformers():
             model, info = load(str(checkpoint.folder), **arguments)
@@ -240,11 +239,10 @@ def _load_flash_xlm_roberta(checkpoint: Checkpoint, options: LoadOptions) -> Loa
             f"{checkpoint.spec.name} needs JinaEmbeddingsV3Model, which transformers {__version__} does not have: "
             "pip install -U 'transformers>=5.4'"
         ) from error
-    config = dict(checkpoint.config)
     rope = {"rope_type": "default", "rope_theta": _rope_theta(checkpoint)}
-    taken: dict[str, Any] = {key: config[key] for key in JinaEmbeddingsV3Config().to_dict() if key in config}
-    for key in ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "rope_parameters"):
-        taken.pop(key, None)
+    others = {"model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "rope_parameters"}
+    known = JinaEmbeddingsV3Config().to_dict().keys() - others
+    taken: dict[str, Any] = {key: value for key, value in checkpoint.config.items() if key in known}
     native = JinaEmbeddingsV3Config(**taken, rope_parameters=rope)
     return _from_pretrained(JinaEmbeddingsV3Model.from_pretrained, checkpoint, options, config=native)
 

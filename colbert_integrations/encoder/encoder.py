@@ -41,7 +41,7 @@ class EncodeOptions:
 
     Attributes:
         long_documents: ``"window"``: overlapping windows over the whole text; ``"truncate"``: its beginning, or its
-            end where the checkpoint's tokenizer is so.
+            end where the checkpoint's tokenizer cuts the beginning.
         window_overlap: Tokens that neighbouring windows share. None: 64, or half a window if that is less.
         batch_tokens: Maximum number of tokens in a batch; padding counts, where the forward pass pads.
         batch_size: Maximum number of texts or windows in a batch. None: only the tokens count.
@@ -89,9 +89,9 @@ class Encoder:
         self.spec = tokenizer.spec
         self._forward = forward
         self._options = options
-        self._windows = options.long_documents == "window"
+        self._by_windows = options.long_documents == "window"
         self._overlap = self._choose_overlap()
-        tokenizer.capacity("query")
+        tokenizer.capacity("query")  # raises where there is none; that of documents is asked for above
         run = _BatchRunner(forward, self.spec)
         self._no_vectors = run.no_vectors
         packed = getattr(forward, "packed", False)
@@ -103,7 +103,7 @@ class Encoder:
 
     @property
     def num_parameters(self) -> int | None:
-        """How many numbers the model has learnt; None where another engine runs it."""
+        """Number of parameters of the model; None where another engine runs it."""
         return getattr(self._forward, "num_parameters", None)
 
     def _choose_overlap(self) -> int:
@@ -119,7 +119,7 @@ class Encoder:
     def _window_size(self) -> int | None:
         """Tokens of text that every window has room for; None where nothing limits it."""
         capacity = self.tokenizer.capacity("document")
-        if capacity is None or not self._windows:
+        if capacity is None or not self._by_windows:
             return capacity
         length, prompt = self.spec.document_length, self.tokenizer.prompt_length()
         if length is not None and prompt >= capacity:
@@ -192,7 +192,7 @@ class Encoder:
         capacity = self.tokenizer.capacity(side)
         if capacity is None or len(tokens.ids) <= capacity:
             return [self.tokenizer.sequence(tokens.ids, side)]
-        if side == "query" or not self._windows:
+        if side == "query" or not self._by_windows:
             start = self.tokenizer.start_of_cut(len(tokens.ids), capacity)
             return [self.tokenizer.sequence(tokens.ids[start : start + capacity], side, start)]
         prompt = self.tokenizer.prompt_length(tokens.ids)
@@ -202,8 +202,9 @@ class Encoder:
 
     def _count_cut(self, tokens: list[TextTokens], side: Side) -> int:
         capacity = self.tokenizer.capacity(side)
-        windows = side == "document" and self._windows
-        return 0 if windows or capacity is None else sum(len(text.ids) > capacity for text in tokens)
+        if capacity is None or (side == "document" and self._by_windows):
+            return 0
+        return sum(len(text.ids) > capacity for text in tokens)
 
     def _warn_of_cuts(self, counts: Counter[str], side: Side) -> None:
         nouns = NOUNS[side]
@@ -214,13 +215,13 @@ class Encoder:
         """Encode the sequences of each text and join them, ``(kept tokens, dim)`` for all texts."""
         flat = [sequence for windows in sequences for sequence in windows]
         vectors: list[torch.Tensor | None] = [None] * len(flat)
-        done_with = [index for index, windows in enumerate(sequences) for _ in windows]
+        owner = [text for text, windows in enumerate(sequences) for _ in windows]
         left = [len(windows) for windows in sequences]
 
         def deliver(position: int, matrix: torch.Tensor) -> None:
             vectors[position] = matrix
-            left[done_with[position]] -= 1
-            bar.update(left[done_with[position]] == 0)
+            left[owner[position]] -= 1
+            bar.update(left[owner[position]] == 0)
 
         counts = [sum(len(sequence.kept) for sequence in windows) for windows in sequences]
         offsets = torch.tensor([0, *counts], dtype=torch.int64, device="cpu").cumsum(0)
@@ -261,9 +262,9 @@ class _BatchRunner:
         return self(sequences[:middle]) + self(sequences[middle:])
 
     @torch.no_grad()
-    def finish(self, packed: torch.Tensor, sequences: list[TokenSequence]) -> list[torch.Tensor]:
+    def finish(self, vectors: torch.Tensor, sequences: list[TokenSequence]) -> list[torch.Tensor]:
         """Keep what counts, cut dimensions, normalise: one ``(kept, dim)`` float32 matrix per sequence."""
-        chosen = packed[send(_kept_rows(sequences), packed.device)].float()  # (kept, dim)
+        chosen = vectors[send(_kept_rows(sequences), vectors.device)].float()  # (kept, dim)
         if self._spec.truncate_dim is not None:
             chosen = chosen[:, : self._spec.truncate_dim]  # before normalising, so that what is left is unit again
         if self._spec.normalize:

@@ -28,8 +28,8 @@ class Forward(Protocol):
     """What runs the model on token ids; tokenisation, markers, skiplist and normalisation stay with the encoder.
 
     One with an attribute ``packed`` that is true does not pad, so batches for it are counted in real tokens. One with
-    an attribute ``device`` says where its vectors are. One with an attribute ``num_parameters`` says how many numbers
-    the model has learnt, which ``ColBERT.num_parameters`` gives; without it that is None.
+    an attribute ``device`` says where its vectors are. ``ColBERT.num_parameters`` is its attribute of that name, or
+    None where it has none.
     """
 
     def __call__(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
@@ -55,7 +55,7 @@ class TorchForward:
         device: Where both are.
 
     Attributes:
-        num_parameters: How many numbers both have learnt.
+        num_parameters: Number of parameters of both.
         pads: Whether sequences of different length share a pass; see ``probe``.
     """
 
@@ -67,6 +67,7 @@ class TorchForward:
         # Some releases of transformers (5.3 is one) hide unattended tokens from LFM2's convolutions, but not in a batch
         # of one.
         self._needs_two = self.backbone.config.model_type == "lfm2"
+        # 0 where neither is known: sequences are then padded to no more than the longest of them.
         limits = (position_limit(backbone), getattr(backbone.config, "max_position_embeddings", None))
         self._positions = min((limit for limit in limits if limit), default=0)
         # In float32 torch multiplies by MKL, which compiles nothing.
@@ -101,7 +102,7 @@ class TorchForward:
 
     @torch.no_grad()
     def __call__(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-        """Run a batch; what would change beside others in a group of its own."""
+        """Run a batch, those sequences that padding would change in groups of one length."""
         groups = self._groups(sequences)
         if len(groups) == 1:
             [(width, group)] = groups
@@ -231,29 +232,31 @@ def build_activation(path: str) -> nn.Module:
         UnsupportedCheckpointError: If the path is of another package, or is no module without arguments, or of one that
             is trained.
     """
-    module, _, name = path.rpartition(".")
-    if module == "torch.nn" or module.startswith(("torch.nn.modules.", "transformers.activations")):
-        found = getattr(nn, name, None) if module.startswith("torch") else _transformers_activation(name)
-        if isinstance(found, type) and issubclass(found, nn.Module) and found.forward is not nn.Module.forward:
-            try:
-                made = found()
-            except TypeError:
-                pass
-            else:
-                _check_untrained(path, made)
-                return made
-    raise UnsupportedCheckpointError(
-        f"unknown activation {path!r}: only those of torch.nn and transformers.activations are loaded, since any "
-        "other path would run code that the checkpoint names"
-    )
-
-
-def _check_untrained(path: str, activation: nn.Module) -> None:
+    activation = _activation(path)
+    if activation is None:
+        raise UnsupportedCheckpointError(
+            f"unknown activation {path!r}: only those of torch.nn and transformers.activations are loaded, since any "
+            "other path would run code that the checkpoint names"
+        )
     if activation.state_dict():
         raise UnsupportedCheckpointError(
             f"activation {path!r} has weights of its own, which are not loaded here: save the checkpoint with another"
         )
+    return activation
 
 
-def _transformers_activation(name: str) -> object:
-    return getattr(importlib.import_module("transformers.activations"), name, None)
+def _activation(path: str) -> nn.Module | None:
+    """The module of a path; None for other packages, for what is no module, and for one that needs arguments."""
+    module, _, name = path.rpartition(".")
+    if module == "torch.nn" or module.startswith("torch.nn.modules."):
+        found = getattr(nn, name, None)
+    elif module.startswith("transformers.activations"):
+        found = getattr(importlib.import_module("transformers.activations"), name, None)
+    else:
+        return None
+    if not isinstance(found, type) or not issubclass(found, nn.Module) or found.forward is nn.Module.forward:
+        return None
+    try:
+        return found()
+    except TypeError:
+        return None

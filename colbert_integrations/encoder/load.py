@@ -96,7 +96,7 @@ def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, to
     # Again, of the one that runs: config.json or transformers may have chosen it.
     _check_attention(checkpoint.spec, getattr(backbone.config, "_attn_implementation", None))
     if load.dtype == torch.int8:
-        expansion = ", expansion before a query" * tokenizer.hides_beginnings
+        expansion = ", expansion before a query" if tokenizer.hides_beginnings else ""
         raise InputError(
             f"dtype='int8' is for BERT, RoBERTa and ModernBERT on a CPU, and {checkpoint.spec.name} is "
             f"{checkpoint.spec.architecture} with attn_implementation={load.attn_implementation!r}{expansion}: use "
@@ -109,16 +109,20 @@ def _choose_forward(checkpoint: Checkpoint, backbone: Any, load: LoadOptions, to
             load.dtype,
         )
     forward = TorchForward(backbone, projection.to(load.device, load.dtype), load.device)
-    probe = _probe(tokenizer)
+    _try(forward, _probe(tokenizer), checkpoint.spec, load)
+    return forward
+
+
+def _try(forward: TorchForward, probe: TokenSequence, spec: ColBERTSpec, load: LoadOptions) -> None:
+    """Refuse a backbone that can't be run; find out whether padding shows in it."""
     try:
         forward.probe(probe, (len(probe.ids) + 1) // 2)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of transformers or a checkpoint's own code: none of theirs is left out for good
         raise CheckpointError(
-            f"{checkpoint.spec.name}: {type(backbone).__name__} can't be run in {load.dtype} on {load.device}: {error}"
+            f"{spec.name}: {type(forward.backbone).__name__} can't be run in {load.dtype} on {load.device}: {error}"
         ) from error
-    return forward
 
 
 def _open_length(hf_tokenizer: Any, checkpoint: Checkpoint) -> int | None:

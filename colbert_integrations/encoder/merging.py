@@ -27,12 +27,13 @@ _WAIT_S = 0.001
 _WAIT_SHARE = 0.1
 # A batch that ended longer ago says nothing about who else is there.
 _LATELY_S = 0.1
-# Requests of so many batches at most are served in one piece, as a rerank of a hundred passages is; larger ones go
-# batch by batch. When all went so, 64 reranks of two batches each were all done in the second half of their time.
+# Requests of at most so many batches are served in one piece, as a rerank of a hundred passages is; larger ones go
+# batch by batch. When all went batch by batch, 64 reranks of two batches each were all done in the second half of the
+# time that they took together.
 _WHOLE_BATCHES = 16
-# Who waits looks again after so long: an interrupt of another may have come before it woke anybody.
+# Whoever waits looks again after so long: another may have been interrupted before it woke anybody.
 _LOST_S = 1.0
-# Tokens that may wait for a batch, about 100 bytes each as Python lists: 400 MB. Who would add to more waits first.
+# Tokens that may wait for a batch, about 100 bytes each as Python lists: 400 MB. Whoever would exceed that waits first.
 _MOST_WAITING = 1 << 22
 # Held while a merger forgets who stayed with the parent of a fork.
 _AFTER_A_FORK = threading.Lock()
@@ -101,7 +102,7 @@ class _Request:
         self.woken.wait(_LOST_S)
 
     def wake(self) -> None:
-        """Wake who pauses, from any thread that does not hold the lock."""
+        """Wake the one who pauses, from any thread that does not hold the lock."""
         with self.woken:
             self.woken.notify()
 
@@ -111,6 +112,11 @@ _Drawn = list[tuple[_Request, int]]
 
 def _turn(request: _Request) -> tuple[float, int]:
     return request.due, request.number
+
+
+def _requests(drawn: _Drawn) -> list[_Request]:
+    """Those that drawn sequences are of, each once, in order."""
+    return list(dict.fromkeys(request for request, _ in drawn))
 
 
 class Merger:
@@ -169,7 +175,7 @@ class Merger:
         self._clock = 0.0  # tokens that a request would have got, had it been served beside the others all the time
         # How many requests the last batch had to do with, when it ended and what it took.
         self._company, self._ended, self._took = 1, 0.0, 0.0
-        self._process = os.getpid()  # last: who reads this process here finds all of the above
+        self._process = os.getpid()  # last: whoever reads this process here finds all of the above
 
     def __call__(self, sequences: Sequence[TokenSequence], deliver: Deliver) -> int:
         """Encode sequences, together with those of others.
@@ -271,7 +277,7 @@ class Merger:
     # --------------------------------------------------------------------------------------------------------- leading
 
     def _lead(self) -> None:
-        """Run one draw; who needs more leads again, and else, on leaving, wakes another."""
+        """Run one draw; a leader who needs more leads again, and one who leaves wakes another."""
         drawn: _Drawn = []
         began = monotonic()
         try:
@@ -345,7 +351,7 @@ class Merger:
         try:
             matrices = self._run([request.sequences[position] for request, position in batch])
         except Exception as error:
-            requests = {request.number: request for request, _ in batch}
+            requests = _requests(batch)
             if len(requests) == 1:
                 self._fail(batch[0][0], error)
                 return
@@ -353,7 +359,7 @@ class Merger:
             self._hand_out(batch, matrices)
             return
         # One of them is to blame: apart, the others are not harmed.
-        for request in requests.values():
+        for request in requests:
             self._run_batch([entry for entry in batch if entry[0] is request])
 
     def _fail(self, request: _Request, error: Exception) -> None:
@@ -364,7 +370,7 @@ class Merger:
 
     def _hand_out(self, batch: _Drawn, matrices: list[torch.Tensor]) -> None:
         with self._lock:
-            for request in {request.number: request for request, _ in batch}.values():
+            for request in _requests(batch):
                 request.batches += 1
             for (request, position), matrix in zip(batch, matrices, strict=True):
                 request.done.append((position, matrix))

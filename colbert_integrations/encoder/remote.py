@@ -177,16 +177,16 @@ class Spreader:
         away, here = self._divide(sequences)
         if any(sequences[position].ids for position in here):
             self._local.get()  # first: servers are compared with it before vectors of both are used
-        with _UnderWay(self._connection) as under_way:
-            batches = self._batches(sequences, away)
+        batches = self._batches(sequences, away)
+        with _UnderWay(self._connection, sequences) as under_way:
             for batch in islice(batches, self._connection.concurrency):
-                under_way.send(batch, [sequences[position] for position in batch])
+                under_way.send(batch)
             local = [sequences[position] for position in here]
             count = self._here(local, lambda place, matrix: deliver(here[place], matrix))
             for done, vectors in under_way:
                 count += 1
                 for batch in islice(batches, 1):
-                    under_way.send(batch, [sequences[position] for position in batch])
+                    under_way.send(batch)
                 matrices = self._finish(vectors.to(self._local.device), [sequences[position] for position in done])
                 for position, matrix in zip(done, matrices, strict=True):
                     deliver(position, matrix)
@@ -204,16 +204,17 @@ class Spreader:
 
 
 class _UnderWay:
-    """Batches on their way; what is still there on leaving is called off."""
+    """Batches of sequences on their way; what is still there on leaving is called off."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, sequences: Sequence[TokenSequence]) -> None:
+        self._connection, self._sequences = connection, sequences
         self._batches: dict[Future[torch.Tensor], list[int]] = {}
         self._done = SimpleQueue[Future[torch.Tensor] | None]()
         self._cancellation = current_cancellation()
 
-    def send(self, batch: list[int], sequences: list[TokenSequence]) -> None:
-        future = self._connection.submit(sequences)
+    def send(self, batch: list[int]) -> None:
+        """Send the sequences at some positions."""
+        future = self._connection.submit([self._sequences[position] for position in batch])
         self._batches[future] = batch
         future.add_done_callback(self._done.put)
 

@@ -292,13 +292,13 @@ class Tokenizer:
         if token is None or missing <= 0:
             return query
         lead, tail = (missing, 0) if self._fills_beginning else (0, missing)
-        fill = range(lead) or range(len(query.ids), len(query.ids) + tail)
+        first = 0 if self._fills_beginning else len(query.ids)
         skips = "query" in self.spec.skiplist_tasks and token in self._skipped
         attends = self.spec.attend_to_expansion_tokens
         return TokenSequence(
             [*[token] * lead, *query.ids, *[token] * tail],
             query.attended + missing * attends,
-            sorted([*(position + lead for position in query.kept), *(() if skips else fill)]),
+            sorted([*(position + lead for position in query.kept), *(() if skips else range(first, first + missing))]),
             [*[None] * lead, *query.origins, *[None] * tail],
             0 if attends else lead,
         )

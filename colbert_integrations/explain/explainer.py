@@ -28,9 +28,7 @@ class _Encoded:
     cut: int | None
 
 
-def explain_pairs(
-    encoder: Encoder, pairs: Sequence[tuple[str, str]], *, pooled: bool, tell_of_cuts: bool
-) -> list[Explanation]:
+def explain_pairs(encoder: Encoder, pairs: Sequence[tuple[str, str]], *, tell_of_cuts: bool) -> list[Explanation]:
     """Match the tokens of queries and documents.
 
     ``score = sum_s max_t <q_s, d_t>``; the match of ``s`` is the ``t`` of the maximum, the first where several tie.
@@ -38,7 +36,6 @@ def explain_pairs(
     Args:
         encoder: Encodes both, with windows as for scoring; token pooling is not applied.
         pairs: Queries and documents; each text is encoded once, all together.
-        pooled: Whether the model scores by merged vectors.
         tell_of_cuts: Whether texts that are too long are counted and warned of; not where that was done before.
 
     Returns:
@@ -47,6 +44,7 @@ def explain_pairs(
     """
     queries = _encoded(encoder, [query for query, _ in pairs], "query", tell_of_cuts)
     documents = _encoded(encoder, [document for _, document in pairs], "document", tell_of_cuts)
+    pooled = encoder.spec.pooling is not None
     made = {pair: _explanation(pair, queries[pair[0]], documents[pair[1]], pooled) for pair in dict.fromkeys(pairs)}
     return [made[pair] for pair in pairs]
 

@@ -66,7 +66,7 @@ class TokenMatch:
 
 @dataclass(frozen=True)
 class TokenShare:
-    """What a token of the document is of the score.
+    """A document token's share of the score.
 
     Attributes:
         token: The document's token. One that lies in two windows has two vectors and is one token here, as are parts of
@@ -156,7 +156,7 @@ class Explanation:
 
     @cached_property
     def shares(self) -> tuple[TokenShare, ...]:
-        """What each token of the document that won something is of the score, largest first; the sum is the score."""
+        """The shares of all document tokens that won something, largest first; together they are the score."""
         won: dict[tuple[int, int] | int, list[TokenMatch]] = {}
         for match in self.matches:
             won.setdefault(match.document_token.span or match.document_index, []).append(match)
@@ -350,18 +350,18 @@ def _token_of(said: Mapping[str, Any], text: str) -> Token:
     return token
 
 
-def _check_types(said: Explanation) -> None:
+def _check_types(made: Explanation) -> None:
     """Refuse what would be shown as it is, such as markup in the place of a number."""
-    tokens = [token for match in said.matches for token in (match.query_token, match.document_token)]
-    tokens += [] if said.similarities is None else said.similarities.document_tokens
-    numbers = [said.score, *(match.similarity for match in said.matches)]
-    places = [place for match in said.matches for place in (match.query_index, match.document_index)]
-    cuts = [cut for cut in (said.query_cut, said.document_cut) if cut is not None]
+    tokens = [token for match in made.matches for token in (match.query_token, match.document_token)]
+    tokens += [] if made.similarities is None else made.similarities.document_tokens
+    numbers = [made.score, *(match.similarity for match in made.matches)]
+    places = [place for match in made.matches for place in (match.query_index, match.document_index)]
+    cuts = [cut for cut in (made.query_cut, made.document_cut) if cut is not None]
     for values, kind in (
-        ([said.query, said.document, *(token.text for token in tokens)], str),
+        ([made.query, made.document, *(token.text for token in tokens)], str),
         (numbers, (int, float)),
         ([*places, *cuts, *(place for token in tokens for place in token.span or ())], int),
-        ([said.pooled], bool),
+        ([made.pooled], bool),
     ):
         for value in values:
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -370,16 +370,16 @@ def _check_types(said: Explanation) -> None:
         raise ValueError("a place is negative")
 
 
-def _check_tokens(said: Explanation) -> None:
+def _check_tokens(made: Explanation) -> None:
     """Refuse matches of other tokens than there are."""
-    if [match.query_index for match in said.matches] != [*range(len(said.matches))]:
+    if [match.query_index for match in made.matches] != [*range(len(made.matches))]:
         raise ValueError("the matches are not one for each query token, in order")
-    every = said.similarities
-    if every is None or not said.matches:
+    every = made.similarities
+    if every is None or not made.matches:
         return
     named = dict(enumerate(every.document_tokens))
-    if every.values.shape != (len(said.matches), len(named)) or any(
-        named.get(match.document_index) != match.document_token for match in said.matches
+    if every.values.shape != (len(made.matches), len(named)) or any(
+        named.get(match.document_index) != match.document_token for match in made.matches
     ):
         raise ValueError("the similarities are those of other tokens than the matches")
 

@@ -170,10 +170,10 @@ class _Side:
             yield f'<p class="ce-title">{escape(title)}</p>'
         placed = [(match, self.token(match).span) for match in self.matches]
         marks: list[tuple[int, int, TokenMatch | str]] = [(*span, match) for match, span in placed if span is not None]
-        cut = [piece for piece in pieces(len(self.text), [*marks, *lines])]
-        most = max((_share(_matches(piece)) for piece in cut), default=0.0)
+        every = list(pieces(len(self.text), [*marks, *lines]))
+        most = max((_share(_matches(piece)) for piece in every), default=0.0)
         yield f'<p class="ce-text ce-{self.letter}" dir="auto">'
-        for piece in cut:
+        for piece in every:
             text = self.text[max(start, piece.start) : min(stop, piece.stop)]
             if text:
                 yield self._piece(text, piece, most)

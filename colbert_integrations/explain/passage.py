@@ -27,7 +27,7 @@ class Passage:
         start: Where it begins in the document, in characters.
         stop: Where it ends.
         text: The characters.
-        share: What the tokens in it are of the score: the sum of the similarities of the query tokens that they won.
+        share: The share of the score that its tokens have: the sum of the similarities of the query tokens they won.
     """
 
     start: int
@@ -73,19 +73,22 @@ def _sentences_with_shares(text: str, shares: list[Placed], length: int) -> Iter
 
 
 def _densest(placed: list[Placed], length: int) -> tuple[int, int]:
-    """Of all stretches from the start of one to the stop of another, not longer than ``length``, the best."""
-    best: tuple[float, int, int] | None = None
+    """The one of ``_stretches`` with the greatest share; where several are equal the shortest, then the first."""
+    start, stop, _ = min(
+        _stretches(placed, length), key=lambda found: (-round(found[2], _DIGITS), found[1] - found[0], found[0])
+    )
+    return start, stop
+
+
+def _stretches(placed: list[Placed], length: int) -> Iterator[Placed]:
+    """All stretches from the start of one to the stop of another, not longer than ``length`` but for a single one."""
     for first, (start, end, _) in enumerate(placed):
         total = 0.0
         for stop, share in sorted((stop, share) for _, stop, share in placed[first:]):
             if stop - start > max(length, end - start):
                 break
             total += share
-            candidate = (round(total, _DIGITS), start - stop, -start)
-            best = candidate if best is None else max(best, candidate)
-    assert best is not None
-    _, width, begin = best
-    return -begin, -begin - width
+            yield start, stop, total
 
 
 def _share_within(shares: Sequence[Placed], start: int, stop: int) -> float:

@@ -29,8 +29,8 @@ class Row:
     """Neighbouring query tokens that stand for the same characters, or for none and are spelt alike.
 
     Attributes:
-        query: How the query tokens are called.
-        document: What they met is called, each once, strongest first.
+        query: What the query tokens are called.
+        document: What the tokens that they met are called, each once, strongest first.
         matches: Their matches, at least one.
     """
 
@@ -40,7 +40,7 @@ class Row:
 
     @property
     def share(self) -> float:
-        """What they are of the score."""
+        """Their share of the score."""
         return fsum(match.similarity for match in self.matches)
 
 
@@ -68,7 +68,7 @@ def _row(explanation: Explanation, matches: tuple[TokenMatch, ...]) -> Row:
 
 
 def label(text: str, token: Token) -> str:
-    """How a token is called for a reader.
+    """What a token is called for a reader.
 
     Args:
         text: The text that it is a token of.
@@ -145,7 +145,7 @@ def summary(explanation: Explanation) -> list[str]:
             "so its own score is another."
         )
     cut: Sequence[tuple[str, int | None]] = (("query", explanation.query_cut), ("document", explanation.document_cut))
-    said += [f"The {name} was read up to character {place} only." for name, place in cut if place is not None]
+    said += [f"The {name} was read up to character {end} only." for name, end in cut if end is not None]
     return said
 
 
@@ -157,7 +157,7 @@ def place(explanation: Explanation, passage: Passage) -> str:
         passage: A passage of its document.
 
     Returns:
-        Its characters, and if the score is above 0, what part of the score it holds.
+        Its characters, and if the score is above 0, the part of the score that it holds.
     """
     part = f", {passage.share / explanation.score:.0%} of the score" if explanation.score > 0 else ""
     return f"characters {passage.start:,} to {passage.stop:,}{part}"

@@ -57,11 +57,10 @@ def maxsim(
         [[1.5, 0.0]]
     """
     packed_queries, listed = _packed(queries, "queries"), _listed(documents)
-    if not len(packed_queries) or not len(listed):
-        device = listed[0].device if len(listed) else getattr(listed, "device", packed_queries.device)
-        return torch.zeros(len(packed_queries), len(listed), dtype=torch.float32, device=device)
     vectors = listed.values if isinstance(listed, TokenEmbeddings) else listed[0]
     dim, device = vectors.shape[1], vectors.device
+    if not len(packed_queries) or not len(listed):
+        return torch.zeros(len(packed_queries), len(listed), dtype=torch.float32, device=device)
     if packed_queries.dim != dim:
         raise ShapeError(f"queries have dim {packed_queries.dim}, documents have dim {dim}")
     with no_autocast(device):
@@ -69,7 +68,7 @@ def maxsim(
 
 
 def _listed(documents: TokenEmbeddings | Sequence[torch.Tensor]) -> TokenEmbeddings | Sequence[torch.Tensor]:
-    """The documents as they are if they are alike, else packed."""
+    """The documents as they are if there are any and all are alike, else packed."""
     if isinstance(documents, (TokenEmbeddings, torch.Tensor)) or not isinstance(documents, Iterable):
         return _packed(documents, "documents")
     matrices = list(documents)

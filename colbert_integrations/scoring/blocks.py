@@ -11,7 +11,7 @@ import torch
 __all__ = ["QUERY_TOKENS", "Documents", "as_int8", "dtype_of", "ranges", "take_maxima"]
 
 QUERY_TOKENS = 4096
-"""Most tokens of queries that are scored together: similarities take memory for each of them."""
+"""Maximum number of query tokens that are scored together: similarities take memory for each of them."""
 
 Documents: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 """Vectors of documents, packed into one matrix or one matrix each."""
@@ -23,7 +23,7 @@ def dtype_of(documents: Documents) -> torch.dtype:
 
 
 def ranges(bounds: Sequence[int], budget: int, end: int | None = None) -> Iterator[tuple[int, int]]:
-    """Ranges of neighbours with at most so many rows; one with more stands alone.
+    """Ranges of neighbours with at most ``budget`` rows; one that alone has more stands alone.
 
     Args:
         bounds: Where the rows of each begin, and those of the last end.
@@ -51,7 +51,7 @@ def as_int8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def take_maxima(best: torch.Tensor, owner: torch.Tensor, similarities: torch.Tensor) -> None:
-    """Raise ``best``, ``(documents, query_tokens)``, to similarities of rows, whose documents ``owner`` names."""
-    # segment_reduce would say the same with less text, but costs 8 times as much on a CPU (152 us against 19 us for
+    """Raise ``best``, ``(documents, query_tokens)``, to the similarities of rows; ``owner`` is each row's document."""
+    # segment_reduce would say the same in fewer words, but costs 8 times as much on a CPU (152 us against 19 us for
     # 2,048 x 32 similarities) and does not exist on MPS.
     best.scatter_reduce_(0, owner[:, None].expand_as(similarities), similarities, "amax")

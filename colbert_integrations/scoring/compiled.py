@@ -75,7 +75,7 @@ class _PackedQueries:
         kernel: The kernel.
         values: Query tokens, ``(query_tokens, dim)``, float32, or int8 for products in int8.
         lengths: Tokens of each query.
-        arithmetic: In what products are made.
+        arithmetic: What products are made in.
         token_steps: What the best similarity of each query token is multiplied by, ``(query_tokens,)`` float32.
             None: 1.
     """

@@ -28,15 +28,17 @@ def stack_queries(queries: TokenEmbeddings, dtype: torch.dtype = torch.float32) 
     Returns:
         The queries, on their device.
     """
-    if dtype == torch.float32 and queries.values.numel():
-        kernel = compiled.load() if queries.device.type == "cpu" else None
+    if dtype != torch.float32 or not queries.values.numel():
+        return TorchQueries(queries, dtype)
+    if queries.device.type == "cpu":
+        kernel = compiled.load()
         if kernel is not None:
             return CompiledQueries(queries, kernel)
-        if queries.device.type == "cpu" and onednn.is_available():
+        if onednn.is_available():
             return onednn.OneDNNQueries(queries)
-        if triton.is_available(queries.device):
-            return TritonOrTorchQueries(queries)
-    return TorchQueries(queries, dtype)
+    elif triton.is_available(queries.device):
+        return TritonOrTorchQueries(queries)
+    return TorchQueries(queries)
 
 
 def engine_for(device: torch.device, dim: int) -> str:
@@ -49,10 +51,10 @@ def engine_for(device: torch.device, dim: int) -> str:
     Returns:
         The kernel with its instruction set, or the library.
     """
-    kernel = compiled.load()
-    if device.type == "cpu" and kernel is not None:
-        return f"compiled kernel ({kernel.instruction_set})"
     if device.type == "cpu":
+        kernel = compiled.load()
+        if kernel is not None:
+            return f"compiled kernel ({kernel.instruction_set})"
         return "oneDNN" if onednn.is_available() else "torch"
     by_triton = triton.supports(dim, torch.float16, device)
     return "Triton kernel for half precision, else torch" if by_triton else "torch"

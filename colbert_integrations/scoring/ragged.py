@@ -28,16 +28,17 @@ def ragged_maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings | Sequenc
         ``(len(queries), len(documents))`` float32 on the documents' device; ``-inf`` for a document without tokens.
         A NaN in a vector makes its scores NaN.
     """
-    packed = documents if isinstance(documents, TokenEmbeddings) else None
-    lengths = list(map(len, documents)) if packed is None else packed.lengths
-    vectors = documents[0] if packed is None else packed.values
+    if isinstance(documents, TokenEmbeddings):
+        vectors, lengths = documents.values, documents.lengths
+    else:
+        vectors, lengths = documents[0], list(map(len, documents))
     device, dtype = vectors.device, vectors.dtype
-    double = torch.float64 in (queries.dtype, dtype)
+    computed_in = torch.float64 if torch.float64 in (queries.dtype, dtype) else torch.float32
     on_device = torch.tensor(lengths, dtype=torch.int64, device=device)
     bounds = [0, *accumulate(lengths)]
     scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=device)
     for first, last in ranges([0, *accumulate(queries.lengths)], QUERY_TOKENS):
-        stacked = stack_queries(queries[first:last], torch.float64 if double else torch.float32)
+        stacked = stack_queries(queries[first:last], computed_in)
         for start, stop in ranges(bounds, stacked.block_rows(dtype)):
             block = _block(documents, bounds, start, stop)
             scores[first:last, start:stop] = stacked.score(block, on_device[start:stop])

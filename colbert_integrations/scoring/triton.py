@@ -84,7 +84,7 @@ def supports(dim: int, dtype: torch.dtype, device: torch.device) -> bool:
         device: Where they are.
 
     Returns:
-        True if so; else plain torch has to score them.
+        Whether it can; else plain torch has to score them.
     """
     if not fits(dim, dtype) or not is_available(device):
         return False
@@ -161,7 +161,7 @@ class TritonQueries:
 
     @torch.no_grad()
     def replace(self, queries: TokenEmbeddings) -> None:
-        """Put other queries in the place of these, as a captured call needs.
+        """Put other queries in the place of these, for a captured call to read.
 
         Args:
             queries: Of the same lengths and dimension, on the same device.

@@ -91,7 +91,7 @@ class PackedForward:
     Attributes:
         packed: A batch costs as much as it has tokens; see ``Forward``.
         device: Where the model is.
-        num_parameters: How many numbers backbone and projection have learnt.
+        num_parameters: Number of parameters of backbone and projection.
     """
 
     packed = True

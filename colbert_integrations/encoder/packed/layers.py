@@ -86,13 +86,13 @@ class Gated:
 
 
 class Layers:
-    """Makes the layers of a model; another class of these methods makes the same ones faster.
+    """Makes the layers of a model; its subclasses make the same ones faster.
 
     Args:
         linear: Makes its linear layers.
 
     Attributes:
-        few_sizes: Whether a linear layer that was made is better given few numbers of rows; see ``Linear``.
+        few_sizes: Whether any linear layer that it made asks for few numbers of rows; see ``Linear``.
     """
 
     def __init__(self, linear: MakeLinear) -> None:

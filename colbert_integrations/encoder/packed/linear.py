@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -57,7 +56,7 @@ class Linear(ABC):
 
 
 class TorchLinear(Linear):
-    """Such a layer in torch's own way.
+    """Such a layer by torch's own operations.
 
     Args:
         weight: ``(out_features, in_features)``.
@@ -133,9 +132,9 @@ class CompiledLinear(Linear):
 
 
 class WidenedLinear(Linear):
-    """The same for bfloat16 in and out on a CPU without products of it: in float32, as oneDNN adds up elsewhere too.
+    """The same for bfloat16 in and out, on a CPU that does not multiply it: in float32, as oneDNN adds up elsewhere.
 
-    The weights, rounded to bfloat16, take the memory of float32.
+    The weights are rounded to bfloat16, and take the memory of float32.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> None:
@@ -212,11 +211,4 @@ def linear_maker(dtype: torch.dtype) -> MakeLinear:
 
 
 def _has_onednn() -> bool:
-    # On ARM torch's compiler leaves them out too: oneDNN has no fast product there that is fused with what follows.
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    # Private to torch, hence the checks.
-    return has_onednn and all(
-        hasattr(torch.ops.mkldnn, f"_{name}") for name in ("reorder_linear_weight", "linear_pointwise")
-    )
+    return cpu.has_onednn("_reorder_linear_weight", "_linear_pointwise")

@@ -35,7 +35,7 @@ class Recorder(Protocol):
         ...
 
     def in_turn(self) -> AbstractContextManager[object]:
-        """Let one thread at a time launch what is within, to begin after what was launched so before."""
+        """Let one thread at a time launch what is within; it begins after what was launched in turn before."""
         ...
 
 
