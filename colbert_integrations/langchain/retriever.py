@@ -19,10 +19,11 @@ from .tracing import figures_on
 
 if TYPE_CHECKING:
     from ..colbert_index import ColBERTIndex
-    from ..index import Hit, Store
+    from ..index import Hit, Search, Store
     from ..model import ColBERT
 else:  # what pydantic sees: the real ones come with torch, so they are checked when an index is made
     ColBERTIndex = Store = Any
+    Search = Literal["exact", "codes", "pooled", "first_stage"]
 
 __all__ = ["ColBERTRetriever"]
 
@@ -50,8 +51,9 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     filter: dict[str, Any] | Callable[[Document], bool] | None = None
     """Conditions on metadata, such as ``{"year": {"$gte": 2020}}``, or a function of a document. None: all."""
 
-    search: Literal["exact", "codes", "pooled", "first_stage"] | None = None
-    """``"exact"`` scores every document, the others name a candidate stage. None: the store's own choice."""
+    search: Search | None = None
+    """``"exact"`` scores every document; ``"codes"``, ``"pooled"`` and ``"first_stage"`` name a candidate stage. None:
+    the store's own choice."""
 
     candidates: int | None = Field(default=None, ge=1)
     """For a candidate stage, how many documents are scored exactly. None: the store's own choice."""
@@ -276,7 +278,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         k: int | None = None,
         filter: DocumentFilter | None = None,
         score_threshold: float | None = None,
-        search: Literal["exact", "codes", "pooled", "first_stage"] | None = None,
+        search: Search | None = None,
         candidates: int | None = None,
         explain: bool | None = None,
     ) -> list[Document]:
@@ -292,7 +294,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         k: int | None = None,
         filter: DocumentFilter | None = None,
         score_threshold: float | None = None,
-        search: Literal["exact", "codes", "pooled", "first_stage"] | None = None,
+        search: Search | None = None,
         candidates: int | None = None,
         explain: bool | None = None,
     ) -> list[Document]:
@@ -307,7 +309,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         k: int | None,
         filter: DocumentFilter | None,
         score_threshold: float | None,
-        search: Literal["exact", "codes", "pooled", "first_stage"] | None,
+        search: Search | None,
         candidates: int | None,
         explain: bool | None,
     ) -> dict[str, Any]:
