@@ -349,7 +349,7 @@ class ColBERTRetriever(BaseRetriever):
 
     @contextmanager
     def _followed(self, adding: _Adding, index: ColBERTIndex) -> Iterator[None]:
-        """Follow what those nodes lead to that are stored within; and say which nodes are not."""
+        """Note what those nodes lead to that the body stores; at its end, raise for those that could not be stored."""
         added, failures = [node.node_id for node in adding.nodes], adding.failures
         try:
             yield
@@ -424,9 +424,9 @@ class ColBERTRetriever(BaseRetriever):
         queries = _queries(query_bundle)
         if self._is_new():
             return []
-        self._check_search()
+        index = self._checked_index()
         with figures_on_span(self._about):
-            return self._merged(self.index.search(queries, **self._search_arguments()))
+            return self._merged(index.search(queries, **self._search_arguments()))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         queries = _queries(query_bundle)
@@ -434,9 +434,8 @@ class ColBERTRetriever(BaseRetriever):
             return []
         # In threads: what the first use of a model imports takes seconds, and a thousand nodes are not made in no time.
         index = await asyncio.to_thread(self._checked_index)
-        arguments = self._search_arguments()
         with figures_on_span(self._about):
-            found = await index.asearch(queries, **arguments)
+            found = await index.asearch(queries, **self._search_arguments())
             return await asyncio.to_thread(self._merged, found)
 
     def _about(self) -> dict[str, Any]:
@@ -469,17 +468,14 @@ class ColBERTRetriever(BaseRetriever):
         return self._index is None and self._store is None
 
     def _checked_index(self) -> ColBERTIndex:
-        self._check_search()
-        return self.index
-
-    def _check_search(self) -> None:
-        """Refuse what only the rooms with torch can judge, before texts are encoded."""
+        """The index, once what only the rooms with torch can judge is known to be right."""
         from ..index import Search, parse_filter
 
         if self._search is not None and self._search not in get_args(Search):
             raise InputError(f"search must be one of {', '.join(map(repr, get_args(Search)))}, not {self._search!r}")
         if isinstance(self._filter, Mapping):
             parse_filter(self._filter)
+        return self.index
 
 
 def _node(hit: Hit) -> BaseNode:
