@@ -8,13 +8,25 @@ from dataclasses import dataclass
 
 import torch
 
+from .filters import is_yes, matches, parse_filter
 from .layout import Layout
 from .metadata import clone
 from .scan import starts
 from .segment import Batch, Segment, View
-from .store import Hit, StoredDocument
+from .store import Filter, Hit, StoredDocument
 
-__all__ = ["State", "all_documents", "copy_of", "document_at", "filtered", "hits_of", "last_of_each", "only", "without"]
+__all__ = [
+    "State",
+    "all_documents",
+    "copy_of",
+    "document_at",
+    "filtered",
+    "hits_of",
+    "last_of_each",
+    "only",
+    "test_of",
+    "without",
+]
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,14 @@ def only(view: View, positions: list[int]) -> torch.Tensor:
     mask = torch.zeros(len(view), dtype=torch.bool, device="cpu")
     mask[positions] = True
     return mask & view.alive
+
+
+def test_of(filter: Filter) -> Callable[[Segment, int], bool]:
+    """The test of a filter, for documents by their segment and their position there."""
+    if callable(filter):
+        return lambda segment, position: is_yes(filter(document_at(segment, position, False)))
+    conditions = parse_filter(filter)
+    return lambda segment, position: matches(segment.metadatas[position], conditions)
 
 
 def filtered(view: View, wanted: torch.Tensor, passes: Callable[[Segment, int], bool]) -> torch.Tensor:
