@@ -145,9 +145,8 @@ def _write_view(folder: Path, view: View, there: Mapping[str, Any], new: list[Pa
     files = {}
     for name, content in contents.items():
         path = folder / name
-        if name not in there or not path.exists() or path.stat().st_size != there[name]["bytes"]:
-            there = {**there, name: _write_file(path, content(), new)}
-        files[name] = there[name]
+        kept = name in there and path.exists() and path.stat().st_size == there[name]["bytes"]
+        files[name] = there[name] if kept else _write_file(path, content(), new)
     return {
         "name": view.segment.name,
         "documents": count,
