@@ -427,12 +427,12 @@ class ColBERTIndex:
         check_threshold(score_threshold)
 
     def _encode_queries(
-        self, query: str | Sequence[str], normalize_scores: bool, show_progress: bool | None
+        self, queries: Sequence[str], normalize_scores: bool, show_progress: bool | None
     ) -> TokenEmbeddings:
         self._bind()
         if normalize_scores:
             check_normalizable(self.model.spec)
-        return self.model.encode_query(query, show_progress=show_progress)
+        return self.model.encode_query(queries, show_progress=show_progress)
 
     def _finished(
         self, encoded: TokenEmbeddings, found: list[list[Hit]], normalized: bool, threshold: float | None
@@ -590,6 +590,10 @@ def _queries(query: object) -> list[Any]:
     return list(query)
 
 
+def _normalized(hits: list[Hit], length: int) -> list[Hit]:
+    return [replace(hit, score=normalized_score(hit.score, length)) for hit in hits]
+
+
 # ------------------------------------------------------------------------------------------------------------ adding
 
 
@@ -614,7 +618,3 @@ def _rows(texts: Iterable[Any], ids: Iterable[Any] | None, metadatas: Iterable[A
             raise InputError("texts, ids and metadatas must have one length; some of what came before may be stored")
         cells = iter(row)
         yield Row(next(cells), next(cells) if ids is not None else None, next(cells) if metadatas is not None else None)
-
-
-def _normalized(hits: list[Hit], length: int) -> list[Hit]:
-    return [replace(hit, score=normalized_score(hit.score, length)) for hit in hits]
