@@ -38,8 +38,8 @@ T = TypeVar("T")
 class ColBERTIndex:
     """Texts, searchable by late interaction.
 
-    A call that needs the model's weights loads them first if they are not in memory, and then raises what the
-    constructor of ``ColBERT`` does. With a model whose ``forward=`` is on servers it may raise ``RemoteError``.
+    A call that needs the model's weights loads them first if they are not in memory, and then may raise what the
+    constructor of ``ColBERT`` raises. With a model whose ``forward=`` is on servers it may raise ``RemoteError``.
 
     Args:
         model: A name, a path or a ``ColBERT``.
@@ -153,7 +153,7 @@ class ColBERTIndex:
         self.store.delete(ids)
 
     def _bind(self) -> None:
-        """Refuse vectors of another model, which may have come since this was made; bind what is bound to none."""
+        """Refuse vectors of another model, which may have come since this was made; bind what has no model yet."""
         # Where nothing is there yet, a search must not make it: a name may be misspelt, a key may only read.
         if self.store.fingerprint != self.model.fingerprint and self.store.dim is not None:
             self.store.bind(self.model.fingerprint)
@@ -598,7 +598,7 @@ def _normalized(hits: list[Hit], length: int) -> list[Hit]:
 
 
 def _common_length(*columns: object) -> int | None:
-    """The length that all columns have which have one, checked before any work is done."""
+    """The common length of the columns that have one, checked before any work is done."""
     for column in columns:
         if isinstance(column, (str, bytes)) or not isinstance(column, Iterable):
             raise InputError(f"texts, ids and metadatas must be lists or generators, not {type(column).__name__}")
