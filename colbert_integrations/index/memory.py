@@ -52,7 +52,7 @@ _FEWEST_ROWS, _MOST_ROWS = 2**14, 2**18
 _MOST_ROWS_GPU = 2**20
 # A segment is written anew without its deleted documents once they take up this part of it.
 _COMPACT_ABOVE = 0.25
-# From this many small segments of loaded files on, they are rewritten as one.
+# So many small segments that were loaded from files are rewritten as one.
 _MOST_SMALL = 8
 
 
@@ -242,7 +242,7 @@ class MemoryStore(Store):
             yield
 
     def _settle(self) -> None:
-        """End a commit, also one that an interrupt cut short, so each step may be done twice; within the lock."""
+        """End a commit, also one that an interrupt cut short: each step may be done twice. Within the lock."""
         if self._pending is not None:
             state, moves, gone = self._pending
             for name in gone:

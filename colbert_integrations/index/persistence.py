@@ -48,7 +48,7 @@ _LOCK_WAIT_S = 60
 # What Windows refuses while somebody else has a file open is tried again after these pauses.
 _PAUSES_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 _BLOCK_BYTES = 2**22
-# What is met in files that no save has written so, where checksums are not compared or fit: other names, other types.
+# What reading raises where a file is not as a save writes it, with other names or types, and no checksum has told.
 _UNLIKE_OURS = (LookupError, TypeError, ValueError, AttributeError, AssertionError)
 
 T = TypeVar("T")
@@ -194,7 +194,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # as folders say that other machines or a virtual one's host share
+        if error.errno != errno.EINVAL:  # what a folder says that another machine or the host of a virtual one shares
             raise
     finally:
         os.close(handle)

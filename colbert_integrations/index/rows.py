@@ -17,7 +17,7 @@ __all__ = ["Block", "PackedRows"]
 
 # Most rows that are copied together; blocks without a copy may be larger.
 _GATHERED_ROWS = 2**15
-# Where no more than one document in so many is not wanted, all are scored in large blocks.
+# Where at most one document in so many is unwanted, blocks are as large as where all are wanted.
 _MOSTLY = 8
 
 

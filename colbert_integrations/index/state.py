@@ -71,7 +71,7 @@ def hits_of(state: State, scores: list[float], places: list[int], k: int) -> lis
 
 
 def only(view: View, positions: list[int]) -> torch.Tensor:
-    """Which documents of a view are wanted, if it is these, ``(documents,)`` bool."""
+    """Which documents of a view are among these and not deleted, ``(documents,)`` bool."""
     mask = torch.zeros(len(view), dtype=torch.bool, device="cpu")
     mask[positions] = True
     return mask & view.alive
