@@ -60,14 +60,14 @@ __all__ = ["QdrantStore"]
 
 T = TypeVar("T")
 
-# What a server takes of one document is less than this many floats.
+# A server takes documents of fewer floats than this.
 _TOO_MANY_FLOATS = 2**20
 _BATCH_BYTES = 4 * 2**20
 # Points named in one request at most, and the bytes of each: 40, and with a first stage twice.
 _NAMED, _NAME_BYTES = 10_000, 80
-# From this status on a request may have been done nevertheless.
+# From this status on the server may have done what was asked nevertheless.
 _SERVERS_FAULT = 500
-# For async calls that need one: they mostly wait for the server, and none is to wait for those before it.
+# For async calls that need a thread: they mostly wait for the server, and none should wait for those before it.
 _THREADS = 16
 
 
@@ -626,7 +626,7 @@ class QdrantStore(Store):
 
 
 def _written(names: Sequence[str], batches: Iterable[list[T]], asked: Callable[[list[T]], Request]) -> Steps[None]:
-    """Write what there is of each name, in order: in halves where a batch is more than the server takes."""
+    """Write batches, an entry for each of the names, in order; in halves where one is more than the server takes."""
     done = 0
     for batch in batches:
         parts = [batch]
@@ -644,7 +644,7 @@ def _written(names: Sequence[str], batches: Iterable[list[T]], asked: Callable[[
 
 
 def _not_written(error: StoreServerError, names: Sequence[str], done: int) -> StoreServerError | InputError:
-    """What to raise where the server refused a document alone, or others with it."""
+    """The error for the document ``names[done]``, which failed alone, or with others in its batch."""
     several = len(names) > 1
     if error.status is None or error.status >= _SERVERS_FAULT:  # an answer that was lost says nothing of what was done
         told = f". At least {done} of {len(names)} documents are stored, what was on its way may be too"
