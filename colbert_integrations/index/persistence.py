@@ -137,7 +137,8 @@ def _write_views(
 
 
 def _write_view(folder: Path, view: View, there: Mapping[str, Any], new: list[Path]) -> dict[str, Any]:
-    stem, count = f"{view.segment.name}-{len(view)}", len(view)
+    count = len(view)
+    stem = _stem(view.segment.name, count)
     pooled = view.segment.pooled_if_made(count)
     contents = {f"{stem}.safetensors": partial(_vectors, view.segment, count), f"{stem}.jsonl": partial(_lines, view)}
     if pooled is not None:
@@ -153,6 +154,11 @@ def _write_view(folder: Path, view: View, there: Mapping[str, Any], new: list[Pa
         "deleted": (~view.alive).nonzero()[:, 0].tolist(),
         "files": files,
     }
+
+
+def _stem(name: str, documents: int) -> str:
+    """What the names of the files of so many documents of a segment begin with."""
+    return f"{name}-{documents}"
 
 
 def _vectors(rows: PackedRows, count: int) -> bytes:
@@ -278,7 +284,8 @@ def _read(folder: Path, manifest: Mapping[str, Any], verify: bool, show_progress
 
 
 def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout) -> View:
-    stem, count = f"{entry['name']}-{entry['documents']}", entry["documents"]
+    count = entry["documents"]
+    stem = _stem(entry["name"], count)
     columns, lengths = _read_rows(folder / f"{stem}.safetensors", count)
     path = folder / f"{stem}.jsonl"
     try:
@@ -388,7 +395,7 @@ def _files_of(manifest: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _check_names(folder: Path, entry: Mapping[str, Any]) -> None:
     """Refuse names that no save gives: by them, files outside of the folder would be read, or later written."""
-    stem = f"{entry['name']}-{entry['documents']}"
+    stem = _stem(entry["name"], entry["documents"])
     names = {f"{stem}.safetensors", f"{stem}.jsonl", *entry["files"]}
     if other := sorted(name for name in names if not _OURS.fullmatch(name)):
         raise DamagedIndexError(f"{folder / _MANIFEST} is damaged: it names {other[0]!r}, which is no file of an index")
