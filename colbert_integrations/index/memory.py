@@ -330,7 +330,8 @@ class MemoryStore(Store):
         assert self._layout is not None
         check_queries(queries, self._layout.dim)
         number = candidate_count(mode, k, asked)
-        exact, hits = mode == "exact" or number >= chosen, list[list[Hit]]()
+        exact = mode == "exact" or number >= chosen
+        hits = list[list[Hit]]()
         with no_autocast(self.device):
             ready = queries.to(self.device, torch.float32)
             for start, stop in ranges([0, *accumulate(queries.lengths)], QUERY_TOKENS):

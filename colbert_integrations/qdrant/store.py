@@ -355,9 +355,10 @@ class QdrantStore(Store):
         if (yield from self._opened()) is None:
             return []
         records: dict[str, models.Record] = {}
-        page, wanted_points = Page(self._form.vector if embeddings else None), list(points.values())
-        while wanted_points:
-            some, wanted_points = wanted_points[: page.size], wanted_points[page.size :]
+        page = Page(self._form.vector if embeddings else None)
+        rest = list(points.values())
+        while rest:
+            some, rest = rest[: page.size], rest[page.size :]
             found = yield from ask("retrieve", ids=some, with_payload=True, with_vectors=self._vectors(embeddings))
             records.update({str(record.id): record for record in found})
             page.saw(found)
@@ -491,7 +492,8 @@ class QdrantStore(Store):
         check_embeddings("queries", queries)
         check_whole_number("k", k)
         number = candidate_count(mode, k, check_count("candidates", candidates) or self.candidates_default)
-        which, named = wanted(filter), None if ids is None else check_ids(ids)
+        which = wanted(filter)
+        named = None if ids is None else check_ids(ids)
         found = yield from self._opened()
         if found is None or not len(queries):
             return [[] for _ in range(len(queries))]
@@ -501,7 +503,7 @@ class QdrantStore(Store):
         if mode == "codes" and not found.has_codes:
             raise InputError("search='codes' needs codes: make the collection with quantization='int8'")
         scopes = _scopes(named, self._batch_bytes)
-        if not which.told_all:
+        if not which.told_all:  # they are looked for here first, and named to the server
             scopes = _scopes((yield from self._names(which, scopes, whole=callable(filter))), self._batch_bytes)
             which = Wanted()
         plain = queries.to("cpu", torch.float32)
@@ -663,8 +665,9 @@ def _not_written(error: StoreServerError, names: Sequence[str], done: int) -> St
 
 def _set_payload(name: str, metadata: Metadata, text: str | None, hashed: bool) -> tuple[models.UpdateOperation, int]:
     """What replaces the metadata of a document that has a text, None: any; and about how many bytes that takes."""
+    payload, told = metadata_payload(metadata), dict[str, str]()
     # By a filter, since a list of points that has an unknown one is an error.
-    must, payload, told = [among([point_id(name)])], metadata_payload(metadata), {}
+    must = [among([point_id(name)])]
     if text is not None:
         told = {TEXT_HASH: text_hash(text)} if hashed else {"text": text}
         must += [models.FieldCondition(key=key, match=models.MatchValue(value=value)) for key, value in told.items()]
