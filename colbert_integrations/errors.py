@@ -135,7 +135,7 @@ class AddError(ColBERTError):
         failures: The id of each document that was refused, and why.
         added: Ids of the documents that are stored now, those that were there unchanged included.
         index: The ``ColBERTIndex`` that has them, to go on with where the call would have returned it. A pickle of
-            the error does not.
+            the error has none.
     """
 
     def __init__(self, failures: Mapping[str, Exception], added: Sequence[str], index: Any = None) -> None:

@@ -42,7 +42,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         'Why the wings of a plane lift it'
     """
 
-    # Said again: BaseRetriever's own would let a misspelt field pass without a word.
+    # Repeated: BaseRetriever's own would let a misspelt field pass without a word.
     model_config = ModelFields.model_config
 
     k: int = Field(default=4, ge=1)

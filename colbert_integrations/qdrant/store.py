@@ -77,7 +77,7 @@ class QdrantStore(Store):
     Everything is as with the store in memory, but for what a server can't do: an ``upsert`` of many documents is
     several requests, so that others may see a part of it for a while, and one that fails in the middle says how many
     documents are stored; upsert all again, which is safe. An async call that is cancelled sends no further request, and
-    what was sent is stored. ``iter_documents`` shows no single moment. Any number of stores, in any processes, may use
+    what was sent is stored. ``iter_documents`` is no snapshot. Any number of stores, in any processes, may use
     one collection. Nothing is asked of the server before the first call.
 
     Args:
@@ -96,7 +96,7 @@ class QdrantStore(Store):
         replication_factor: How many copies of each part there are, when it is made. None: the server's default.
         quantization: Keep codes too: ``"int8"``, ``"binary"``, or a quantization of ``qdrant_client.models``. They
             serve ``search="codes"`` only.
-        first_stage: Keep one vector for each document too, which ``search="first_stage"`` looks for candidates by:
+        first_stage: Keep one vector for each document too, by which ``search="first_stage"`` finds candidates:
             ``"mean"`` of its token vectors, or an embedding model of LangChain or LlamaIndex, which gets the texts.
         first_stage_name: What this model is called; another one's collection is refused. None: by its ``model_name`` or
             ``model``, or else by its class.
