@@ -220,7 +220,7 @@ def check_query(query: object) -> str:
     return query.strip()
 
 
-def check_items(items: object, name: str) -> Sequence[Any]:
+def check_items(name: str, items: object) -> Sequence[Any]:
     """The items, if they are a list: a single text is a sequence too, of its characters."""
     if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
         raise InputError(f"{name} must be a list, not {type(items).__name__}")

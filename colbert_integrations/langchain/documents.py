@@ -65,7 +65,7 @@ def make_index(
 
 def check_documents(documents: object) -> Sequence[Document]:
     """The documents, if they are a list of them."""
-    items = check_items(documents, "documents")
+    items = check_items("documents", documents)
     for place, document in enumerate(items):
         if not isinstance(document, Document):
             raise InputError(f"documents[{place}] must be a Document, not {type(document).__name__}")

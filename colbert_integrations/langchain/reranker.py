@@ -183,7 +183,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
 
     def _entries(self, documents: Sequence[Any], query: str, top_n: int | None) -> list[dict[str, Any]]:
         check_query(query)
-        texts = [self._any_text(item, place) for place, item in enumerate(check_items(documents, "documents"))]
+        texts = [self._any_text(item, place) for place, item in enumerate(check_items("documents", documents))]
         return [_entry(ranked) for ranked in self._rank(query, texts, _ids(documents), top_n)]
 
     async def _off_loop(
@@ -191,7 +191,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
     ) -> list[T]:
         """Rank in the model's own threads, and make texts and copies there too: formatters take their time."""
         check_query(query)
-        if not check_items(documents, "documents"):
+        if not check_items("documents", documents):
             return []  # without a model
         return await self._run_async(rank, documents, query, *options)
 

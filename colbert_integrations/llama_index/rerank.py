@@ -60,7 +60,7 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _query(query_bundle)
-        texts = [self._text(node, index) for index, node in enumerate(check_items(nodes, "nodes"))]
+        texts = [self._text(node, index) for index, node in enumerate(check_items("nodes", nodes))]
         top_n = len(nodes) if self.top_n is None else self.top_n  # the event takes no None
         _dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=self._model_name))
         payload: dict[str, Any] = {

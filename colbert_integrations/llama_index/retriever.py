@@ -189,8 +189,8 @@ class ColBERTRetriever(BaseRetriever):
         self._fields = _model_fields(index, store, settings)
         self._index, self._store, self._opening = index, store, threading.Lock()
         self.similarity_top_k = similarity_top_k
-        self._filter = store_filter(filters, _ids(doc_ids, "doc_ids"))
-        self._node_ids = _ids(node_ids, "node_ids")
+        self._filter = store_filter(filters, None if doc_ids is None else _ids("doc_ids", doc_ids))
+        self._node_ids = None if node_ids is None else _ids("node_ids", node_ids)
         check_threshold(score_threshold)
         self._normalize_scores, self._score_threshold = normalize_scores, score_threshold
         if candidates is not None:
@@ -384,7 +384,7 @@ class ColBERTRetriever(BaseRetriever):
             InputError: If the ids are not a list of strings.
             StoreError: If the store can't be used.
         """
-        wanted = _ids(check_items(node_ids, "node_ids"), "node_ids")
+        wanted = _ids("node_ids", node_ids)
         if wanted and not self._is_new():
             self.index.delete(wanted)
             self._forget_objects(wanted)
@@ -514,7 +514,7 @@ def _queries(query_bundle: QueryBundle) -> list[str]:
 
 
 def _nodes(nodes: object) -> Sequence[BaseNode]:
-    items = check_items(nodes, "nodes")
+    items = check_items("nodes", nodes)
     for place, node in enumerate(items):
         if not isinstance(node, BaseNode):
             raise InputError(f"nodes[{place}] must be a node, not {type(node).__name__}")
@@ -542,10 +542,8 @@ def _node_ids(struct: object) -> Iterable[str] | None:
     return struct.node_id_to_summary_id if isinstance(struct, IndexDocumentSummary) else None
 
 
-def _ids(ids: Sequence[str] | None, name: str) -> list[str] | None:
-    if ids is None:
-        return None
-    items = list(check_items(ids, name))
+def _ids(name: str, ids: object) -> list[str]:
+    items = list(check_items(name, ids))
     if not all(isinstance(item, str) for item in items):
         raise InputError(f"{name} must be a list of strings, not {items!r}")
     return items
