@@ -1,4 +1,4 @@
-"""What the adapters share: documents that are checked, the index behind them, the way in and out of it."""
+"""What the adapters share: the check of documents, the index behind them, and documents on their way in and out."""
 
 from __future__ import annotations
 

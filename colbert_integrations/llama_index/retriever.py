@@ -532,7 +532,7 @@ def _nodes_of_index(index: BaseIndex[Any]) -> list[BaseNode]:
 
 
 def _node_ids(struct: object) -> Iterable[str] | None:
-    """Ids of the nodes that an index of the framework finds. None: of its kind it is not known."""
+    """Ids of the nodes that an index of the framework finds. None: for its kind that is not known."""
     if isinstance(struct, IndexDict):
         return struct.nodes_dict.values()
     if isinstance(struct, IndexList):
