@@ -271,49 +271,31 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     # ------------------------------------------------------------------------------------------------------ retrieval
 
     def _get_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: CallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: DocumentFilter | None = None,
-        score_threshold: float | None = None,
-        search: Search | None = None,
-        candidates: int | None = None,
-        explain: bool | None = None,
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:
-        options = self._options(k, filter, score_threshold, search, candidates, explain)
-        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
-            return self._documents(self.index.search(check_query(query), **options))
+        arguments = self._arguments(**options)
+        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": arguments["k"]}):
+            return self._documents(self.index.search(check_query(query), **arguments))
 
     async def _aget_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: AsyncCallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: DocumentFilter | None = None,
-        score_threshold: float | None = None,
-        search: Search | None = None,
-        candidates: int | None = None,
-        explain: bool | None = None,
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:
-        options = self._options(k, filter, score_threshold, search, candidates, explain)
-        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
-            hits = await self.index.asearch(check_query(query), **options)
+        arguments = self._arguments(**options)
+        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": arguments["k"]}):
+            hits = await self.index.asearch(check_query(query), **arguments)
             # Documents of thousands of hits, or explanations of a few, take a while: not on the loop.
             return await asyncio.to_thread(self._documents, hits)
 
-    def _options(
+    def _arguments(
         self,
-        k: int | None,
-        filter: DocumentFilter | None,
-        score_threshold: float | None,
-        search: Search | None,
-        candidates: int | None,
-        explain: bool | None,
+        k: int | None = None,
+        filter: DocumentFilter | None = None,
+        score_threshold: float | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+        explain: bool | None = None,
     ) -> dict[str, Any]:
-        """Arguments of a search of the index: of this call, else of the fields."""
+        """Arguments of a search of the index: the options of this call, else the fields."""
         self._check_settings_of(self.index)
         return {
             "k": self.k if k is None else k,
