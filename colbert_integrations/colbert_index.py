@@ -612,9 +612,9 @@ _END = object()
 
 
 def _rows(texts: Iterable[Any], ids: Iterable[Any] | None, metadatas: Iterable[Any] | None) -> Iterator[Row]:
-    given = [column for column in (texts, ids, metadatas) if column is not None]
-    for row in zip_longest(*given, fillvalue=_END):
-        if any(cell is _END for cell in row):
+    columns = {"text": texts, "id": ids, "metadata": metadatas}
+    given = {name: column for name, column in columns.items() if column is not None}
+    for cells in zip_longest(*given.values(), fillvalue=_END):
+        if any(cell is _END for cell in cells):
             raise InputError("texts, ids and metadatas must have one length; some of what came before may be stored")
-        cells = iter(row)
-        yield Row(next(cells), next(cells) if ids is not None else None, next(cells) if metadatas is not None else None)
+        yield Row(**dict(zip(given, cells, strict=True)))
