@@ -96,6 +96,7 @@ class ModelFields(BaseModel):
 
     @classmethod
     def _with_fields_of(cls, model: ColBERT, data: dict[str, Any]) -> dict[str, Any]:
+        """The fields with the settings of a model that was given; refuse others beside it."""
         changed = model.settings.changed()
         own = {name: changed.pop(name) for name in _MODEL_FIELDS & changed.keys()} | {"colbert_options": changed}
         asked = {name: data[name] for name in _MODEL_FIELDS - {"model"} if data.get(name) is not None}
@@ -125,7 +126,7 @@ class ModelFields(BaseModel):
 
     def about(self) -> dict[str, str]:
         """What traces say of the model: its name, and once it was loaded, device and data type."""
-        # Without one nothing was loaded, and making it would import torch.
+        # Where there is no ColBERT yet nothing was loaded, and making it would import torch.
         return {"colbert.model": self._model_name} if self._colbert is None else self._colbert.about()
 
     def close(self) -> None:
@@ -204,7 +205,7 @@ def check_index(index: object, model: object = None, store: object = None) -> Co
 
     if not isinstance(index, ColBERTIndex):
         raise InputError(f"index must be a ColBERTIndex, not {type(index).__name__}")
-    # Its name is what a copy from the fields of another adapter has.
+    # Its name will do: a copy from the fields of another adapter has no more of it.
     if model is not None and model is not index.model and model != index.model.settings.model:
         raise InputError("index brings its own model: leave model out")
     if store is not None and store is not index.store:
@@ -219,7 +220,7 @@ def check_query(query: object) -> str:
     return query.strip()
 
 
-def check_items(items: object, name: str) -> Sequence[Any]:
+def check_items(name: str, items: object) -> Sequence[Any]:
     """The items, if they are a list: a single text is a sequence too, of its characters."""
     if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
         raise InputError(f"{name} must be a list, not {type(items).__name__}")

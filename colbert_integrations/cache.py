@@ -36,8 +36,8 @@ class DocumentCache:
     It belongs to one model, whose spec never changes: the text alone says what its vectors are.
 
     Args:
-        max_bytes: Maximum number of bytes of vectors and texts; a text that needs more alone is not kept. None or 0:
-            nothing is.
+        max_bytes: Maximum number of bytes of vectors and texts; a text that needs more by itself is not kept. None or
+            0: nothing is.
     """
 
     def __init__(self, max_bytes: int | None) -> None:
@@ -71,7 +71,7 @@ class DocumentCache:
         return found
 
     def keep(self, texts: Iterable[str], vectors: Iterable[torch.Tensor]) -> None:
-        """Keep vectors, and drop what was not used for longest where there is no room.
+        """Keep vectors; the least recently used ones make room for them.
 
         Args:
             texts: The texts.

@@ -12,11 +12,11 @@ __all__ = ["Cancellation", "cancellable", "current_cancellation"]
 
 
 class Cancellation:
-    """Says that nobody waits any more for what a thread does.
+    """Tells a thread when nobody waits any more for what it does.
 
     Attributes:
-        cancelled: Whether that is so.
-        wakers: What to call then.
+        cancelled: Whether nobody does.
+        wakers: Called as soon as nobody does.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Cancellation:
         self.wakers: set[Callable[[], None]] = set()
 
     def cancel(self) -> None:
-        """Take it that nobody waits, from any thread."""
+        """Say that nobody waits any more; from any thread."""
         self.cancelled = True  # first: who adds a waker after the loop below looks here before it sleeps
         for wake in tuple(self.wakers):
             wake()
@@ -81,5 +81,5 @@ def cancellable() -> Iterator[None]:
 
 
 def current_cancellation() -> Cancellation:
-    """That of the caller for whom this thread works; one that nobody calls where there is none."""
+    """The cancellation of the caller for whom this thread works; without such a caller, one that never comes."""
     return _CANCELLATION.get() or Cancellation()

@@ -38,8 +38,8 @@ T = TypeVar("T")
 class ColBERTIndex:
     """Texts, searchable by late interaction.
 
-    A call that needs the model's weights loads them first if they are not in memory, and then raises what the
-    constructor of ``ColBERT`` does. With a model whose ``forward=`` is on servers it may raise ``RemoteError``.
+    A call that needs the model's weights loads them first if they are not in memory, and then may raise what the
+    constructor of ``ColBERT`` raises. With a model whose ``forward=`` is on servers it may raise ``RemoteError``.
 
     Args:
         model: A name, a path or a ``ColBERT``.
@@ -153,7 +153,7 @@ class ColBERTIndex:
         self.store.delete(ids)
 
     def _bind(self) -> None:
-        """Refuse vectors of another model, which may have come since this was made; bind what is bound to none."""
+        """Refuse vectors of another model, which may have come since this was made; bind what has no model yet."""
         # Where nothing is there yet, a search must not make it: a name may be misspelt, a key may only read.
         if self.store.fingerprint != self.model.fingerprint and self.store.dim is not None:
             self.store.bind(self.model.fingerprint)
@@ -427,12 +427,12 @@ class ColBERTIndex:
         check_threshold(score_threshold)
 
     def _encode_queries(
-        self, query: str | Sequence[str], normalize_scores: bool, show_progress: bool | None
+        self, queries: Sequence[str], normalize_scores: bool, show_progress: bool | None
     ) -> TokenEmbeddings:
         self._bind()
         if normalize_scores:
             check_normalizable(self.model.spec)
-        return self.model.encode_query(query, show_progress=show_progress)
+        return self.model.encode_query(queries, show_progress=show_progress)
 
     def _finished(
         self, encoded: TokenEmbeddings, found: list[list[Hit]], normalized: bool, threshold: float | None
@@ -590,11 +590,15 @@ def _queries(query: object) -> list[Any]:
     return list(query)
 
 
+def _normalized(hits: list[Hit], length: int) -> list[Hit]:
+    return [replace(hit, score=normalized_score(hit.score, length)) for hit in hits]
+
+
 # ------------------------------------------------------------------------------------------------------------ adding
 
 
 def _common_length(*columns: object) -> int | None:
-    """The length that all columns have which have one, checked before any work is done."""
+    """The common length of the columns that have one, checked before any work is done."""
     for column in columns:
         if isinstance(column, (str, bytes)) or not isinstance(column, Iterable):
             raise InputError(f"texts, ids and metadatas must be lists or generators, not {type(column).__name__}")
@@ -608,13 +612,9 @@ _END = object()
 
 
 def _rows(texts: Iterable[Any], ids: Iterable[Any] | None, metadatas: Iterable[Any] | None) -> Iterator[Row]:
-    given = [column for column in (texts, ids, metadatas) if column is not None]
-    for row in zip_longest(*given, fillvalue=_END):
-        if any(cell is _END for cell in row):
+    columns = {"text": texts, "id": ids, "metadata": metadatas}
+    given = {name: column for name, column in columns.items() if column is not None}
+    for cells in zip_longest(*given.values(), fillvalue=_END):
+        if any(cell is _END for cell in cells):
             raise InputError("texts, ids and metadatas must have one length; some of what came before may be stored")
-        cells = iter(row)
-        yield Row(next(cells), next(cells) if ids is not None else None, next(cells) if metadatas is not None else None)
-
-
-def _normalized(hits: list[Hit], length: int) -> list[Hit]:
-    return [replace(hit, score=normalized_score(hit.score, length)) for hit in hits]
+        yield Row(**dict(zip(given, cells, strict=True)))

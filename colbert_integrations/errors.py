@@ -135,7 +135,7 @@ class AddError(ColBERTError):
         failures: The id of each document that was refused, and why.
         added: Ids of the documents that are stored now, those that were there unchanged included.
         index: The ``ColBERTIndex`` that has them, to go on with where the call would have returned it. A pickle of
-            the error does not.
+            the error has none.
     """
 
     def __init__(self, failures: Mapping[str, Exception], added: Sequence[str], index: Any = None) -> None:
@@ -147,8 +147,8 @@ class AddError(ColBERTError):
         total = len(self.failures) + len(self.added)
         some = "1 document" if total == 1 else f"{len(self.failures)} of {total} documents"
         others = "the others are" if len(self.added) > 1 else "the other one is"
-        others = f"; {others} stored, see .added" if self.added else ""
-        super().__init__(f"{some} could not be added ({first}{more}){others}")
+        stored = f"; {others} stored, see .added" if self.added else ""
+        super().__init__(f"{some} could not be added ({first}{more}){stored}")
 
     def __reduce__(self) -> tuple[type[AddError], tuple[dict[str, Exception], list[str]]]:
         return type(self), (self.failures, self.added)

@@ -8,8 +8,8 @@ from typing import Any
 
 __all__ = ["Fingerprint"]
 
-# Of the settings, what another machine may want otherwise, secrets, and what decides which code runs: whoever can write
-# an index would else run theirs where it is opened. Consent to that is given by the caller, never by a file.
+# Settings that may differ from machine to machine, secrets, and what decides which code runs: else, whoever can write
+# an index could run code where it is opened. Consent to that is given by the caller, never by a file.
 _OF_THIS_MACHINE = frozenset(
     {"device", "dtype", "batch_tokens", "batch_size", "attn_implementation", "cache_bytes"}
     | {"cache_dir", "local_files_only", "token", "trust_remote_code"}
@@ -28,8 +28,8 @@ class Fingerprint:
         dim: Dimension of its vectors.
         settings: Arguments with which ``ColBERT`` makes it again. Those that are a matter of the machine, and consent
             to run code, are left out, whoever gives them: an index may come from anywhere.
-        encodings: How documents of a store were encoded with it: lengths, windows, pooling, for each way that there
-            was. A model says nothing of it.
+        encodings: In which ways documents of a store were encoded with it: lengths, windows, pooling. Empty in a
+            model's own fingerprint.
     """
 
     digest: str
@@ -47,7 +47,7 @@ class Fingerprint:
         return self if kept is None or self.encodings else replace(self, encodings=kept.encodings)
 
     def with_encodings_of(self, other: Fingerprint | None) -> Fingerprint:
-        """This one, with the encodings of both."""
+        """This fingerprint, with the encodings of both."""
         more = [] if other is None else [each for each in other.encodings if each not in self.encodings]
         return replace(self, encodings=[*self.encodings, *more])
 

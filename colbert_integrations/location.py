@@ -42,10 +42,10 @@ def open_store(location: str) -> Store:
     try:
         parts = urlsplit(location)
     except ValueError:
-        # Neither is said again, location or error: they may hold a secret.
+        # Neither the location nor the error is shown: both may hold a secret.
         raise InputError(f"a location is an address such as {_EXAMPLE}, and this one can't be read") from None
     if parts.scheme and any(mark in location for mark in "@?#"):
-        # Not said again, also where the scheme is wrong: it may be a secret.
+        # It is not shown, not even where only the scheme is wrong: it may hold a secret.
         raise InputError(
             f"a location has no user, query or fragment, as {_EXAMPLE} has none: an API key goes into QDRANT_API_KEY"
         )

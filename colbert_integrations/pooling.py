@@ -13,7 +13,8 @@ from .errors import InputError, MissingExtraError
 
 __all__ = ["pool_tokens"]
 
-# What the longest texts that models take whole come to: up to there vectors equal PyLate's, which cuts the others.
+# As many vectors as the longest texts have that models read whole. Up to here results equal PyLate's, which cuts longer
+# texts.
 _MOST_ROWS = 8192
 
 
@@ -24,8 +25,8 @@ def pool_tokens(
 
     ``clusters = max(1, floor(n / pool_factor))`` for the ``n`` vectors that are not protected, by Ward linkage on the
     cosine distance ``1 - cos``. Time and memory grow with the square of what is clustered, 7 to 15 s and 740 MB for
-    8,000 vectors, so those of longer texts are clustered in as few equal stretches of up to 8,192 as there can be. One
-    with a vector that is not finite is left as it is.
+    8,000 vectors, so those of longer texts are clustered in as few equal stretches of up to 8,192 as possible. A
+    stretch with a vector that is not finite is left as it is.
 
     Args:
         embeddings: Unit vectors of any number of texts.

@@ -13,17 +13,17 @@ _BAR_AFTER_S = 2.0
 
 
 class _NoBar(AbstractContextManager["_NoBar"]):
-    """What stands for a bar that is not shown.
+    """Stands in for a bar that is not shown.
 
-    tqdm has such a one too (``disable=True``), but makes it under a lock that all processes forked from here share:
-    where one of them was killed while it held it, as the workers of servers are, this one would wait for ever.
+    tqdm has one too (``disable=True``), but makes it under a lock that all processes forked from here share: if one of
+    them was killed while it held the lock, as workers of servers may be, this process would wait for ever.
     """
 
     def __exit__(self, *_: object) -> None:
         pass
 
     def update(self, n: int) -> None:
-        """Count what is done: nothing, here."""
+        """Take note of what is done; here it does nothing."""
 
 
 def progress_bar(total: int | None, show: bool | None, desc: str) -> Any:
@@ -46,12 +46,12 @@ def progress_bar(total: int | None, show: bool | None, desc: str) -> Any:
 
 
 def _on_a_screen() -> bool:
-    """Whether somebody may be looking: at a terminal, or at a notebook, whose stderr is none."""
+    """Whether somebody may be looking: at a terminal, or at a notebook, whose stderr is no terminal."""
     from tqdm.asyncio import tqdm_asyncio
     from tqdm.auto import tqdm
 
     try:
         terminal = sys.stderr.isatty()
-    except (AttributeError, ValueError):  # a program's own, which has none; a closed one
+    except (AttributeError, ValueError):  # a stream of the program's own without isatty; a closed one
         terminal = False
     return terminal or tqdm is not tqdm_asyncio

@@ -51,7 +51,7 @@ class StaleVectors:
         self._recorded = len(self._others) < len(known)
 
     def keeps(self, total: int, ids: Iterable[str]) -> None:
-        """Take note of documents that are not encoded again, among so many that were given."""
+        """Take note of ``ids``, which are not encoded again, among the ``total`` documents that were given."""
         self._total += total
         if self._others:
             self._kept += sum(name not in self._alike for name in ids)
@@ -68,7 +68,7 @@ class StaleVectors:
             self._alike.update(ids)
 
     def end(self) -> None:
-        """Say in the store if all of it is encoded like this now; warn of documents that may not be."""
+        """If all of the store is encoded like this now, say so in it; else warn of documents that may not be."""
         if self._others and self._all_alike():
             self._others = []
             self._record()
@@ -82,7 +82,7 @@ class StaleVectors:
             warnings.warn(message, StaleVectorsWarning, stacklevel=callers_stacklevel())
 
     def _all_alike(self) -> bool:
-        # Ids are listed only where there may be no other.
+        # Counted first: listing all ids is worth it only if there can be no others.
         return 0 < self._store.count() <= len(self._alike) and self._alike.issuperset(self._store.ids())
 
     def _record(self) -> None:
@@ -90,7 +90,7 @@ class StaleVectors:
 
 
 def _encoding(model: ColBERT, pool_factor: float) -> Encoding:
-    """What decides the vectors of a document beside what the fingerprint is of: what is seen of it, and is kept."""
+    """What decides a document's vectors beside the fingerprint: how much of it is read, and how much is kept."""
     settings = model.settings
     return {
         "document_length": model.spec.document_length,
@@ -102,6 +102,6 @@ def _encoding(model: ColBERT, pool_factor: float) -> Encoding:
 
 
 def _differing(other: Encoding, own: Encoding) -> list[str]:
-    """What is said differently; not what is not said at all, as by another version."""
+    """What the two say differently; not what one of them does not say at all, as another version may not."""
     names = [name for name in own if name in other and other[name] != own[name]]
     return [f"{name}={other[name]!r} (now {own[name]!r})" for name in names]

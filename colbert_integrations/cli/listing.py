@@ -45,8 +45,7 @@ def show_result(
         words: Whether the words that matched are shown.
     """
     output.line(f"{rank:>3}. ", (f"{score:6.2f}", "bold green"), "  ", (visible(name), "bold"))
-    passage = None if explanation is None else explanation.passage
-    if passage is not None and explanation is not None:
+    if explanation is not None and (passage := explanation.passage) is not None:
         coloured = output.console is not None
         output.paragraph(_in_one(explanation, passage) if coloured else visible(passage.text), _INDENT)
     elif text is not None:

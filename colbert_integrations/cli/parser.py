@@ -152,7 +152,7 @@ def _add_index(commands: Any) -> None:
     command.add_argument(
         "--reencode",
         action="store_true",
-        help="encode what is there unchanged again too, as after a change of --pool-factor or --set",
+        help="also encode again what is there unchanged, as after a change of --pool-factor or --set",
     )
     command.add_argument(
         "--nbits", type=int, choices=(8, 4, 2), help="of a new folder: keep vectors as codes of so many bits"

@@ -48,13 +48,17 @@ class Text:
     @property
     def place(self) -> str:
         """Where it stands, as compilers write it: ``notes.txt:12``."""
-        return self.source if self.line is None else f"{self.source}:{self.line}"
+        return _place(self.source, self.line)
 
     @property
     def id(self) -> Any:
         """What a JSON line has as its ``id``, or ``_id`` as in BEIR's; None if it has none."""
         given = self.fields.get("id")
         return self.fields.get("_id") if given is None else given
+
+
+def _place(source: str, line: int | None) -> str:
+    return source if line is None else f"{source}:{line}"
 
 
 def refuse(place: str, why: str) -> NoReturn:
@@ -158,7 +162,7 @@ def _checked(
         text, fields = content(raw)
         yield Text(text, file, number, fields)
     except InputError as error:
-        failed(Text("", file, number).place, str(error))
+        failed(_place(file, number), str(error))
 
 
 def _text(raw: bytes) -> Content:

@@ -77,8 +77,9 @@ def _data(
             "index": entry.index,
             "source": text.source,
             "line": text.line,
+            "id": text.id,
+            "text": text.text,
         }
-        result |= {"id": text.id, "text": text.text}
         if explained:
             result["explanation"] = None if entry.explanation is None else entry.explanation.as_dict()
         results.append(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -65,19 +65,18 @@ def _queries(file: str) -> Iterator[Text]:
     return read(file, form_of(file, "lines"), refuse)
 
 
-def _show(output: Output, query: str, hits: Iterable[Hit], args: argparse.Namespace) -> None:
+def _show(output: Output, query: str, hits: list[Hit], args: argparse.Namespace) -> None:
     if args.queries is not None:
         output.line((visible(query), "bold underline"))
-    rank = 0
     for rank, hit in enumerate(hits, 1):
         show_result(
             output, rank, hit.score, hit.id, hit.text, hit.explanation, metadata=hit.metadata, words=args.explain
         )
-    if not rank:
+    if not hits:
         output.say("nothing found")
 
 
-def _data(query: Text, hits: Iterable[Hit], args: argparse.Namespace) -> dict[str, Any]:
+def _data(query: Text, hits: list[Hit], args: argparse.Namespace) -> dict[str, Any]:
     data: dict[str, Any] = {"query": query.text} if args.queries is None else {"id": query.id, "query": query.text}
     return {**data, "hits": [_hit(rank, hit, args.explain) for rank, hit in enumerate(hits, 1)]}
 

@@ -40,7 +40,7 @@ def check_dtype(dtype: object) -> None:
 
 
 def check_form(dtype: object, nbits: object, keep_originals: bool) -> None:
-    """Refuse forms of vectors that there are not."""
+    """Refuse forms in which no store keeps vectors."""
     check_dtype(dtype)
     if nbits is not None and not (isinstance(nbits, int) and nbits in (8, 4, 2)):
         raise InputError(f"nbits must be 8, 4, 2 or None for vectors as they are, not {nbits!r}")
@@ -150,7 +150,7 @@ def checked_documents(
 
 
 def finite_as(embeddings: TokenEmbeddings, dtype: str, names: Sequence[str] = ()) -> torch.Tensor:
-    """The vectors in the dtype in which they are kept, if all are finite in it; else an error with one of the ids."""
+    """The vectors in the dtype in which they are kept; an error that names a document if one is not finite in it."""
     values: torch.Tensor = embeddings.values.detach().to(getattr(torch, dtype))
     if _finite(values):
         return values

@@ -25,7 +25,7 @@ PER_DOCUMENT = frozenset({"steps"})
 
 # Rows of codes that are unpacked at once, on a CPU and on a GPU, which pays for each launch.
 _UNPACKED_ROWS, _UNPACKED_ROWS_GPU = 2**15, 2**18
-# One for each document; there may be as many as rows.
+# A step is a float32; each document has one, so there may be as many as rows.
 _STEP_BYTES = 4
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -113,7 +113,7 @@ class Layout:
             The columns.
 
         Raises:
-            NonFiniteError: If a value is not a number, or too large for float16, in which few bits keep lengths too.
+            NonFiniteError: If a value is not finite, or too large for float16, which codes of few bits have as scale.
             InputError: If the dimension differs.
         """
         if embeddings.dim != self.dim:

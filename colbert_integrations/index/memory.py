@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -33,7 +33,6 @@ from .checks import (
     checked_documents,
     checked_metadata,
 )
-from .filters import is_yes, matches, parse_filter
 from .layout import Layout
 from .persistence import Saved, read_index, write_index
 from .pooled import empty_pooled
@@ -49,11 +48,15 @@ from .state import (
     last_of_each,
     only,
     sample_of,
+    test_of,
     without,
 )
 from .store import Filter, Hit, Metadata, Search, Store, StoredDocument
 
 __all__ = ["MemoryStore"]
+
+Place: TypeAlias = tuple[Segment, int]
+"""Where a document is: its segment, and its position there."""
 
 # Rows of a segment. The first ones are smaller, so that a small index takes little; large ones would make a deletion
 # cost more, which copies the segment's list of what is alive, and a compaction, which copies a segment.
@@ -62,7 +65,7 @@ _FEWEST_ROWS, _MOST_ROWS = 2**14, 2**18
 _MOST_ROWS_GPU = 2**20
 # A segment is written anew without its deleted documents once they take up this part of it.
 _COMPACT_ABOVE = 0.25
-# From this many small segments of loaded files on, they are rewritten as one.
+# So many small segments that were loaded from files are rewritten as one.
 _MOST_SMALL = 8
 
 
@@ -126,10 +129,10 @@ class MemoryStore(Store):
         self._layout: Layout | None = None
         self._fingerprint: Fingerprint | None = None
         self._state: State | None = State()  # None: closed
-        self._places: dict[str, tuple[Segment, int]] = {}
+        self._places: dict[str, Place] = {}
         self._centroids: Centroids | None = None
         self._training = threading.Lock()
-        self._pending: tuple[State, Mapping[str, tuple[Segment, int]], Sequence[str]] | None = None
+        self._pending: tuple[State, Mapping[str, Place], Sequence[str]] | None = None
         self._known: dict[str, set[str]] = {}  # by folder, what was loaded or saved there last
         self._lock = threading.RLock()  # held for moments, by readers too: to take or to replace a whole state
         self._writing = threading.RLock()  # one writer at a time
@@ -214,7 +217,7 @@ class MemoryStore(Store):
         with self._alone():
             gone = self._by_segment(check_ids(ids))
             names = [segment.ids[position] for segment, positions in gone.items() for position in positions]
-            moves = dict[str, tuple[Segment, int]]()
+            moves = dict[str, Place]()
             self._commit(self._compacted(without(self._now(), gone), moves), moves, names)
 
     def compact(self) -> None:
@@ -226,7 +229,7 @@ class MemoryStore(Store):
             StoreError: If the store is closed.
         """
         with self._alone():
-            moves = dict[str, tuple[Segment, int]]()
+            moves = dict[str, Place]()
             self._commit(self._compacted(self._now(), moves, above=0), moves)
 
     def _still(self, texts: Mapping[str, str]) -> list[str]:
@@ -236,13 +239,13 @@ class MemoryStore(Store):
 
     def _replace(self, batches: list[Batch]) -> None:
         """Store documents and forget those of the same ids, as one step for readers."""
-        moves = dict[str, tuple[Segment, int]]()
+        moves = dict[str, Place]()
         state = without(self._now(), self._by_segment([name for batch in batches for name in batch.ids]))
         for batch in batches:
             state = self._appended(state, batch, moves)
         self._commit(self._compacted(state, moves), moves)
 
-    def _commit(self, state: State, moves: Mapping[str, tuple[Segment, int]], gone: Sequence[str] = ()) -> None:
+    def _commit(self, state: State, moves: Mapping[str, Place], gone: Sequence[str] = ()) -> None:
         """Make a state the one that readers see."""
         with self._lock:
             self._now()  # it may have been closed meanwhile
@@ -257,7 +260,7 @@ class MemoryStore(Store):
             yield
 
     def _settle(self) -> None:
-        """End a commit, also one that an interrupt cut short, so each step may be done twice; within the lock."""
+        """End a commit, also one that an interrupt cut short: each step may be done twice. Within the lock."""
         if self._pending is not None:
             state, moves, gone = self._pending
             for name in gone:
@@ -265,7 +268,7 @@ class MemoryStore(Store):
             self._places.update(moves)
             self._state, self._pending = state, None
 
-    def _appended(self, state: State, batch: Batch, moves: dict[str, tuple[Segment, int]]) -> State:
+    def _appended(self, state: State, batch: Batch, moves: dict[str, Place]) -> State:
         views, count = list(state.views), len(batch.ids)
         while batch.ids:
             if not views or views[-1].free < batch.lengths[0]:
@@ -285,7 +288,7 @@ class MemoryStore(Store):
         rows = max(rows, min(most, max(_FEWEST_ROWS, sum(view.rows for view in views))))
         return self._allocator.segment(self._layout, rows)
 
-    def _compacted(self, state: State, moves: dict[str, tuple[Segment, int]], above: float = _COMPACT_ABOVE) -> State:
+    def _compacted(self, state: State, moves: dict[str, Place], above: float = _COMPACT_ABOVE) -> State:
         """Give back the room of deleted documents where they take up more than a part of a segment."""
         sparse = [view for view in state.views if view.deleted_rows > above * view.rows]
         # Each load seals what it finds, so an index that is loaded, added to and saved again and again becomes crumbs.
@@ -345,7 +348,8 @@ class MemoryStore(Store):
         assert self._layout is not None
         check_queries(queries, self._layout.dim)
         number = candidate_count(mode, k, asked)
-        exact, hits = mode == "exact" or number >= chosen, list[list[Hit]]()
+        exact = mode == "exact" or number >= chosen
+        hits = list[list[Hit]]()
         with no_autocast(self.device):
             centroids = None if exact or mode != "centroids" else self._trained(state)
             ready = queries.to(self.device, torch.float32)
@@ -373,17 +377,10 @@ class MemoryStore(Store):
         wanted = [view.alive for view in state.views]
         if places is not None:
             wanted = [only(view, places.get(view.segment, [])) for view in state.views]
-        if filter is None:
-            return state, wanted
-        test = filter if callable(filter) else None
-        conditions = () if callable(filter) else parse_filter(filter)
-
-        def passes(segment: Segment, position: int) -> bool:
-            if test is not None:
-                return is_yes(test(document_at(segment, position, False)))
-            return matches(segment.metadatas[position], conditions)
-
-        return state, [filtered(view, mask, passes) for view, mask in zip(state.views, wanted, strict=True)]
+        if filter is not None:
+            passes = test_of(filter)
+            wanted = [filtered(view, mask, passes) for view, mask in zip(state.views, wanted, strict=True)]
+        return state, wanted
 
     # -------------------------------------------------------------------------------------------------- persistence
 

@@ -52,7 +52,7 @@ _LOCK_WAIT_S = 60
 # What Windows refuses while somebody else has a file open is tried again after these pauses.
 _PAUSES_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 _BLOCK_BYTES = 2**22
-# What is met in files that no save has written so, where checksums are not compared or fit: other names, other types.
+# What reading raises where a file is not as a save writes it, with other names or types, and no checksum has told.
 _UNLIKE_OURS = (LookupError, TypeError, ValueError, AttributeError, AssertionError)
 
 T = TypeVar("T")
@@ -156,7 +156,8 @@ def _write_views(
 def _write_view(
     folder: Path, view: View, centroids: Centroids | None, there: Mapping[str, Any], new: list[Path]
 ) -> dict[str, Any]:
-    stem, count = f"{view.segment.name}-{len(view)}", len(view)
+    count = len(view)
+    stem = _stem(view.segment.name, count)
     pooled = view.segment.pooled_if_made(count)
     contents = {f"{stem}.safetensors": partial(_vectors, view.segment, count), f"{stem}.jsonl": partial(_lines, view)}
     if pooled is not None:
@@ -179,10 +180,14 @@ def _write_files(
     files = {}
     for name, content in contents.items():
         path = folder / name
-        if name not in there or not path.exists() or path.stat().st_size != there[name]["bytes"]:
-            there = {**there, name: _write_file(path, content(), new)}
-        files[name] = there[name]
+        kept = name in there and path.exists() and path.stat().st_size == there[name]["bytes"]
+        files[name] = there[name] if kept else _write_file(path, content(), new)
     return files
+
+
+def _stem(name: str, documents: int) -> str:
+    """What the names of the files of so many documents of a segment begin with."""
+    return f"{name}-{documents}"
 
 
 def _vectors(rows: PackedRows, count: int) -> bytes:
@@ -224,7 +229,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # as folders say that other machines or a virtual one's host share
+        if error.errno != errno.EINVAL:  # what a folder says that another machine or the host of a virtual one shares
             raise
     finally:
         os.close(handle)
@@ -299,7 +304,7 @@ def _read(folder: Path, manifest: Mapping[str, Any], verify: bool, show_progress
     centroids = _read_centroids(folder, manifest.get("centroids"), layout, verify)
     with progress_bar(sum(entry["documents"] for entry in entries), show_progress, "Opening") as bar:
         for entry in entries:
-            _check_names(folder, f"{entry['name']}-{entry['documents']}", entry)
+            _check_names(folder, _stem(entry["name"], entry["documents"]), entry)
             _check_files(folder, entry, verify)
             assert layout is not None  # where there are documents
             views.append(_read_view(folder, entry, layout, centroids))
@@ -324,7 +329,8 @@ def _read_centroids(
 
 
 def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout, centroids: Centroids | None) -> View:
-    stem, count = f"{entry['name']}-{entry['documents']}", entry["documents"]
+    count = entry["documents"]
+    stem = _stem(entry["name"], count)
     columns, lengths = _read_rows(folder / f"{stem}.safetensors", count)
     path = folder / f"{stem}.jsonl"
     try:

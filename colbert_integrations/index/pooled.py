@@ -11,9 +11,10 @@ from .rows import PackedRows
 
 __all__ = ["empty_pooled", "extend_pooled", "with_room"]
 
-# 1 in how many vectors is left, of how many documents at once, and of how many tokens, a multiple of the factor, since
-# work and memory grow with the square of the longest.
+# 1 vector in so many is left.
 _FACTOR = 4
+# Documents that are pooled at once; long ones in pieces of so many tokens, a multiple of the factor, since work and
+# memory grow with the square of the longest piece.
 _DOCUMENTS = 256
 _TOKENS = 512
 
@@ -33,7 +34,7 @@ def with_room(pooled: PackedRows | None, source: PackedRows, documents: int) -> 
         documents: Of how many of the first documents.
 
     Returns:
-        ``pooled``, or larger ones with what it holds; who reads the old ones may go on to.
+        ``pooled``, or larger memory with what it holds; whoever reads the old one may go on.
     """
     done, used = (0, 0) if pooled is None else (len(pooled), pooled.bounds[-1])
     needed = used + sum(-(-length // _FACTOR) for length in source.lengths[done:documents])
@@ -63,7 +64,7 @@ def extend_pooled(pooled: PackedRows, source: PackedRows, documents: int) -> Non
 
 
 def _merged(values: torch.Tensor, lengths: torch.Tensor) -> TokenEmbeddings:
-    """Vectors of documents, 1 in ``_FACTOR`` of them left; of long ones piece by piece."""
+    """Vectors of documents, 1 in ``_FACTOR`` of them left; long documents are merged piece by piece."""
     counts = [min(_TOKENS, n - at) for n in lengths.tolist() for at in range(0, n, _TOKENS)]
     pieces = torch.tensor(counts, dtype=torch.int64, device=lengths.device)
     merged = pool_by_kmeans(TokenEmbeddings(values, offsets_of(pieces)), _FACTOR)

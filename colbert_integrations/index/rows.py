@@ -17,7 +17,7 @@ __all__ = ["Block", "PackedRows"]
 
 # Most rows that are copied together; blocks without a copy may be larger.
 _GATHERED_ROWS = 2**15
-# Where no more than one document in so many is not wanted, all are scored in large blocks.
+# Where at most one document in so many is unwanted, blocks are as large as where all are wanted.
 _MOSTLY = 8
 
 
@@ -139,7 +139,8 @@ class PackedRows:
         Yields:
             Blocks; some of their documents may not be wanted, where leaving them out would cost more than it saves.
         """
-        bounds, rest, rest_rows, everything = self.bounds, list[int](), 0, bool(wanted.all())
+        bounds, everything = self.bounds, bool(wanted.all())
+        rest, rest_rows = list[int](), 0
         rows = rows if _MOSTLY * int(wanted.sum()) >= len(wanted) * (_MOSTLY - 1) else min(rows, _GATHERED_ROWS)
         for start, stop in ranges(bounds, rows, len(wanted)):
             if everything or 2 * int(wanted[start:stop].sum()) >= stop - start:

@@ -191,7 +191,7 @@ def _scores_of(
 
 
 class Finder:
-    """One search, under way."""
+    """A search for some queries, which scores everything or finds candidates first."""
 
     def __init__(
         self, views: Sequence[View], wanted: Sequence[torch.Tensor], layout: Layout, queries: TokenEmbeddings

@@ -177,7 +177,7 @@ class View:
     @property
     def free(self) -> int:
         """Rows that still fit behind this view; none if something lies there that it does not see."""
-        return self.segment.free if len(self) == len(self.segment.ids) else 0
+        return self.segment.free if len(self) == len(self.segment) else 0
 
     @property
     def rows(self) -> int:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from .filters import is_yes, matches, parse_filter
 from .layout import Layout
 from .metadata import clone
 from .scan import starts
 from .segment import Batch, Segment, View
-from .store import Hit, StoredDocument
+from .store import Filter, Hit, StoredDocument
 
 __all__ = [
     "State",
@@ -24,6 +25,7 @@ __all__ = [
     "last_of_each",
     "only",
     "sample_of",
+    "test_of",
     "without",
 ]
 
@@ -82,10 +84,18 @@ def hits_of(state: State, scores: list[float], places: list[int], k: int) -> lis
 
 
 def only(view: View, positions: list[int]) -> torch.Tensor:
-    """Which documents of a view are wanted, if it is these, ``(documents,)`` bool."""
+    """Which documents of a view are among these and not deleted, ``(documents,)`` bool."""
     mask = torch.zeros(len(view), dtype=torch.bool, device="cpu")
     mask[positions] = True
     return mask & view.alive
+
+
+def test_of(filter: Filter) -> Callable[[Segment, int], bool]:
+    """The test of a filter, for documents by their segment and their position there."""
+    if callable(filter):
+        return lambda segment, position: is_yes(filter(document_at(segment, position, False)))
+    conditions = parse_filter(filter)
+    return lambda segment, position: matches(segment.metadatas[position], conditions)
 
 
 def filtered(view: View, wanted: torch.Tensor, passes: Callable[[Segment, int], bool]) -> torch.Tensor:

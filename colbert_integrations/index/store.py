@@ -385,7 +385,7 @@ class Store(ABC):
 
 
 def _batches(documents: Iterator[StoredDocument], tokens: int) -> Iterator[list[StoredDocument]]:
-    """Documents together that have about so many vectors."""
+    """Documents in batches that have about so many vectors."""
     batch, taken = list[StoredDocument](), 0
     for document in documents:
         batch.append(document)

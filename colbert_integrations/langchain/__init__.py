@@ -1,7 +1,7 @@
 """ColBERT for LangChain: a document compressor, a retriever, a vector store.
 
 Converts and delegates; no model code, only langchain-core. They are in ``reranker.py``, ``retriever.py`` and
-``vector_store.py``; ``documents.py`` holds what the last two share, ``tracing.py`` puts figures on runs.
+``vector_store.py``; ``documents.py`` holds what they share, ``tracing.py`` puts figures on runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What retriever and vector store share: the index behind them, and documents on their way in and out of it."""
+"""What the adapters share: the check of documents, the index behind them, and documents on their way in and out."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # at run time only once an index is made: its room imports to
 
 __all__ = [
     "DocumentFilter",
+    "check_documents",
     "columns",
     "document_of",
     "document_of_hit",
@@ -62,6 +63,15 @@ def make_index(
 # ----------------------------------------------------------------------------------------------------------------- in
 
 
+def check_documents(documents: object) -> Sequence[Document]:
+    """The documents, if they are a list of them."""
+    items = check_items("documents", documents)
+    for place, document in enumerate(items):
+        if not isinstance(document, Document):
+            raise InputError(f"documents[{place}] must be a Document, not {type(document).__name__}")
+    return items
+
+
 def columns(
     documents: Sequence[Document], ids: Sequence[str | None] | None
 ) -> tuple[list[str], list[dict[str, Any]], list[str | None]]:
@@ -77,9 +87,7 @@ def columns(
     Raises:
         InputError: If they are not a list of documents, or not as many as ids.
     """
-    for place, document in enumerate(check_items(documents, "documents")):
-        if not isinstance(document, Document):
-            raise InputError(f"documents[{place}] must be a Document, not {type(document).__name__}")
+    check_documents(documents)
     given = [None] * len(documents) if ids is None else as_list("ids", ids)
     if len(given) != len(documents):
         raise InputError(f"{len(documents)} documents but {len(given)} ids")

@@ -22,6 +22,7 @@ from typing_extensions import TypedDict
 from ..adapter import EXPLANATION, RerankerFields, check_items, check_query, copied
 from ..errors import InputError
 from ..ranking import RankedDocument, check_top_n
+from .documents import check_documents
 from .tracing import figures_on
 
 __all__ = ["ColBERTReranker"]
@@ -81,7 +82,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             CheckpointError: If the model can't be loaded; by a call that has to load it (the first one, and the next
                 after ``close``).
         """
-        self._check(documents, query)
+        _check(documents, query)  # before anything is said of the call
         with self._traced(documents, query, callbacks) as output:
             output += self._best(documents, query)
         return output
@@ -104,7 +105,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             NonFiniteError: As ``compress_documents``.
             CheckpointError: As ``compress_documents``.
         """
-        self._check(documents, query)
+        _check(documents, query)  # before anything is said of the call
         async with self._atraced(documents, query, callbacks) as output:
             output += await self._off_loop(self._best, documents, query)
         return output
@@ -176,11 +177,13 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
     # ------------------------------------------------------------------------------------------------ conversion
 
     def _best(self, documents: Sequence[Document], query: str) -> list[Document]:
-        ranked = self._rank(query, self._texts(documents, query), _ids(documents), self.top_n)
+        texts = [self._text(document) for document in documents]
+        ranked = self._rank(query, texts, _ids(documents), self.top_n)
         return [_copy(documents[entry.index], self.score_key, entry) for entry in ranked]
 
     def _entries(self, documents: Sequence[Any], query: str, top_n: int | None) -> list[dict[str, Any]]:
-        texts = self._texts(documents, query, any_text=True)
+        check_query(query)
+        texts = [self._any_text(item, place) for place, item in enumerate(check_items("documents", documents))]
         return [_entry(ranked) for ranked in self._rank(query, texts, _ids(documents), top_n)]
 
     async def _off_loop(
@@ -188,7 +191,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
     ) -> list[T]:
         """Rank in the model's own threads, and make texts and copies there too: formatters take their time."""
         check_query(query)
-        if not check_items(documents, "documents"):
+        if not check_items("documents", documents):
             return []  # without a model
         return await self._run_async(rank, documents, query, *options)
 
@@ -198,31 +201,20 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         check_top_n(top_n)
         return top_n
 
-    def _check(self, documents: Sequence[Document], query: str) -> None:
-        """Refuse other things than documents before anything is said of the call."""
-        check_query(query)
-        for index, document in enumerate(check_items(documents, "documents")):
-            if not isinstance(document, Document):
-                raise InputError(f"documents[{index}] must be a Document, not {type(document).__name__}")
-
-    def _texts(self, documents: Sequence[Any], query: str, *, any_text: bool = False) -> list[str]:
-        check_query(query)
-        items = check_items(documents, "documents")
-        return [self._text(item, index, any_text) for index, item in enumerate(items)]
-
-    def _text(self, document: Any, index: int, any_text: bool) -> str:
+    def _any_text(self, document: Any, place: int) -> str:
         if isinstance(document, Document):
-            return self._document_text(document)
-        if any_text and isinstance(document, str):
+            return self._text(document)
+        if isinstance(document, str):
             return document
-        if any_text and isinstance(document, Mapping):
+        if isinstance(document, Mapping):
             text = document.get("text", document.get("page_content"))
             if isinstance(text, str):
                 return _with_fields(text, document, self.metadata_fields)
-        wanted = "a string, a Document or a mapping with 'text'" if any_text else "a Document"
-        raise InputError(f"documents[{index}] must be {wanted}, not {type(document).__name__}")
+        raise InputError(
+            f"documents[{place}] must be a string, a Document or a mapping with 'text', not {type(document).__name__}"
+        )
 
-    def _document_text(self, document: Document) -> str:
+    def _text(self, document: Document) -> str:
         if self.document_formatter is not None:
             return self.document_formatter(document)
         return _with_fields(document.page_content, document.metadata, self.metadata_fields)
@@ -268,6 +260,11 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         await run.on_chain_end({"documents": output})
 
 
+def _check(documents: Sequence[Document], query: str) -> None:
+    check_query(query)
+    check_documents(documents)
+
+
 def _inherited(callbacks: Callbacks | None) -> dict[str, Any]:
     """What the run of a call comes below; where nothing is passed that is the runnable around it, as for retrievers."""
     if callbacks is not None:
@@ -305,4 +302,6 @@ def _entry(ranked: RankedDocument) -> dict[str, Any]:
 def _pair(inputs: dict[str, Any]) -> tuple[Sequence[Document], str]:
     if not isinstance(inputs, Mapping) or not {"query", "documents"} <= inputs.keys():
         raise InputError("the runnable takes {'query': str, 'documents': list[Document]}")
-    return inputs["documents"], inputs["query"]
+    documents, query = inputs["documents"], inputs["query"]
+    _check(documents, query)
+    return documents, query

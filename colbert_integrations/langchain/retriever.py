@@ -19,10 +19,11 @@ from .tracing import figures_on
 
 if TYPE_CHECKING:
     from ..colbert_index import ColBERTIndex
-    from ..index import Hit, Store
+    from ..index import Hit, Search, Store
     from ..model import ColBERT
 else:  # what pydantic sees: the real ones come with torch, so they are checked when an index is made
     ColBERTIndex = Store = Any
+    Search = Literal["exact", "codes", "pooled", "centroids", "first_stage"]
 
 __all__ = ["ColBERTRetriever"]
 
@@ -41,7 +42,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         'Why the wings of a plane lift it'
     """
 
-    # Said again: BaseRetriever's own would let a misspelt field pass without a word.
+    # Repeated: BaseRetriever's own would let a misspelt field pass without a word.
     model_config = ModelFields.model_config
 
     k: int = Field(default=4, ge=1)
@@ -50,7 +51,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
     filter: dict[str, Any] | Callable[[Document], bool] | None = None
     """Conditions on metadata, such as ``{"year": {"$gte": 2020}}``, or a function of a document. None: all."""
 
-    search: Literal["exact", "codes", "pooled", "centroids", "first_stage"] | None = None
+    search: Search | None = None
     """``"exact"`` scores every document, the others name a candidate stage. None: the store's own choice."""
 
     candidates: int | None = Field(default=None, ge=1)
@@ -276,13 +277,13 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         k: int | None = None,
         filter: DocumentFilter | None = None,
         score_threshold: float | None = None,
-        search: Literal["exact", "codes", "pooled", "centroids", "first_stage"] | None = None,
+        search: Search | None = None,
         candidates: int | None = None,
         explain: bool | None = None,
     ) -> list[Document]:
-        options = self._options(k, filter, score_threshold, search, candidates, explain)
-        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
-            return self._documents(self.index.search(check_query(query), **options))
+        arguments = self._arguments(k, filter, score_threshold, search, candidates, explain)
+        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": arguments["k"]}):
+            return self._documents(self.index.search(check_query(query), **arguments))
 
     async def _aget_relevant_documents(
         self,
@@ -292,26 +293,26 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         k: int | None = None,
         filter: DocumentFilter | None = None,
         score_threshold: float | None = None,
-        search: Literal["exact", "codes", "pooled", "centroids", "first_stage"] | None = None,
+        search: Search | None = None,
         candidates: int | None = None,
         explain: bool | None = None,
     ) -> list[Document]:
-        options = self._options(k, filter, score_threshold, search, candidates, explain)
-        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": options["k"]}):
-            hits = await self.index.asearch(check_query(query), **options)
+        arguments = self._arguments(k, filter, score_threshold, search, candidates, explain)
+        with figures_on(run_manager, lambda: {**self.about(), "colbert.k": arguments["k"]}):
+            hits = await self.index.asearch(check_query(query), **arguments)
             # Documents of thousands of hits, or explanations of a few, take a while: not on the loop.
             return await asyncio.to_thread(self._documents, hits)
 
-    def _options(
+    def _arguments(
         self,
         k: int | None,
         filter: DocumentFilter | None,
         score_threshold: float | None,
-        search: Literal["exact", "codes", "pooled", "centroids", "first_stage"] | None,
+        search: Search | None,
         candidates: int | None,
         explain: bool | None,
     ) -> dict[str, Any]:
-        """Arguments of a search of the index: of this call, else of the fields."""
+        """Arguments of a search of the index: the options of this call, else the fields."""
         self._check_settings_of(self.index)
         return {
             "k": self.k if k is None else k,

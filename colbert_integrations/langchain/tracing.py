@@ -38,7 +38,7 @@ def figures_on(run: BaseRunManager, about: Callable[[], Mapping[str, Any]]) -> I
 def _add_metadata(run: BaseRunManager, figures: Mapping[str, Any]) -> None:
     run.metadata.update(figures)  # the stream of events holds this very dictionary
     for handler in run.handlers:
-        # Tracers keep a run until it ends. Some have its metadata copied, or began without any.
+        # Tracers keep a run until it ends. Some have copied its metadata, or began without any.
         if isinstance(handler, (BaseTracer, AsyncBaseTracer)):
             traced = handler.run_map.get(str(run.run_id))
             if traced is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from langchain_core.documents import Document
@@ -311,8 +311,8 @@ class ColBERTVectorStore(VectorStore):
         return await asyncio.to_thread(lambda: [document_of(stored) for stored in found])
 
     # --------------------------------------------------------------------------------------------------------- search
-    # Options are named and checked in _search. Here they are **kwargs: Any as in LangChain's own methods, since a tool
-    # that is made of one reads its signature and can make nothing of an Unpack.
+    # Options are named and checked in _arguments. Here they are **kwargs: Any as in LangChain's own methods, since a
+    # tool that is made of one reads its signature and can make nothing of an Unpack.
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         """Find the documents that answer a query best.
@@ -403,50 +403,35 @@ class ColBERTVectorStore(VectorStore):
         """Refuse as ``similarity_search_by_vector`` does."""
         self.similarity_search_by_vector()
 
-    def _search(
-        self,
-        query: str,
-        k: int,
-        filter: DocumentFilter | None = None,
-        search: Search | None = None,
-        candidates: int | None = None,
-        normalize_scores: bool = False,
-        **others: Any,
-    ) -> list[Scored]:
-        _check_no_others(others)
-        hits = self.index.search(
-            check_query(query),
-            k,
-            store_filter(filter),
-            search=search,
-            candidates=candidates,
-            normalize_scores=normalize_scores,
-        )
-        return _scored(hits)
+    def _search(self, query: str, k: int, **options: Any) -> list[Scored]:
+        return _scored(self.index.search(check_query(query), k, **_arguments(**options)))
 
-    async def _asearch(
-        self,
-        query: str,
-        k: int,
-        filter: DocumentFilter | None = None,
-        search: Search | None = None,
-        candidates: int | None = None,
-        normalize_scores: bool = False,
-        **others: Any,
-    ) -> list[Scored]:
-        _check_no_others(others)
-        hits = await self.index.asearch(
-            check_query(query),
-            k,
-            store_filter(filter),
-            search=search,
-            candidates=candidates,
-            normalize_scores=normalize_scores,
-        )
+    async def _asearch(self, query: str, k: int, **options: Any) -> list[Scored]:
+        hits = await self.index.asearch(check_query(query), k, **_arguments(**options))
         return await asyncio.to_thread(_scored, hits)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.index!r})"
+
+
+def _arguments(
+    filter: DocumentFilter | None = None,
+    search: Search | None = None,
+    candidates: int | None = None,
+    normalize_scores: bool = False,
+    **others: Any,
+) -> dict[str, Any]:
+    """Arguments of a search of the index, made of the options of a call; refuse other options."""
+    if "score_threshold" in others:
+        raise InputError("score_threshold is for search_type='similarity_score_threshold' of as_retriever")
+    if others:
+        raise InputError(f"a search takes k, filter, search and candidates, not {', '.join(others)}")
+    return {
+        "filter": store_filter(filter),
+        "search": search,
+        "candidates": candidates,
+        "normalize_scores": normalize_scores,
+    }
 
 
 def _scored(hits: list[Hit]) -> list[Scored]:
@@ -458,13 +443,6 @@ def _check_no_embedding(embedding: object) -> None:
         raise InputError(
             "embedding must be None: the ColBERT that is passed as model makes the vectors; pass metadatas= by name"
         )
-
-
-def _check_no_others(others: Mapping[str, Any]) -> None:
-    if "score_threshold" in others:
-        raise InputError("score_threshold is for search_type='similarity_score_threshold' of as_retriever")
-    if others:
-        raise InputError(f"a search takes k, filter, search and candidates, not {', '.join(others)}")
 
 
 def _named(ids: Sequence[str] | None) -> Sequence[str]:

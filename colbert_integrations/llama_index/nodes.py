@@ -53,7 +53,7 @@ def node_text(node: BaseNode, mode: MetadataMode) -> str:
 
 
 def _is_hidden(node: BaseNode, key: str) -> bool:
-    """Whether neither an LLM nor an embedding sees a key, as those that ``with_hidden`` adds."""
+    """Whether neither an LLM nor an embedding sees a key, as is so of those that ``with_hidden`` adds."""
     return key in node.excluded_embed_metadata_keys and key in node.excluded_llm_metadata_keys
 
 

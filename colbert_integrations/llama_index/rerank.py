@@ -60,7 +60,7 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _query(query_bundle)
-        texts = [self._text(node, index) for index, node in enumerate(check_items(nodes, "nodes"))]
+        texts = [self._text(node, index) for index, node in enumerate(check_items("nodes", nodes))]
         top_n = len(nodes) if self.top_n is None else self.top_n  # the event takes no None
         _dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=self._model_name))
         payload: dict[str, Any] = {
@@ -71,10 +71,11 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
         }
         reranking = self.callback_manager.event(CBEventType.RERANKING, payload=payload)
         with figures_on_span(self.about) as figures, reranking as event:
-            ranked = self._scored(nodes, self._rank(query, texts, [node.node.node_id for node in nodes], self.top_n))
-            event.on_end(payload={EventPayload.NODES: ranked})
-        _dispatcher.event(ReRankEndEvent(nodes=ranked, tags=figures))
-        return ranked
+            ranked = self._rank(query, texts, [node.node.node_id for node in nodes], self.top_n)
+            best = [self._copy(nodes[entry.index], entry) for entry in ranked]
+            event.on_end(payload={EventPayload.NODES: best})
+        _dispatcher.event(ReRankEndEvent(nodes=best, tags=figures))
+        return best
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -108,9 +109,6 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
         if not isinstance(node, NodeWithScore):
             raise InputError(f"nodes[{index}] must be a NodeWithScore, not {type(node).__name__}")
         return node_text(node.node, self.metadata_mode)
-
-    def _scored(self, nodes: list[NodeWithScore], ranked: list[RankedDocument]) -> list[NodeWithScore]:
-        return [self._copy(nodes[entry.index], entry) for entry in ranked]
 
     def _copy(self, node: NodeWithScore, entry: RankedDocument) -> NodeWithScore:
         inner, added = node.node, {}

@@ -189,8 +189,8 @@ class ColBERTRetriever(BaseRetriever):
         self._fields = _model_fields(index, store, settings)
         self._index, self._store, self._opening = index, store, threading.Lock()
         self.similarity_top_k = similarity_top_k
-        self._filter = store_filter(filters, _ids(doc_ids, "doc_ids"))
-        self._node_ids = _ids(node_ids, "node_ids")
+        self._filter = store_filter(filters, None if doc_ids is None else _ids("doc_ids", doc_ids))
+        self._node_ids = None if node_ids is None else _ids("node_ids", node_ids)
         check_threshold(score_threshold)
         self._normalize_scores, self._score_threshold = normalize_scores, score_threshold
         if candidates is not None:
@@ -349,7 +349,7 @@ class ColBERTRetriever(BaseRetriever):
 
     @contextmanager
     def _followed(self, adding: _Adding, index: ColBERTIndex) -> Iterator[None]:
-        """Follow what those nodes lead to that are stored within; and say which nodes are not."""
+        """Note what those nodes lead to that the body stores; at its end, raise for those that could not be stored."""
         added, failures = [node.node_id for node in adding.nodes], adding.failures
         try:
             yield
@@ -384,7 +384,7 @@ class ColBERTRetriever(BaseRetriever):
             InputError: If the ids are not a list of strings.
             StoreError: If the store can't be used.
         """
-        wanted = _ids(check_items(node_ids, "node_ids"), "node_ids")
+        wanted = _ids("node_ids", node_ids)
         if wanted and not self._is_new():
             self.index.delete(wanted)
             self._forget_objects(wanted)
@@ -424,9 +424,9 @@ class ColBERTRetriever(BaseRetriever):
         queries = _queries(query_bundle)
         if self._is_new():
             return []
-        self._check_search()
+        index = self._checked_index()
         with figures_on_span(self._about):
-            return self._merged(self.index.search(queries, **self._search_arguments()))
+            return self._merged(index.search(queries, **self._search_arguments()))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         queries = _queries(query_bundle)
@@ -434,9 +434,8 @@ class ColBERTRetriever(BaseRetriever):
             return []
         # In threads: what the first use of a model imports takes seconds, and a thousand nodes are not made in no time.
         index = await asyncio.to_thread(self._checked_index)
-        arguments = self._search_arguments()
         with figures_on_span(self._about):
-            found = await index.asearch(queries, **arguments)
+            found = await index.asearch(queries, **self._search_arguments())
             return await asyncio.to_thread(self._merged, found)
 
     def _about(self) -> dict[str, Any]:
@@ -469,17 +468,14 @@ class ColBERTRetriever(BaseRetriever):
         return self._index is None and self._store is None
 
     def _checked_index(self) -> ColBERTIndex:
-        self._check_search()
-        return self.index
-
-    def _check_search(self) -> None:
-        """Refuse what only the rooms with torch can judge, before texts are encoded."""
+        """The index, once what only the rooms with torch can judge is known to be right."""
         from ..index import Search, parse_filter
 
         if self._search is not None and self._search not in get_args(Search):
             raise InputError(f"search must be one of {', '.join(map(repr, get_args(Search)))}, not {self._search!r}")
         if isinstance(self._filter, Mapping):
             parse_filter(self._filter)
+        return self.index
 
 
 def _node(hit: Hit) -> BaseNode:
@@ -518,7 +514,7 @@ def _queries(query_bundle: QueryBundle) -> list[str]:
 
 
 def _nodes(nodes: object) -> Sequence[BaseNode]:
-    items = check_items(nodes, "nodes")
+    items = check_items("nodes", nodes)
     for place, node in enumerate(items):
         if not isinstance(node, BaseNode):
             raise InputError(f"nodes[{place}] must be a node, not {type(node).__name__}")
@@ -536,7 +532,7 @@ def _nodes_of_index(index: BaseIndex[Any]) -> list[BaseNode]:
 
 
 def _node_ids(struct: object) -> Iterable[str] | None:
-    """Ids of the nodes that an index of the framework finds. None: of its kind it is not known."""
+    """Ids of the nodes that an index of the framework finds. None: for its kind that is not known."""
     if isinstance(struct, IndexDict):
         return struct.nodes_dict.values()
     if isinstance(struct, IndexList):
@@ -546,10 +542,8 @@ def _node_ids(struct: object) -> Iterable[str] | None:
     return struct.node_id_to_summary_id if isinstance(struct, IndexDocumentSummary) else None
 
 
-def _ids(ids: Sequence[str] | None, name: str) -> list[str] | None:
-    if ids is None:
-        return None
-    items = list(check_items(ids, name))
+def _ids(name: str, ids: object) -> list[str]:
+    items = list(check_items(name, ids))
     if not all(isinstance(item, str) for item in items):
         raise InputError(f"{name} must be a list of strings, not {items!r}")
     return items

@@ -178,7 +178,7 @@ def _unquoted(path: str) -> str:
 
 
 def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint | None = None) -> Steps[Collection]:
-    """Make a collection; give another one's that was quicker, if it is of this form too."""
+    """Make a collection; where another process was quicker, its collection will do if it is of this form too."""
     refused: StoreError | None = None
     try:
         yield from ask(
@@ -190,7 +190,7 @@ def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint 
         )
     except StoreServerError as error:
         refused = error
-    # Also if another one was quicker, who may not have come to them yet.
+    # Makes the indexes too where another process was quicker, which may not have come to them yet.
     found = yield from opened(connection, form, _OWN_INDEXES)
     if found is None:
         raise refused or StoreError(f"the collection {connection.collection!r} was made, but is not there")
@@ -198,7 +198,7 @@ def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint 
 
 
 def bound(connection: Connection, form: Form, before: Collection, fingerprint: Fingerprint) -> Steps[Collection]:
-    """Write down whose vectors a collection holds; give it with what it says then: another one may be quicker."""
+    """Write down whose vectors a collection holds, and read it again: another process may have been quicker."""
     yield from ask("update_collection", metadata=_said(fingerprint, before.first_stage))
     found = yield from opened(connection, form)
     if found is None or found.fingerprint is None:
@@ -269,7 +269,7 @@ def check_first_stage(found: Collection, dim: int | None, name: str) -> None:
 
 
 def _check_same_stage(recorded: str | None, given: str, name: str) -> None:
-    """Vectors of another model may have the same size, and nothing good is found by them."""
+    """Refuse a first stage of another name: its vectors may have the same size, but nothing good is found by them."""
     if recorded not in (None, given):
         raise StoreError(
             f"{name} has vectors of {recorded!r} as its first stage, not of {given!r}: pass the first_stage that made "

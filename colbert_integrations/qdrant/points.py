@@ -37,9 +37,10 @@ __all__ = [
 TEXT_HASH = "text_hash"
 """Where the hash of a document's text is in its payload, which takes less of an index than the text."""
 
-_NAMESPACE = uuid.UUID("0a1b5c2e-6f0d-4c57-9d5e-8b0d6a3c1f47")
-# The id of a point, its names and braces in a request.
 AROUND_BYTES = 200
+"""What a point has in a request beside payload and vectors: its id, names and braces."""
+
+_NAMESPACE = uuid.UUID("0a1b5c2e-6f0d-4c57-9d5e-8b0d6a3c1f47")
 
 
 def point_id(name: str) -> str:

@@ -72,7 +72,7 @@ class Searching:
         Args:
             queries: The queries.
             wanted: Which documents may be found.
-            scopes: Further conditions; a document that meets those of one scope is looked at, and it meets no other's.
+            scopes: Sets of further conditions. Documents that meet one of them are looked at; none meets two.
 
         Returns:
             For each query at most ``k`` hits, score descending, then id ascending.
@@ -100,7 +100,7 @@ class Searching:
                     limits[number] = min(limit * _GROWTH, most)
                     tied.add(number)
         whole = yield from self._whole({hit.id for number in tied for hit in found[number]}, wanted)
-        return [_told(found[number], whole) if number in tied else found[number] for number in range(len(queries))]
+        return [_filled(found[number], whole) if number in tied else found[number] for number in range(len(queries))]
 
     def _whole(self, names: set[str], wanted: Wanted) -> Steps[dict[str, StoredDocument]]:
         """Documents by id, but for those that somebody has deleted or changed meanwhile."""
@@ -154,11 +154,11 @@ class Searching:
 
 
 def _bare(wanted: Wanted) -> list[str]:
-    """What of many equal documents, which may be all there are, is needed to order those that are wanted."""
+    """The fields by which equal documents, which may be all there are, are ordered and told from unwanted ones."""
     return ["id"] if wanted == Wanted() else ["id", METADATA, EXACT]
 
 
-def _told(hits: Sequence[Hit], whole: Mapping[str, StoredDocument]) -> list[Hit]:
+def _filled(hits: Sequence[Hit], whole: Mapping[str, StoredDocument]) -> list[Hit]:
     """Hits with the texts and metadata that they came without."""
     there = [(hit, whole[hit.id]) for hit in hits if hit.id in whole]
     return [replace(hit, text=document.text, metadata=clone(document.metadata)) for hit, document in there]

@@ -60,14 +60,14 @@ __all__ = ["QdrantStore"]
 
 T = TypeVar("T")
 
-# What a server takes of one document is less than this many floats.
+# A server takes documents of fewer floats than this.
 _TOO_MANY_FLOATS = 2**20
 _BATCH_BYTES = 4 * 2**20
 # Points named in one request at most, and the bytes of each: 40, and with a first stage twice.
 _NAMED, _NAME_BYTES = 10_000, 80
-# From this status on a request may have been done nevertheless.
+# From this status on the server may have done what was asked nevertheless.
 _SERVERS_FAULT = 500
-# For async calls that need one: they mostly wait for the server, and none is to wait for those before it.
+# For async calls that need a thread: they mostly wait for the server, and none should wait for those before it.
 _THREADS = 16
 
 
@@ -77,7 +77,7 @@ class QdrantStore(Store):
     Everything is as with the store in memory, but for what a server can't do: an ``upsert`` of many documents is
     several requests, so that others may see a part of it for a while, and one that fails in the middle says how many
     documents are stored; upsert all again, which is safe. An async call that is cancelled sends no further request, and
-    what was sent is stored. ``iter_documents`` shows no single moment. Any number of stores, in any processes, may use
+    what was sent is stored. ``iter_documents`` is no snapshot. Any number of stores, in any processes, may use
     one collection. Nothing is asked of the server before the first call.
 
     Args:
@@ -96,7 +96,7 @@ class QdrantStore(Store):
         replication_factor: How many copies of each part there are, when it is made. None: the server's default.
         quantization: Keep codes too: ``"int8"``, ``"binary"``, or a quantization of ``qdrant_client.models``. They
             serve ``search="codes"`` only.
-        first_stage: Keep one vector for each document too, which ``search="first_stage"`` looks for candidates by:
+        first_stage: Keep one vector for each document too, by which ``search="first_stage"`` finds candidates:
             ``"mean"`` of its token vectors, or an embedding model of LangChain or LlamaIndex, which gets the texts.
         first_stage_name: What this model is called; another one's collection is refused. None: by its ``model_name`` or
             ``model``, or else by its class.
@@ -355,9 +355,10 @@ class QdrantStore(Store):
         if (yield from self._opened()) is None:
             return []
         records: dict[str, models.Record] = {}
-        page, wanted_points = Page(self._form.vector if embeddings else None), list(points.values())
-        while wanted_points:
-            some, wanted_points = wanted_points[: page.size], wanted_points[page.size :]
+        page = Page(self._form.vector if embeddings else None)
+        rest = list(points.values())
+        while rest:
+            some, rest = rest[: page.size], rest[page.size :]
             found = yield from ask("retrieve", ids=some, with_payload=True, with_vectors=self._vectors(embeddings))
             records.update({str(record.id): record for record in found})
             page.saw(found)
@@ -491,7 +492,8 @@ class QdrantStore(Store):
         check_embeddings("queries", queries)
         check_whole_number("k", k)
         number = candidate_count(mode, k, check_count("candidates", candidates) or self.candidates_default)
-        which, named = wanted(filter), None if ids is None else check_ids(ids)
+        which = wanted(filter)
+        named = None if ids is None else check_ids(ids)
         found = yield from self._opened()
         if found is None or not len(queries):
             return [[] for _ in range(len(queries))]
@@ -501,7 +503,7 @@ class QdrantStore(Store):
         if mode == "codes" and not found.has_codes:
             raise InputError("search='codes' needs codes: make the collection with quantization='int8'")
         scopes = _scopes(named, self._batch_bytes)
-        if not which.told_all:
+        if not which.told_all:  # they are looked for here first, and named to the server
             scopes = _scopes((yield from self._names(which, scopes, whole=callable(filter))), self._batch_bytes)
             which = Wanted()
         plain = queries.to("cpu", torch.float32)
@@ -626,7 +628,7 @@ class QdrantStore(Store):
 
 
 def _written(names: Sequence[str], batches: Iterable[list[T]], asked: Callable[[list[T]], Request]) -> Steps[None]:
-    """Write what there is of each name, in order: in halves where a batch is more than the server takes."""
+    """Write batches, an entry for each of the names, in order; in halves where one is more than the server takes."""
     done = 0
     for batch in batches:
         parts = [batch]
@@ -644,7 +646,7 @@ def _written(names: Sequence[str], batches: Iterable[list[T]], asked: Callable[[
 
 
 def _not_written(error: StoreServerError, names: Sequence[str], done: int) -> StoreServerError | InputError:
-    """What to raise where the server refused a document alone, or others with it."""
+    """The error for the document ``names[done]``, which failed alone, or with others in its batch."""
     several = len(names) > 1
     if error.status is None or error.status >= _SERVERS_FAULT:  # an answer that was lost says nothing of what was done
         told = f". At least {done} of {len(names)} documents are stored, what was on its way may be too"
@@ -663,8 +665,9 @@ def _not_written(error: StoreServerError, names: Sequence[str], done: int) -> St
 
 def _set_payload(name: str, metadata: Metadata, text: str | None, hashed: bool) -> tuple[models.UpdateOperation, int]:
     """What replaces the metadata of a document that has a text, None: any; and about how many bytes that takes."""
+    payload, told = metadata_payload(metadata), dict[str, str]()
     # By a filter, since a list of points that has an unknown one is an error.
-    must, payload, told = [among([point_id(name)])], metadata_payload(metadata), {}
+    must = [among([point_id(name)])]
     if text is not None:
         told = {TEXT_HASH: text_hash(text)} if hashed else {"text": text}
         must += [models.FieldCondition(key=key, match=models.MatchValue(value=value)) for key, value in told.items()]

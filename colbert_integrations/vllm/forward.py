@@ -23,8 +23,8 @@ __all__ = ["VLLMForward"]
 
 # What a server answers to tokens or a task that its model does not have.
 _BAD_REQUEST = 400
-# How long a request waits for another's check and still finds out by itself. Beyond that a server may be hanging, and
-# each that waits would do so for its own timeout.
+# A request that has waited longer for another's check, which then failed, does not check once more: the server may be
+# hanging, and each that waits would do so for its own timeout.
 _PATIENCE_S = 1.0
 
 _Expected = Callable[[], torch.Tensor | None]

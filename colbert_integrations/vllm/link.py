@@ -70,7 +70,7 @@ class Link:
 
 
 class _Line:
-    """A thread with its event loop; it knows nothing of its ``Link``, so that one which is forgotten is closed."""
+    """A thread with its event loop. It knows nothing of its ``Link``, so that a link that is forgotten is closed."""
 
     def __init__(self, shared: Servers) -> None:
         self.process = os.getpid()

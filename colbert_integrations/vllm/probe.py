@@ -13,9 +13,9 @@ from ..errors import InputError, RemoteMismatchError
 
 __all__ = ["UNIT", "Probed", "check_models", "check_spec", "check_vectors"]
 
-# Half precision on the way gives 0.9995..1.0005.
+# How far from 1 the length of a unit vector may be; half precision on the way gives 0.9995..1.0005.
 UNIT = 1e-2
-# Half precision on either side stays above 0.99; other weights are far below.
+# Lowest cosine of two vectors of one token; half precision on either side stays above 0.99, other weights far below.
 _LEAST_COSINE = 0.98
 
 

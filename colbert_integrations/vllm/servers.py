@@ -25,7 +25,7 @@ _CONNECT_S = 5.0
 # A connection without a request is kept for less than the 5 seconds that the server keeps it, which would otherwise
 # close it just as the next request is on its way.
 _IDLE_S = 2.0
-# The pause after the first failure; each further one doubles it, up to the longest.
+# The pause after the first failure; each further failure doubles it, up to the longest.
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 
@@ -61,7 +61,7 @@ class Server:
         self.failures, self.down_until = 0, 0.0
 
     def failed(self, failure: Failure) -> None:
-        """Take note that it does not, and leave it alone for a while; not of what another request has met."""
+        """Take note that it does not, and leave it alone for a while; a failure that is known is passed over."""
         if failure is self.last_failure:
             return
         self.last_failure = failure

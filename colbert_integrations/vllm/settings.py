@@ -14,8 +14,9 @@ from ..errors import InputError
 
 __all__ = ["API_KEY_VARIABLE", "ServerSettings", "roots"]
 
-# The variable that the server itself reads its key from.
 API_KEY_VARIABLE = "VLLM_API_KEY"
+"""The variable that the server itself reads its key from."""
+
 # Requests under way to each server: enough that it has the next one when it ends one.
 _REQUESTS_PER_SERVER = 8
 _LAST_PORT = 65_535

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from langchain_core.documents import Document
@@ -23,6 +23,7 @@ import checkpoints
 from adapters.drivers import QUERY, TEXTS
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
 from colbert_integrations.errors import AddError, FilterError, FingerprintError, InputError, StoreError
+from colbert_integrations.index import Search
 from colbert_integrations.langchain import ColBERTRetriever, ColBERTVectorStore
 
 YEARS = [2019, 2020, 2021, 2022, 2023, 2024]
@@ -115,7 +116,7 @@ async def test_white_space_around_the_query_does_not_count(checkpoint: Callable[
         assert found == scored.invoke("paris")
 
 
-@pytest.mark.parametrize("search", ["exact", "codes", "pooled", "first_stage"])
+@pytest.mark.parametrize("search", get_args(Search))
 async def test_search_and_candidates_reach_the_store(
     retriever: ColBERTRetriever, monkeypatch: pytest.MonkeyPatch, search: Any
 ):
