@@ -177,10 +177,13 @@ def test_pool_factor_gives_fewer_vectors(tiny: ColBERT) -> None:
 @pytest.mark.parametrize(
     ("query", "documents", "options", "message"),
     [
-        (None, ["a"], {}, r"query\[0\] must be a string, not NoneType"),
+        (None, ["a"], {}, "query must be a string, not NoneType"),
+        (["a"], ["a"], {}, "query must be a string, not list"),
         ("a", ["a", 3], {}, r"documents\[1\] must be a string, not int"),
         ("a", "text", {}, "list of strings, not one string"),
         ("a", {"a", "b"}, {}, "documents must be a list of strings, not set"),
+        ("a", {"id": "a"}, {}, "documents must be a list of strings, not dict"),
+        ("a", b"a", {}, "documents must be a list of strings, not bytes"),
         ("a", ["a"], {"top_n": 0}, "top_n must be a whole number from 1"),
         ("a", ["a"], {"top_n": -1}, "not -1"),
         ("a", ["a"], {"top_n": True}, "not True"),
@@ -226,7 +229,7 @@ def test_texts_that_are_no_strings_are_refused(tiny: ColBERT) -> None:
         tiny.encode_query([b"a"])
     with pytest.raises(InputError, match=r"documents\[1\]"):
         tiny.encode_document(["a", None])
-    with pytest.raises(InputError, match=r"document\[0\]"):
+    with pytest.raises(InputError, match="document must be a string or a list of strings, not NoneType"):
         tiny.explain("a", None)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from langchain_core.documents import Document
 
 from ..adapter import EXPLANATION, check_index, check_items
-from ..checks import as_list
+from ..checks import as_list, keys_of
 from ..errors import InputError
 
 if TYPE_CHECKING:  # at run time only once an index is made: its room imports torch
@@ -80,7 +80,7 @@ def columns(
     for place, document in enumerate(check_items(documents, "documents")):
         if not isinstance(document, Document):
             raise InputError(f"documents[{place}] must be a Document, not {type(document).__name__}")
-    given = [None] * len(documents) if ids is None else as_list("ids", ids)
+    given = [None] * len(documents) if ids is None else as_list("ids", keys_of(ids))
     if len(given) != len(documents):
         raise InputError(f"{len(documents)} documents but {len(given)} ids")
     return (
