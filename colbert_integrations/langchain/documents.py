@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.documents import Document
 
-from ..adapter import EXPLANATION, check_index, check_items
+from ..adapter import EXPLANATION, check_index, check_items, class_name
 from ..checks import as_list, keys_of
 from ..errors import InputError
 
@@ -79,7 +79,7 @@ def columns(
     """
     for place, document in enumerate(check_items(documents, "documents")):
         if not isinstance(document, Document):
-            raise InputError(f"documents[{place}] must be a Document, not {type(document).__name__}")
+            raise InputError(f"documents[{place}] must be a Document, not {class_name(document, 'Document')}")
     given = [None] * len(documents) if ids is None else as_list("ids", keys_of(ids))
     if len(given) != len(documents):
         raise InputError(f"{len(documents)} documents but {len(given)} ids")

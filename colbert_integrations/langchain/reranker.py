@@ -19,7 +19,7 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
-from ..adapter import EXPLANATION, RerankerFields, check_items, check_query, copied
+from ..adapter import EXPLANATION, RerankerFields, check_items, check_query, class_name, copied
 from ..errors import InputError
 from ..ranking import RankedDocument, check_top_n
 from .tracing import figures_on
@@ -203,7 +203,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         check_query(query)
         for index, document in enumerate(check_items(documents, "documents")):
             if not isinstance(document, Document):
-                raise InputError(f"documents[{index}] must be a Document, not {type(document).__name__}")
+                raise InputError(f"documents[{index}] must be a Document, not {class_name(document, 'Document')}")
 
     def _texts(self, documents: Sequence[Any], query: str, *, any_text: bool = False) -> list[str]:
         check_query(query)
@@ -220,7 +220,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             if isinstance(text, str):
                 return _with_fields(text, document, self.metadata_fields)
         wanted = "a string, a Document or a mapping with 'text'" if any_text else "a Document"
-        raise InputError(f"documents[{index}] must be {wanted}, not {type(document).__name__}")
+        raise InputError(f"documents[{index}] must be {wanted}, not {class_name(document, 'Document')}")
 
     def _document_text(self, document: Document) -> str:
         if self.document_formatter is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from langchain_core.documents import Document as LangChainDocument
 from llama_index.core import (
     DocumentSummaryIndex,
     MockEmbedding,
@@ -525,6 +526,7 @@ async def test_adding_that_fails_leaves_what_nodes_lead_to(shared_model: ColBERT
         ({"nodes": "text"}, "nodes must be a list, not str"),
         ({"nodes": [NodeWithScore(node=TextNode(text="a"))]}, r"nodes\[0\] must be a node, not NodeWithScore"),
         ({"nodes": [TextNode(text="a"), "b"]}, r"nodes\[1\] must be a node, not str"),
+        ({"nodes": [LangChainDocument("a")]}, r"nodes\[0\] must be a node, not langchain_core\.\S+\.Document$"),
     ],
 )
 def test_what_is_impossible_is_refused_before_any_work(
