@@ -175,6 +175,8 @@ class ColBERT:
         self._encoder: Encoder | None = None
         self._weights: WeightFiles | None = None
         self._name = settings.model
+        # Of a folder, the one that it is now: by the time of a load the program may be elsewhere.
+        self._place = os.path.abspath(settings.model) if os.path.isdir(settings.model) else settings.model
         self._lock = threading.Lock()
         self._loading, self._hashing = SingleFlight[Encoder](), SingleFlight[Fingerprint]()
         self._fingerprint: tuple[tuple[ColBERTSpec, WeightFiles], Fingerprint] | None = None
@@ -568,7 +570,7 @@ class ColBERT:
     def _load(self) -> Encoder:
         settings = self.settings
         hub, overrides = _part_of(settings, HubOptions), _part_of(settings, SpecOverrides)
-        found = locate(settings.model, hub)
+        found = locate(self._place, hub)
         folder = Path(os.path.abspath(found))
         weights = WeightFiles.of(folder)  # as they are before they are read
         checkpoint = read_checkpoint(
@@ -581,7 +583,7 @@ class ColBERT:
         load = LoadOptions(indexed_device(self.device), self.dtype, settings.attn_implementation, hub)
         encoder = load_encoder(checkpoint, load, self._encode_options(), self._forward)
         # An index remembers where a model lies, and may be opened from another folder.
-        self._name = str(folder) if found == Path(settings.model) else settings.model
+        self._name = str(folder) if found == Path(self._place) else settings.model
         self._weights = weights
         return encoder
 

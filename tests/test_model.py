@@ -171,6 +171,19 @@ def test_pool_factor_gives_fewer_vectors(tiny: ColBERT) -> None:
         tiny.encode_document("a", pool_factor=float("nan"))
 
 
+def test_a_folder_is_the_one_it_was_when_it_was_named(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint("stanford")
+    monkeypatch.chdir(folder.parent)
+    loaded, lazy = ColBERT(folder.name, device="cpu"), ColBERT.shared(folder.name, device="cpu")
+    expected = loaded.rank("a fox", DOCUMENTS)
+    monkeypatch.chdir(tmp_path)  # as a daemon does
+    loaded.close()
+    assert loaded.rank("a fox", DOCUMENTS) == lazy.rank("a fox", DOCUMENTS) == expected
+    assert loaded.settings.model == lazy.settings.model == folder.name
+
+
 # -------------------------------------------------------------------------------------------------------- bad input
 
 
