@@ -313,6 +313,10 @@ class ColBERTRetriever(BaseRetriever):
         # says what to do instead, where the lock would only say that it is one.
         return {"_index": self.index, **vars(self)}
 
+    def __repr__(self) -> str:
+        searched = self._fields.model if self._index is None else self._index  # that is not made for this
+        return f"{type(self).__name__}({searched!r}, similarity_top_k={self.similarity_top_k})"
+
     # -------------------------------------------------------------------------------------------------------- writing
 
     def add_nodes(self, nodes: Sequence[BaseNode], *, reencode: bool = False) -> list[str]:

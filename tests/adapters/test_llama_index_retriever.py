@@ -7,6 +7,7 @@ import copy
 import json
 import pickle
 import random
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -678,6 +679,13 @@ def test_a_document_to_delete_is_named_by_a_string(make: Make, impossible: Any):
     with pytest.raises(InputError, match="ref_doc_id must be a string"):
         retriever.delete_ref_doc(impossible)
     assert len(retriever.index) == count
+
+
+def test_repr_says_what_is_searched_but_no_text(make: Make, missing: dict[str, Any]):
+    shown = repr(make(similarity_top_k=3))
+    assert re.fullmatch(r"ColBERTRetriever\(ColBERTIndex\(.*documents=6.*\), similarity_top_k=3\)", shown)
+    assert "paris" not in shown
+    assert repr(ColBERTRetriever(**missing)) == f"ColBERTRetriever({missing['model']!r}, similarity_top_k=2)"
 
 
 def test_is_a_retriever_by_the_frameworks_own_test():
