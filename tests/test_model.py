@@ -7,8 +7,10 @@ import contextvars
 import copy
 import gc
 import json
+import os
 import pickle
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -169,6 +171,30 @@ def test_pool_factor_gives_fewer_vectors(tiny: ColBERT) -> None:
         tiny.encode_document("a", pool_factor=0.5)
     with pytest.raises(InputError, match="at least 1 and finite, not nan"):
         tiny.encode_document("a", pool_factor=float("nan"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_process_with_one_thread_computes() -> None:
+    # In a process of its own, with a model that is large enough for torch to use several threads.
+    code = """
+import os, signal, torch
+from colbert_integrations import ColBERT
+
+torch.set_num_threads(2)
+model = ColBERT("bundled/all-MiniLM-L6-v2", device="cpu")
+texts = ["bread " * 100, "a plane " * 100]
+expected = model.rank("planes", texts)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    torch.set_num_threads(1)
+    ranked = model.rank("planes", texts)
+    model.close()
+    os._exit(0 if [entry.index for entry in ranked + model.rank("planes", texts)] == [1, 0, 1, 0] else 1)
+print(expected[0].index, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 0\n"
 
 
 def test_a_folder_is_the_one_it_was_when_it_was_named(
