@@ -30,6 +30,7 @@ __all__ = [
     "check_index",
     "check_items",
     "check_query",
+    "class_name",
     "copied",
     "is_explanation",
 ]
@@ -225,6 +226,12 @@ def check_items(name: str, items: object) -> Sequence[Any]:
     if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
         raise InputError(f"{name} must be a list, not {type(items).__name__}")
     return items
+
+
+def class_name(item: object, wanted: str) -> str:
+    """The class of what was passed, with its module where it is called as the one that is wanted."""
+    found = type(item)
+    return f"{found.__module__}.{found.__qualname__}" if found.__name__ == wanted else found.__name__
 
 
 def is_explanation(value: object) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from .errors import InputError
 
@@ -17,15 +17,27 @@ __all__ = [
     "check_threshold",
     "check_timeout",
     "check_whole_number",
+    "is_list",
+    "keys_of",
 ]
 
 
 T = TypeVar("T")
 
 
+def is_list(given: object) -> TypeGuard[Iterable[Any]]:
+    """Whether a value has items in an order: a text is no list of its characters, a mapping is none of its keys."""
+    return isinstance(given, Iterable) and not isinstance(given, (str, bytes, set, frozenset, Mapping))
+
+
+def keys_of(ids: Any) -> Any:
+    """The keys of a mapping from ids, which are in order; anything else as it is."""
+    return ids.keys() if isinstance(ids, Mapping) else ids
+
+
 def as_list(name: str, given: Iterable[T]) -> list[T]:
-    """The items of anything that has an order, as a list; a text is no list of its characters."""
-    if isinstance(given, (str, bytes, set, frozenset)) or not isinstance(given, Iterable):
+    """The items of anything that is a list by ``is_list``."""
+    if not is_list(given):
         raise InputError(f"{name} must be a list, not {type(given).__name__}")
     return list(given)
 

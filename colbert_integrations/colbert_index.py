@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 
-from .checks import as_list, check_pool_factor, check_threshold, check_whole_number
+from .checks import as_list, check_pool_factor, check_threshold, check_whole_number, is_list, keys_of
 from .embeddings import TokenEmbeddings
 from .errors import AddError, InputError, StoreError
 from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument, check_ids, parse_filter
@@ -128,6 +128,7 @@ class ColBERTIndex:
         show_progress: bool | None,
     ) -> Iterator[list[str]]:
         """Add window by window; the ids of each."""
+        ids = keys_of(ids)
         total = _common_length(texts, *(column for column in (ids, metadatas) if column is not None))
         done, failures = list[str](), dict[str, Exception]()
         loader = Loader(self.model, self.store, self.pool_factor, reencode=reencode, alike=self._alike)
@@ -355,7 +356,7 @@ class ColBERTIndex:
             StoreError: If the store can't be used.
             MissingExtraError: If the checkpoint merges vectors and scipy is not installed.
         """
-        documents, ids = as_list("documents", documents), as_list("ids", ids)
+        documents, ids = as_list("documents", documents), as_list("ids", keys_of(ids))
         if len(ids) != len(documents):
             raise InputError(f"{len(documents)} documents but {len(ids)} ids")
         named = check_ids(name for name in ids if name is not None and name != "")
@@ -585,7 +586,7 @@ def _queries(query: object) -> list[Any]:
     """One query or several as a list."""
     if isinstance(query, str):
         return [query]
-    if isinstance(query, (bytes, Mapping)) or not isinstance(query, Iterable):
+    if not is_list(query):
         raise InputError(f"query must be a string or a list of strings, not {type(query).__name__}")
     return list(query)
 
@@ -600,7 +601,7 @@ def _normalized(hits: list[Hit], length: int) -> list[Hit]:
 def _common_length(*columns: object) -> int | None:
     """The common length of the columns that have one, checked before any work is done."""
     for column in columns:
-        if isinstance(column, (str, bytes)) or not isinstance(column, Iterable):
+        if not is_list(column):
             raise InputError(f"texts, ids and metadatas must be lists or generators, not {type(column).__name__}")
     lengths = {len(column) for column in columns if isinstance(column, Sized)}
     if len(lengths) > 1:

@@ -20,7 +20,7 @@ import torch
 from .cache import CacheInfo, DocumentCache
 from .cancellation import current_cancellation
 from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, WeightFiles, locate, model_digest, read_checkpoint
-from .checks import check_pool_factor, check_text, check_threshold
+from .checks import check_pool_factor, check_text, check_threshold, is_list
 from .devices import choose_device, choose_dtype, indexed_device
 from .embeddings import TokenEmbeddings
 from .encoder import (
@@ -175,6 +175,8 @@ class ColBERT:
         self._encoder: Encoder | None = None
         self._weights: WeightFiles | None = None
         self._name = settings.model
+        # Of a folder, the one that it is now: by the time of a load the program may be elsewhere.
+        self._place = os.path.abspath(settings.model) if os.path.isdir(settings.model) else settings.model
         self._lock = threading.Lock()
         self._loading, self._hashing = SingleFlight[Encoder](), SingleFlight[Fingerprint]()
         self._fingerprint: tuple[tuple[ColBERTSpec, WeightFiles], Fingerprint] | None = None
@@ -375,9 +377,11 @@ class ColBERT:
             >>> explanation.shares[0].token  # print(explanation) shows all
             Token(text='plane', start=19, stop=24)
         """
-        _texts([query], "query")
-        several = isinstance(document, Iterable) and not isinstance(document, str)
-        texts = _texts(document if several else [document], "document")  # type: ignore[list-item]  # that is checked here
+        check_text("query", query)
+        several = not isinstance(document, str)
+        if several and not is_list(document):
+            raise InputError(f"document must be a string or a list of strings, not {type(document).__name__}")
+        texts = _texts(document, "document")
         with logged(_log, "explain", self.about):
             explanations = self._explained([(query, text) for text in texts], tell_of_cuts=True)
         return explanations if several else explanations[0]
@@ -408,7 +412,7 @@ class ColBERT:
     def _check_rank(
         self, query: str, texts: list[str], top_n: int | None, normalize_scores: bool, score_threshold: float | None
     ) -> None:
-        _texts([query], "query")
+        check_text("query", query)
         check_top_n(top_n)
         check_threshold(score_threshold)
         if normalize_scores and texts:
@@ -565,7 +569,7 @@ class ColBERT:
     def _load(self) -> Encoder:
         settings = self.settings
         hub, overrides = _part_of(settings, HubOptions), _part_of(settings, SpecOverrides)
-        found = locate(settings.model, hub)
+        found = locate(self._place, hub)
         folder = Path(os.path.abspath(found))
         weights = WeightFiles.of(folder)  # as they are before they are read
         checkpoint = read_checkpoint(
@@ -578,7 +582,7 @@ class ColBERT:
         load = LoadOptions(indexed_device(self.device), self.dtype, settings.attn_implementation, hub)
         encoder = load_encoder(checkpoint, load, self._encode_options(), self._forward)
         # An index remembers where a model lies, and may be opened from another folder.
-        self._name = str(folder) if found == Path(settings.model) else settings.model
+        self._name = str(folder) if found == Path(self._place) else settings.model
         self._weights = weights
         return encoder
 
@@ -683,7 +687,7 @@ def _texts(texts: str | Iterable[str], name: str) -> list[str]:
     if isinstance(texts, str):
         check_text(name, texts)
         return [texts]
-    if not isinstance(texts, Iterable) or isinstance(texts, (set, frozenset)):  # a set has no order to answer in
+    if not is_list(texts):
         raise InputError(f"{name} must be a list of strings, not {type(texts).__name__}")
     checked = list(texts)
     for index, text in enumerate(checked):

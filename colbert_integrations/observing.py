@@ -100,6 +100,9 @@ class Observation:
         if self._outer is not None:
             self._outer.add(figures)
 
+    def __repr__(self) -> str:
+        return f"Observation({self.stats})"
+
 
 # A context variable, since between who asks and what is measured lie functions of others, and other threads.
 _CURRENT: ContextVar[Observation | None] = ContextVar("_CURRENT", default=None)

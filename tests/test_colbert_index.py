@@ -272,6 +272,9 @@ def test_an_error_about_half_a_surrogate_pair_can_be_written_to_a_log() -> None:
         ((["a", "b"], ["1"]), r"one length, not \[1, 2\]"),
         ((["a"], "i"), "not str"),
         ((["a"], None, 3), "not int"),
+        ((["a"], None, {"year": 2020}), "lists or generators, not dict"),
+        (({"1": "a"},), "lists or generators, not dict"),
+        (({"a", "b"}, ["1", "2"]), "lists or generators, not set"),
         ((["a"], None, [{}, {}]), "one length"),
         ((None, ["a"]), "must be lists or generators, not NoneType"),
         ((TEXTS, 3), "must be lists or generators, not int"),
@@ -285,7 +288,14 @@ def test_impossible_arguments_are_refused_before_any_work(
     assert (len(index), encoded) == (0, [])
 
 
-@pytest.mark.parametrize("query", [None, 3, b"wing", {"wing": 1}])
+def test_ids_may_be_those_of_a_mapping_and_texts_its_values(index: ColBERTIndex) -> None:
+    passages = {"c": TEXTS[0], "a": TEXTS[1]}
+    assert index.add(passages.values(), ids=passages) == ["c", "a"]
+    assert [document.text for document in index.get(["c", "a"])] == TEXTS[:2]
+    assert index.rank("wing", list(passages.values()), passages) == index.rank("wing", TEXTS[:2], ["c", "a"])
+
+
+@pytest.mark.parametrize("query", [None, 3, b"wing", {"wing": 1}, {"wing", "heat"}])
 def test_a_query_that_is_no_text_is_refused(index: ColBERTIndex, query: Any) -> None:
     with pytest.raises(InputError, match="query must be a string or a list of strings, not"):
         index.search(query)
@@ -299,7 +309,7 @@ def test_a_query_that_is_no_text_is_refused(index: ColBERTIndex, query: Any) -> 
         ({"filter": ["year"]}, "a filter must be a mapping"),
         ({"score_threshold": "0.5"}, "score_threshold must be a number"),
         ({"score_threshold": float("nan")}, "score_threshold must be a number"),
-        ({"search": "fast"}, "search must be one of 'exact', 'codes', 'pooled', not 'fast'"),
+        ({"search": "fast"}, "search must be one of 'exact', 'codes', 'pooled', 'centroids', not 'fast'"),
         ({"search": "first_stage"}, "a MemoryStore has no search='first_stage'"),
         ({"search": "codes"}, "search='codes' needs codes"),
         ({"candidates": 0}, "candidates must be a whole number from 1, not 0"),
@@ -411,6 +421,7 @@ async def test_rank_takes_stored_vectors_where_the_text_is_the_same(
         (None, ["a"], "documents must be a list, not NoneType"),
         ("a", ["a"], "documents must be a list, not str"),
         ({"a"}, ["a"], "documents must be a list, not set"),
+        ({"a": "text"}, ["a"], "documents must be a list, not dict"),
         (["a"], None, "ids must be a list, not NoneType"),
         (["a"], [["a"]], r"an id must be a string that is not empty, not \['a'\]"),
         ([3], ["a"], r"documents\[0\] must be a string, not int"),

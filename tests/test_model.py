@@ -7,8 +7,10 @@ import contextvars
 import copy
 import gc
 import json
+import os
 import pickle
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -171,16 +173,56 @@ def test_pool_factor_gives_fewer_vectors(tiny: ColBERT) -> None:
         tiny.encode_document("a", pool_factor=float("nan"))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_process_with_one_thread_computes() -> None:
+    # In a process of its own, with a model that is large enough for torch to use several threads.
+    code = """
+import os, signal, torch
+from colbert_integrations import ColBERT
+
+torch.set_num_threads(2)
+model = ColBERT("bundled/all-MiniLM-L6-v2", device="cpu")
+texts = ["bread " * 100, "a plane " * 100]
+expected = model.rank("planes", texts)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    torch.set_num_threads(1)
+    ranked = model.rank("planes", texts)
+    model.close()
+    os._exit(0 if [entry.index for entry in ranked + model.rank("planes", texts)] == [1, 0, 1, 0] else 1)
+print(expected[0].index, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 0\n"
+
+
+def test_a_folder_is_the_one_it_was_when_it_was_named(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint("stanford")
+    monkeypatch.chdir(folder.parent)
+    loaded, lazy = ColBERT(folder.name, device="cpu"), ColBERT.shared(folder.name, device="cpu")
+    expected = loaded.rank("a fox", DOCUMENTS)
+    monkeypatch.chdir(tmp_path)  # as a daemon does
+    loaded.close()
+    assert loaded.rank("a fox", DOCUMENTS) == lazy.rank("a fox", DOCUMENTS) == expected
+    assert loaded.settings.model == lazy.settings.model == folder.name
+
+
 # -------------------------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
     ("query", "documents", "options", "message"),
     [
-        (None, ["a"], {}, r"query\[0\] must be a string, not NoneType"),
+        (None, ["a"], {}, "query must be a string, not NoneType"),
+        (["a"], ["a"], {}, "query must be a string, not list"),
         ("a", ["a", 3], {}, r"documents\[1\] must be a string, not int"),
         ("a", "text", {}, "list of strings, not one string"),
         ("a", {"a", "b"}, {}, "documents must be a list of strings, not set"),
+        ("a", {"id": "a"}, {}, "documents must be a list of strings, not dict"),
+        ("a", b"a", {}, "documents must be a list of strings, not bytes"),
         ("a", ["a"], {"top_n": 0}, "top_n must be a whole number from 1"),
         ("a", ["a"], {"top_n": -1}, "not -1"),
         ("a", ["a"], {"top_n": True}, "not True"),
@@ -226,7 +268,7 @@ def test_texts_that_are_no_strings_are_refused(tiny: ColBERT) -> None:
         tiny.encode_query([b"a"])
     with pytest.raises(InputError, match=r"documents\[1\]"):
         tiny.encode_document(["a", None])
-    with pytest.raises(InputError, match=r"document\[0\]"):
+    with pytest.raises(InputError, match="document must be a string or a list of strings, not NoneType"):
         tiny.explain("a", None)
 
 

@@ -202,6 +202,14 @@ def test_a_rank_counts_what_went_through_the_model(model: ColBERT) -> None:
     }
 
 
+def test_an_observation_shows_its_figures(model: ColBERT) -> None:
+    with observed() as observation:
+        assert repr(observation) == "Observation(nothing to do)"
+        model.rank("a", DOCUMENTS)
+    assert repr(observation) == f"Observation({observation.stats})"
+    assert "documents_ranked=4" in repr(observation)
+
+
 def test_vectors_that_are_there_are_counted_by_where_they_were(checkpoint: Callable[[str], Path]) -> None:
     model = ColBERT(checkpoint("stanford"), device="cpu", forward=east, cache_bytes=1 << 20)
     known = {"the sea": model.encode_document("the sea")[0], "never asked for": torch.ones(1, checkpoints.DIM)}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.documents import Document
 
-from ..adapter import EXPLANATION, check_index, check_items
-from ..checks import as_list
+from ..adapter import EXPLANATION, check_index, check_items, class_name
+from ..checks import as_list, keys_of
 from ..errors import InputError
 
 if TYPE_CHECKING:  # at run time only once an index is made: its room imports torch
@@ -68,7 +68,7 @@ def check_documents(documents: object) -> Sequence[Document]:
     items = check_items("documents", documents)
     for place, document in enumerate(items):
         if not isinstance(document, Document):
-            raise InputError(f"documents[{place}] must be a Document, not {type(document).__name__}")
+            raise InputError(f"documents[{place}] must be a Document, not {class_name(document, 'Document')}")
     return items
 
 
@@ -88,7 +88,7 @@ def columns(
         InputError: If they are not a list of documents, or not as many as ids.
     """
     check_documents(documents)
-    given = [None] * len(documents) if ids is None else as_list("ids", ids)
+    given = [None] * len(documents) if ids is None else as_list("ids", keys_of(ids))
     if len(given) != len(documents):
         raise InputError(f"{len(documents)} documents but {len(given)} ids")
     return (

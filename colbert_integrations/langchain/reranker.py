@@ -19,7 +19,7 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
-from ..adapter import EXPLANATION, RerankerFields, check_items, check_query, copied
+from ..adapter import EXPLANATION, RerankerFields, check_items, check_query, class_name, copied
 from ..errors import InputError
 from ..ranking import RankedDocument, check_top_n
 from .documents import check_documents
@@ -210,9 +210,8 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
             text = document.get("text", document.get("page_content"))
             if isinstance(text, str):
                 return _with_fields(text, document, self.metadata_fields)
-        raise InputError(
-            f"documents[{place}] must be a string, a Document or a mapping with 'text', not {type(document).__name__}"
-        )
+        wanted = "a string, a Document or a mapping with 'text'"
+        raise InputError(f"documents[{place}] must be {wanted}, not {class_name(document, 'Document')}")
 
     def _text(self, document: Document) -> str:
         if self.document_formatter is not None:

@@ -22,7 +22,7 @@ from llama_index.core.storage.docstore.types import BaseDocumentStore
 from pydantic import ValidationError
 from typing_extensions import Self, TypedDict, Unpack
 
-from ..adapter import EXPLANATION, ModelFields, check_index, check_items, check_query
+from ..adapter import EXPLANATION, ModelFields, check_index, check_items, check_query, class_name
 from ..checks import check_threshold, check_whole_number
 from ..errors import AddError, InputError
 from .filters import NodeFilter, store_filter
@@ -313,6 +313,10 @@ class ColBERTRetriever(BaseRetriever):
         # says what to do instead, where the lock would only say that it is one.
         return {"_index": self.index, **vars(self)}
 
+    def __repr__(self) -> str:
+        searched = self._fields.model if self._index is None else self._index  # that is not made for this
+        return f"{type(self).__name__}({searched!r}, similarity_top_k={self.similarity_top_k})"
+
     # -------------------------------------------------------------------------------------------------------- writing
 
     def add_nodes(self, nodes: Sequence[BaseNode], *, reencode: bool = False) -> list[str]:
@@ -517,7 +521,7 @@ def _nodes(nodes: object) -> Sequence[BaseNode]:
     items = check_items("nodes", nodes)
     for place, node in enumerate(items):
         if not isinstance(node, BaseNode):
-            raise InputError(f"nodes[{place}] must be a node, not {type(node).__name__}")
+            raise InputError(f"nodes[{place}] must be a node, not {class_name(node, 'Document')}")
     return items
 
 

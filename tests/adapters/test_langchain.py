@@ -23,6 +23,7 @@ from langchain_core.tools import create_retriever_tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
+from llama_index.core import schema
 
 from adapters.drivers import QUERY, TEXTS, LangChain
 from colbert_integrations.errors import InputError
@@ -201,6 +202,14 @@ async def test_rerank_refuses_a_query_that_is_no_text_also_where_there_is_nothin
         ColBERTReranker(**missing).rerank([], query)
     with pytest.raises(InputError, match="query must be a string"):
         await ColBERTReranker(**missing).arerank([], query)
+
+
+def test_a_document_of_the_other_framework_is_told_from_one_of_this(missing: dict[str, Any]):
+    reranker, documents = ColBERTReranker(**missing), [schema.Document(text="a")]
+    with pytest.raises(InputError, match=r"documents\[0\] must be a Document, not llama_index\.\S+\.Document$"):
+        reranker.compress_documents(documents, QUERY)
+    with pytest.raises(InputError, match=r"or a mapping with 'text', not llama_index\.\S+\.Document$"):
+        reranker.rerank(documents, QUERY)
 
 
 def test_rerank_refuses_a_single_text(missing: dict[str, Any]):

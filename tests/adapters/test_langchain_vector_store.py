@@ -13,6 +13,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.tools import StructuredTool
 from langchain_core.vectorstores import InMemoryVectorStore
+from llama_index.core import schema
 
 from adapters.drivers import QUERY, TEXTS
 from adapters.test_langchain_retriever import brute_force, ids, in_order
@@ -205,6 +206,7 @@ async def test_adding_what_is_no_list_of_documents_is_refused(
     for given, said in (
         (lambda: iter(documents), "documents must be a list, not list_iterator"),
         (lambda: ["text"], r"documents\[0\] must be a Document, not str"),
+        (lambda: [schema.Document(text="a")], r"documents\[0\] must be a Document, not llama_index\.\S+\.Document$"),
     ):
         for add in (store.add_documents, partial(ColBERTVectorStore.from_documents, model=shared_model)):
             with pytest.raises(InputError, match=said):

@@ -7,6 +7,7 @@ import copy
 import json
 import pickle
 import random
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from langchain_core.documents import Document as LangChainDocument
 from llama_index.core import (
     DocumentSummaryIndex,
     MockEmbedding,
@@ -511,7 +513,7 @@ async def test_adding_that_fails_leaves_what_nodes_lead_to(shared_model: ColBERT
         ({"similarity_top_k": None}, "similarity_top_k must be"),
         ({"candidates": 0}, "candidates must be a whole number from 1"),
         ({"score_threshold": "0.5"}, "score_threshold must be a number"),
-        ({"search": "fast"}, "search must be one of 'exact', 'codes', 'pooled', 'first_stage', not 'fast'"),
+        ({"search": "fast"}, "search must be one of 'exact', .*'centroids', 'first_stage', not 'fast'"),
         ({"filters": {"year": {"$near": 1}}}, "'\\$near' for 'year'"),
         ({"filters": ["year"]}, "filters must be MetadataFilters, a mapping or a function, not list"),
         ({"node_ids": "id-1"}, "node_ids must be a list, not str"),
@@ -525,6 +527,7 @@ async def test_adding_that_fails_leaves_what_nodes_lead_to(shared_model: ColBERT
         ({"nodes": "text"}, "nodes must be a list, not str"),
         ({"nodes": [NodeWithScore(node=TextNode(text="a"))]}, r"nodes\[0\] must be a node, not NodeWithScore"),
         ({"nodes": [TextNode(text="a"), "b"]}, r"nodes\[1\] must be a node, not str"),
+        ({"nodes": [LangChainDocument("a")]}, r"nodes\[0\] must be a node, not langchain_core\.\S+\.Document$"),
     ],
 )
 def test_what_is_impossible_is_refused_before_any_work(
@@ -676,6 +679,13 @@ def test_a_document_to_delete_is_named_by_a_string(make: Make, impossible: Any):
     with pytest.raises(InputError, match="ref_doc_id must be a string"):
         retriever.delete_ref_doc(impossible)
     assert len(retriever.index) == count
+
+
+def test_repr_says_what_is_searched_but_no_text(make: Make, missing: dict[str, Any]):
+    shown = repr(make(similarity_top_k=3))
+    assert re.fullmatch(r"ColBERTRetriever\(ColBERTIndex\(.*documents=6.*\), similarity_top_k=3\)", shown)
+    assert "paris" not in shown
+    assert repr(ColBERTRetriever(**missing)) == f"ColBERTRetriever({missing['model']!r}, similarity_top_k=2)"
 
 
 def test_is_a_retriever_by_the_frameworks_own_test():

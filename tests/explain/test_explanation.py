@@ -302,9 +302,18 @@ def test_vectors_that_are_not_numbers_are_an_error(checkpoint: Callable[[str], P
         model.explain("a fox", ["a dog"])
 
 
-@pytest.mark.parametrize("document", [None, 3, ["a", 3], {"a", "b"}])
-def test_a_document_that_is_no_text_is_refused(tiny: ColBERT, document: object) -> None:
-    with pytest.raises(InputError, match="document"):
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (None, "document must be a string or a list of strings, not NoneType"),
+        (3, "document must be a string or a list of strings, not int"),
+        (["a", 3], r"document\[1\] must be a string, not int"),
+        ({"a", "b"}, "document must be a string or a list of strings, not set"),
+        ({"id": "a"}, "document must be a string or a list of strings, not dict"),
+    ],
+)
+def test_a_document_that_is_no_text_is_refused(tiny: ColBERT, document: object, said: str) -> None:
+    with pytest.raises(InputError, match=said):
         tiny.explain("a fox", document)
 
 
