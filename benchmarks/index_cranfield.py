@@ -55,7 +55,8 @@ SETTINGS = [
     ),
     *(Setting(f"pool_factor={factor}", {}, factor) for factor in (2, 3, 4)),
     *(
-        Setting(f'search="pooled", candidates={count}', {}, 1, {"search": "pooled", "candidates": count})
+        Setting(f'search="{stage}", candidates={count}', {}, 1, {"search": stage, "candidates": count})
+        for stage in ("centroids", "pooled")
         for count in (20, 50, 100, 200, 500)
     ),
 ]
@@ -146,9 +147,19 @@ def quality(
     return {**first, "R@100": second["R@100"]}
 
 
+def listed_bytes(store: MemoryStore) -> int:
+    """What the centroids and their lists take in memory."""
+    centroids = store._centroids
+    assert centroids is not None
+    made = [centroids, *(view.segment.lists(centroids, len(view)) for view in store._now().views)]
+    return sum(tensor.nbytes for part in made for tensor in part.tensors().values())
+
+
 def vector_bytes(store: MemoryStore, encoded: Encoded, setting: Setting) -> int:
-    """What the vectors take in memory, those of the pooled candidate stage included."""
+    """What the vectors take in memory, and what the candidate stage has made of them."""
     own = store.num_tokens * store.bytes_per_token
+    if setting.search.get("search") == "centroids":
+        return own + listed_bytes(store)
     if setting.search.get("search") != "pooled":
         return own
     return own + sum(-(-length // 4) for length in encoded.documents.lengths) * encoded.documents.dim

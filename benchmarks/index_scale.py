@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import records
 import synthetic
@@ -27,12 +27,13 @@ from colbert_integrations.index import Search
 
 RESULTS = records.HERE / "results" / "index_scale.csv"
 SIZES = [1_000, 3_000, 10_000, 30_000, 100_000]
-PARTS = ["save", "change", "pooled", "codes"]
+PARTS = ["save", "change", "centroids", "pooled", "codes"]
 MIB = 2**20
 K = 10
 SHOWN = [
-    "case", "documents per second", "memory MB", "exact ms", "exact batch of 16 ms per query", "pooled ms",
-    "pooled recall@10", "codes ms", "codes recall@10", "save seconds", "load seconds",
+    "case", "documents per second", "memory MB", "exact ms", "exact batch of 16 ms per query", "centroids ms",
+    "centroids recall@10", "pooled ms", "pooled recall@10", "codes ms", "codes recall@10", "save seconds",
+    "load seconds",
 ]  # fmt: skip
 
 
@@ -76,7 +77,8 @@ def measure(plan: Plan, source: synthetic.Source) -> tuple[records.Row, list[lis
         exact, found = exact_search(plan, store, source)
         row |= {**exact, **(save_and_load(plan, store, source) if "save" in plan.parts else _blank(SAVE))}
         row |= change(plan, store, hundredth) if "change" in plan.parts else _blank(CHANGE)
-        row |= pooled_search(plan, store, source, found) if "pooled" in plan.parts else _blank(POOLED)
+        for stage, columns in STAGES.items():
+            row |= stage_search(plan, store, source, stage, found) if stage in plan.parts else _blank(columns)
     return row, found
 
 
@@ -105,7 +107,11 @@ SAVE = [
     "save seconds", "disk MB", "load and verify seconds", "load seconds", "first search ms",
 ]  # fmt: skip
 CHANGE = ["delete 1% documents per second", "add 1% documents per second", "save 1% seconds"]
-POOLED = ["pooled build seconds", "pooled memory MB", "pooled ms", "pooled p90 ms", "pooled recall@10"]
+# Candidate stages of every store: what the first search makes for them, and what searches take then.
+STAGES: dict[Search, list[str]] = {
+    stage: [f"{stage} {what}" for what in ("build seconds", "memory MB", "ms", "p90 ms", "recall@10")]
+    for stage in ("centroids", "pooled")
+}
 CODES = ["codes documents per second", "codes memory MB", "codes ms", "codes p90 ms", "codes recall@10"]
 
 
@@ -223,18 +229,19 @@ def change(plan: Plan, store: MemoryStore, hundredth: list[synthetic.Passages]) 
     return dict(zip(CHANGE, [round(count / deleted), round(count / added), round(saved, 3)], strict=True))
 
 
-def pooled_search(plan: Plan, store: MemoryStore, source: synthetic.Source, exact: list[list[str]]) -> records.Row:
-    """The pooled candidate stage; the first search makes what it needs."""
+def stage_search(
+    plan: Plan, store: MemoryStore, source: synthetic.Source, stage: Search, exact: list[list[str]]
+) -> records.Row:
+    """A candidate stage; the first search makes what it needs."""
     before = _memory(plan)
-    _, made = timed(lambda: store.search(source.queries[:1], K, search="pooled"))
+    _, made = timed(lambda: store.search(source.queries[:1], K, search=stage))
     memory = (_memory(plan) - before) / MIB
-    return dict(
-        zip(POOLED, [round(made, 3), round(memory, 1), *_row(plan, store, source, "pooled", exact)], strict=True)
-    )
+    row = [round(made, 3), round(memory, 1), *_row(plan, store, source, stage, exact)]
+    return dict(zip(STAGES[stage], row, strict=True))
 
 
 def _row(
-    plan: Plan, store: MemoryStore, source: synthetic.Source, search: Literal["pooled", "codes"], exact: list[list[str]]
+    plan: Plan, store: MemoryStore, source: synthetic.Source, search: Search, exact: list[list[str]]
 ) -> list[float]:
     found, seconds = singles(plan, store, source.queries, search)
     return [median_ms(seconds), p90_ms(seconds), recall(found, exact)]

@@ -152,11 +152,17 @@ def test_a_size_gives_all_columns(source, tmp_path):
     plan = index_scale.Plan(200, queries=3, threads=1, folder=tmp_path)
     row, exact = index_scale.measure(plan, source)
     row |= index_scale.measure_codes(plan, source, exact)
-    assert {*index_scale.SAVE, *index_scale.CHANGE, *index_scale.POOLED, *index_scale.CODES} < row.keys()
+    assert {
+        *index_scale.SAVE,
+        *index_scale.CHANGE,
+        *sum(index_scale.STAGES.values(), []),
+        *index_scale.CODES,
+    } < row.keys()
     assert {*index_scale.SHOWN} - {"case"} < row.keys()
     assert all(isinstance(value, (int, float)) for value in row.values())
     assert row["vector bytes per document"] == round(row["tokens"] * 256 / 200)
-    assert row["pooled recall@10"] == row["codes recall@10"] == 1.0  # there are fewer passages than candidates
+    stages = {row[f"{stage} recall@10"] for stage in ("centroids", "pooled", "codes")}
+    assert stages == {1.0}  # there are fewer passages than candidates
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,7 +173,7 @@ def test_exact_search_of_a_size_finds_what_a_brute_force_does(source, small):
     scores = [[(query.double() @ text.double().T).amax(1).sum().item() for text in documents] for query in queries]
     best = [sorted(range(200), key=lambda place, of=of: -of[place])[:10] for of in scores]
     assert exact == [[str(place) for place in places] for places in best]
-    assert all(row[column] == "" for column in [*index_scale.SAVE, *index_scale.POOLED])
+    assert all(row[column] == "" for column in [*index_scale.SAVE, *sum(index_scale.STAGES.values(), [])])
 
 
 def test_sizes_are_measured_in_processes_of_their_own_and_written_down(source, tmp_path, monkeypatch):
@@ -220,7 +226,7 @@ def test_settings_of_the_index_give_rows(tmp_path):
 
 def test_settings_are_those_of_the_issue():
     names = [setting.name for setting in index_cranfield.SETTINGS]
-    assert len(names) == len(set(names)) == 16
+    assert len(names) == len(set(names)) == 21
     assert index_cranfield.SETTINGS[0].store == {"dtype": "float32"}  # what the others are compared with
 
 

@@ -34,8 +34,8 @@ _ROUNDS = 4
 _PROBES = 16
 # A store that has grown by this factor gets new centroids.
 _OUTGROWN = 4
-# Rows that are compared with centroids at once, and cells of a table of query tokens that is filled at once.
-_ROWS, _CELLS = 2**16, 2**23
+# Numbers of a table that is made at once: 32 MiB.
+_CELLS = 2**23
 
 
 def sample_rows(dim: int) -> int:
@@ -174,7 +174,8 @@ def _means(values: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _nearest(values: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    return torch.cat([(part @ directions.T).argmax(1) for part in torch.split(values, _ROWS)])
+    parts = torch.split(values, max(1, _CELLS // len(directions)))
+    return torch.cat([(part @ directions.T).argmax(1) for part in parts])
 
 
 class InvertedLists:
@@ -209,7 +210,7 @@ class InvertedLists:
         start = 0 if known is None else known.documents
         # A number for each pair of centroid and document: sorted, they are the lists.
         keys = [] if known is None else [known._lists() * documents + known.members]
-        for first, stop in ranges([bound - rows.bounds[start] for bound in rows.bounds[start : documents + 1]], _ROWS):
+        for first, stop in ranges(rows.bounds[start : documents + 1], max(1, _CELLS // rows.layout.dim)):
             block = rows.block(start + first, start + stop)
             nearest = near.nearest(rows.layout.decode(block.columns, block.lengths).float())
             keys.append(torch.unique(nearest * documents + block.positions.repeat_interleave(block.lengths)))

@@ -103,7 +103,7 @@ def test_lists_name_each_document_near_a_centroid_once(lengths: list[int], steps
     centroids = train(units(6, 200, dim=8).values, 200)
     rows, known = rows_of(documents), None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_ROWS", block)
+        patch.setattr(module, "_CELLS", block * documents.dim)
         for count in [*sorted(min(step, len(lengths)) for step in steps), len(lengths)]:
             known = InvertedLists.of(centroids, rows, count, known)
             assert known.documents == count
