@@ -72,6 +72,7 @@ def test_a_vector_belongs_to_the_nearest_centroid_of_the_nearest_group() -> None
     made = train(values[:600], 600)
     firsts = [sum(made.sizes[:number]) for number in range(len(made.sizes))]
     assert len(made.sizes) > 3
+    assert torch.allclose(made.groups.norm(dim=1), torch.ones(len(made.sizes)), rtol=0, atol=16 * FP32)
     for vector, number in zip(values.double(), made.nearest(values).tolist(), strict=True):
         group = int((made.groups.double() @ vector).argmax())
         among = normalize(made.means.double(), dim=-1)[firsts[group] : firsts[group] + made.sizes[group]] @ vector
