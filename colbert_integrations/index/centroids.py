@@ -26,12 +26,12 @@ from .rows import PackedRows
 __all__ = ["Centroids", "InvertedLists", "Probes", "sample_rows", "train"]
 
 # Many short lists are quick to read, and tell documents apart; the query is compared with each centroid, though.
-_PER_ROOT, _MOST = 6, 2**15
+_PER_ROOT, _MOST = 3, 2**15
 # Vectors that centroids are made of, at least so many for each, and so many numbers in all: 128 MiB.
 _SAMPLE_EACH, _SAMPLE_NUMBERS = 8, 2**25
 _ROUNDS = 4
 # Lists that each query token looks into.
-_PROBES = 16
+_PROBES = 32
 # A store that has grown by this factor gets new centroids.
 _OUTGROWN = 4
 # Numbers of a table that is made at once: 32 MiB.
@@ -150,7 +150,7 @@ def train(sample: torch.Tensor, rows: int) -> Centroids:
         rows: How many it has.
 
     Returns:
-        The centroids, about six times the root of ``rows``; the same of the same sample.
+        The centroids, about three times the root of ``rows``; the same of the same sample.
     """
     count = max(1, min(round(_PER_ROOT * rows**0.5), _MOST, len(sample) // _SAMPLE_EACH))
     groups = normalize(_means(sample, max(1, round(count**0.5))), dim=-1)

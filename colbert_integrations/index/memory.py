@@ -85,8 +85,8 @@ class MemoryStore(Store):
             ``"pooled"``: a pass over a quarter of the vectors, merged within each document and rounded to int8, then
             MaxSim with the candidates; the merged vectors take an eighth of the memory that float16 takes, and are
             made by the first search that needs them. ``"centroids"``: a look into lists of the documents that have a
-            vector near a centroid, for the few centroids nearest to each query token, then MaxSim with the candidates;
-            the time hardly grows with the store, and centroids and lists, which take a hundredth of the memory, are
+            vector near a centroid, for the centroids nearest to each query token, then MaxSim with the candidates; the
+            time grows much slower than the store. Centroids and lists, which take about a hundredth of the memory, are
             made by the first search that needs them, centroids anew once there are four times as many vectors.
         candidates: How many documents a candidate stage hands on. None: ``max(20, 2 * k)`` for ``"codes"``,
             ``max(500, 5 * k)`` for the others.
