@@ -26,6 +26,7 @@ __all__ = [
     "check_ids",
     "check_queries",
     "check_same",
+    "check_same_dim",
     "check_search",
     "checked_documents",
     "checked_metadata",
@@ -112,6 +113,12 @@ def check_same(kept: Fingerprint | None, fingerprint: Fingerprint, where: str) -
             f"{where} holds vectors of {kept}, which do not fit those of {fingerprint}: use that model, or index the "
             "texts again with this one"
         )
+
+
+def check_same_dim(dim: int, fingerprint: Fingerprint, where: str) -> None:
+    """Refuse to take vectors of ``dim``, whose model is not recorded, for those of a model with another dimension."""
+    if dim != fingerprint.dim:
+        raise FingerprintError(f"{where} holds vectors of dim {dim}, which are not those of {fingerprint}")
 
 
 def checked_metadata(

@@ -457,6 +457,14 @@ def test_a_store_is_bound_to_one_model(store: Store) -> None:
     assert store.fingerprint == HERE
 
 
+def test_a_store_is_bound_to_no_model_of_another_dimension(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents)
+    with pytest.raises(FingerprintError, match=r"holds vectors of dim 8, which are not those of three \(dim 3, x\)"):
+        store.bind(Fingerprint("x", "three", 3))
+    assert store.fingerprint is None
+    store.bind(HERE)
+
+
 def test_encodings_stay_until_others_are_said(store: Store) -> None:
     old, new = {"pool_factor": 2, "document_length": None}, {"pool_factor": 1, "document_length": 32}
     for said, kept in (([old], [old]), ((), [old]), ([old, new], [old, new]), ([new], [new])):
