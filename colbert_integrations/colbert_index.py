@@ -600,7 +600,8 @@ def _normalized(hits: list[Hit], length: int) -> list[Hit]:
 def _common_length(*columns: object) -> int | None:
     """The common length of the columns that have one, checked before any work is done."""
     for column in columns:
-        if isinstance(column, (str, bytes)) or not isinstance(column, Iterable):
+        # A set has an order of its own, by which rows would be paired wrongly.
+        if isinstance(column, (str, bytes, set, frozenset)) or not isinstance(column, Iterable):
             raise InputError(f"texts, ids and metadatas must be lists or generators, not {type(column).__name__}")
     lengths = {len(column) for column in columns if isinstance(column, Sized)}
     if len(lengths) > 1:
