@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import pairwise
 from typing import overload
 
 import torch
 
+from .checks import as_list
 from .errors import InputError, ShapeError
 
 __all__ = ["TokenEmbeddings", "check_tensor", "offsets_of"]
@@ -56,24 +57,26 @@ class TokenEmbeddings:
         self._bounds: list[int] = bounds
 
     @classmethod
-    def from_list(cls, matrices: Sequence[torch.Tensor], dim: int | None = None) -> TokenEmbeddings:
+    def from_list(cls, matrices: Iterable[torch.Tensor], dim: int | None = None) -> TokenEmbeddings:
         """Pack one matrix per text.
 
         Args:
-            matrices: One ``(num_tokens_i, dim)`` tensor per text, all of one dtype, on one device.
+            matrices: One ``(num_tokens_i, dim)`` tensor per text, all of one dtype, on one device; a list, a generator
+                or one ``(n, num_tokens, dim)`` tensor.
             dim: Dimension of the vectors. None: that of the first matrix; needed for an empty list.
 
         Returns:
-            The packed batch, ``len(matrices)`` texts, of the dtype and device of the matrices.
+            The packed batch, a text for each matrix, of the dtype and device of the matrices.
 
         Raises:
-            InputError: If a matrix is not a plain tensor.
+            InputError: If ``matrices`` is no list or the like, or a matrix not a plain tensor.
             ShapeError: If a matrix is not 2-D or the dimensions differ, or if the list is empty and ``dim`` is None.
 
         Example:
             >>> TokenEmbeddings.from_list([torch.ones(2, 4), torch.ones(0, 4)]).lengths
             [2, 0]
         """
+        matrices = as_list("matrices", matrices)
         if not matrices:
             if dim is None:
                 raise ShapeError("an empty list has no dimension: pass dim=")
@@ -87,10 +90,10 @@ class TokenEmbeddings:
                 raise ShapeError(f"matrix {position} must have shape (num_tokens, {wanted}), not {tuple(matrix.shape)}")
             dim = matrix.shape[1]
         lengths = torch.tensor([0, *map(len, matrices)], dtype=torch.int64, device="cpu")
-        return cls(torch.cat(list(matrices)), lengths.cumsum(0))
+        return cls(torch.cat(matrices), lengths.cumsum(0))
 
     @classmethod
-    def concat(cls, batches: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
+    def concat(cls, batches: Iterable[TokenEmbeddings]) -> TokenEmbeddings:
         """Join batches into one, in order.
 
         Args:
@@ -100,9 +103,13 @@ class TokenEmbeddings:
             One batch with the texts of all.
 
         Raises:
-            InputError: If ``batches`` is empty.
+            InputError: If ``batches`` is empty, or no list or the like of batches.
             ShapeError: If the dimensions differ.
         """
+        batches = as_list("batches", batches)
+        for position, batch in enumerate(batches):
+            if not isinstance(batch, TokenEmbeddings):
+                raise InputError(f"batches[{position}] must be TokenEmbeddings, not {type(batch).__name__}")
         if not batches:
             raise InputError("concat needs at least one TokenEmbeddings")
         if len({batch.dim for batch in batches}) > 1:

@@ -22,7 +22,7 @@ from .cancellation import current_cancellation
 from .checkpoint import ColBERTSpec, HubOptions, SpecOverrides, WeightFiles, locate, model_digest, read_checkpoint
 from .checks import check_pool_factor, check_text, check_threshold, is_list
 from .devices import choose_device, choose_dtype, indexed_device
-from .embeddings import TokenEmbeddings
+from .embeddings import TokenEmbeddings, check_tensor
 from .encoder import (
     EncodeOptions,
     Encoder,
@@ -662,6 +662,7 @@ def _check_known(known: Mapping[str, torch.Tensor], texts: Iterable[str], dim: i
             raise InputError(
                 f"known must hold tensors (num_tokens, {dim}), not {type(matrix).__name__} of {shape} for {text[:60]!r}"
             )
+        check_tensor(f"known[{text[:60]!r}]", matrix)
 
 
 def _check_finite(scores: Iterable[float]) -> None:

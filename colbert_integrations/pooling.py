@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize as unit
 
-from .checks import check_pool_factor
+from .checks import check_pool_factor, check_whole_number
 from .devices import no_autocast
 from .embeddings import TokenEmbeddings
-from .errors import InputError, MissingExtraError
+from .errors import MissingExtraError
 
 __all__ = ["pool_tokens"]
 
@@ -39,7 +39,7 @@ def pool_tokens(
         As many texts, of the same dimension, dtype and device: protected vectors first, then the means.
 
     Raises:
-        InputError: If ``pool_factor`` is below 1 or ``num_protected_tokens`` negative.
+        InputError: If ``pool_factor`` is no number from 1, or ``num_protected_tokens`` no whole number from 0.
         MissingExtraError: If scipy is not installed.
 
     Source:
@@ -48,8 +48,7 @@ def pool_tokens(
         matrix and put protected vectors last, so their indexes differ.
     """
     check_pool_factor(pool_factor)
-    if num_protected_tokens < 0:
-        raise InputError(f"num_protected_tokens must be at least 0, not {num_protected_tokens}")
+    check_whole_number("num_protected_tokens", num_protected_tokens, least=0)
     with no_autocast(embeddings.device):
         pooled = [_pool_text(matrix, pool_factor, num_protected_tokens) for matrix in embeddings]
     joined = TokenEmbeddings.from_list(pooled, embeddings.dim) if pooled else embeddings

@@ -270,6 +270,8 @@ def test_an_error_about_half_a_surrogate_pair_can_be_written_to_a_log() -> None:
     [
         (("one text",), "lists or generators, not str"),
         ((["a", "b"], ["1"]), r"one length, not \[1, 2\]"),
+        (({"a", "b"}, ["1", "2"]), "must be lists or generators, not set"),
+        ((["a", "b"], frozenset({"1", "2"})), "must be lists or generators, not frozenset"),
         ((["a"], "i"), "not str"),
         ((["a"], None, 3), "not int"),
         ((["a"], None, {"year": 2020}), "lists or generators, not dict"),

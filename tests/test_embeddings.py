@@ -47,6 +47,24 @@ def test_concat_is_list_addition(first: list[int], second: list[int]) -> None:
     assert [matrix.tolist() for matrix in joined] == [matrix.tolist() for matrix in parts]
 
 
+def test_packs_what_generators_give() -> None:
+    parts = matrices([2, 1])
+    packed = TokenEmbeddings.from_list(matrix for matrix in parts)
+    assert [matrix.tolist() for matrix in packed] == [matrix.tolist() for matrix in parts]
+    assert TokenEmbeddings.concat(packed for _ in range(2)).lengths == [2, 1, 2, 1]
+    with pytest.raises(ShapeError, match="dim="):
+        TokenEmbeddings.from_list(matrix for matrix in ())
+    with pytest.raises(InputError, match="at least one"):
+        TokenEmbeddings.concat(batch for batch in ())
+
+
+def test_a_stack_of_matrices_is_one_text_each() -> None:
+    stack = torch.arange(24.0).reshape(2, 3, 4)
+    packed = TokenEmbeddings.from_list(stack)
+    assert packed.lengths == [3, 3]
+    assert torch.equal(packed.values, stack.reshape(6, 4))
+
+
 def test_negative_index_counts_from_the_end_and_a_wrong_one_raises() -> None:
     packed = TokenEmbeddings.from_list(matrices([1, 2]))
     assert torch.equal(packed[-1], packed[1])
@@ -106,6 +124,10 @@ def test_refuses_offsets_that_are_no_int64() -> None:
         (lambda: TokenEmbeddings.from_list([torch.zeros(1, 2), np.zeros((1, 2))]), "matrix 1 must be a tensor"),
         (lambda: TokenEmbeddings.from_list([torch.ones(1, 2) * 1j]), "matrix 0 must be .* real numbers.*complex64"),
         (lambda: TokenEmbeddings.from_list([torch.ones(1, 2).to_sparse()]), "matrix 0 must be a dense tensor.*sparse"),
+        (lambda: TokenEmbeddings.from_list({torch.ones(1, 2)}), "matrices must be a list, not set"),
+        (lambda: TokenEmbeddings.from_list(5), "matrices must be a list, not int"),
+        (lambda: TokenEmbeddings.concat(5), "batches must be a list, not int"),
+        (lambda: TokenEmbeddings.concat([torch.ones(1, 2)]), r"batches\[0\] must be TokenEmbeddings, not Tensor"),
         (lambda: TokenEmbeddings(torch.ones(3, 2, device="meta"), torch.tensor([0, 3])), "values must be .* on meta"),
     ],
 )

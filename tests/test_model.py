@@ -246,6 +246,12 @@ def test_known_vectors_of_another_form_are_refused_and_the_text_is_named(vectors
         tiny.encode_document(None)
 
 
+@pytest.mark.parametrize("vectors", [torch.ones(3, 16) * 1j, torch.ones(3, 16).to_sparse()], ids=["complex", "sparse"])
+def test_known_vectors_of_another_kind_are_refused_and_the_text_is_named(vectors: torch.Tensor, tiny: ColBERT) -> None:
+    with pytest.raises(InputError, match=r"known\['b'\] must be a dense tensor of real numbers, not one of torch"):
+        tiny.rank("a", ["a", "b"], known={"b": vectors})
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layout", ["stanford", "stanford_xlmr"])
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

@@ -97,5 +97,6 @@ def test_impossible_arguments_are_refused() -> None:
     for impossible in (0.9, float("nan"), float("inf")):
         with pytest.raises(InputError, match="pool_factor must be at least 1"):
             pool_tokens(unit([3]), impossible)
-    with pytest.raises(InputError, match="num_protected_tokens"):
-        pool_tokens(unit([3]), 2, num_protected_tokens=-1)
+    for unusable in (-1, "1", 1.0, None, True):
+        with pytest.raises(InputError, match=f"num_protected_tokens must be a whole number from 0, not {unusable!r}"):
+            pool_tokens(unit([3]), 2, num_protected_tokens=unusable)

@@ -52,7 +52,7 @@ ROOMS = {
     "cache": {"torch"},
     "cuts": {".errors"},
     "devices": {".errors", "numpy", "torch"},
-    "embeddings": {".errors", "torch"},
+    "embeddings": {".checks", ".errors", "torch"},
     "progress": {"tqdm"},
     "single_flight": set[str](),
     "checkpoint": {".checks", ".errors", "huggingface_hub", "numpy", "safetensors", "torch"},

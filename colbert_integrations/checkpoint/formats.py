@@ -6,6 +6,7 @@ where the backbone lies and where the projection is stored are looked up in the 
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -262,13 +263,17 @@ def _read_native_pooling(files: Files, values: Values) -> None:
     tasks = _tasks(config.get("tasks"), f"{modules[0].path}: tasks")
     if not tasks:
         return
+    where = modules[0].config_file
+    factor = config.get("pool_factor", 1.0)
+    # Kept as it is written: a 2 and a 2.0 have different fingerprints.
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < math.inf:
+        raise CheckpointError(f"{where}: pool_factor is {factor!r}, and has to be a number from 1")
     protected = config.get("num_protected_tokens")
-    pooling = PoolingSpec(
-        pool_factor=config.get("pool_factor", 1.0),
-        num_protected_tokens=1 if protected is None else protected,
-        normalize=config.get("normalize_embeddings", False),
-        tasks=tasks,
-    )
+    protected = 1 if protected is None else expect_type(protected, int, f"{where}: num_protected_tokens")
+    if protected < 0:
+        raise CheckpointError(f"{where}: num_protected_tokens is {protected}, and has to be at least 0")
+    normalize = expect_type(config.get("normalize_embeddings") or False, bool, f"{where}: normalize_embeddings")
+    pooling = PoolingSpec(factor, protected, normalize, tasks)
     values.set("pooling", pooling, modules[0].path)
 
 

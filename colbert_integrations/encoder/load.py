@@ -128,7 +128,7 @@ def _try(forward: TorchForward, probe: TokenSequence, spec: ColBERTSpec, load: L
 def _open_length(hf_tokenizer: Any, checkpoint: Checkpoint) -> int | None:
     """The length of a side that the checkpoint does not limit: the tokenizer's, or the configuration's if less."""
     said = (getattr(hf_tokenizer, "model_max_length", None), checkpoint.config.get("max_position_embeddings"))
-    limits = [limit for limit in said if isinstance(limit, int) and 0 < limit < _NO_LIMIT]  # XLNet says -1
+    limits = [int(limit) for limit in said if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT]  # XLNet: -1
     return min(limits, default=None)
 
 
@@ -161,7 +161,7 @@ def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
         A Hugging Face tokenizer, as its files have it.
 
     Raises:
-        CheckpointError: If it can't be read, or its length is no number.
+        CheckpointError: If it can't be read, or its length is no whole number.
         RemoteCodeError: If it is code, and ``trust_remote_code`` is off.
     """
     from transformers import AutoTokenizer
@@ -198,12 +198,12 @@ def _check_vocabulary(tokenizer: Any, spec: ColBERTSpec) -> None:
 
 
 def _check_max_length(tokenizer: Any, spec: ColBERTSpec) -> None:
-    """Refuse a length written as text or the like, which transformers takes and fails on with each text."""
+    """Refuse a length that is no whole number, which transformers takes and fails on with each text."""
     length = getattr(tokenizer, "model_max_length", None)
-    if length is not None and not isinstance(length, (int, float)):
+    if length is not None and (not isinstance(length, (int, float)) or length % 1 > 0):
         raise CheckpointError(
-            f"model_max_length of the tokenizer of {spec.name} is {length!r}, and has to be a number: correct it in "
-            "tokenizer_config.json"
+            f"model_max_length of the tokenizer of {spec.name} is {length!r}, and has to be a whole number: correct it "
+            "in tokenizer_config.json"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import torch
 
-from ..checks import check_whole_number
+from ..checks import as_list, check_whole_number
 from ..embeddings import TokenEmbeddings
 from ..errors import FingerprintError, InputError, NonFiniteError, ShapeError
 from ..fingerprint import Fingerprint
@@ -26,6 +26,7 @@ __all__ = [
     "check_ids",
     "check_queries",
     "check_same",
+    "check_same_dim",
     "check_search",
     "checked_documents",
     "checked_metadata",
@@ -114,12 +115,18 @@ def check_same(kept: Fingerprint | None, fingerprint: Fingerprint, where: str) -
         )
 
 
+def check_same_dim(dim: int, fingerprint: Fingerprint, where: str) -> None:
+    """Refuse to take vectors of ``dim``, whose model is not recorded, for those of a model with another dimension."""
+    if dim != fingerprint.dim:
+        raise FingerprintError(f"{where} holds vectors of dim {dim}, which are not those of {fingerprint}")
+
+
 def checked_metadata(
     ids: Sequence[str], metadatas: Sequence[Metadata], texts: Sequence[str] | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Metadata and texts by id, copied from what ``Store.set_metadata`` was given."""
-    ids, metadatas = check_ids(ids), list(metadatas)
-    texts = None if texts is None else list(texts)
+    ids, metadatas = check_ids(as_list("ids", ids)), as_list("metadatas", metadatas)
+    texts = None if texts is None else as_list("texts", texts)
     for what, column in (("metadatas", metadatas), ("texts", ids if texts is None else texts)):
         if len(column) != len(ids):
             raise InputError(f"{len(ids)} ids but {len(column)} {what}")
@@ -134,10 +141,10 @@ def checked_documents(
     metadatas: Sequence[Metadata | None] | None,
 ) -> tuple[list[str], list[str | None], list[dict[str, Any]]]:
     """Ids, texts and metadata of documents that can be stored, copied from what ``Store.upsert`` was given."""
-    ids = check_ids(ids)
+    ids = check_ids(as_list("ids", ids))
     check_embeddings("embeddings", embeddings)
-    texts = [None] * len(ids) if texts is None else list(texts)
-    metadatas = [None] * len(ids) if metadatas is None else list(metadatas)
+    texts = [None] * len(ids) if texts is None else as_list("texts", texts)
+    metadatas = [None] * len(ids) if metadatas is None else as_list("metadatas", metadatas)
     for what, number in (("embeddings", len(embeddings)), ("texts", len(texts)), ("metadatas", len(metadatas))):
         if number != len(ids):
             raise InputError(f"{len(ids)} ids but {number} {what}")

@@ -29,6 +29,7 @@ from .checks import (
     check_ids,
     check_queries,
     check_same,
+    check_same_dim,
     check_search,
     checked_documents,
     checked_metadata,
@@ -172,6 +173,8 @@ class MemoryStore(Store):
         """Record which model the vectors come from; see ``Store.bind``."""
         with self._alone():
             check_same(self._fingerprint, fingerprint, "this store")
+            if self._fingerprint is None and self._layout is not None:
+                check_same_dim(self._layout.dim, fingerprint, "this store")
             self._fingerprint = fingerprint.keeping_encodings_of(self._fingerprint)
 
     # ------------------------------------------------------------------------------------------------------ writing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from llama_index.core.schema import BaseNode, IndexNode, MediaResource, MetadataMode, TextNode
 
@@ -105,10 +105,10 @@ def node_of(name: str, text: str | None, metadata: Mapping[str, Any]) -> BaseNod
     Returns:
         The node, free to change. A document that did not come from here is a ``TextNode``.
     """
-    own = {key: value for key, value in metadata.items() if key != KEY}
     rest = metadata.get(KEY)
-    if rest is None:
-        return TextNode(id_=name, text=text or "", metadata=own)
+    if not _is_ours(rest):
+        return TextNode(id_=name, text=text or "", metadata=dict(metadata))
+    own = {key: value for key, value in metadata.items() if key != KEY}
     return _class_of(rest["classes"]).from_dict({**json.loads(rest["node"]), "metadata": own})
 
 
@@ -121,8 +121,14 @@ def ref_doc_id_of(metadata: Mapping[str, Any]) -> str | None:
     Returns:
         The id, None if it has none.
     """
-    found: str | None = metadata.get(KEY, {}).get("ref_doc_id")
-    return found
+    rest = metadata.get(KEY)
+    found = rest.get("ref_doc_id") if isinstance(rest, Mapping) else None
+    return found if isinstance(found, str) else None
+
+
+def _is_ours(rest: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether ``stored_metadata`` wrote this: whoever fills an index otherwise may use the same key."""
+    return isinstance(rest, Mapping) and isinstance(rest.get("classes"), list) and isinstance(rest.get("node"), str)
 
 
 def _dump(node: BaseNode) -> str:

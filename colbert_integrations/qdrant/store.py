@@ -16,7 +16,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from ..checks import check_whole_number
 from ..embeddings import TokenEmbeddings
-from ..errors import FingerprintError, InputError, StoreError, StoreServerError
+from ..errors import InputError, StoreError, StoreServerError
 from ..fingerprint import Fingerprint
 from ..index import Filter, Hit, Search, Store, StoredDocument
 from ..index.checks import (
@@ -27,6 +27,7 @@ from ..index.checks import (
     check_ids,
     check_queries,
     check_same,
+    check_same_dim,
     check_search,
     checked_documents,
     checked_metadata,
@@ -218,10 +219,7 @@ class QdrantStore(Store):
         if found is None:
             found = yield from self._made(fingerprint.dim, fingerprint)
         if found.fingerprint is None:
-            if found.dim != fingerprint.dim:
-                raise FingerprintError(
-                    f"{where} holds vectors of dim {found.dim}, which are not those of {fingerprint}"
-                )
+            check_same_dim(found.dim, fingerprint, where)
             found = yield from bound(self._connection, self._form, found, fingerprint)
         check_same(_by_its_name_here(found.fingerprint, before), fingerprint, where)
         kept = found.fingerprint

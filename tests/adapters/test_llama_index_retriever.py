@@ -351,6 +351,17 @@ def test_documents_that_were_added_to_the_index_itself_come_back_as_text_nodes(s
     assert found.node == TextNode(id_="a", text="lions", metadata={"year": 2020})
 
 
+@pytest.mark.parametrize("theirs", ["mine", ["a"], None, {}, {"classes": 3, "node": "{}"}, {"classes": [], "node": 3}])
+def test_a_key_of_that_name_that_is_not_ours_is_metadata(theirs: Any, shared_model: ColBERT):
+    index, metadata = ColBERTIndex(shared_model), {"_llama_index": theirs, "year": 2020}
+    index.add(["lions"], ids=["a"], metadatas=[metadata])
+    [found] = ColBERTRetriever(index=index).retrieve("lions")
+    assert found.node == TextNode(id_="a", text="lions", metadata=metadata)
+    passing = {"filters": lambda node: node.metadata == metadata}
+    assert len(ColBERTRetriever(index=index, **passing).retrieve("lions")) == 1
+    assert ColBERTRetriever(index=index, doc_ids=["x"], **passing).retrieve("lions") == []
+
+
 def test_a_document_that_the_store_has_no_text_for_comes_without(shared_model: ColBERT):
     index = ColBERTIndex(shared_model)
     index.store.upsert(["a"], shared_model.encode_document("lions"))

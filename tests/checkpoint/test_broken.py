@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 import checkpoints
 from colbert_integrations import ColBERT
+from colbert_integrations.checkpoint import PoolingSpec
 from colbert_integrations.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -98,6 +99,32 @@ def test_a_value_of_another_kind_is_refused(layout: str, file: str, changed: Any
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
     with pytest.raises(CheckpointError, match=f"{file}.*{said}|MultiVectorMask: {said}|^matryoshka.*{said}|^{said}"):
         ColBERT(tmp_path / layout, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"normalize_embeddings": "false"}, "normalize_embeddings is 'false', and has to be true or false"),
+        ({"num_protected_tokens": "1"}, "num_protected_tokens is '1', and has to be a whole number"),
+        ({"num_protected_tokens": 0.5}, "num_protected_tokens is 0.5, and has to be a whole number"),
+        ({"num_protected_tokens": -1}, "num_protected_tokens is -1, and has to be at least 0"),
+        ({"pool_factor": "2"}, "pool_factor is '2', and has to be a number from 1"),
+        ({"pool_factor": None}, "pool_factor is None, and has to be a number from 1"),
+        ({"pool_factor": True}, "pool_factor is True, and has to be a number from 1"),
+        ({"pool_factor": 0.5}, "pool_factor is 0.5, and has to be a number from 1"),
+        ({"pool_factor": float("inf")}, "pool_factor is inf, and has to be a number from 1"),
+    ],
+)
+def test_pooling_that_cannot_be_done_is_refused(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, pooling={"pool_factor": 2, **changed})
+    with pytest.raises(CheckpointError, match=f"4_HierarchicalTokenPooling/config.json: {said}"):
+        ColBERT(tmp_path, device="cpu")
+
+
+def test_pooling_may_be_written_in_numbers_of_other_kinds(tmp_path: Path) -> None:
+    said = {"pool_factor": 2, "num_protected_tokens": 1.0, "normalize_embeddings": 1}
+    checkpoints.native(tmp_path, pooling=said)
+    assert repr(ColBERT(tmp_path, device="cpu").spec.pooling) == repr(PoolingSpec(2, 1, True))
 
 
 @pytest.mark.parametrize("activation", ["torch.nn.modules.activation.PReLU", "torch.nn.LazyBatchNorm1d"])

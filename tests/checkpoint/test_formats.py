@@ -621,6 +621,13 @@ def test_expansion_that_nothing_counts_is_refused(tmp_path: Path) -> None:
     assert spec_of(seen).attend_to_expansion_tokens
 
 
+def test_without_a_mask_the_backbones_configuration_is_not_read_as_one(tmp_path: Path) -> None:
+    path = chained(tmp_path, "Transformer Dense Normalize")
+    edit(path / "config.json", skiplist_words=["the"], skiplist_tasks=["query"], keep_only_token_ids=[7])
+    spec = spec_of(path)
+    assert (spec.skiplist_words, spec.skiplist_tasks) == ((), ("document",))
+
+
 def test_a_checkpoint_for_page_images_is_refused(tmp_path: Path) -> None:
     path = checkpoints.build("native", tmp_path)
     edit(path / "2_MultiVectorMask" / "config.json", keep_only_token_ids=[7])

@@ -47,9 +47,9 @@ def cut_ids(path: Path, text: str, length: int) -> list[int]:
     return AutoTokenizer.from_pretrained(str(path))(text, truncation=True, max_length=length)["input_ids"]
 
 
-@pytest.mark.parametrize("length", ["512", [512]])
-def test_a_length_that_is_no_number_is_refused(length: object, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="model_max_length .* has to be a number: correct it in tokenizer_config"):
+@pytest.mark.parametrize("length", ["512", [512], 20.5])
+def test_a_length_that_is_no_whole_number_is_refused(length: object, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="model_max_length .* has to be a whole number: correct it in tokenizer_"):
         load(build("stanford", tmp_path, model_max_length=length))
 
 
@@ -180,6 +180,14 @@ def test_an_open_length_is_the_tokenizers_or_the_configurations_if_that_is_less(
     checkpoint = read_checkpoint("tiny", tmp_path, SpecOverrides())
     spec = build_tokenizer(checkpoint, AutoTokenizer.from_pretrained(str(tmp_path))).spec
     assert (spec.query_length, spec.document_length) == (length, length)
+
+
+def test_an_open_length_may_be_written_as_a_float(tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, query_length=None, document_length=None)
+    edit(tmp_path / "tokenizer_config.json", model_max_length=20.0)
+    spec = load(tmp_path).spec
+    assert (repr(spec.query_length), repr(spec.document_length)) == ("20", "20")
+    assert len(ids_of(load(tmp_path), LONG, "document")) == 20
 
 
 def test_an_open_length_cuts(tmp_path: Path) -> None:

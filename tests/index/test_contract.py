@@ -352,6 +352,10 @@ ONE = TokenEmbeddings.from_list([torch.ones(1, DIM)])
         ((["a"], ONE, ["x", "y"]), InputError, "1 ids but 2 texts"),
         ((["a"], ONE, None, [{}, {}]), InputError, "1 ids but 2 metadatas"),
         (("a", ONE), InputError, "must be a list"),
+        (({"a"}, ONE), InputError, "ids must be a list, not set"),
+        ((["a"], ONE, frozenset({"x"})), InputError, "texts must be a list, not frozenset"),
+        ((["a"], ONE, "x"), InputError, "texts must be a list, not str"),
+        ((["a"], ONE, None, {"x"}), InputError, "metadatas must be a list, not set"),
         ((["a"], torch.ones(1, DIM)), InputError, "embeddings must be TokenEmbeddings, not Tensor"),
         ((["a"], [torch.ones(1, DIM)]), InputError, "embeddings must be TokenEmbeddings, not list"),
         (([1], ONE), InputError, "not 1"),
@@ -381,6 +385,20 @@ def test_bad_documents_are_refused_and_nothing_is_lost(
     with pytest.raises(error, match=said):
         store.upsert(*arguments)
     assert [document.id for document in store.iter_documents()] == ["kept"]
+
+
+def test_changes_of_metadata_that_pair_nothing_are_refused(store: Store) -> None:
+    fill(store, {"kept": torch.ones(1, DIM)})
+    for arguments in (({"kept"}, [{}]), (["kept"], {"x"}), (["kept"], [{}], {"text"}), (["kept"], [{}], "t")):
+        with pytest.raises(InputError, match="must be a list, not (set|str)"):
+            store.set_metadata(*arguments)
+
+
+def test_ids_that_stand_alone_may_be_a_set(store: Store) -> None:
+    fill(store, {"a": torch.ones(1, DIM), "b": torch.ones(1, DIM)})
+    assert ids(store.search(QUERIES[:1], ids={"b"})) == [["b"]]
+    store.delete({"a"})
+    assert [document.id for document in store.get({"a", "b"})] == ["b"]
 
 
 def test_metadata_of_numpy_are_plain_data(store: Store) -> None:
@@ -455,6 +473,14 @@ def test_a_store_is_bound_to_one_model(store: Store) -> None:
     with pytest.raises(FingerprintError, match=r"the same by another name \(dim 8, abc\).*two \(dim 8, def\)"):
         store.bind(THERE)
     assert store.fingerprint == HERE
+
+
+def test_a_store_is_bound_to_no_model_of_another_dimension(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents)
+    with pytest.raises(FingerprintError, match=r"holds vectors of dim 8, which are not those of three \(dim 3, x\)"):
+        store.bind(Fingerprint("x", "three", 3))
+    assert store.fingerprint is None
+    store.bind(HERE)
 
 
 def test_encodings_stay_until_others_are_said(store: Store) -> None:

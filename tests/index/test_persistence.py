@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_a_loaded_store_is_the_saved_one(tmp_path: Path, options: dict[str, Any]
     store = MemoryStore(**options, search="pooled", candidates=3)
     embeddings = units(3, 5, 2, 9, 1)
     store.upsert(["a", "b", "c", "d"], embeddings, ["A", None, "\u0000é漢\n", ""], [{"x": 1}, {}, {"y": [1]}, None])
-    store.bind(PRINT)
+    store.bind(replace(PRINT, dim=32))
     queries = units(4, 3, 6)
     expected = store.search(queries, 2)
     store.save(tmp_path / "deep" / "folder")
