@@ -131,6 +131,7 @@ TABLES = {
     "index_cranfield.py": "docs/retrieval.md",
     "index_scale.py": "docs/retrieval.md",
     "index_peers.py": "docs/retrieval.md",
+    "index_peers.py --results benchmarks/results/index_plaid.csv": "docs/retrieval.md",
     "qdrant_cranfield.py": "docs/qdrant.md",
     "qdrant_first_stage.py": "docs/qdrant.md",
     "qdrant_load.py": "docs/qdrant.md",

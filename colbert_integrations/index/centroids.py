@@ -47,7 +47,7 @@ def sample_rows(dim: int) -> int:
 class Centroids:
     """Centroids in two levels: a vector is compared with all groups, then with the centroids of one.
 
-    To compare it with all of them would take fifty times as long for a million passages, and finds no more candidates.
+    To compare it with all of them would take fifty times as long, for which more lists can be read.
 
     Attributes:
         means: Mean of the vectors around each centroid, ``(centroids, dim)`` float32; those of a group are neighbours.

@@ -369,7 +369,7 @@ class MemoryStore(Store):
         with self._training:
             if self._centroids is None or self._centroids.outgrown(rows):
                 assert self._layout is not None
-                self._centroids = train(sample_of(state, sample_rows(self._layout.dim)), rows)
+                self._centroids = train(sample_of(state, sample_rows(self._layout.dim)), rows).on(self.device)
             return self._centroids
 
     def _wanted(self, filter: Filter | None, ids: Sequence[str] | None) -> tuple[State, list[torch.Tensor]]:
@@ -453,7 +453,8 @@ class MemoryStore(Store):
         fingerprint = about.pop("fingerprint")
         store = cls(**about, device=device, device_bytes=device_bytes)
         store._fingerprint = None if fingerprint is None else Fingerprint(**fingerprint)
-        store._layout, store._centroids = saved.layout, saved.centroids
+        store._layout = saved.layout
+        store._centroids = None if saved.centroids is None else saved.centroids.on(store.device)
         store._known[os.path.realpath(path)] = {saved.checksum}
         views = saved.views if store.device.type == "cpu" else tuple(map(store._brought_here, saved.views))
         store._state = State(views, sum(int(view.alive.sum()) for view in views))

@@ -142,11 +142,11 @@ def look_up(
     Args:
         views: What there is.
         wanted: For each view, which of its documents, ``(documents,)`` bool on the CPU.
-        centroids: Those of the store.
+        centroids: Those of the store, on the queries' device.
         queries: The queries, float32.
         best: Takes the estimates; a document is known by its position in the concatenation of all views.
     """
-    probes, waiting = centroids.on(queries.device).probe(queries), _Waiting(best)
+    probes, waiting = centroids.probe(queries), _Waiting(best)
     for view, mask, start in zip(views, wanted, starts(views), strict=True):
         if mask.any():
             found = view.segment.lists(centroids, len(view)).score(probes)[:, : len(view)]
