@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import records
 import synthetic
@@ -27,7 +27,7 @@ from colbert_integrations.index import Search
 
 RESULTS = records.HERE / "results" / "index_scale.csv"
 SIZES = [1_000, 3_000, 10_000, 30_000, 100_000]
-PARTS = ["save", "change", "centroids", "pooled", "codes"]
+PARTS = ["batches", "save", "change", "centroids", "pooled", "codes"]
 MIB = 2**20
 K = 10
 SHOWN = [
@@ -46,6 +46,7 @@ class Plan:
         device: Of the store.
         queries: How many queries are timed, one after another.
         parts: Which of ``PARTS`` beside building and exact search; the columns of the others stay empty.
+        nbits: Of the store. None: float16.
         threads: Of torch.
         folder: Where an index of this size may be saved for a moment.
     """
@@ -54,6 +55,7 @@ class Plan:
     device: str = "cpu"
     queries: int = 30
     parts: tuple[str, ...] = tuple(PARTS)
+    nbits: Literal[8, 4, 2] | None = None
     threads: int = 2
     folder: Path = Path(tempfile.gettempdir())
 
@@ -62,7 +64,7 @@ class Plan:
 
 
 def measure(plan: Plan, source: synthetic.Source) -> tuple[records.Row, list[list[str]]]:
-    """Measure one size of a store with the default settings.
+    """Measure one size of a store.
 
     Args:
         plan: What to measure.
@@ -72,7 +74,7 @@ def measure(plan: Plan, source: synthetic.Source) -> tuple[records.Row, list[lis
         Columns, and the ids that the exact search found for each query.
     """
     torch.set_num_threads(plan.threads)
-    store, hundredth, row = build(plan, source)
+    store, hundredth, row = build(plan, source, nbits=plan.nbits)
     with store:
         exact, found = exact_search(plan, store, source)
         row |= {**exact, **(save_and_load(plan, store, source) if "save" in plan.parts else _blank(SAVE))}
@@ -103,6 +105,7 @@ def measure_codes(plan: Plan, source: synthetic.Source, exact: list[list[str]]) 
         return dict(zip(CODES, [*first, *_row(plan, store, source, "codes", exact)], strict=True))
 
 
+BATCHES = ["exact batch of 16 ms per query", "exact batch of 32 ms per query"]
 SAVE = [
     "save seconds", "disk MB", "load and verify seconds", "load seconds", "first search ms",
 ]  # fmt: skip
@@ -193,12 +196,12 @@ def exact_search(plan: Plan, store: MemoryStore, source: synthetic.Source) -> tu
     """Exact search, queries alone and in batches: columns, and the ids found for each query."""
     store.search(source.queries[:1], K)
     found, seconds = singles(plan, store, source.queries)
-    row: records.Row = {"exact ms": median_ms(seconds), "exact p90 ms": p90_ms(seconds)}
-    for count in (16, 32):
+    row: records.Row = {"exact ms": median_ms(seconds), "exact p90 ms": p90_ms(seconds), **_blank(BATCHES)}
+    for count, column in zip((16, 32), BATCHES if "batches" in plan.parts else (), strict=False):
         batches = [source.queries[start : start + count] for start in (0, count, 2 * count)]
         store.search(batches[-1], K)
         times = [timed(lambda batch=batch: store.search(batch, K))[1] / count for batch in batches]
-        row[f"exact batch of {count} ms per query"] = median_ms(times)
+        row[column] = median_ms(times)
     return row, found
 
 
@@ -278,7 +281,8 @@ def _measured_codes(plan: Plan, kept: Path, exact: list[list[str]]) -> records.R
 
 def _whole(plan: Plan, row: records.Row) -> records.Row:
     about = records.circumstances("torch", "colbert-integrations")
-    first: records.Row = {"date": about["date"], "commit": about["commit"], "case": f"{plan.size} on {plan.device}"}
+    case = f"{plan.size} on {plan.device}" + (f", {plan.nbits} bits" if plan.nbits else "")
+    first: records.Row = {"date": about["date"], "commit": about["commit"], "case": case}
     return {**first, "documents": plan.size, "store on": plan.device, **row, **about, "threads": plan.threads}
 
 
@@ -294,6 +298,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of passages")
     parser.add_argument("--device", choices=["cpu", "cuda"], nargs="+", help="default: the CPU, and CUDA where it is")
     parser.add_argument("--parts", choices=PARTS, nargs="*", default=PARTS, help="beside building and exact search")
+    parser.add_argument("--nbits", type=int, choices=[8, 4, 2], help="of the store; default: float16")
     parser.add_argument("--queries", type=int, default=30, help="how many are timed")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 2), help="of torch")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where indexes are saved")
@@ -303,7 +308,7 @@ def main() -> None:
     if not options.print:
         devices = options.device or ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
         plans = [
-            Plan(size, device, options.queries, tuple(options.parts), options.threads, options.folder)
+            Plan(size, device, options.queries, tuple(options.parts), options.nbits, options.threads, options.folder)
             for device in devices
             for size in options.sizes
         ]

@@ -65,7 +65,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="whose rows")
     parser.add_argument("--image", type=Path, default=IMAGE, help="where to")
     options = parser.parse_args()
-    rows = [row for row in records.newest(options.results, "case") if row["store on"] == options.device]
+    every = records.newest(options.results, "case")
+    rows = [row for row in every if row["store on"] == options.device and "bits" not in row["case"]]
     figure(rows).savefig(options.image, dpi=150)
 
 

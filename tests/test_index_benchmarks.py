@@ -153,6 +153,7 @@ def test_a_size_gives_all_columns(source, tmp_path):
     row, exact = index_scale.measure(plan, source)
     row |= index_scale.measure_codes(plan, source, exact)
     assert {
+        *index_scale.BATCHES,
         *index_scale.SAVE,
         *index_scale.CHANGE,
         *sum(index_scale.STAGES.values(), []),
@@ -173,7 +174,8 @@ def test_exact_search_of_a_size_finds_what_a_brute_force_does(source, small):
     scores = [[(query.double() @ text.double().T).amax(1).sum().item() for text in documents] for query in queries]
     best = [sorted(range(200), key=lambda place, of=of: -of[place])[:10] for of in scores]
     assert exact == [[str(place) for place in places] for places in best]
-    assert all(row[column] == "" for column in [*index_scale.SAVE, *sum(index_scale.STAGES.values(), [])])
+    columns = [*index_scale.BATCHES, *index_scale.SAVE, *sum(index_scale.STAGES.values(), [])]
+    assert all(row[column] == "" for column in columns)
 
 
 def test_sizes_are_measured_in_processes_of_their_own_and_written_down(source, tmp_path, monkeypatch):

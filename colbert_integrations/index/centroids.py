@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize
 
@@ -102,43 +103,36 @@ class Centroids:
         return torch.empty_like(found).index_copy_(0, order, found)
 
     @torch.no_grad()
-    def probe(self, queries: TokenEmbeddings) -> Probes:
+    def probe(self, queries: TokenEmbeddings) -> list[Probes]:
         """Choose the lists that queries look into.
 
         Args:
             queries: The queries, float32.
 
         Returns:
-            The lists.
+            The lists of each query.
         """
         # The last one is not looked into: what is in no list may be in that one.
         count = min(_PROBES + 1, len(self))
         parts = torch.split(queries.values, max(1, _CELLS // len(self)))
         best = [(part @ self.means.T).topk(count, dim=1) for part in parts]
         similarities, lists = torch.cat([part.values for part in best]), torch.cat([part.indices for part in best])
-        owners = torch.repeat_interleave(queries.offsets.diff())
-        return Probes(len(queries), owners, lists[:, :_PROBES], (similarities - similarities[:, -1:])[:, :_PROBES])
+        gains = (similarities - similarities[:, -1:])[:, :_PROBES].flip(1).cpu()
+        splits = (torch.split(part, queries.lengths) for part in (lists[:, :_PROBES].flip(1).cpu(), gains))
+        return [Probes(each.numpy(), gain.numpy()) for each, gain in zip(*splits, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
 class Probes:
-    """Lists that queries look into.
+    """Lists that a query looks into.
 
     Attributes:
-        queries: Number of queries.
-        owners: The query of each token, ``(tokens,)`` int64.
-        lists: Centroids of the lists, ``(tokens, lists)`` int64.
+        lists: Centroids of the lists of each token, the most similar one last, ``(tokens, lists)`` int64.
         gains: What a document in a list has over one that is in none, ``(tokens, lists)`` float32, not negative.
     """
 
-    queries: int
-    owners: torch.Tensor
-    lists: torch.Tensor
-    gains: torch.Tensor
-
-    def on(self, device: torch.device) -> Probes:
-        """The same on a device."""
-        return Probes(self.queries, self.owners.to(device), self.lists.to(device), self.gains.to(device))
+    lists: np.ndarray
+    gains: np.ndarray
 
 
 @torch.no_grad()
@@ -179,7 +173,7 @@ def _nearest(values: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
 
 
 class InvertedLists:
-    """For each centroid, the first documents of a segment that have a vector near it.
+    """For each centroid, the first documents of a segment that have a vector near it; in the host's memory.
 
     Args:
         documents: How many of the first documents.
@@ -209,14 +203,14 @@ class InvertedLists:
         near = centroids.on(rows.device)
         start = 0 if known is None else known.documents
         # A number for each pair of centroid and document: sorted, they are the lists.
-        keys = [] if known is None else [known._lists() * documents + known.members]
+        keys = [] if known is None else [(known._lists() * documents + known.members).to(rows.device)]
         for first, stop in ranges(rows.bounds[start : documents + 1], max(1, _CELLS // rows.layout.dim)):
             block = rows.block(start + first, start + stop)
             nearest = near.nearest(rows.layout.decode(block.columns, block.lengths).float())
             keys.append(torch.unique(nearest * documents + block.positions.repeat_interleave(block.lengths)))
         every = torch.cat(keys).sort().values
         bounds = offsets_of((every // documents).bincount(minlength=len(near)))
-        return cls(documents, (every % documents).int(), bounds.int())
+        return cls(documents, (every % documents).int().cpu(), bounds.int().cpu())
 
     def _lists(self) -> torch.Tensor:
         """The centroid of each entry, ``(entries,)`` int64."""
@@ -229,38 +223,35 @@ class InvertedLists:
         within = (self.members >= 0) & (self.members < self.documents)
         return bool(within.all()) and bool((self.bounds.diff() >= 0).all())
 
-    @torch.no_grad()
-    def score(self, probes: Probes) -> torch.Tensor:
+    def score(self, probes: Probes) -> np.ndarray:
         """Estimate scores.
 
         Args:
-            probes: The lists that are looked into.
+            probes: The lists that a query looks into.
 
         Returns:
-            What each document has over one that is in none of the lists, ``(queries, documents)`` float32.
+            What each document has over one that is in none of the lists, ``(documents,)`` float32.
         """
-        probes = probes.on(self.members.device)
-        scores = probes.gains.new_zeros(probes.queries, self.documents)
+        scores = np.zeros(self.documents, np.float32)
         step = max(1, _CELLS // max(1, self.documents))
         for start in range(0, len(probes.lists), step):
             some = slice(start, start + step)
-            scores.index_add_(0, probes.owners[some], self._best(probes.lists[some], probes.gains[some]))
+            scores += self._best(probes.lists[some], probes.gains[some]).sum(0)
         return scores
 
-    def _best(self, lists: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
+    def _best(self, lists: np.ndarray, gains: np.ndarray) -> np.ndarray:
         """The highest gain of each document for each query token, ``(tokens, documents)``; 0 where no list has it."""
-        flat = lists.flatten()
-        begins, ends = self.bounds[flat].long(), self.bounds[flat + 1].long()
-        which = torch.repeat_interleave(ends - begins)  # of the lists, for each of their entries
-        before = offsets_of(ends - begins)[:-1]
-        entries = torch.arange(len(which), device=flat.device) + (begins - before)[which]
-        cells = which // lists.shape[1] * self.documents + self.members[entries]
-        found = gains.new_zeros(len(lists) * self.documents)
-        return found.scatter_reduce_(0, cells, gains.flatten()[which], "amax").view(len(lists), self.documents)
-
-    def on(self, device: torch.device) -> InvertedLists:
-        """The same on a device."""
-        return InvertedLists(self.documents, self.members.to(device), self.bounds.to(device))
+        # NumPy: some thousand entries a segment, for which torch takes six times as long, most of it to begin.
+        bounds, flat = self.bounds.numpy(), lists.ravel()
+        begins, ends = bounds[flat], bounds[flat + 1]
+        which = np.repeat(np.arange(len(flat)), ends - begins)  # of the lists, for each of their entries
+        before = np.cumsum(ends - begins) - ends
+        entries = np.arange(len(which)) - before[which]
+        firsts = np.repeat(np.arange(len(lists)) * self.documents, lists.shape[1])
+        best = np.zeros(len(lists) * self.documents, np.float32)
+        # Of a document in several lists the last one counts, which is the most similar.
+        best[firsts[which] + self.members.numpy()[entries]] = gains.ravel()[which]
+        return best.reshape(len(lists), self.documents)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a file holds."""

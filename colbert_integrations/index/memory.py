@@ -60,10 +60,10 @@ Place: TypeAlias = tuple[Segment, int]
 """Where a document is: its segment, and its position there."""
 
 # Rows of a segment. The first ones are smaller, so that a small index takes little; large ones would make a deletion
-# cost more, which copies the segment's list of what is alive, and a compaction, which copies a segment.
-_FEWEST_ROWS, _MOST_ROWS = 2**14, 2**18
-# On a GPU a copy costs little, but each segment that a search goes through a few launches.
-_MOST_ROWS_GPU = 2**20
+# cost more, which copies the segment's list of what is alive, a compaction, which copies a segment, and a save, which
+# writes the last one anew. A large store has larger ones: a search by centroids goes through all of them.
+_FEWEST_ROWS, _MOST_ROWS, _MOST_ROWS_LARGE = 2**14, 2**18, 2**20
+_PART_OF_LARGE = 64
 # A segment is written anew without its deleted documents once they take up this part of it.
 _COMPACT_ABOVE = 0.25
 # So many small segments that were loaded from files are rewritten as one.
@@ -287,9 +287,11 @@ class MemoryStore(Store):
 
     def _new_segment(self, views: list[View], rows: int) -> Segment:
         assert self._layout is not None
-        most = _MOST_ROWS_GPU if self.device.type == "cuda" else _MOST_ROWS
-        rows = max(rows, min(most, max(_FEWEST_ROWS, sum(view.rows for view in views))))
-        return self._allocator.segment(self._layout, rows)
+        there = sum(view.rows for view in views)
+        most = min(max(_MOST_ROWS, there // _PART_OF_LARGE), _MOST_ROWS_LARGE)
+        if self.device.type == "cuda":  # a copy costs little there, but a search a few launches for each segment
+            most = _MOST_ROWS_LARGE
+        return self._allocator.segment(self._layout, max(rows, min(most, max(_FEWEST_ROWS, there))))
 
     def _compacted(self, state: State, moves: dict[str, Place], above: float = _COMPACT_ABOVE) -> State:
         """Give back the room of deleted documents where they take up more than a part of a segment."""
@@ -474,7 +476,7 @@ class MemoryStore(Store):
             small.write(pooled.columns, pooled.lengths)
             moved.adopt_pooled(small)
         if self._centroids is not None and (lists := mapped.lists_if_made(self._centroids, 0)) is not None:
-            moved.adopt_lists(self._centroids, lists.on(moved.device))
+            moved.adopt_lists(self._centroids, lists)
         moved.sealed = True  # as it came from a file: it counts among the small ones that are written into one
         return View(moved, view.alive, view.deleted_rows)
 

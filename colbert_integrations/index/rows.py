@@ -13,7 +13,7 @@ from ..devices import send
 from ..scoring.blocks import ranges
 from .layout import PER_DOCUMENT, Columns, Layout, part
 
-__all__ = ["Block", "PackedRows"]
+__all__ = ["Block", "PackedRows", "gather"]
 
 # Most rows that are copied together; blocks without a copy may be larger.
 _GATHERED_ROWS = 2**15
@@ -120,14 +120,7 @@ class PackedRows:
         Returns:
             Their vectors, in the order of ``positions``.
         """
-        spans = [slice(self.bounds[position], self.bounds[position + 1]) for position in positions]
-        places = send(np.array(positions, np.int64), self.device)
-        columns = {
-            name: tensor[places] if name in PER_DOCUMENT else torch.cat([tensor[rows] for rows in spans])
-            for name, tensor in self.columns.items()
-        }
-        lengths = send(np.array([rows.stop - rows.start for rows in spans], np.int64), self.device)
-        return Block(places, columns, lengths)
+        return gather([(self, positions)])
 
     def blocks(self, wanted: torch.Tensor, rows: int) -> Iterator[Block]:
         """The wanted documents, in blocks of a bounded size.
@@ -155,6 +148,10 @@ class PackedRows:
         if rest:
             yield self.gather(rest)
 
+    def length_of(self, position: int) -> int:
+        """Tokens of a document."""
+        return self.bounds[position + 1] - self.bounds[position]
+
     def _lengths_of(self, documents: int) -> torch.Tensor:
         """Tokens of at least the first documents, ``(documents or more,)`` int64."""
         lengths = self._lengths
@@ -163,3 +160,27 @@ class PackedRows:
             # Copied last: a copy from the host is waited for, so they are there for readers on other streams too.
             lengths = self._lengths = torch.tensor(bounds, device="cpu").diff().to(self.device)
         return lengths
+
+
+def gather(parts: Sequence[tuple[PackedRows, Sequence[int]]]) -> Block:
+    """Documents from anywhere, copied together.
+
+    Args:
+        parts: Some rows on one device and in one layout, each with places of documents, of which there is at least one.
+
+    Returns:
+        Their vectors, in this order.
+    """
+    places = [(packed, position) for packed, positions in parts for position in positions]
+    pieces = [_columns_of(packed, position) for packed, position in places]
+    columns = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    lengths = np.array([packed.length_of(position) for packed, position in places], np.int64)
+    positions = np.array([position for _, position in places], np.int64)
+    device = places[0][0].device
+    return Block(send(positions, device), columns, send(lengths, device))
+
+
+def _columns_of(packed: PackedRows, position: int) -> dict[str, torch.Tensor]:
+    """The columns of a document, without a copy."""
+    rows = slice(packed.bounds[position], packed.bounds[position + 1])
+    return part(packed.columns, slice(position, position + 1), rows)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from typing import cast
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -13,7 +15,7 @@ from ..embeddings import TokenEmbeddings
 from ..progress import progress_bar
 from .centroids import Centroids
 from .layout import Columns, Layout, ReadyQueries
-from .rows import Block, PackedRows
+from .rows import Block, PackedRows, gather
 from .segment import View
 from .store import Search
 
@@ -135,59 +137,84 @@ def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def look_up(
-    views: Sequence[View], wanted: Sequence[torch.Tensor], centroids: Centroids, queries: TokenEmbeddings, best: Best
-) -> None:
-    """Estimate the scores of wanted documents by the lists of centroids.
+    views: Sequence[View], wanted: Sequence[torch.Tensor], centroids: Centroids, queries: TokenEmbeddings, width: int
+) -> list[list[int]]:
+    """Find candidates by the lists of centroids.
 
     Args:
         views: What there is.
         wanted: For each view, which of its documents, ``(documents,)`` bool on the CPU.
         centroids: Those of the store, on the queries' device.
         queries: The queries, float32.
-        best: Takes the estimates; a document is known by its position in the concatenation of all views.
+        width: How many candidates each query gets, if so many are wanted.
+
+    Returns:
+        For each query, positions in the concatenation of all views, ascending.
     """
-    probes, waiting = centroids.probe(queries), _Waiting(best)
-    for view, mask, start in zip(views, wanted, starts(views), strict=True):
-        if mask.any():
-            found = view.segment.lists(centroids, len(view)).score(probes)[:, : len(view)]
-            found.masked_fill_(_sent(~mask, found.device), float("-inf"))
-            waiting.add(found.to(waiting.device), torch.arange(start, start + len(view), device=waiting.device))
-    waiting.settle()
+    unwanted = ~torch.cat([*wanted])
+    searched = [(view, start) for view, mask, start in zip(views, wanted, starts(views), strict=True) if mask.any()]
+    candidates = list[list[int]]()
+    for probes in centroids.probe(queries):
+        estimates = np.zeros(len(unwanted), np.float32)
+        for view, start in searched:
+            found = view.segment.lists(centroids, len(view)).score(probes)
+            estimates[start : start + len(view)] = found[: len(view)]
+        kept = torch.from_numpy(estimates).masked_fill_(unwanted, float("-inf"))
+        candidates.append(_real(*kept.topk(min(width, len(kept)), sorted=False)))
+    return candidates
 
 
-def rescore(views: Sequence[View], queries: Sequence[ReadyQueries], candidates: Best, best: Best) -> None:
+def _real(scores: torch.Tensor, places: torch.Tensor) -> list[int]:
+    """Places that have a score, ascending."""
+    return cast(list[int], places[scores > float("-inf")].sort().values.tolist())
+
+
+def rescore(
+    views: Sequence[View], queries: Sequence[ReadyQueries], candidates: Sequence[Sequence[int]], best: Best
+) -> None:
     """Score the candidates of each query by the best vectors that are kept.
 
     Args:
-        views: What was scanned.
+        views: What there is.
         queries: Each query by itself.
-        candidates: The candidates.
+        candidates: For each query, positions in the concatenation of all views, ascending.
         best: Takes the scores.
     """
-    wanted, parts = list[list[int]](), list[torch.Tensor]()
-    for query, places, found in zip(queries, candidates.places.tolist(), candidates.scores.tolist(), strict=True):
-        real = sorted(place for place, score in zip(places, found, strict=True) if score > float("-inf"))
-        wanted.append(real)
-        parts += _scores_of(views, query, real, best.scores.device)
+    parts, device = list[torch.Tensor](), best.scores.device
+    for query, places in zip(queries, candidates, strict=True):
+        parts += _scores_of(views, query, places, device)
     # All of them at once: a GPU is waited for with each answer.
     flat = torch.cat(parts).cpu() if parts else torch.empty(0, device="cpu")
-    scores = pad_sequence([*torch.split(flat, [*map(len, wanted)])], batch_first=True, padding_value=float("-inf"))
-    places_of = pad_sequence([torch.tensor(real, dtype=torch.int64, device="cpu") for real in wanted], batch_first=True)
+    scores = pad_sequence([*torch.split(flat, [*map(len, candidates)])], batch_first=True, padding_value=float("-inf"))
+    every = pad_sequence(
+        [torch.tensor(places, dtype=torch.int64, device="cpu") for places in candidates], batch_first=True
+    )
     order = scores.topk(min(best.width, scores.shape[1]), dim=1)
-    best.scores, best.places = order.values, places_of.gather(1, order.indices)
+    best.scores, best.places = order.values, every.gather(1, order.indices)
 
 
 def _scores_of(
-    views: Sequence[View], query: ReadyQueries, places: list[int], device: torch.device
+    views: Sequence[View], query: ReadyQueries, places: Sequence[int], device: torch.device
 ) -> list[torch.Tensor]:
-    """Scores of documents, given by rising places, in parts."""
-    parts, begins = list[torch.Tensor](), starts(views)
-    for view, begin in zip(views, begins, strict=True):
+    """Scores of documents, given by ascending places, in parts."""
+    blocks = (_on(gather(parts), device) for parts in _together(views, places, query.block_rows))
+    return [query.score(block.columns, block.lengths)[0] for block in blocks]
+
+
+def _together(views: Sequence[View], places: Sequence[int], rows: int) -> Iterator[list[tuple[PackedRows, list[int]]]]:
+    """Documents, given by ascending places, so many rows at once: each of many segments has few to score."""
+    parts, room = list[tuple[PackedRows, list[int]]](), rows
+    for view, begin in zip(views, starts(views), strict=True):
         here = places[bisect_left(places, begin) : bisect_left(places, begin + len(view))]
+        positions, segment = [place - begin for place in here], view.segment
+        if parts and here and (room <= 0 or parts[0][0].device != segment.device):
+            yield parts
+            parts, room = [], rows
         if here:
-            block = _on(view.segment.gather([place - begin for place in here]), device)
-            parts.append(query.score(block.columns, block.lengths)[0])
-    return parts
+            parts.append((segment, positions))
+            room -= sum(map(segment.length_of, positions))
+    if parts:
+        yield parts
 
 
 class Finder:
@@ -214,19 +241,23 @@ class Finder:
 
     def approximate(self, candidates: int, mode: Search, centroids: Centroids | None = None) -> Best:
         """Find candidates, by centroids if they are given, then score those by the best vectors that are kept."""
-        found, best = self._best(candidates), self._best(candidates)
+        best = self._best(candidates)
+        each = [self._layout.ready(self._queries[i : i + 1]) for i in range(len(self._queries))]
+        rescore(self._views, each, self._candidates(candidates, mode, centroids), best)
+        return best
+
+    def _candidates(self, count: int, mode: Search, centroids: Centroids | None) -> list[list[int]]:
         if centroids is not None:
             self._make_lists(centroids)
-            look_up(self._views, self._wanted, centroids, self._queries, found)
-        elif mode == "codes":
+            return look_up(self._views, self._wanted, centroids, self._queries, count)
+        found = self._best(count)
+        if mode == "codes":
             scan(self._views, self._wanted, self._ready, found, codes=True)
         else:
             self._merge_vectors()
             small = Layout(self._layout.dim, nbits=8).ready(self._queries)
             scan(self._views, self._wanted, small, found, lambda view: view.segment.pooled(len(view)), codes=True)
-        each = [self._layout.ready(self._queries[i : i + 1]) for i in range(len(self._queries))]
-        rescore(self._views, each, found, best)
-        return best
+        return [_real(*row) for row in zip(found.scores.cpu(), found.places.cpu(), strict=True)]
 
     def _merge_vectors(self) -> None:
         """Pool the vectors that are not pooled yet: the first search of a large store takes its time for them."""

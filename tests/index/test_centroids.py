@@ -123,10 +123,10 @@ def test_estimates_are_what_the_lists_say(lengths: list[int], probes: int, cells
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_PROBES", probes)
         patch.setattr(module, "_CELLS", cells)
-        estimates = lists.score(centroids.probe(queries))
-    assert estimates.shape == (len(lengths), 25)
+        estimates = [lists.score(probes) for probes in centroids.probe(queries)]
     members = by_loops(centroids, documents)
-    for query, row in zip(queries, estimates, strict=True):
+    for query, row in zip(queries, map(torch.from_numpy, estimates), strict=True):
+        assert row.shape == (25,)
         expected = torch.zeros(25, dtype=torch.float64)
         for token in query.double():
             similarities = centroids.means.double() @ token
@@ -141,9 +141,24 @@ def test_estimates_are_what_the_lists_say(lengths: list[int], probes: int, cells
 def test_probes_are_as_the_store_is() -> None:
     centroids = train(units(1, 8, dim=8).values, 8)
     assert len(centroids) == 1
-    probes = centroids.probe(units(2, 3, dim=8))
-    assert isinstance(probes, Probes)
-    assert (probes.lists.tolist(), probes.gains.tolist(), probes.owners.tolist()) == ([[0]] * 3, [[0.0]] * 3, [0] * 3)
+    first, second = centroids.probe(units(2, 3, 1, dim=8))
+    assert isinstance(first, Probes)
+    assert (first.lists.tolist(), first.gains.tolist()) == ([[0]] * 3, [[0.0]] * 3)
+    assert (second.lists.tolist(), second.gains.tolist()) == ([[0]], [[0.0]])
+
+
+def test_a_document_in_several_lists_counts_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PROBES", 2)
+    centroids = Centroids(torch.tensor([[0.9, 0.0], [0.5, 0.0], [0.2, 0.0]]), torch.tensor([[1.0, 0.0]]), (3,), 9)
+    members, bounds = (
+        [1, 2, 0, 1, 2],
+        [0, 1, 3, 5],
+    )  # 1 is near the first, 2 and 0 near the second, 1 and 2 near the last
+    lists = InvertedLists(3, torch.tensor(members, dtype=torch.int32), torch.tensor(bounds, dtype=torch.int32))
+    (probes,) = centroids.probe(TokenEmbeddings.from_list([torch.tensor([[1.0, 0.0], [-1.0, 0.0]])]))
+    assert probes.lists.tolist() == [[1, 0], [1, 2]]
+    # First token: 0.5 - 0.2 for 0 and 2, 0.9 - 0.2 for 1. Second one: -0.5 + 0.9 for 0, -0.2 + 0.9 for 1 and 2.
+    assert lists.score(probes).tolist() == pytest.approx([0.7, 1.4, 1.0], abs=4 * FP32, rel=0)
 
 
 # -------------------------------------------------------------------------------------------------------------- search

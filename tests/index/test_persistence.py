@@ -846,6 +846,16 @@ def test_a_large_upsert_makes_as_few_segments_as_many_small_ones(monkeypatch: py
     assert len(at_once._now().views) <= len(one_by_one._now().views) + 1
 
 
+def test_segments_grow_with_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, rows in {"_FEWEST_ROWS": 8, "_MOST_ROWS": 16, "_PART_OF_LARGE": 4, "_MOST_ROWS_LARGE": 24}.items():
+        monkeypatch.setattr(memory, name, rows)
+    store = MemoryStore()
+    for number in range(80):
+        fill(store, {f"d{number}": dyadic(number, 2)[0]})  # two rows
+    # As many as there are, then at most 16, then a fourth of 80, then at most 24.
+    assert [view.segment.capacity for view in store._now().views] == [8, 8, 16, 16, 16, 16, 20, 24, 24, 24]
+
+
 @pytest.mark.parametrize("content", [b'{"name": "a web app", "icons": []}', b"[]", b'{"format": 1}'])
 def test_what_is_no_index_is_not_written_over(content: bytes, store: MemoryStore, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(content)

@@ -16,6 +16,7 @@ from colbert_integrations.index.checks import candidate_count
 from colbert_integrations.index.kmeans import pool_by_kmeans
 from colbert_integrations.index.layout import Layout, ReadyQueries
 from colbert_integrations.index.quantization import PackedBits, decode_int8, encode_int8
+from colbert_integrations.index.segment import Batch, Segment, View
 from colbert_integrations.scoring import StackedQueries
 from colbert_integrations.scoring.reference import reference_maxsim
 from stores import brute_force, dyadic, fill, found, units
@@ -278,6 +279,46 @@ def test_pooled_vectors_keep_up_with_what_comes_and_goes() -> None:
     store.upsert(["d0059"], documents[:1])
     store.delete(["d0000"])
     assert store.search(documents[:1], 1, search="pooled", candidates=5)[0][0].id == "d0059"
+
+
+@settings(max_examples=10, deadline=None)
+@given(rows=st.integers(1, 60), segment=st.sampled_from([20, 50, 10**4]), candidates=st.integers(1, 39))
+@pytest.mark.parametrize("nbits", [None, 8, 4])
+@pytest.mark.parametrize("mode", ["pooled", "centroids"])
+def test_candidates_of_many_segments_score_as_in_an_exact_search(
+    mode: Any, nbits: Any, rows: int, segment: int, candidates: int
+) -> None:
+    documents, queries = units(7, *[1, 5, 9, 3] * 10, dim=32), units(8, 4, 7, dim=32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "_FEWEST_ROWS", segment)
+        patch.setattr(memory, "_MOST_ROWS", segment)
+        patch.setattr(ReadyQueries, "block_rows", rows)
+        store = MemoryStore("float32", nbits=nbits)
+        store.upsert(named(documents), documents)
+        exact = store.search(queries, 40)
+        some = store.search(queries, candidates, search=mode, candidates=candidates)
+    for scores, hits in zip(({hit.id: hit.score for hit in all_of} for all_of in exact), some, strict=True):
+        assert len(hits) == candidates
+        assert [hit.score for hit in hits] == pytest.approx([scores[hit.id] for hit in hits], abs=7 * 32 * FP32, rel=0)
+
+
+def test_candidates_are_copied_together_up_to_a_size_and_on_one_device() -> None:
+    views = []
+    for device in ("cpu", "cpu", "meta", "meta", "cpu"):
+        segment = Segment(Layout(4), Layout(4).empty(30, device))
+        segment.append(Batch([*"abc"], [None] * 3, [{}] * 3, [3, 4, 5], {"vectors": torch.empty(12, 4, device=device)}))
+        views.append(View(segment, torch.ones(3, dtype=torch.bool)))
+    numbers = {id(view.segment): number for number, view in enumerate(views)}
+
+    def places(rows: int) -> list[list[tuple[int, list[int]]]]:
+        parts = scan._together(views, [0, 2, 4, 7, 9, 10, 14], rows)
+        return [[(numbers[id(segment)], positions) for segment, positions in some] for some in parts]
+
+    assert places(100) == [[(0, [0, 2]), (1, [1])], [(2, [1]), (3, [0, 1])], [(4, [2])]]
+    assert places(9) == places(100)
+    assert places(8) == [[(0, [0, 2])], [(1, [1])], [(2, [1]), (3, [0, 1])], [(4, [2])]]
+    assert places(4) == places(1) == [[(0, [0, 2])], [(1, [1])], [(2, [1])], [(3, [0, 1])], [(4, [2])]]
+    assert list(scan._together(views, [], 100)) == []
 
 
 def test_more_candidates_never_find_worse() -> None:
