@@ -87,8 +87,8 @@ class MemoryStore(Store):
             MaxSim with the candidates; the merged vectors take an eighth of the memory that float16 takes, and are
             made by the first search that needs them. ``"centroids"``: a look into lists of the documents that have a
             vector near a centroid, for the centroids nearest to each query token, then MaxSim with the candidates; the
-            time grows much slower than the store. Centroids and lists, which take about a hundredth of the memory, are
-            made by the first search that needs them, centroids anew once there are four times as many vectors.
+            time grows much slower than the store. Centroids and lists, which take about a hundredth of the memory that
+            float16 takes, are made by the first search that needs them, anew once there are four times as many vectors.
         candidates: How many documents a candidate stage hands on. None: ``max(20, 2 * k)`` for ``"codes"``,
             ``max(500, 5 * k)`` for the others.
         device: Where vectors are kept and searched. None: the CPU.

@@ -141,7 +141,7 @@ class PackedRows:
                 continue
             chosen = (wanted[start:stop].nonzero()[:, 0] + start).tolist()
             rest += chosen
-            rest_rows += sum(bounds[position + 1] - bounds[position] for position in chosen)
+            rest_rows += sum(map(self.length_of, chosen))
             if rest_rows >= rows:
                 yield self.gather(rest)
                 rest, rest_rows = [], 0

@@ -152,19 +152,22 @@ def look_up(
         For each query, positions in the concatenation of all views, ascending.
     """
     unwanted = ~torch.cat([*wanted])
-    searched = [(view, start) for view, mask, start in zip(views, wanted, starts(views), strict=True) if mask.any()]
+    searched = [
+        (view.segment.lists(centroids, len(view)), start, len(view))
+        for view, mask, start in zip(views, wanted, starts(views), strict=True)
+        if mask.any()
+    ]
     candidates = list[list[int]]()
     for probes in centroids.probe(queries):
         estimates = np.zeros(len(unwanted), np.float32)
-        for view, start in searched:
-            found = view.segment.lists(centroids, len(view)).score(probes)
-            estimates[start : start + len(view)] = found[: len(view)]
+        for lists, start, documents in searched:
+            estimates[start : start + documents] = lists.score(probes)[:documents]  # a segment may have grown since
         kept = torch.from_numpy(estimates).masked_fill_(unwanted, float("-inf"))
-        candidates.append(_real(*kept.topk(min(width, len(kept)), sorted=False)))
+        candidates.append(_scored(*kept.topk(min(width, len(kept)), sorted=False)))
     return candidates
 
 
-def _real(scores: torch.Tensor, places: torch.Tensor) -> list[int]:
+def _scored(scores: torch.Tensor, places: torch.Tensor) -> list[int]:
     """Places that have a score, ascending."""
     return cast(list[int], places[scores > float("-inf")].sort().values.tolist())
 
@@ -257,7 +260,7 @@ class Finder:
             self._merge_vectors()
             small = Layout(self._layout.dim, nbits=8).ready(self._queries)
             scan(self._views, self._wanted, small, found, lambda view: view.segment.pooled(len(view)), codes=True)
-        return [_real(*row) for row in zip(found.scores.cpu(), found.places.cpu(), strict=True)]
+        return [_scored(*row) for row in zip(found.scores.cpu(), found.places.cpu(), strict=True)]
 
     def _merge_vectors(self) -> None:
         """Pool the vectors that are not pooled yet: the first search of a large store takes its time for them."""

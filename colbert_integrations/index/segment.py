@@ -194,7 +194,7 @@ class View:
 
     def without(self, positions: list[int]) -> View:
         """A view in which documents are deleted."""
-        alive, bounds = self.alive.clone(), self.segment.bounds
+        alive = self.alive.clone()
         alive[torch.tensor(positions, dtype=torch.int64, device="cpu")] = False
-        gone = sum(bounds[position + 1] - bounds[position] for position in positions)
+        gone = sum(map(self.segment.length_of, positions))
         return View(self.segment, alive, self.deleted_rows + gone)
