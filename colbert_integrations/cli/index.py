@@ -13,6 +13,7 @@ from typing import Any
 from ..colbert_index import ColBERTIndex
 from ..corpus import CorpusReport, index_corpus
 from ..errors import InputError
+from ..index import MemoryStore
 from .corpora import Corpus
 from .failures import Failures
 from .opening import folder_of, opened_for_writing
@@ -93,6 +94,8 @@ def _load(
             on_failure=failures.add,
             show_progress=output.show_progress,
         )
+        if isinstance(index.store, MemoryStore):
+            index.store.prepare(show_progress=output.show_progress)  # an interruption leaves it to the next run
     finally:
         if folder is not None:
             index.save(folder, show_progress=output.show_progress)

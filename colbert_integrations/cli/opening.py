@@ -79,7 +79,7 @@ def opened_for_writing(args: argparse.Namespace) -> Iterator[ColBERTIndex]:
     """Open an index to add to it, or make it.
 
     Args:
-        args: With ``store``, ``nbits`` and what ``open_model`` needs.
+        args: With ``store``, ``nbits``, ``search`` and what ``open_model`` needs.
 
     Yields:
         The index, which nobody else adds to by this command if it is in a folder.
@@ -95,6 +95,8 @@ def opened_for_writing(args: argparse.Namespace) -> Iterator[ColBERTIndex]:
     if folder is None:
         if args.nbits is not None:
             raise InputError("--nbits is for an index in a folder; for Qdrant make the collection with QdrantStore")
+        if args.search is not None:
+            raise InputError("--search is for an index in a folder; for Qdrant say it to the command search")
         with _joined(args, open_store(args.store)) as index:
             yield index
         return
@@ -120,11 +122,14 @@ def _loaded(args: argparse.Namespace, folder: Path) -> MemoryStore:
 def _store_in(args: argparse.Namespace, folder: Path) -> MemoryStore:
     nbits = args.nbits
     if all(path.name in _NO_INDEX_YET for path in folder.iterdir()):
-        return MemoryStore(nbits=nbits)
+        return MemoryStore(nbits=nbits, search=args.search or "exact")
     store = _loaded(args, folder)
     if nbits not in (None, store.nbits):
         kept = "vectors as they are" if store.nbits is None else f"codes of {store.nbits} bits"
         raise InputError(f"{folder} keeps {kept}, which --nbits {nbits} can't change: choose another folder")
+    if args.search is not None:
+        store.check_search(args.search)
+        store.search_default = args.search
     return store
 
 

@@ -24,6 +24,8 @@ _DESCRIPTION = "ColBERT on the command line: rank, explain, index and search tex
 _EXIT_CODES = "exit codes: 0 done; 1 done, but some documents could not be read or stored; 2 an error; 130 interrupted"
 _WHERE = "a folder, or qdrant+http://host:6333/NAME (its API key is read from QDRANT_API_KEY)"
 _DTYPES = ("float32", "bfloat16", "float16", "int8")
+# Of an index in a folder; Qdrant has the others.
+_SEARCHES = ("exact", "codes", "centroids", "pooled")
 # Of the settings, those with an option of their own, and the token, which is read from the environment.
 _NOT_SET = {"model", "device", "dtype", "token"}
 # Characters of a value that an error shows.
@@ -157,6 +159,12 @@ def _add_index(commands: Any) -> None:
     command.add_argument(
         "--nbits", type=int, choices=(8, 4, 2), help="of a new folder: keep vectors as codes of so many bits"
     )
+    command.add_argument(
+        "--search",
+        choices=_SEARCHES,
+        help="of a folder: how it is searched unless a search says otherwise, from some ten thousand documents on best "
+        "by centroids; what that needs is made now; default: as before, in a new folder exact",
+    )
     command.add_argument("--failures", metavar="OUT.jsonl", help="write what could not be read or stored, and why")
     _add_model(command, "the one that the store was made with, else ")
     _add_output(command, "the report as one document")
@@ -181,6 +189,9 @@ def _add_search(commands: Any) -> None:
         type=_json_object,
         metavar="JSON",
         help='conditions on metadata, such as \'{"year": {"$gte": 2020}}\'',
+    )
+    command.add_argument(
+        "--search", choices=(*_SEARCHES, "first_stage"), help="how to search; default: as the store was made for"
     )
     _add_scores(command)
     command.add_argument("--explain", action="store_true", help="show which words matched")

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
                 [query.text for query in some],
                 args.k,
                 args.filter,
+                search=args.search,
                 normalize_scores=args.normalize,
                 score_threshold=args.threshold,
                 explain=args.explain or not args.no_passages,

@@ -37,7 +37,7 @@ from .checks import (
 from .layout import Layout
 from .persistence import Saved, read_index, write_index
 from .pooled import empty_pooled
-from .scan import Finder
+from .scan import Finder, make_lists, merge_vectors
 from .segment import Batch, Segment, View
 from .state import (
     State,
@@ -365,14 +365,58 @@ class MemoryStore(Store):
                 hits += [hits_of(state, scores, places, k) for scores, places in rows]
         return hits
 
-    def _trained(self, state: State) -> Centroids:
+    def prepare(self, search: Search | None = None, *, show_progress: bool | None = None) -> None:
+        """Make what a way to search needs beside the vectors, which otherwise the next such search does.
+
+        Before ``save``, so that whoever opens the folder need not; in a server, after it has grown much. Other threads
+        may go on reading and writing. Where all documents would be candidates, nothing is needed.
+
+        Args:
+            search: The way. None: what the store does unless a search says otherwise.
+            show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
+
+        Raises:
+            InputError: If the store does not offer it.
+            StoreError: If the store is closed.
+        """
+        mode = search or self.search_default
+        self.check_search(mode)
+        state = self._now()
+        if candidate_count(mode, 1, self.candidates_default) >= state.count:
+            return
+        with no_autocast(self.device):
+            if mode == "centroids":
+                centroids = self._trained(state, wait=True, show_progress=show_progress)
+                make_lists(state.views, centroids, show_progress)
+            elif mode == "pooled":
+                merge_vectors(state.views, show_progress)
+
+    async def aprepare(self, search: Search | None = None, *, show_progress: bool | None = None) -> None:
+        """Do what ``prepare`` does without blocking the event loop; see there for the arguments."""
+        await self._worker.run(self.prepare, search, show_progress=show_progress)
+
+    def _trained(self, state: State, *, wait: bool = False, show_progress: bool | None = None) -> Centroids:
         """Centroids of the vectors, made anew where the store has outgrown them."""
-        rows = sum(view.rows for view in state.views)
-        with self._training:
-            if self._centroids is None or self._centroids.outgrown(rows):
-                assert self._layout is not None
-                self._centroids = train(sample_of(state, sample_rows(self._layout.dim)), rows).on(self.device)
-            return self._centroids
+        known, rows = self._centroids, sum(view.rows for view in state.views)
+        if known is not None and not known.outgrown(rows):
+            return known
+        # Of a million documents it takes minutes: searches that come meanwhile go on with those that were outgrown.
+        if not self._training.acquire(blocking=wait or known is None) and known is not None:
+            return known
+        try:
+            known = self._centroids
+            if known is None or known.outgrown(rows):
+                known = self._train(state, rows, show_progress)
+            return known
+        finally:
+            self._training.release()
+
+    def _train(self, state: State, rows: int, show_progress: bool | None) -> Centroids:
+        assert self._layout is not None
+        centroids = train(sample_of(state, sample_rows(self._layout.dim)), rows).on(self.device)
+        make_lists(state.views, centroids, show_progress)
+        self._centroids = centroids
+        return centroids
 
     def _wanted(self, filter: Filter | None, ids: Sequence[str] | None) -> tuple[State, list[torch.Tensor]]:
         """A state and, for each of its views, which documents may be found."""

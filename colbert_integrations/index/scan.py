@@ -19,7 +19,7 @@ from .rows import Block, PackedRows, gather
 from .segment import View
 from .store import Search
 
-__all__ = ["Finder", "starts"]
+__all__ = ["Finder", "make_lists", "merge_vectors", "starts"]
 
 Scorer = Callable[[Columns, torch.Tensor], torch.Tensor]
 
@@ -251,33 +251,36 @@ class Finder:
 
     def _candidates(self, count: int, mode: Search, centroids: Centroids | None) -> list[list[int]]:
         if centroids is not None:
-            self._make_lists(centroids)
+            make_lists(self._searched(), centroids)
             return look_up(self._views, self._wanted, centroids, self._queries, count)
         found = self._best(count)
         if mode == "codes":
             scan(self._views, self._wanted, self._ready, found, codes=True)
         else:
-            self._merge_vectors()
+            merge_vectors(self._searched())
             small = Layout(self._layout.dim, nbits=8).ready(self._queries)
             scan(self._views, self._wanted, small, found, lambda view: view.segment.pooled(len(view)), codes=True)
         return [_scored(*row) for row in zip(found.scores.cpu(), found.places.cpu(), strict=True)]
-
-    def _merge_vectors(self) -> None:
-        """Pool the vectors that are not pooled yet: the first search of a large store takes its time for them."""
-        missing = [view for view in self._searched() if view.segment.pooled_if_made(len(view)) is None]
-        _with_bar("Merging vectors", missing, lambda view: view.segment.pooled(len(view)))
-
-    def _make_lists(self, centroids: Centroids) -> None:
-        missing = [view for view in self._searched() if view.segment.lists_if_made(centroids, len(view)) is None]
-        _with_bar("Listing vectors", missing, lambda view: view.segment.lists(centroids, len(view)))
 
     def _searched(self) -> list[View]:
         return [view for view, mask in zip(self._views, self._wanted, strict=True) if mask.any()]
 
 
-def _with_bar(label: str, views: Sequence[View], make: Callable[[View], object]) -> None:
+def merge_vectors(views: Sequence[View], show_progress: bool | None = None) -> None:
+    """Pool the vectors that are not pooled yet: for a large store it takes its time, so a bar is shown."""
+    missing = [view for view in views if view.segment.pooled_if_made(len(view)) is None]
+    _with_bar("Merging vectors", show_progress, missing, lambda view: view.segment.pooled(len(view)))
+
+
+def make_lists(views: Sequence[View], centroids: Centroids, show_progress: bool | None = None) -> None:
+    """Make the lists of centroids that are not made yet, with a bar as above."""
+    missing = [view for view in views if view.segment.lists_if_made(centroids, len(view)) is None]
+    _with_bar("Listing vectors", show_progress, missing, lambda view: view.segment.lists(centroids, len(view)))
+
+
+def _with_bar(label: str, show_progress: bool | None, views: Sequence[View], make: Callable[[View], object]) -> None:
     if views:
-        with progress_bar(sum(map(len, views)), None, label) as bar:
+        with progress_bar(sum(map(len, views)), show_progress, label) as bar:
             for view in views:
                 make(view)
                 bar.update(len(view))

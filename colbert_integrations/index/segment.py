@@ -71,7 +71,8 @@ class Segment(PackedRows):
         self._process = os.getpid()
         self._pooled: PackedRows | None = None
         self._pool_lock = threading.Lock()
-        self._lists: dict[str, InvertedLists] = {}  # by the name of their centroids, one at most
+        # By the name of their centroids: those that searches use and, while others are made, these.
+        self._lists: dict[str, InvertedLists] = {}
         self._lists_lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -144,7 +145,8 @@ class Segment(PackedRows):
             lists = self._lists.get(centroids.name)
             if lists is None or lists.documents < documents:
                 lists = InvertedLists.of(centroids, self, documents, lists)
-                self._lists = {centroids.name: lists}
+                others = [(name, known) for name, known in self._lists.items() if name != centroids.name]
+                self._lists = dict([*others[-1:], (centroids.name, lists)])
             return lists
 
     def lists_if_made(self, centroids: Centroids, documents: int) -> InvertedLists | None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -19,6 +20,7 @@ from colbert_integrations.cli import main
 from colbert_integrations.cli import rerank as command
 from colbert_integrations.cli.output import Output
 from colbert_integrations.cli.parser import parse
+from colbert_integrations.index import Search
 
 COMMANDS = ["rerank", "explain", "info", "index", "search"]
 
@@ -73,6 +75,7 @@ def test_help_names_every_command_and_the_exit_codes(run: Run) -> None:
         (["index", "a", "--store", "b", "--pool-factor", "0.5"], "--pool-factor: must be a number from 1, not '0.5'"),
         (["index", "a", "--store", "b", "--pool-factor", "inf"], "--pool-factor: must be a number from 1, not 'inf'"),
         (["index", "a", "--store", "b", "--nbits", "3"], "argument --nbits: invalid choice: 3"),
+        (["index", "a", "--store", "b", "--search", "first_stage"], "--search: invalid choice: 'first_stage'"),
         (["search", "q", "--store", "b", "--filter", "year"], '--filter: must be a JSON object such as {"year": 2020}'),
         (["search", "q", "--store", "b", "--filter", "[1]"], "not '[1]'"),
         (["search", "q", "--store", "b", "--filter", '{"a":' + "[" * 100_000], '{"year": 2020}, not \'{"a":[['),
@@ -121,6 +124,8 @@ def test_options_may_stand_anywhere(argv: list[str]) -> None:
     [
         *((["info", "--dtype", dtype], "dtype", dtype) for dtype in ("float32", "bfloat16", "float16", "int8")),
         *((["index", "a", "--store", "b", "--nbits", bits], "nbits", int(bits)) for bits in "842"),
+        *((["search", "a", "--store", "b", "--search", mode], "search", mode) for mode in get_args(Search)),
+        (["search", "q", "--store", "b"], "search", None),
         (["index", "a", "--store", "b", "--pool-factor", "1.5"], "pool_factor", 1.5),
         (["index", "a", "--store", "b", "--pool-factor", "1"], "pool_factor", 1),
         (["index", "a", "--store", "b"], "pool_factor", 1),

@@ -379,6 +379,8 @@ def test_more_failures_than_are_told_are_counted(run: Run, tmp_path: Path) -> No
         (["notes", "notes/bread.txt", "--failures", "notes/bread.txt"], "notes/bread.txt is to be read and to be wri"),
         (["notes/bread.txt", "--store", "notes"], "no index in notes: it has no manifest.json"),
         (["notes", "--store", "qdrant+http://a:1/b", "--nbits", "4"], "--nbits is for an index in a folder"),
+        (["notes", "--store", "qdrant+http://a:1/b", "--search", "exact"], "--search is for an index in a folder"),
+        (["notes", "--search", "codes"], "search='codes' needs codes"),
         (["notes", "--store", "qdrant+http://[::1/b"], "a location is an address such as"),
         (["notes", "--store", "http://a:1/b"], "a store is at a location such as"),
         (["notes", "--set", "query_length=-1"], "query_length must be a whole number from 1, not -1"),
@@ -450,6 +452,32 @@ def test_vectors_can_be_few_and_small(run: Run, model: ColBERT, notes: Path) -> 
     assert (whole.code, "warning" in whole.err) == (0, False)
     assert MemoryStore.load("kept").num_tokens == sum(lengths)
     assert "warning" not in run("index", "notes", "--store", "kept").err
+
+
+def test_a_way_to_search_is_kept_and_what_it_needs_is_made(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = list[tuple[str, int]]()
+    monkeypatch.setattr(
+        MemoryStore, "prepare", lambda store, **_: prepared.append((store.search_default, store.count()))
+    )
+    for argument, kept in (("centroids", "centroids"), (None, "centroids"), ("pooled", "pooled")):
+        assert run("index", "notes", "--store", "kept", *(() if argument is None else ("--search", argument))).code == 0
+        assert MemoryStore.load("kept").search_default == kept
+    assert prepared == [("centroids", 5), ("centroids", 5), ("pooled", 5)]
+    again = run("index", "notes", "--store", "kept", "--search", "codes")
+    assert (again.code, "search='codes' needs codes: make the store with nbits=8, 4 or 2" in again.err) == (2, True)
+
+
+def test_ctrl_c_while_lists_are_made_keeps_the_documents(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(store: MemoryStore, **_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MemoryStore, "prepare", interrupted)
+    assert run("index", "notes", "--store", "kept", "--search", "centroids").code == 130
+    assert sorted(stored("kept")) == IDS
 
 
 # ------------------------------------------------------------------------------------------------------- interruptions

@@ -63,6 +63,23 @@ def test_options_are_those_of_search(run: Run, index: ColBERTIndex) -> None:
     assert [(hit["id"], hit["score"]) for hit in done.data["hits"]] == [(hit.id, hit.score) for hit in every[:2]]
 
 
+@pytest.mark.parametrize("mode", [None, "exact", "centroids"])
+def test_a_search_goes_the_way_that_is_named(
+    mode: str | None, run: Run, index: ColBERTIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = list[object]()
+    real = MemoryStore.search
+
+    def spy(store: MemoryStore, *args: Any, **options: Any) -> Any:
+        modes.append(options["search"])
+        return real(store, *args, **options)
+
+    monkeypatch.setattr(MemoryStore, "search", spy)
+    done = run("search", QUERY, "--store", "kept", "--json", *(() if mode is None else ("--search", mode)))
+    assert len(done.data["hits"]) == len(index)
+    assert modes == [mode]
+
+
 def test_explanations_come_when_asked_for_and_passages_unless_not(run: Run, index: ColBERTIndex) -> None:
     explained = run("search", QUERY, "--store", "kept", "--json", "--explain").data["hits"]
     expected = [hit.explanation.as_dict() for hit in index.search(QUERY, explain=True)]  # type: ignore[union-attr]
@@ -156,6 +173,8 @@ def test_nothing_found_is_said(run: Run, index: ColBERTIndex) -> None:
             ["plane", "--store", "missing", "--filter", '{"year": {"$near": 3}}'],
             "unknown operator '$near' for 'year': use one of $eq",
         ),
+        (["plane", "--store", "kept", "--search", "codes"], "search='codes' needs codes"),
+        (["plane", "--store", "kept", "--search", "first_stage"], "a MemoryStore has no search='first_stage'"),
         (["--store", "kept", "--queries", "missing.txt"], "missing.txt: can't be read: No such file or directory"),
         (["--store", "kept", "--queries", "binary.txt"], "binary.txt:1: is not UTF-8 text: byte 0xff at 0"),
         (["--store", "kept", "--queries", "bad.jsonl"], 'bad.jsonl:1: is not a JSON object with a "text"'),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
-from colbert_integrations.errors import DamagedIndexError
+from colbert_integrations.errors import DamagedIndexError, InputError, StoreError
 from colbert_integrations.index import centroids as module
-from colbert_integrations.index import memory, persistence
+from colbert_integrations.index import memory, persistence, segment
 from colbert_integrations.index.centroids import Centroids, InvertedLists, Probes, train
 from colbert_integrations.index.layout import Layout
 from colbert_integrations.index.rows import PackedRows
@@ -227,6 +229,105 @@ def test_a_store_that_has_outgrown_its_centroids_gets_new_ones() -> None:
         assert store._centroids is not None
         counts.append(store._centroids.rows)
     assert counts == [240, 240, 966, 966]
+
+
+@pytest.mark.parametrize("named_mode", [True, False])
+def test_what_was_prepared_is_not_made_by_a_search(
+    named_mode: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_FEWEST_ROWS", 300)
+    options: dict[str, Any] = {} if named_mode else {"search": "centroids"}
+    store = store_of(topical(2, 90), candidates=9, **options)
+    store.prepare("centroids" if named_mode else None)
+    monkeypatch.setattr(Centroids, "nearest", None)
+    monkeypatch.setattr(memory, "train", None)
+    hits = found(store, topical(3, 5), 3, search="centroids")
+    store.save(tmp_path)
+    assert found(MemoryStore.load(tmp_path), topical(3, 5), 3, search="centroids") == hits
+
+
+async def test_merged_vectors_are_prepared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_of(topical(2, 90), search="pooled", candidates=9)
+    await store.aprepare()
+    monkeypatch.setattr(segment, "extend_pooled", None)
+    assert all(found(store, topical(3, 5), 3))
+
+
+@pytest.mark.parametrize("mode", ["exact", "codes", "pooled", "centroids"])
+def test_nothing_is_prepared_where_a_search_looks_at_everything(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "merge_vectors", None)
+    monkeypatch.setattr(memory, "make_lists", None)
+    MemoryStore(nbits=4, search=mode).prepare()
+    store = store_of(units(1, *[2] * 500), nbits=4, search=mode)
+    store.prepare()
+    if mode in ("pooled", "centroids"):
+        fill(store, {"one more": torch.ones(1, 32)})
+        with pytest.raises(TypeError, match="not callable"):
+            store.prepare()
+
+
+def test_what_can_not_be_prepared_is_refused() -> None:
+    store = store_of(units(1, 2))
+    for mode, said in (("fast", "search must be one of"), ("first_stage", "has no search='first_stage'")):
+        with pytest.raises(InputError, match=said):
+            store.prepare(mode)  # type: ignore[arg-type]
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.prepare()
+
+
+def test_a_segment_keeps_the_lists_that_are_used_and_those_that_are_made() -> None:
+    documents = units(6, 8, 8)
+    (view,) = store_of(documents)._now().views
+    old, used, new = (train(documents.values, 16) for _ in range(3))
+    for centroids in (old, used):
+        view.segment.lists(centroids, 1)
+    kept = view.segment.lists(used, 2)
+    made = view.segment.lists(new, 2)
+    assert view.segment.lists(used, 2) is kept
+    assert view.segment.lists(new, 1) is made
+    assert view.segment.lists_if_made(old, 0) is None
+
+
+@pytest.mark.parametrize("slow", ["train", "make_lists"])
+def test_searches_go_on_with_outgrown_centroids_while_others_are_made(
+    slow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_FEWEST_ROWS", 100)
+    store, documents = MemoryStore("float32", search="centroids", candidates=9), topical(5, 400)
+    store.upsert(named(documents)[:40], documents[:40])
+    store.prepare()
+    old = store._centroids
+    store.upsert(named(documents)[40:390], documents[40:390])
+    begun, go_on, real, calls = threading.Event(), threading.Event(), getattr(memory, slow), Counter[str]()
+
+    def held(*args: Any) -> Any:
+        begun.set()
+        assert go_on.wait(30)
+        return real(*args)
+
+    monkeypatch.setattr(memory, slow, held)
+    in_between = memory.train
+    monkeypatch.setattr(memory, "train", lambda *args: calls.update(["train"]) or in_between(*args))
+    with ThreadPoolExecutor(2) as pool:
+        preparing = pool.submit(store.prepare)
+        assert begun.wait(30)
+        waiting = pool.submit(store.prepare)
+        store.upsert(named(documents)[390:], documents[390:])
+        for wanted in (7, 170, 399):
+            hits = store.search(documents[wanted : wanted + 1], 1)[0]
+            assert [hit.id for hit in hits] == named(documents)[wanted : wanted + 1]
+        assert store._centroids is old
+        assert not preparing.done()
+        assert not waiting.done()
+        go_on.set()
+        preparing.result(30)
+        waiting.result(30)
+    assert store._centroids is not old
+    assert calls == {"train": 1}
+    store.prepare()  # what came meanwhile
+    monkeypatch.setattr(Centroids, "nearest", None)
+    assert [hit.id for hit in store.search(documents[7:8], 1)[0]] == ["d0007"]
 
 
 def test_a_sample_is_of_documents_that_are_there_at_even_distances() -> None:
