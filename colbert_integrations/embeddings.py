@@ -7,9 +7,11 @@ from functools import cached_property
 from itertools import pairwise
 from typing import overload
 
+import numpy as np
 import torch
 
 from .checks import as_list
+from .devices import no_autocast
 from .errors import InputError, ShapeError
 
 __all__ = ["TokenEmbeddings", "check_tensor", "offsets_of"]
@@ -57,40 +59,41 @@ class TokenEmbeddings:
         self._bounds: list[int] = bounds
 
     @classmethod
-    def from_list(cls, matrices: Iterable[torch.Tensor], dim: int | None = None) -> TokenEmbeddings:
+    def from_list(cls, matrices: Iterable[torch.Tensor | np.ndarray], dim: int | None = None) -> TokenEmbeddings:
         """Pack one matrix per text.
 
         Args:
-            matrices: One ``(num_tokens_i, dim)`` tensor per text, all of one dtype, on one device; a list, a generator
-                or one ``(n, num_tokens, dim)`` tensor.
+            matrices: One ``(num_tokens_i, dim)`` tensor or array per text, all of one dtype, on one device; a list, a
+                generator or one ``(n, num_tokens, dim)`` tensor.
             dim: Dimension of the vectors. None: that of the first matrix; needed for an empty list.
 
         Returns:
             The packed batch, a text for each matrix, of the dtype and device of the matrices.
 
         Raises:
-            InputError: If ``matrices`` is no list or the like, or a matrix not a plain tensor.
+            InputError: If ``matrices`` is no list or the like, or a matrix neither a plain tensor nor an array of
+                numbers.
             ShapeError: If a matrix is not 2-D or the dimensions differ, or if the list is empty and ``dim`` is None.
 
         Example:
             >>> TokenEmbeddings.from_list([torch.ones(2, 4), torch.ones(0, 4)]).lengths
             [2, 0]
         """
-        matrices = as_list("matrices", matrices)
-        if not matrices:
+        given = as_list("matrices", matrices)
+        if not given:
             if dim is None:
                 raise ShapeError("an empty list has no dimension: pass dim=")
             return cls(
                 torch.empty(0, dim, dtype=torch.float32, device="cpu"), torch.zeros(1, dtype=torch.int64, device="cpu")
             )
-        for position, matrix in enumerate(matrices):
-            check_tensor(f"matrix {position}", matrix)
+        packed = [as_tensor(f"matrix {position}", matrix) for position, matrix in enumerate(given)]
+        for position, matrix in enumerate(packed):
             if matrix.ndim != 2 or dim not in (None, matrix.shape[1]):
                 wanted = "dim" if dim is None else dim
                 raise ShapeError(f"matrix {position} must have shape (num_tokens, {wanted}), not {tuple(matrix.shape)}")
             dim = matrix.shape[1]
-        lengths = torch.tensor([0, *map(len, matrices)], dtype=torch.int64, device="cpu")
-        return cls(torch.cat(matrices), lengths.cumsum(0))
+        lengths = torch.tensor([0, *map(len, packed)], dtype=torch.int64, device="cpu")
+        return cls(_joined(packed), lengths.cumsum(0))
 
     @classmethod
     def concat(cls, batches: Iterable[TokenEmbeddings]) -> TokenEmbeddings:
@@ -115,7 +118,7 @@ class TokenEmbeddings:
         if len({batch.dim for batch in batches}) > 1:
             raise ShapeError(f"can't join dimensions {sorted({batch.dim for batch in batches})}")
         lengths = [0, *(length for batch in batches for length in batch.lengths)]
-        values = torch.cat([batch.values for batch in batches])
+        values = _joined([batch.values for batch in batches])
         return cls(values, torch.tensor(lengths, dtype=torch.int64, device="cpu").cumsum(0))
 
     @property
@@ -204,6 +207,21 @@ def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
         [0, 3, 3, 5]
     """
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+
+
+def _joined(matrices: list[torch.Tensor]) -> torch.Tensor:
+    with no_autocast(matrices[0].device):  # within which torch can't join float16
+        return torch.cat(matrices)
+
+
+def as_tensor(name: str, given: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """A tensor that ``check_tensor`` lets pass as it is, an array of numbers as a copy on the CPU."""
+    if isinstance(given, np.ndarray):
+        if given.dtype.kind not in "biuf" or given.itemsize > 8:
+            raise InputError(f"{name} must be an array of real numbers, not of {given.dtype}")
+        return torch.tensor(given, device="cpu")
+    check_tensor(name, given)
+    return given
 
 
 def check_tensor(name: str, given: object) -> None:

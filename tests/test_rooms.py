@@ -52,7 +52,7 @@ ROOMS = {
     "cache": {"torch"},
     "cuts": {".errors"},
     "devices": {".errors", "numpy", "torch"},
-    "embeddings": {".checks", ".errors", "torch"},
+    "embeddings": {".checks", ".devices", ".errors", "numpy", "torch"},
     "progress": {"tqdm"},
     "single_flight": set[str](),
     "checkpoint": {".checks", ".errors", "huggingface_hub", "numpy", "safetensors", "torch"},
@@ -69,7 +69,7 @@ ROOMS = {
     }
     | {"numpy", "tokenizers", "torch", "transformers", "triton"},
     "kernel": {"colbert_integrations_kernel", "torch"},
-    "scoring": {".devices", ".embeddings", ".errors", ".kernel", "torch", "triton"},
+    "scoring": {".devices", ".embeddings", ".errors", ".kernel", "numpy", "torch", "triton"},
     "pooling": {".checks", ".devices", ".embeddings", ".errors", "numpy", "scipy", "torch"},
     "explain": {".checks", ".devices", ".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
     "model": {*CORE, "torch"},

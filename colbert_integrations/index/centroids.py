@@ -68,6 +68,12 @@ class Centroids:
         return len(self.means)
 
     @cached_property
+    def _filled(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The groups that have centroids, by number, and their directions: no vector of a sample chose the others."""
+        numbers = torch.tensor(self.sizes, device=self.groups.device).nonzero()[:, 0]
+        return numbers, self.groups[numbers]
+
+    @cached_property
     def _directions(self) -> tuple[torch.Tensor, ...]:
         return torch.split(normalize(self.means, dim=-1), list(self.sizes))
 
@@ -94,7 +100,8 @@ class Centroids:
         Returns:
             ``(rows,)`` int64.
         """
-        group = (values @ self.groups.T).argmax(1)
+        numbers, directions = self._filled
+        group = numbers[(values @ directions.T).argmax(1)]
         order = group.argsort(stable=True)
         parts = torch.split(values[order], group.bincount(minlength=len(self.sizes)).tolist())
         firsts = accumulate(self.sizes, initial=0)

@@ -194,7 +194,7 @@ class MemoryStore(Store):
         layout = self._layout or Layout(embeddings.dim, self._dtype, self._nbits, self._keep_originals)
         with no_autocast(self.device):
             columns = layout.encode(embeddings.to(self.device), names)
-        batch = last_of_each(Batch(names, kept_texts, kept_metadatas, embeddings.lengths, columns))
+            batch = last_of_each(Batch(names, kept_texts, kept_metadatas, embeddings.lengths, columns))
         with self._alone():
             if self._layout is None:
                 self._layout = layout
@@ -258,7 +258,7 @@ class MemoryStore(Store):
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep other writers out."""
-        with self._writing:
+        with self._writing, no_autocast(self.device):
             self._now()
             yield
 
@@ -351,13 +351,14 @@ class MemoryStore(Store):
         if not len(queries) or not chosen:
             return [[] for _ in range(len(queries))]
         assert self._layout is not None
+        queries = queries.to(dtype=torch.float32)
         check_queries(queries, self._layout.dim)
         number = candidate_count(mode, k, asked)
         exact = mode == "exact" or number >= chosen
         hits = list[list[Hit]]()
         with no_autocast(self.device):
             centroids = None if exact or mode != "centroids" else self._trained(state)
-            ready = queries.to(self.device, torch.float32)
+            ready = queries.to(self.device)
             for start, stop in ranges([0, *accumulate(queries.lengths)], QUERY_TOKENS):
                 finder = Finder(state.views, wanted, self._layout, ready[start:stop])
                 best = finder.exact(k) if exact else finder.approximate(number, mode, centroids)
@@ -415,7 +416,9 @@ class MemoryStore(Store):
         assert self._layout is not None
         centroids = train(sample_of(state, sample_rows(self._layout.dim)), rows).on(self.device)
         make_lists(state.views, centroids, show_progress)
-        self._centroids = centroids
+        with self._lock:
+            self._now()  # it may have been closed meanwhile
+            self._centroids = centroids
         return centroids
 
     def _wanted(self, filter: Filter | None, ids: Sequence[str] | None) -> tuple[State, list[torch.Tensor]]:

@@ -13,10 +13,11 @@ from ..devices import send
 from ..scoring.blocks import ranges
 from .layout import PER_DOCUMENT, Columns, Layout, part
 
-__all__ = ["Block", "PackedRows", "gather"]
+__all__ = ["GATHERED_ROWS", "Block", "PackedRows", "gather"]
 
-# Most rows that are copied together; blocks without a copy may be larger.
-_GATHERED_ROWS = 2**15
+GATHERED_ROWS = 2**15
+"""Most rows that are copied together; blocks without a copy may be larger."""
+
 # Where at most one document in so many is unwanted, blocks are as large as where all are wanted.
 _MOSTLY = 8
 
@@ -120,7 +121,7 @@ class PackedRows:
         Returns:
             Their vectors, in the order of ``positions``.
         """
-        return gather([(self, positions)])
+        return gather([(self, position) for position in positions])
 
     def blocks(self, wanted: torch.Tensor, rows: int) -> Iterator[Block]:
         """The wanted documents, in blocks of a bounded size.
@@ -134,7 +135,7 @@ class PackedRows:
         """
         bounds, everything = self.bounds, bool(wanted.all())
         rest, rest_rows = list[int](), 0
-        rows = rows if _MOSTLY * int(wanted.sum()) >= len(wanted) * (_MOSTLY - 1) else min(rows, _GATHERED_ROWS)
+        rows = rows if _MOSTLY * int(wanted.sum()) >= len(wanted) * (_MOSTLY - 1) else min(rows, GATHERED_ROWS)
         for start, stop in ranges(bounds, rows, len(wanted)):
             if everything or 2 * int(wanted[start:stop].sum()) >= stop - start:
                 yield self.block(start, stop)
@@ -162,16 +163,15 @@ class PackedRows:
         return lengths
 
 
-def gather(parts: Sequence[tuple[PackedRows, Sequence[int]]]) -> Block:
+def gather(places: Sequence[tuple[PackedRows, int]]) -> Block:
     """Documents from anywhere, copied together.
 
     Args:
-        parts: Some rows on one device and in one layout, each with places of documents, of which there is at least one.
+        places: Rows, all on one device and in one layout, and the place of a document there, for at least one.
 
     Returns:
         Their vectors, in this order.
     """
-    places = [(packed, position) for packed, positions in parts for position in positions]
     pieces = [_columns_of(packed, position) for packed, position in places]
     columns = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
     lengths = np.array([packed.length_of(position) for packed, position in places], np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import cast
 
 import numpy as np
@@ -13,9 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..embeddings import TokenEmbeddings
 from ..progress import progress_bar
+from ..scoring.blocks import ranges
 from .centroids import Centroids
 from .layout import Columns, Layout, ReadyQueries
-from .rows import Block, PackedRows, gather
+from .rows import GATHERED_ROWS, Block, PackedRows, gather
 from .segment import View
 from .store import Search
 
@@ -200,24 +201,22 @@ def _scores_of(
     views: Sequence[View], query: ReadyQueries, places: Sequence[int], device: torch.device
 ) -> list[torch.Tensor]:
     """Scores of documents, given by ascending places, in parts."""
-    blocks = (_on(gather(parts), device) for parts in _together(views, places, query.block_rows))
+    rows = min(query.block_rows, GATHERED_ROWS)
+    blocks = (_on(gather(part), device) for part in _together(views, places, rows))
     return [query.score(block.columns, block.lengths)[0] for block in blocks]
 
 
-def _together(views: Sequence[View], places: Sequence[int], rows: int) -> Iterator[list[tuple[PackedRows, list[int]]]]:
-    """Documents, given by ascending places, so many rows at once: each of many segments has few to score."""
-    parts, room = list[tuple[PackedRows, list[int]]](), rows
-    for view, begin in zip(views, starts(views), strict=True):
-        here = places[bisect_left(places, begin) : bisect_left(places, begin + len(view))]
-        positions, segment = [place - begin for place in here], view.segment
-        if parts and here and (room <= 0 or parts[0][0].device != segment.device):
-            yield parts
-            parts, room = [], rows
-        if here:
-            parts.append((segment, positions))
-            room -= sum(map(segment.length_of, positions))
-    if parts:
-        yield parts
+def _together(views: Sequence[View], places: Sequence[int], rows: int) -> Iterator[list[tuple[PackedRows, int]]]:
+    """Documents, given by ascending places, at most so many rows at once: each of many segments has few to score."""
+    chosen = [
+        (view.segment, place - begin)
+        for view, begin in zip(views, starts(views), strict=True)
+        for place in places[bisect_left(places, begin) : bisect_left(places, begin + len(view))]
+    ]
+    bounds = [0, *accumulate(segment.length_of(position) for segment, position in chosen)]
+    for start, stop in ranges(bounds, rows):
+        for _, part in groupby(chosen[start:stop], lambda pair: pair[0].device):
+            yield list(part)
 
 
 class Finder:

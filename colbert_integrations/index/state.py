@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..devices import no_autocast
 from .filters import is_yes, matches, parse_filter
 from .layout import Layout
 from .metadata import clone
@@ -44,7 +45,8 @@ def document_at(segment: Segment, position: int, embeddings: bool) -> StoredDocu
     if embeddings:
         block = segment.block(position, position + 1)
         # A copy: the caller may do with it what they like, and must not keep a whole segment alive.
-        vectors = segment.layout.decode(block.columns, block.lengths).clone()
+        with no_autocast(segment.device):
+            vectors = segment.layout.decode(block.columns, block.lengths).clone()
     metadata = clone(segment.metadatas[position])
     return StoredDocument(segment.ids[position], segment.texts[position], metadata, vectors)
 

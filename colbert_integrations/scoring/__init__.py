@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 
 from ..devices import no_autocast
@@ -24,15 +25,16 @@ __all__ = ["StackedQueries", "engine_for", "maxsim", "stack_queries"]
 
 
 def maxsim(
-    queries: TokenEmbeddings | Sequence[torch.Tensor], documents: TokenEmbeddings | Sequence[torch.Tensor]
+    queries: TokenEmbeddings | Sequence[torch.Tensor | np.ndarray],
+    documents: TokenEmbeddings | Sequence[torch.Tensor | np.ndarray],
 ) -> torch.Tensor:
     """Score every query against every document by late interaction.
 
     ``scores[i, j] = sum_s max_t <queries[i][s], documents[j][t]>`` over real tokens only.
 
     Args:
-        queries: Token vectors of the queries, as ``TokenEmbeddings`` or a list of ``(num_tokens_i, dim)`` tensors,
-            any real dtype. Moved to the documents' device.
+        queries: Token vectors of the queries, as ``TokenEmbeddings`` or a list of ``(num_tokens_i, dim)`` tensors or
+            arrays, any real dtype. Moved to the documents' device.
         documents: Token vectors of the documents, in the same forms and of the same ``dim``. Those in half precision
             may be multiplied as such, the queries rounded to it.
 
@@ -42,8 +44,8 @@ def maxsim(
         without vectors scores 0 against the others. Sums, not means: comparable within one query only.
 
     Raises:
-        InputError: If an argument is neither ``TokenEmbeddings`` nor a list of tensors.
-        ShapeError: If a tensor is not 2-D or the dimensions differ.
+        InputError: If an argument is neither ``TokenEmbeddings`` nor a list of tensors or arrays.
+        ShapeError: If one is not 2-D or the dimensions differ.
 
     Source:
         Khattab & Zaharia 2020, arXiv:2004.12832, equation 3. A padding row never takes part, so negative maxima
@@ -67,20 +69,22 @@ def maxsim(
         return ragged_maxsim(packed_queries.to(device), listed)
 
 
-def _listed(documents: TokenEmbeddings | Sequence[torch.Tensor]) -> TokenEmbeddings | Sequence[torch.Tensor]:
+def _listed(
+    documents: TokenEmbeddings | Sequence[torch.Tensor | np.ndarray],
+) -> TokenEmbeddings | Sequence[torch.Tensor]:
     """The documents as they are if there are any and all are alike, else packed."""
     if isinstance(documents, (TokenEmbeddings, torch.Tensor)) or not isinstance(documents, Iterable):
         return _packed(documents, "documents")
     matrices = list(documents)
-    alike = matrices and all(isinstance(matrix, torch.Tensor) and matrix.ndim == 2 for matrix in matrices)
-    kinds = {(matrix.shape[1], matrix.dtype, matrix.device, matrix.layout) for matrix in matrices} if alike else set()
-    if len(kinds) != 1:
+    tensors = [matrix for matrix in matrices if isinstance(matrix, torch.Tensor) and matrix.ndim == 2]
+    kinds = {(matrix.shape[1], matrix.dtype, matrix.device, matrix.layout) for matrix in tensors}
+    if len(kinds) != 1 or len(tensors) < len(matrices):
         return _packed(matrices, "documents")
-    check_tensor("documents[0]", matrices[0])  # and so the others
-    return matrices
+    check_tensor("documents[0]", tensors[0])  # and so the others
+    return tensors
 
 
-def _packed(side: TokenEmbeddings | Sequence[torch.Tensor], name: str) -> TokenEmbeddings:
+def _packed(side: TokenEmbeddings | Sequence[torch.Tensor | np.ndarray], name: str) -> TokenEmbeddings:
     if isinstance(side, TokenEmbeddings):
         return side
     if isinstance(side, torch.Tensor) and side.ndim != 3:
@@ -89,7 +93,7 @@ def _packed(side: TokenEmbeddings | Sequence[torch.Tensor], name: str) -> TokenE
         raise InputError(f"{name} must be TokenEmbeddings or a list of 2-D tensors, not {type(side).__name__}")
     matrices = list(side)
     for place, matrix in enumerate(matrices):
-        if not isinstance(matrix, torch.Tensor):
-            raise InputError(f"{name}[{place}] must be a 2-D tensor, not {type(matrix).__name__}")
+        if not isinstance(matrix, (torch.Tensor, np.ndarray)):
+            raise InputError(f"{name}[{place}] must be a 2-D tensor or array, not {type(matrix).__name__}")
     # An empty list says nothing of its dimension, and with no rows none is needed.
     return TokenEmbeddings.from_list(matrices, dim=None if matrices else 0)

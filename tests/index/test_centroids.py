@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import DamagedIndexError, InputError, StoreError
 from colbert_integrations.index import centroids as module
-from colbert_integrations.index import memory, persistence, segment
+from colbert_integrations.index import memory, persistence, scan, segment
 from colbert_integrations.index.centroids import Centroids, InvertedLists, Probes, train
 from colbert_integrations.index.layout import Layout
 from colbert_integrations.index.rows import PackedRows
@@ -83,6 +83,24 @@ def test_a_vector_belongs_to_the_nearest_centroid_of_the_nearest_group() -> None
 
 
 # --------------------------------------------------------------------------------------------------------------- lists
+
+
+def test_a_group_without_centroids_is_nobodys() -> None:
+    directions = torch.eye(3)
+    centroids = Centroids(torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 0, 1.0]]), directions, (2, 0, 1), 9)
+    near_the_empty_one = torch.tensor([[0.2, 1.0, 0.0], [0.0, 1.0, 0.2], [0.2, 1.0, 0.1], [1.0, 0.0, 0.0]])
+    assert centroids.nearest(near_the_empty_one).tolist() == [1, 2, 1, 0]
+
+
+def test_texts_that_say_the_same_are_no_obstacle() -> None:
+    store, documents = MemoryStore("float32"), units(3, *[2] * 40)
+    same = TokenEmbeddings.from_list([documents[0]] * 600)
+    store.upsert(named(same), same)
+    for number in range(1, 40):
+        store.upsert([f"other{number}"], documents[number : number + 1])
+        (hits,) = store.search(documents[:1], 1, search="centroids", candidates=50)
+        assert hits[0].id in named(same)
+    assert min(store._centroids.sizes) == 0  # type: ignore[union-attr]
 
 
 def by_loops(centroids: Centroids, documents: TokenEmbeddings) -> list[list[int]]:
@@ -328,6 +346,38 @@ def test_searches_go_on_with_outgrown_centroids_while_others_are_made(
     store.prepare()  # what came meanwhile
     monkeypatch.setattr(Centroids, "nearest", None)
     assert [hit.id for hit in store.search(documents[7:8], 1)[0]] == ["d0007"]
+
+
+def test_a_store_that_is_closed_keeps_no_centroids(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_of(units(1, *[2] * 30), candidates=5)
+
+    def closed_meanwhile(*args: Any) -> Centroids:
+        store.close()
+        return train(*args)
+
+    monkeypatch.setattr(memory, "train", closed_meanwhile)
+    with pytest.raises(StoreError, match="closed"):
+        store.search(units(1, 2), search="centroids")
+    assert store._centroids is None
+
+
+def test_candidates_are_copied_a_bounded_number_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_FEWEST_ROWS", 100)
+    store = store_of(units(1, *[3] * 60, 20, *[3] * 39), candidates=80)
+    expected = found(store, units(2, 4), 80, search="centroids")
+    sizes = list[list[int]]()
+    real = scan.gather
+
+    def spy(places: Any) -> Any:
+        sizes.append([rows.length_of(position) for rows, position in places])
+        return real(places)
+
+    monkeypatch.setattr(scan, "gather", spy)
+    monkeypatch.setattr(scan, "GATHERED_ROWS", 10)
+    assert found(store, units(2, 4), 80, search="centroids") == expected
+    assert {len(size) for size in sizes} <= {1, 2, 3}
+    assert all(sum(size) <= 10 or len(size) == 1 for size in sizes)
+    assert sum(map(len, sizes)) == 80
 
 
 def test_a_sample_is_of_documents_that_are_there_at_even_distances() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
-from colbert_integrations.errors import NonFiniteError
+from colbert_integrations.errors import InputError, NonFiniteError
 from colbert_integrations.index import quantization
 from stores import dyadic, found, units
 
@@ -56,6 +56,43 @@ def test_autocast_changes_no_vector_and_no_score(bits: Any) -> None:
     here = searched()
     with torch.autocast("cpu", torch.bfloat16):
         assert searched() == here
+
+
+@pytest.mark.parametrize("options", [{}, *({"nbits": bits, "keep_originals": True} for bits in (8, 4))], ids=str)
+def test_autocast_hinders_no_writer(options: dict[str, Any]) -> None:
+    def changed() -> dict[str, Any]:
+        store = MemoryStore(**options)
+        store.upsert(["a", "b", "a", "c"], units(1, 4, 3, 5, 2))
+        store.set_metadata(["a"], [{"n": 1}])
+        store.upsert(["b"], units(2, 6))
+        store.delete(["c"])
+        store.compact()
+        copied = MemoryStore(**options)
+        copied.copy_from(store)
+        documents = copied.get(["a", "b", "c"], embeddings=True)
+        return {document.id: (document.metadata, document.embeddings.tolist()) for document in documents}  # type: ignore[union-attr]
+
+    here = changed()
+    assert sorted(here) == ["a", "b"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert changed() == here
+
+
+@pytest.mark.parametrize("bits", FORMS)
+def test_autocast_changes_no_vector_on_its_way_out(bits: Any) -> None:
+    store = MemoryStore(nbits=bits)
+    store.upsert(["a"], units(1, 40))
+    (here,) = store.get(["a"], embeddings=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        for document in (*store.get(["a"], embeddings=True), *store.iter_documents()):
+            torch.testing.assert_close(document.embeddings, here.embeddings, rtol=0, atol=0)
+
+
+def test_a_query_that_float32_can_not_hold_is_refused() -> None:
+    store = MemoryStore()
+    store.upsert(["a"], units(1, 2))
+    with pytest.raises(InputError, match="a query's vectors are not all finite"):
+        store.search(TokenEmbeddings.from_list([torch.full((1, 32), 1e300, dtype=torch.float64)]))
 
 
 def test_vectors_that_are_being_trained_are_stored_as_numbers() -> None:

@@ -102,7 +102,7 @@ def test_many_queries_take_no_more_memory_than_some(options: dict[str, Any], mon
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 39])
 def test_few_among_many_are_found_block_by_block(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReadyQueries, "block_rows", 16)
-    monkeypatch.setattr(rows, "_GATHERED_ROWS", 8)
+    monkeypatch.setattr(rows, "GATHERED_ROWS", 8)
     documents = dict(zip(named(vectors := dyadic(1, *[1, 4, 2, 9, 3] * 8)), vectors, strict=True))
     store, queries = MemoryStore("float32"), dyadic(2, 3, 5)
     fill(store, documents, [{"wanted": number % step == 0} for number in range(40)])
@@ -310,14 +310,13 @@ def test_candidates_are_copied_together_up_to_a_size_and_on_one_device() -> None
         views.append(View(segment, torch.ones(3, dtype=torch.bool)))
     numbers = {id(view.segment): number for number, view in enumerate(views)}
 
-    def places(rows: int) -> list[list[tuple[int, list[int]]]]:
+    def places(rows: int) -> list[list[tuple[int, int]]]:
         parts = scan._together(views, [0, 2, 4, 7, 9, 10, 14], rows)
-        return [[(numbers[id(segment)], positions) for segment, positions in some] for some in parts]
+        return [[(numbers[id(segment)], position) for segment, position in some] for some in parts]
 
-    assert places(100) == [[(0, [0, 2]), (1, [1])], [(2, [1]), (3, [0, 1])], [(4, [2])]]
-    assert places(9) == places(100)
-    assert places(8) == [[(0, [0, 2])], [(1, [1])], [(2, [1]), (3, [0, 1])], [(4, [2])]]
-    assert places(4) == places(1) == [[(0, [0, 2])], [(1, [1])], [(2, [1])], [(3, [0, 1])], [(4, [2])]]
+    assert places(100) == places(28) == [[(0, 0), (0, 2), (1, 1)], [(2, 1), (3, 0), (3, 1)], [(4, 2)]]
+    assert places(9) == places(8) == [[(0, 0), (0, 2)], [(1, 1)], [(2, 1)], [(3, 0), (3, 1)], [(4, 2)]]
+    assert places(4) == places(1) == [[(0, 0)], [(0, 2)], [(1, 1)], [(2, 1)], [(3, 0)], [(3, 1)], [(4, 2)]]
     assert list(scan._together(views, [], 100)) == []
 
 

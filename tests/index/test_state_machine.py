@@ -31,7 +31,7 @@ def _many_small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_MOST_ROWS", 32)
     monkeypatch.setattr(ReadyQueries, "block_rows", 16)  # whatever scores them
     monkeypatch.setattr(scan, "_MOST_WAITING", 5)
-    monkeypatch.setattr(rows, "_GATHERED_ROWS", 8)
+    monkeypatch.setattr(rows, "GATHERED_ROWS", 8)
 
 
 class StoreMachine(RuleBasedStateMachine):

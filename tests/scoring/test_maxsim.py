@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -224,8 +223,17 @@ def test_refuses_what_does_not_fit() -> None:
         maxsim(None, [torch.ones(1, 3)])
     with pytest.raises(InputError, match="documents must be .* not int"):
         maxsim([torch.ones(1, 3)], 3)
-    with pytest.raises(InputError, match=r"queries\[1\] must be a 2-D tensor, not ndarray"):
-        maxsim([torch.ones(1, 3), np.ones((1, 3))], [torch.ones(1, 3)])
+    with pytest.raises(InputError, match=r"queries\[1\] must be a 2-D tensor or array, not list"):
+        maxsim([torch.ones(1, 3), [[1.0, 2.0, 3.0]]], [torch.ones(1, 3)])  # type: ignore[list-item]
+
+
+def test_arrays_are_scored_as_the_same_tensors() -> None:
+    queries, documents = ([torch.randn(n, 16) for n in lengths] for lengths in ((3, 5), (4, 0, 7)))
+    arrays = [matrix.numpy() for matrix in documents]
+    arrays[0].flags.writeable = False  # as of a file that is mapped
+    expected = maxsim(queries, documents)
+    assert torch.equal(maxsim([matrix.numpy() for matrix in queries], arrays), expected)
+    assert torch.equal(maxsim(queries, [arrays[0], *documents[1:]]), expected)
 
 
 @pytest.mark.parametrize(
