@@ -126,7 +126,10 @@ def test_refuses_offsets_that_are_no_int64() -> None:
             lambda: TokenEmbeddings.from_list([np.array([["a"]])]),
             "matrix 0 must be an array of real numbers, not of <U1",
         ),
-        (lambda: TokenEmbeddings.from_list([np.ones((1, 1), np.longdouble)]), "matrix 0 must be .* not of (longd|float)"),
+        (
+            lambda: TokenEmbeddings.from_list([np.ones((1, 1), np.longdouble)]),
+            "matrix 0 must be .* not of (longd|float)",
+        ),
         (lambda: TokenEmbeddings.from_list([np.ones((1, 1), np.complex64)]), "matrix 0 must be .* real .*complex64"),
         (lambda: TokenEmbeddings.from_list([torch.ones(1, 2) * 1j]), "matrix 0 must be .* real numbers.*complex64"),
         (lambda: TokenEmbeddings.from_list([torch.ones(1, 2).to_sparse()]), "matrix 0 must be a dense tensor.*sparse"),
