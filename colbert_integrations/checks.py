@@ -26,8 +26,12 @@ T = TypeVar("T")
 
 
 def is_list(given: object) -> TypeGuard[Iterable[Any]]:
-    """Whether a value has items in an order: a text is no list of its characters, a mapping is none of its keys."""
-    return isinstance(given, Iterable) and not isinstance(given, (str, bytes, set, frozenset, Mapping))
+    """Whether a value has items in an order.
+
+    A text is no list of its characters, a mapping none of its keys, a table none of its columns' names.
+    """
+    table = hasattr(given, "columns")  # of pandas, polars and the like: this way none of them need be installed
+    return isinstance(given, Iterable) and not table and not isinstance(given, (str, bytes, set, frozenset, Mapping))
 
 
 def keys_of(ids: Any) -> Any:

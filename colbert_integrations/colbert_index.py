@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 
 from .checks import as_list, check_pool_factor, check_threshold, check_whole_number, is_list, keys_of
+from .cuts import callers_stacklevel
 from .embeddings import TokenEmbeddings
-from .errors import AddError, InputError, StoreError
+from .errors import AddError, InputError, RepeatedIdsWarning, StoreError
 from .index import Filter, Hit, MemoryStore, Search, Store, StoredDocument, check_ids, parse_filter
 from .loading import Loader, Row
 from .location import open_store
@@ -97,8 +99,8 @@ class ColBERTIndex:
 
         Args:
             texts: The texts.
-            ids: An id for each. None, for one or for all: a hash of text and metadata, so that the same document is
-                stored once.
+            ids: An id for each, with a warning where one comes again soon with another text. None, for one or for all:
+                a hash of text and metadata, so that the same document is stored once.
             metadatas: JSON-able data with string keys for each. None: empty.
             reencode: Whether texts that are there unchanged are encoded again, as after a change of
                 ``long_documents`` or ``pool_factor``. False: they keep their vectors, with a warning where settings
@@ -130,16 +132,23 @@ class ColBERTIndex:
         """Add window by window; the ids of each."""
         ids = keys_of(ids)
         total = _common_length(texts, *(column for column in (ids, metadatas) if column is not None))
-        done, failures = list[str](), dict[str, Exception]()
+        done, failures, replaced = list[str](), dict[str, Exception](), list[str]()
         loader = Loader(self.model, self.store, self.pool_factor, reencode=reencode, alike=self._alike)
         with progress_bar(total, show_progress, "Indexing") as bar:
             for loaded in loader.load(_rows(texts, ids, metadatas), _WINDOW):
                 failures.update(loaded.failures)
+                replaced += loaded.replaced
                 done += loaded.ids
                 bar.update(loaded.size)
                 yield loaded.ids
         if failures:
             raise AddError(failures, done, self)
+        if replaced:
+            message = (
+                f"{len(replaced)} of {len(done)} documents gave way to later ones of the same id, such as "
+                f"{replaced[0]!r}: give each document an id of its own, or leave ids out"
+            )
+            warnings.warn(message, RepeatedIdsWarning, stacklevel=callers_stacklevel())
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove documents.

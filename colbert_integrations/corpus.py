@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from .checks import check_whole_number
+from .checks import check_whole_number, is_list
 from .colbert_index import ColBERTIndex
 from .errors import InputError
 from .index import Store
@@ -108,7 +108,7 @@ def index_corpus(
         >>> index_corpus(lines, "bundled/all-MiniLM-L6-v2", store, show_progress=False).unchanged
         2
     """
-    if isinstance(documents, (str, bytes, Mapping)) or not isinstance(documents, Iterable):
+    if not is_list(documents):
         raise InputError(f"documents must be a list or a generator of documents, not one {type(documents).__name__}")
     check_whole_number("window", window)
     if total is not None:
@@ -154,7 +154,7 @@ class _Tally:
         """Count a window."""
         self._documents += loaded.size
         self._encoded += loaded.encoded
-        self._replaced += loaded.replaced
+        self._replaced += len(loaded.replaced)
         self._failed += loaded.size - len(loaded.ids)
         self._failures |= islice(loaded.failures.items(), _FAILURES - len(self._failures))
         if self._on_failure is not None:

@@ -25,6 +25,7 @@
 
     TruncationWarning (UserWarning)       text was cut at the model's length
     StaleVectorsWarning (UserWarning)     vectors were kept that other settings may have made
+    RepeatedIdsWarning (UserWarning)      documents gave way to later ones of the same id
 
 Each message names the value that was wrong and what would be right.
 """
@@ -51,6 +52,7 @@ __all__ = [
     "RemoteMismatchError",
     "RemoteRefusedError",
     "RemoteUnavailableError",
+    "RepeatedIdsWarning",
     "ShapeError",
     "StaleVectorsWarning",
     "StoreError",
@@ -207,6 +209,10 @@ class TruncationWarning(UserWarning):
 
 class StaleVectorsWarning(UserWarning):
     """Documents were not encoded again, though settings have changed since they may have been."""
+
+
+class RepeatedIdsWarning(UserWarning):
+    """Documents that were added together had the same id and other texts: the last one is kept."""
 
 
 def _printable(name: str) -> str:

@@ -42,14 +42,14 @@ class Loaded:
         size: How many there were.
         ids: Of those that are stored now, in the order given.
         encoded: How many of them were encoded; the others were there with the same text, or replaced.
-        replaced: How many gave way to a later one in the window, of the same id and with another text.
+        replaced: Ids of those that gave way to a later one in the window, of the same id and with another text.
         failures: Why others are not stored, by id, or by ``number n`` where there is none.
     """
 
     size: int
     ids: list[str]
     encoded: int
-    replaced: int
+    replaced: list[str]
     failures: dict[str, Exception]
 
 
@@ -215,7 +215,8 @@ class Loader:
         ids = [document.id for document in checked.documents if document.id not in refused]
         encoded = sum(document.id not in refused for piece in window.pieces for document in piece.documents)
         last = {document.id: document.text for document in checked.documents if document.id not in refused}
-        replaced = sum(last.get(document.id, document.text) != document.text for document in checked.documents)
+        given = [(document.id, document.text) for document in checked.documents]
+        replaced = [name for name, text in given if last.get(name, text) != text]
         return Loaded(checked.size, ids, encoded, replaced, checked.failures | refused)
 
     def _move(self, moved: list[_Document], part: slice) -> None:

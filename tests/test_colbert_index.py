@@ -30,6 +30,7 @@ from colbert_integrations.errors import (
     DamagedIndexError,
     FingerprintError,
     InputError,
+    RepeatedIdsWarning,
     StoreError,
 )
 from colbert_integrations.index import StoredDocument
@@ -316,6 +317,7 @@ def test_a_query_that_is_no_text_is_refused(index: ColBERTIndex, query: Any) -> 
         ({"search": "codes"}, "search='codes' needs codes"),
         ({"candidates": 0}, "candidates must be a whole number from 1, not 0"),
         ({"ids": "abc"}, "ids must be a list of strings, not 'abc'"),
+        ({"ids": {"year": 2020}}, r"ids must be .*, not a mapping; of a filter, store.ids\(filter\) gives the ids"),
     ],
 )
 async def test_an_impossible_search_is_refused_before_a_model_is_loaded(
@@ -335,6 +337,26 @@ async def test_queries_may_come_from_a_generator(index: ColBERTIndex, how: str) 
     options: dict[str, Any] = {"k": 2, "explain": True}
     hits: Any = index.search(queries, **options) if how == "sync" else await index.asearch(queries, **options)
     assert [[hit.explanation.query for hit in some] for some in hits] == [["wing"] * 2, ["heat"] * 2]
+
+
+def test_documents_that_share_an_id_are_warned_of(index: ColBERTIndex) -> None:
+    chunks = ["the first wing", "the second wing", "the third wing"]
+    said = r"2 of 4 documents gave way to later ones of the same id, such as 'a.txt'"
+    with pytest.warns(RepeatedIdsWarning, match=said) as caught:
+        assert index.add([*chunks, "bread"], ids=["a.txt", "a.txt", "a.txt", "b.txt"]) == ["a.txt"] * 3 + ["b.txt"]
+    assert caught[0].filename == __file__
+    assert [document.text for document in index.get(["a.txt", "b.txt"])] == ["the third wing", "bread"]
+    index.add(["the third wing", "the third wing"], ids=["a.txt", "a.txt"])  # the same text: nothing is lost
+    index.add(["bread", "bread"])
+
+
+@pytest.mark.parametrize("call", ["delete", "get"])
+def test_a_filter_is_no_list_of_ids(call: str, index: ColBERTIndex) -> None:
+    index.add(["bread", "wings"], ids=["year", "b"])
+    for who in (index, index.store):
+        with pytest.raises(InputError, match="ids must be a list of strings, not a mapping"):
+            getattr(who, call)({"year": 2020})
+    assert len(index) == 2
 
 
 def test_metadata_that_only_python_calls_equal_is_replaced(index: ColBERTIndex) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -82,6 +83,18 @@ def test_a_text_alone_is_a_document(tiny: ColBERT) -> None:
     store = MemoryStore()
     assert index_corpus(iter([*TEXTS, TEXTS[0]]), tiny, store).unchanged == 1
     assert len(store) == 4
+
+
+def test_a_table_is_no_list_of_its_columns(tiny: ColBERT) -> None:
+    class Table:  # as those of pandas
+        columns = ("text",)
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(self.columns)
+
+    for call in (partial(index_corpus, model=tiny, store=MemoryStore()), ColBERTIndex(tiny).add):
+        with pytest.raises(InputError, match="must be .* not .*Table"):
+            call(Table())
 
 
 def test_other_keys_are_metadata(tiny: ColBERT) -> None:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -213,6 +213,15 @@ def test_a_folder_is_the_one_it_was_when_it_was_named(
 # -------------------------------------------------------------------------------------------------------- bad input
 
 
+class Table:
+    """As those of pandas: what goes through it meets the names of its columns."""
+
+    columns = ("text",)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
 @pytest.mark.parametrize(
     ("query", "documents", "options", "message"),
     [
@@ -222,6 +231,7 @@ def test_a_folder_is_the_one_it_was_when_it_was_named(
         ("a", "text", {}, "list of strings, not one string"),
         ("a", {"a", "b"}, {}, "documents must be a list of strings, not set"),
         ("a", {"id": "a"}, {}, "documents must be a list of strings, not dict"),
+        ("a", Table(), {}, "documents must be a list of strings, not Table"),
         ("a", b"a", {}, "documents must be a list of strings, not bytes"),
         ("a", ["a"], {"top_n": 0}, "top_n must be a whole number from 1"),
         ("a", ["a"], {"top_n": -1}, "not -1"),

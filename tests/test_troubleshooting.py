@@ -685,6 +685,11 @@ def vectors_of_before(bench):
     ColBERTIndex(bench.model, bench.index().store, pool_factor=2).add(["a cat"], ids=["cat"])
 
 
+@raises(errors.RepeatedIdsWarning)
+def chunks_of_one_file(bench):
+    ColBERTIndex(bench.model).add(["a cat", "a dog"], ids=["pets.md", "pets.md"])
+
+
 @raises(ValidationError)
 def a_field(bench):
     ColBERTReranker(doc_maxlen=180)
@@ -706,7 +711,7 @@ def raised(tiny, tmp_path_factory):
 
 def ended_in(reproduce, model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch, warnings.catch_warnings():
-        for category in (errors.TruncationWarning, errors.StaleVectorsWarning):
+        for category in (errors.TruncationWarning, errors.StaleVectorsWarning, errors.RepeatedIdsWarning):
             warnings.simplefilter("error", category)
         try:
             reproduce(Bench(tmp_path_factory.mktemp("bench"), model, monkeypatch))

@@ -20,5 +20,5 @@ def no_autocast(device: torch.device) -> AbstractContextManager[object]:
     Returns:
         A context; one that costs nothing where autocast is off.
     """
-    on = torch.is_autocast_enabled(device.type)
+    on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if on else nullcontext()

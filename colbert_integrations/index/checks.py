@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -97,6 +97,8 @@ def check_queries(queries: TokenEmbeddings, dim: int) -> None:
 
 def check_ids(ids: Iterable[str]) -> list[str]:
     """The ids as a list, if they are strings that are not empty; a generator, which can be read once only, too."""
+    if isinstance(ids, Mapping):  # of whose keys some may be ids
+        raise InputError("ids must be a list of strings, not a mapping; of a filter, store.ids(filter) gives the ids")
     if isinstance(ids, str) or not isinstance(ids, Iterable):
         raise InputError(f"ids must be a list of strings, not {ids!r}")
     names = list(ids)
