@@ -12,7 +12,15 @@ from contextlib import suppress
 from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import Self
 
 from .errors import InputError
@@ -82,6 +90,12 @@ class ModelFields(BaseModel):
     """Further arguments of ``ColBERT``, by name; not ``token``, which would be written out with the settings."""
 
     _colbert: ColBERT | None = PrivateAttr(default=None)
+
+    @field_validator("device", "dtype", mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        """A device or data type of torch, as ``ColBERT`` takes it, by its name."""
+        return str(given).removeprefix("torch.") if type(given).__module__ == "torch" else given
 
     @model_validator(mode="wrap")
     @classmethod

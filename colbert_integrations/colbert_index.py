@@ -260,7 +260,7 @@ class ColBERTIndex:
         """
         with logged(_log, "search", self.model.about):
             texts = _queries(query)
-            self._check_search(k, filter, search, candidates, score_threshold)
+            self.check_search(k, filter, search, candidates, score_threshold)
             named = None if ids is None else check_ids(ids)
             encoded = self._encode_queries(texts, normalize_scores, show_progress)
             with timed("score_s"):
@@ -321,7 +321,7 @@ class ColBERTIndex:
         """Do what ``search`` does without blocking the event loop; see there for the arguments."""
         with logged(_log, "search", self.model.about):
             texts = _queries(query)
-            self._check_search(k, filter, search, candidates, score_threshold)
+            self.check_search(k, filter, search, candidates, score_threshold)
             named = None if ids is None else check_ids(ids)
             encoded = await self.model.run_async(self._encode_queries, texts, normalize_scores, show_progress)
             with timed("score_s"):
@@ -418,15 +418,27 @@ class ColBERTIndex:
         """
         return await self._ranking_worker.run(function, *args, **kwargs)
 
-    def _check_search(
+    def check_search(
         self,
-        k: int,
-        filter: Filter | None,
-        search: Search | None,
-        candidates: int | None,
-        score_threshold: float | None,
+        k: int = 10,
+        filter: Filter | None = None,
+        search: Search | None = None,
+        candidates: int | None = None,
+        score_threshold: float | None = None,
     ) -> None:
-        """Refuse before the model is loaded what the store would refuse later."""
+        """Refuse arguments that ``search`` would refuse, before the model is loaded.
+
+        Args:
+            k: As of ``search``.
+            filter: As of ``search``.
+            search: As of ``search``.
+            candidates: As of ``search``.
+            score_threshold: As of ``search``.
+
+        Raises:
+            InputError: If one is invalid, or the store does not offer the way to search.
+            FilterError: If the filter uses a key, operator or value that filters do not support.
+        """
         check_whole_number("k", k)
         if candidates is not None:
             check_whole_number("candidates", candidates)

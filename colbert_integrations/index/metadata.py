@@ -60,7 +60,9 @@ def _value_copy(value: object, key: str, name: str) -> Any:
     try:
         return json.loads(_ENCODER.encode(value))
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"the metadata of document {name!r} is not JSON at {key!r}: {error}") from error
+        raise InputError(
+            f"the metadata of document {name!r} is not JSON at {key!r}: {error}; make a string or a number of it, None of NaN"
+        ) from error
 
 
 def _check_keys(value: object, name: str, levels: int) -> None:

@@ -84,7 +84,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         """
         _check(documents, query)  # before anything is said of the call
         with self._traced(documents, query, callbacks) as output:
-            output += self._best(documents, query)
+            output += self._best(documents, query, self.top_n)
         return output
 
     async def acompress_documents(
@@ -107,7 +107,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         """
         _check(documents, query)  # before anything is said of the call
         async with self._atraced(documents, query, callbacks) as output:
-            output += await self._off_loop(self._best, documents, query)
+            output += await self._off_loop(self._best, documents, query, self.top_n)
         return output
 
     def rerank(
@@ -156,29 +156,36 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         """Make a runnable that fits into a chain with ``|``, which a compressor does not.
 
         Returns:
-            A runnable from ``{"query": str, "documents": list[Document]}`` to the best documents, sync and async.
+            A runnable from ``{"query": str, "documents": list[Document]}`` to the best documents, sync and async. It
+            takes ``top_n`` by ``bind(top_n=...)``, or as an option of a call.
         """
 
-        def rank(inputs: dict[str, Any], run_manager: CallbackManagerForChainRun) -> list[Document]:
+        def rank(
+            inputs: dict[str, Any], run_manager: CallbackManagerForChainRun, top_n: int | None = -1
+        ) -> list[Document]:
             documents, query = _pair(inputs)
-            with figures_on(run_manager, self._metadata):
-                return self._best(documents, query)
+            limit = self._limit(top_n)
+            with figures_on(run_manager, lambda: self._metadata(limit)):
+                return self._best(documents, query, limit)
 
-        async def arank(inputs: dict[str, Any], run_manager: AsyncCallbackManagerForChainRun) -> list[Document]:
+        async def arank(
+            inputs: dict[str, Any], run_manager: AsyncCallbackManagerForChainRun, top_n: int | None = -1
+        ) -> list[Document]:
             documents, query = _pair(inputs)
-            with figures_on(run_manager, self._metadata):
-                return await self._off_loop(self._best, documents, query)
+            limit = self._limit(top_n)
+            with figures_on(run_manager, lambda: self._metadata(limit)):
+                return await self._off_loop(self._best, documents, query, limit)
 
         # The runnable is a run of its own in traces, so none is opened inside. Its events show what is added later only
         # if there is metadata from the start.
         runnable = RunnableLambda(rank, arank, name=type(self).__name__).with_types(input_type=_Pair)  # type: ignore[arg-type]  # which is such a dict
-        return runnable.with_config(metadata=self._metadata())
+        return runnable.with_config(metadata=self._metadata(self.top_n))
 
     # ------------------------------------------------------------------------------------------------ conversion
 
-    def _best(self, documents: Sequence[Document], query: str) -> list[Document]:
+    def _best(self, documents: Sequence[Document], query: str, top_n: int | None) -> list[Document]:
         texts = [self._text(document) for document in documents]
-        ranked = self._rank(query, texts, _ids(documents), self.top_n)
+        ranked = self._rank(query, texts, _ids(documents), top_n)
         return [_copy(documents[entry.index], self.score_key, entry) for entry in ranked]
 
     def _entries(self, documents: Sequence[Any], query: str, top_n: int | None) -> list[dict[str, Any]]:
@@ -224,19 +231,19 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
         inputs = {"query": query, "documents": list(documents)}
         return {"serialized": None, "inputs": inputs, "name": type(self).__name__}
 
-    def _metadata(self) -> dict[str, Any]:
-        return {**self.about(), "colbert.top_n": self.top_n}
+    def _metadata(self, top_n: int | None) -> dict[str, Any]:
+        return {**self.about(), "colbert.top_n": top_n}
 
     @contextmanager
     def _traced(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None
     ) -> Iterator[list[Document]]:
         """Report what happens inside as a run; the list that is yielded is its output."""
-        manager = CallbackManager.configure(**_inherited(callbacks), local_metadata=self._metadata())
+        manager = CallbackManager.configure(**_inherited(callbacks), local_metadata=self._metadata(self.top_n))
         run = manager.on_chain_start(**self._start(documents, query))
         output: list[Document] = []
         try:
-            with figures_on(run, self._metadata):
+            with figures_on(run, lambda: self._metadata(self.top_n)):
                 yield output
         except BaseException as error:
             run.on_chain_error(error)
@@ -247,11 +254,11 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
     async def _atraced(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None
     ) -> AsyncIterator[list[Document]]:
-        manager = AsyncCallbackManager.configure(**_inherited(callbacks), local_metadata=self._metadata())
+        manager = AsyncCallbackManager.configure(**_inherited(callbacks), local_metadata=self._metadata(self.top_n))
         run = await manager.on_chain_start(**self._start(documents, query))
         output: list[Document] = []
         try:
-            with figures_on(run, self._metadata):
+            with figures_on(run, lambda: self._metadata(self.top_n)):
                 yield output
         except BaseException as error:
             await run.on_chain_error(error)

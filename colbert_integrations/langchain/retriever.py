@@ -92,6 +92,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
             fields["model"] = make_index(data.get("model"), given["store"], given["index"]).model
         made = handler(fields)
         made.index = given["index"] if given["index"] is not None else make_index(made.colbert, given["store"])
+        made.index.check_search(filter=store_filter(made.filter), search=made.search)  # before documents are encoded
         if given["documents"] is not None:
             made.add_documents(given["documents"])
         return made

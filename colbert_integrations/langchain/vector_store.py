@@ -423,7 +423,10 @@ def _arguments(
 ) -> dict[str, Any]:
     """Arguments of a search of the index, made of the options of a call; refuse other options."""
     if "score_threshold" in others:
-        raise InputError("score_threshold is for search_type='similarity_score_threshold' of as_retriever")
+        raise InputError(
+            "score_threshold is for similarity_search_with_relevance_scores, and for as_retriever with "
+            "search_type='similarity_score_threshold'"
+        )
     if others:
         raise InputError(f"a search takes k, filter, search and candidates, not {', '.join(others)}")
     return {

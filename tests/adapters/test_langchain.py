@@ -301,6 +301,18 @@ async def test_a_runnable_streams_the_documents(
     assert [part async for part in reranker.as_runnable().astream(inputs)] == [best]
 
 
+async def test_a_runnable_takes_the_number_of_documents(
+    reranker: ColBERTReranker, documents: list[Document], best: list[Document]
+):
+    inputs = {"query": QUERY, "documents": documents}
+    runnable = reranker.as_runnable().bind(top_n=1)
+    assert runnable.invoke(inputs) == best[:1]
+    assert await runnable.ainvoke(inputs) == best[:1]
+    assert len(reranker.as_runnable().invoke(inputs, top_n=None)) == len(documents)
+    with pytest.raises(InputError, match="top_n must be a whole number from 1"):
+        reranker.as_runnable().invoke(inputs, top_n=0)
+
+
 async def test_a_runnable_can_become_a_tool(reranker: ColBERTReranker, documents: list[Document], best: list[Document]):
     with pytest.warns(LangChainBetaWarning):
         tool = reranker.as_runnable().as_tool(name="rerank", description="order documents")

@@ -194,6 +194,20 @@ def test_a_filter_that_the_language_lacks_is_refused(retriever: ColBERTRetriever
         retriever.invoke(QUERY, filter={"year": {"$near": 2020}})
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"filter": {"year": {"$near": 2020}}}, r"unknown operator '\$near'"), ({"search": "codes"}, "needs codes")],
+)
+def test_what_can_not_be_searched_is_refused_before_anything_is_encoded(
+    fields: dict[str, Any], said: str, stanford: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ColBERTIndex, "add", None)
+    with pytest.raises(ValidationError, match=said):
+        ColBERTRetriever.from_texts(["a"], **fields, **stanford)
+    with pytest.raises(ValidationError, match=said):
+        ColBERTRetriever(documents=[Document("a")], **fields, **stanford)
+
+
 def test_a_filter_that_changes_documents_leaves_the_index_unchanged(
     retriever: ColBERTRetriever, documents: list[Document]
 ):

@@ -246,6 +246,12 @@ def test_settings_may_be_said_again_in_any_form(driver: Driver, stanford: dict[s
     assert driver.Reranker(**{**stanford, **options, "model": reranker.colbert}).colbert is reranker.colbert
 
 
+def test_devices_and_data_types_may_be_those_of_torch(driver: Driver, stanford: dict[str, Any]):
+    reranker = driver.Reranker(**stanford | {"device": torch.device("cpu"), "dtype": torch.float32})
+    assert (reranker.device, reranker.dtype) == ("cpu", "float32")
+    assert reranker.colbert.settings.dtype == "float32"
+
+
 def test_a_path_is_a_model(driver: Driver, checkpoint: Callable[[str], Path], shared_model: ColBERT):
     reranker = driver.Reranker(model=checkpoint("stanford"), device="cpu")
     assert reranker.model == str(checkpoint("stanford"))
