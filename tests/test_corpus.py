@@ -66,6 +66,7 @@ def test_it_stores_what_an_index_would(tiny: ColBERT) -> None:
     assert (report.documents, report.encoded, report.unchanged, report.failed) == (4, 4, 0, 0)
     said = str(replace(report, seconds=0.5))
     assert said == "4 documents: 4 encoded, 0 there already; 0.5 s, 8 a second"
+    assert str(replace(report, documents=1)).startswith("1 document: ")
 
 
 def test_documents_that_give_way_to_others_of_their_id_are_counted(tiny: ColBERT) -> None:

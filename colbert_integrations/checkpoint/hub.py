@@ -34,7 +34,6 @@ _ADVICE = {
     "GatedRepoError": "ask for access on the repository's page, then pass token=",
     "HFValidationError": "it is neither a folder nor the name of a repository, such as organisation/name",
     "IncompleteSnapshotError": "only a part of it was downloaded before; load it once with a connection",
-    "LocalEntryNotFoundError": "it was not downloaded before, and the hub can't be reached",
     "RepositoryNotFoundError": "check the name; a private repository needs token=",
 }
 
@@ -136,7 +135,7 @@ def _download(name: str, options: HubOptions) -> Path:
         # By its commit, which names the snapshot's folder: a branch may have moved in between.
         return fetch(pickled, path.name) if pickled else path
     except Exception as error:  # the library lets its transport's errors through, and its transport changed
-        message = f"can't get {name!r} from the hub: {_advice(error, options)}. {type(error).__name__}: {error}"
+        message = f"can't get {name!r} from the hub: {_advice(error, options)}{_bundled_instead(name)}"
         raise CheckpointNotFoundError(message) from error
 
 
@@ -151,8 +150,23 @@ def _advice(error: Exception, options: HubOptions) -> str:
     kind = type(error).__name__
     if kind == "LocalEntryNotFoundError" and options.local_files_only:
         return "it was not downloaded before, and local_files_only=True forbids downloading it"
+    if kind == "LocalEntryNotFoundError":
+        return f"it was not downloaded before, and the hub can't be reached{_in_brackets(error.__cause__)}"
     if kind == "RevisionNotFoundError":
         return f"it has no revision {options.revision!r}"
     if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-        return _ADVICE.get(kind, "it refuses the token; pass a valid one, or log in again")
-    return _ADVICE.get(kind, "check the connection and the disk, or pass a local folder")
+        return _ADVICE.get(kind, f"it refuses the token; pass a valid one, or log in again{_in_brackets(error)}")
+    return _ADVICE.get(kind, f"check the connection and the disk, or pass a local folder{_in_brackets(error)}")
+
+
+def _in_brackets(error: BaseException | None) -> str:
+    """The first line of an error, to go behind what we say."""
+    if error is None:
+        return ""
+    first = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f" ({first.rstrip(' .:')})"
+
+
+def _bundled_instead(name: str) -> str:
+    last = PurePosixPath(name).name
+    return f"; there is {_BUNDLED_PREFIX}{last}, which needs no network" if last in _BUNDLED else ""

@@ -18,7 +18,7 @@ from .corpora import Corpus
 from .failures import Failures
 from .opening import folder_of, opened_for_writing
 from .output import INTERRUPTED, Output
-from .reading import resolved
+from .reading import resolved, warn_of_whole_files
 
 __all__ = ["run"]
 
@@ -55,6 +55,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
             leave_out=written,
             failed=failures.add,
         )
+        warn_of_whole_files(args.sources, args.form, output)
         with opened_for_writing(args) as index:
             output.say(f"Indexing into {args.store} with {index.model.settings.model} on {index.model.device}")
             try:
@@ -120,7 +121,7 @@ def _show(
     stored = len(index)
     if not output.as_json:
         output.line(str(report))
-        output.line(f"{args.store} holds {stored:,} documents")
+        output.line(f"{args.store} holds {stored:,} document{'s' * (stored != 1)}")
         return
     counts = {
         name: getattr(report, name) for name in ("documents", "encoded", "unchanged", "replaced", "failed", "seconds")

@@ -84,7 +84,7 @@ def _warnings_in_one_line(output: Output) -> Iterator[None]:
     """Show warnings as messages, without the line of code."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        output.say(f"warning: {message}")
+        output.warn(str(message))
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -110,6 +110,10 @@ class Output:
         if not self.quiet:
             _to_stderr(message)
 
+    def warn(self, message: str) -> None:
+        """Tell what may not be as it was meant, unless that is not wanted."""
+        self.say(f"warning: {message}")
+
     def error(self, message: str) -> None:
         """Tell what went wrong."""
         _to_stderr(f"{PROGRAM}: {message}")

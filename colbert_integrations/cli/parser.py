@@ -60,6 +60,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         command.error("give one query, or several by --queries")
     if args.command == "explain" and (args.file is None) == (args.text is None):
         command.error("give one FILE, or a text by --text")
+    if args.command == "info" and args.name is not None:
+        if args.model is not None:
+            command.error("give the model once, as MODEL or by --model")
+        args.model = args.name
     return args
 
 
@@ -82,7 +86,7 @@ def _add_rerank(commands: Any) -> None:
         help="a text file, which is one document; .jsonl: lines with a text; -: stdin",
     )
     _add_form(command)
-    command.add_argument("--top-n", type=_count, metavar="N", help="most documents to show; default: all")
+    command.add_argument("-k", "--top-n", type=_count, metavar="N", help="most documents to show; default: all")
     _add_scores(command)
     command.add_argument("--explain", action="store_true", help="show the best passage and which words matched")
     _add_model(command)
@@ -113,10 +117,8 @@ def _add_info(commands: Any) -> None:
         "show what a checkpoint says, and how it would be run",
         f"info {DEFAULT_MODEL}",
     )
-    command.add_argument(
-        "model", nargs="?", metavar="MODEL", help=f"a folder, a repository or bundled/...; default: {DEFAULT_MODEL}"
-    )
-    _add_machine(command)
+    command.add_argument("name", nargs="?", metavar="MODEL", help="the same as --model")
+    _add_model(command)
     _add_output(command, "the report as one document")
 
 
@@ -183,7 +185,9 @@ def _add_search(commands: Any) -> None:
     command.add_argument(
         "--queries", metavar="FILE", help="a file with a query on each line, in .jsonl under text; -: lines from stdin"
     )
-    command.add_argument("-k", type=_count, default=10, help="most documents to find; default: %(default)s")
+    command.add_argument(
+        "-k", "--top-n", type=_count, default=10, metavar="N", help="most documents to find; default: %(default)s"
+    )
     command.add_argument(
         "--filter",
         type=_json_object,

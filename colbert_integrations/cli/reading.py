@@ -8,15 +8,28 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn, TypeAlias
 
 from ..errors import InputError
+from .output import Output
 
-__all__ = ["STDIN", "Failed", "Form", "Text", "form_of", "opened", "read", "reason", "refuse", "resolved"]
+__all__ = [
+    "STDIN",
+    "Failed",
+    "Form",
+    "Text",
+    "form_of",
+    "opened",
+    "read",
+    "reason",
+    "refuse",
+    "resolved",
+    "warn_of_whole_files",
+]
 
 STDIN = "-"
 
@@ -27,6 +40,8 @@ Failed: TypeAlias = Callable[[str, str], None]
 """Is told where something could not be read, and why."""
 
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+# Files of many entries, which are one text all the same unless the user says how to take them apart.
+_OF_ENTRIES = (".json", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,22 @@ def form_of(file: str, wanted: Form | None) -> Form:
         JSON lines where its name or the user says so, else what the user wants, else one text.
     """
     return "jsonl" if file.lower().endswith(_JSON_LINES) else wanted or "text"
+
+
+def warn_of_whole_files(files: Iterable[str], wanted: Form | None, output: Output) -> None:
+    """Warn of each file of many entries that is taken as one document.
+
+    Args:
+        files: What the user named; of folders and what is not there nothing is said.
+        wanted: What the user said of all files. None: nothing.
+        output: Where it is told.
+    """
+    for file in dict.fromkeys(files) if wanted is None else ():
+        if file.lower().removesuffix(".gz").endswith(_OF_ENTRIES) and os.path.isfile(file):
+            output.warn(
+                f"{file} is taken as one document; to have one for each entry, write them as JSON lines (.jsonl, or "
+                "--jsonl), or say --lines, which makes one of each line"
+            )
 
 
 def read(file: str, form: Form, failed: Failed) -> Iterator[Text]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import InputError
@@ -13,7 +15,7 @@ from .failures import Failures
 from .listing import show_result
 from .opening import open_model
 from .output import Output
-from .reading import Text, form_of, read
+from .reading import Failed, Form, Text, form_of, read, warn_of_whole_files
 
 __all__ = ["run"]
 
@@ -33,8 +35,9 @@ def run(args: argparse.Namespace, output: Output) -> int:
         CheckpointError: If the model can't be loaded.
         MissingExtraError: If a package that the model needs is not installed.
     """
+    warn_of_whole_files(args.files, args.form, output)
     with Failures(output) as failures:
-        texts = [text for file in args.files for text in read(file, form_of(file, args.form), failures.add)]
+        texts = [text for file in args.files for text in _texts(file, args.form, failures.add)]
         failures.tell()
         if failures.count and not texts:
             raise InputError("nothing to rank: none of the texts could be read")
@@ -53,6 +56,13 @@ def run(args: argparse.Namespace, output: Output) -> int:
     else:
         _show(output, texts, ranked)
     return 1 if failures.count else 0
+
+
+def _texts(file: str, form: Form | None, failed: Failed) -> Iterator[Text]:
+    if os.path.isdir(file):
+        failed(file, f"is a folder: name its files, such as {os.path.join(file, '*')}, or index it and search")
+        return
+    yield from read(file, form_of(file, form), failed)
 
 
 def _show(output: Output, texts: list[Text], ranked: list[RankedDocument]) -> None:

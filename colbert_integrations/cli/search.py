@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         while some := list(islice(queries, _AT_ONCE)):
             found = index.search(
                 [query.text for query in some],
-                args.k,
+                args.top_n,
                 args.filter,
                 search=args.search,
                 normalize_scores=args.normalize,

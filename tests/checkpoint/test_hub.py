@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 
 import checkpoints
 from colbert_integrations import ColBERT
+from colbert_integrations.checkpoint.hub import HubOptions, locate
 from colbert_integrations.errors import CheckpointError, CheckpointNotFoundError, ColBERTError
 
 DOCUMENTS = ["the lazy dog", "a plane flies over Paris", "bread and flour"]
@@ -176,6 +178,8 @@ def test_what_is_missing_is_said_with_advice(
         away(_query_length, name, cache_dir=tmp_path, **options)
     assert repr(name) in str(raised.value)
     assert advice in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert "bundled/" not in str(raised.value)
 
 
 def test_a_hub_that_cannot_be_reached_is_named_as_the_reason(
@@ -183,8 +187,38 @@ def test_a_hub_that_cannot_be_reached_is_named_as_the_reason(
 ) -> None:
     hub.add("org/far", checkpoint("stanford"))
     gone()
-    with pytest.raises(CheckpointNotFoundError, match="the hub can't be reached"):
+    with pytest.raises(CheckpointNotFoundError) as raised:
         away(_query_length, "org/far", cache_dir=tmp_path)
+    said = r"can't get 'org/far' from the hub: it was not downloaded before, and the hub can't be reached \(\w+: .*\)"
+    assert re.fullmatch(said, str(raised.value))  # one line
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_the_bundled_model_is_named_where_one_of_its_name_is_missing(hub: Hub, away: Away, name: str) -> None:
+    with pytest.raises(CheckpointNotFoundError, match="there is bundled/all-MiniLM-L6-v2, which needs no network$"):
+        away(_query_length, name)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), " (OSError: [Errno 28] No space left on device)"),
+        (TimeoutError(), " (TimeoutError)"),
+        (ValueError("first.\nsecond"), " (ValueError: first)"),
+    ],
+)
+def test_a_failure_without_advice_is_told_by_its_first_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(CheckpointNotFoundError) as raised:
+        locate("org/any", HubOptions())
+    advice = "check the connection and the disk, or pass a local folder"
+    assert str(raised.value) == f"can't get 'org/any' from the hub: {advice}{said}"
+    assert raised.value.__cause__ is error
 
 
 def test_a_hub_that_is_down_is_named_as_the_reason(

@@ -59,7 +59,7 @@ def test_help_names_every_command_and_the_exit_codes(run: Run) -> None:
         ([], "the following arguments are required: COMMAND"),
         (["rank"], "invalid choice: 'rank'"),
         (["rerank", "q"], "the following arguments are required: FILE"),
-        (["rerank", "q", "a", "--top-n", "0"], "argument --top-n: must be a whole number from 1, not '0'"),
+        (["rerank", "q", "a", "--top-n", "0"], "argument -k/--top-n: must be a whole number from 1, not '0'"),
         (["rerank", "q", "a", "--threshold", "nan"], "argument --threshold: must be a number, not 'nan'"),
         (["rerank", "q", "a", "--lines", "--jsonl"], "--jsonl: not allowed with argument --lines"),
         (
@@ -79,9 +79,10 @@ def test_help_names_every_command_and_the_exit_codes(run: Run) -> None:
         (["search", "q", "--store", "b", "--filter", "year"], '--filter: must be a JSON object such as {"year": 2020}'),
         (["search", "q", "--store", "b", "--filter", "[1]"], "not '[1]'"),
         (["search", "q", "--store", "b", "--filter", '{"a":' + "[" * 100_000], '{"year": 2020}, not \'{"a":[['),
-        (["search", "q", "--store", "b", "-k", "0"], "argument -k: must be a whole number from 1, not '0'"),
+        (["search", "q", "--store", "b", "-k", "0"], "argument -k/--top-n: must be a whole number from 1, not '0'"),
         (["search", "--store", "b"], "give one query, or several by --queries"),
         (["search", "q", "--queries", "-", "--store", "b"], "give one query, or several by --queries"),
+        (["info", "a", "--model", "b"], "give the model once, as MODEL or by --model"),
     ],
 )
 def test_errors_of_usage_say_what_would_be_right(
@@ -129,7 +130,11 @@ def test_options_may_stand_anywhere(argv: list[str]) -> None:
         (["index", "a", "--store", "b", "--pool-factor", "1.5"], "pool_factor", 1.5),
         (["index", "a", "--store", "b", "--pool-factor", "1"], "pool_factor", 1),
         (["index", "a", "--store", "b"], "pool_factor", 1),
-        (["search", "q", "--store", "b"], "k", 10),
+        (["search", "q", "--store", "b"], "top_n", 10),
+        *((["search", "q", "--store", "b", option, "3"], "top_n", 3) for option in ("-k", "--top-n")),
+        *((["rerank", "q", "a", option, "3"], "top_n", 3) for option in ("-k", "--top-n")),
+        *((["info", *named], "model", "a") for named in (["a"], ["--model", "a"])),
+        (["info"], "model", None),
     ],
 )
 def test_options_take_what_the_library_takes(argv: list[str], name: str, value: object) -> None:

@@ -106,6 +106,9 @@ def test_readable_output_is_the_report(run: Run, model: ColBERT, notes: Path) ->
     assert done.out.endswith("\nkept holds 5 documents\n")
     assert done.err == f"Indexing into kept with {model.settings.model} on cpu\n"
     assert run("index", "notes", "--store", "kept", "--quiet").err == ""
+    alone = run("index", "notes/bread.txt", "--store", "alone").out
+    assert alone.startswith("1 document: 1 encoded, 0 there already; ")
+    assert alone.endswith("\nalone holds 1 document\n")
 
 
 def test_a_bar_on_a_terminal_knows_how_many_there_are(run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +200,19 @@ def test_json_lines_have_ids_and_metadata(run: Run, model: ColBERT, tmp_path: Pa
         assert stored(tmp_path / f"kept{number}") == expected
     run("index", "-", "--store", tmp_path / "kept", "--no-title", stdin=content)
     assert stored(tmp_path / "kept")["MED-10"] == ("the plane", {"title": "Statin Use", "url": "a"})
+
+
+def test_a_file_of_entries_that_is_taken_whole_is_told_where_it_is_named(run: Run, notes: Path) -> None:
+    Path("folder.csv").mkdir()
+    for path in (notes / "inner.json", Path("folder.csv/inner.csv"), Path("named.json")):
+        path.write_text('["a plane", "bread"]')
+    done = run("index", "notes", "folder.csv", "named.json", "--store", "kept")
+    assert (done.code, "named.json" in stored("kept")) == (0, True)
+    warned, indexing = done.err.splitlines()
+    assert warned.startswith("warning: named.json is taken as one document; to have one for each entry, ")
+    assert indexing.startswith("Indexing into kept ")
+    assert run("index", "named.json", "--store", "kept", "--quiet").err == ""
+    assert "warning" not in run("index", "named.json", "--store", "kept", "--lines").err
 
 
 def test_files_of_json_lines_may_have_one_name(run: Run, tmp_path: Path) -> None:

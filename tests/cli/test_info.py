@@ -26,6 +26,10 @@ def test_it_begins_with_the_load_report(run: Run, model: ColBERT) -> None:
     }
 
 
+def test_the_model_may_be_named_as_elsewhere(run: Run, model: ColBERT) -> None:
+    assert run("info", "--model", model.settings.model).out == run("info", model.settings.model).out
+
+
 def test_json_has_the_spec_and_where_it_is_from(run: Run, model: ColBERT) -> None:
     data = run("info", model.settings.model, "--json", "--dtype", "bfloat16", "--set", "document_length=30").data
     spec = json.loads(json.dumps(asdict(model.spec)))

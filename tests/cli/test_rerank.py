@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,8 +61,9 @@ def test_options_are_those_of_rank(run: Run, model: ColBERT, notes: Path) -> Non
     assert [(entry["index"], entry["score"]) for entry in done.data["results"]] == [
         (entry.index, entry.score) for entry in every if entry.score >= threshold
     ]
-    done = run("rerank", QUERY, *files, "--json", "--top-n", 2)
-    assert [entry["index"] for entry in done.data["results"]] == [entry.index for entry in every[:2]]
+    for option in ("--top-n", "-k"):
+        done = run("rerank", QUERY, *files, "--json", option, 2)
+        assert [entry["index"] for entry in done.data["results"]] == [entry.index for entry in every[:2]]
 
 
 def test_settings_reach_the_model(run: Run, model: ColBERT) -> None:
@@ -147,11 +149,30 @@ def test_what_can_not_be_read_is_told_and_the_rest_is_ranked(run: Run, notes: Pa
         r"notes/bad.jsonl:8: is not JSON: .*",
         r"notes/bad.jsonl:10: is not UTF-8 text: byte 0xff at 0",
         r"notes/missing.txt: can't be read: No such file or directory",
-        r"notes/Straße: can't be read: Is a directory",
+        r"notes/Straße: is a folder: name its files, such as notes/Straße/\*, or index it and search",
     ]
     assert len(said) == len(expected)
     for line, pattern in zip(said, expected, strict=True):
         assert re.fullmatch(f"colbert-integrations: {pattern}", line), line
+
+
+def test_a_file_of_entries_that_is_taken_whole_is_told(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "b.CSV", "c.tsv.gz", "d.jsonl", "e.txt"):
+        content = b'{"text": "a plane"}\n{"text": "bread"}\n'
+        Path(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    done = run("rerank", QUERY, "a.json", "b.CSV", "c.tsv.gz", "d.jsonl", "e.txt", "a.json", "missing.json", "--json")
+    assert (done.code, len(done.data["results"])) == (1, 7)
+    *told, missing = done.err.splitlines()
+    advice = "write them as JSON lines (.jsonl, or --jsonl), or say --lines, which makes one of each line"
+    assert told == [
+        f"warning: {name} is taken as one document; to have one for each entry, {advice}"
+        for name in ("a.json", "b.CSV", "c.tsv.gz")
+    ]
+    assert missing == "colbert-integrations: missing.json: can't be read: No such file or directory"
+    for option, documents in (("--jsonl", 2), ("--lines", 2), ("--quiet", 1)):
+        done = run("rerank", QUERY, "a.json", "--json", option)
+        assert (done.code, done.err, len(done.data["results"])) == (0, "", documents)
 
 
 def test_nothing_that_can_be_read_is_an_error(run: Run, notes: Path) -> None:
