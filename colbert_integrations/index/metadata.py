@@ -17,7 +17,9 @@ _MOST_LEVELS = 32
 
 
 def without_numpy(value: object) -> Any:
-    """A number or a string of NumPy's, as tables hold them, in Python's own type; anything else as it is."""
+    """A number, string or date of NumPy's, as tables hold them, in Python's own type; anything else as it is."""
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]")  # one of nanoseconds would become a number
     return value.item() if isinstance(value, np.generic) else value
 
 
