@@ -3,7 +3,8 @@
 ::
 
     {"year": 2020}                        equal; a list in the metadata contains it
-    {"year": {"$gte": 2020, "$lt": 2024}} $gt, $gte, $lt, $lte: numbers
+    {"year": {"$gte": 2020, "$lt": 2024}} $gt, $gte, $lt, $lte: numbers, or dates and times
+    {"date": {"$gte": "2024-01-31"}}      ISO 8601 as in dates.py, compared as points in time
     {"language": {"$in": ["en", "de"]}}   one of
     {"draft": {"$ne": True}}              not equal, or not there
     {"language": {"$nin": ["en", "de"]}}  none of, or not there
@@ -24,10 +25,12 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypeAlias
 
 from ..errors import FilterError
+from .dates import instant
 from .metadata import without_numpy
 
 __all__ = ["AnyOf", "Condition", "Conditions", "is_number", "is_yes", "matches", "parse_filter", "places"]
@@ -58,7 +61,8 @@ class Condition:
     Attributes:
         key: Where in the metadata; ``places`` says what its dots mean.
         operator: One of ``$eq``, ``$in``, ``$gt``, ``$gte``, ``$lt``, ``$lte``.
-        value: What to compare with: a scalar, a tuple of scalars for ``$in``, a number for the ranges.
+        value: What to compare with: a scalar, a tuple of scalars for ``$in``, a number or a point in time, in UTC, for
+            the ranges.
         negated: Whether no value that the key finds may be so, instead of one of them.
     """
 
@@ -220,7 +224,10 @@ def _conditions(key: str, value: object) -> Conditions:
         return (Condition(key, "$eq", _scalar(key, value)),)
     if not value:
         raise FilterError(f"{key!r} has no condition: name one of {', '.join(OPERATORS)}")
-    return tuple(_condition(key, name, operand) for name, operand in value.items())
+    conditions = tuple(_condition(key, name, operand) for name, operand in value.items())
+    if len({is_number(part.value) for part in conditions if part.operator in _RANGES}) > 1:
+        raise FilterError(f"{key!r} has a range from a number to a date: both ends are of one kind, not {value!r}")
+    return conditions
 
 
 def _condition(key: str, name: Any, operand: object) -> Condition:
@@ -235,10 +242,18 @@ def _operand(key: str, name: object, operand: object) -> Any:
         if isinstance(operand, (str, Mapping)) or not isinstance(operand, (Sequence, set, frozenset)):
             raise FilterError(f"{name} for {key!r} takes a list, not {operand!r}")
         return tuple(_scalar(key, value) for value in operand)
-    operand = without_numpy(operand)
-    if name in _RANGES and (not is_number(operand) or operand != operand):
-        raise FilterError(f"{name} for {key!r} takes a number, not {operand!r}")
-    return _scalar(key, operand)
+    return _end(key, name, without_numpy(operand)) if name in _RANGES else _scalar(key, operand)
+
+
+def _end(key: str, name: object, operand: Any) -> Scalar | datetime:
+    """Where a range ends."""
+    if is_number(operand) and operand == operand:
+        return _scalar(key, operand)
+    if (moment := instant(operand)) is not None:
+        return moment
+    raise FilterError(
+        f"{name} for {key!r} takes a number, or a date such as '2024-01-31' or '2024-01-31T09:30:00Z', not {operand!r}"
+    )
 
 
 def _scalar(key: str, value: object) -> Scalar:
@@ -268,9 +283,12 @@ def _values(metadata: Mapping[str, Any], key: str) -> list[Any]:
 
 def _holds(values: Sequence[Any], condition: Condition) -> bool:
     """Whether one of the values is as a condition asks, before it is negated."""
-    if (compare := _RANGES.get(condition.operator)) is not None:
-        return any(is_number(value) and compare(value, condition.value) for value in values)
-    return any(_equal(value, wanted) for value in values for wanted in condition.wanted)
+    compare, end = _RANGES.get(condition.operator), condition.value
+    if compare is None:
+        return any(_equal(value, wanted) for value in values for wanted in condition.wanted)
+    if isinstance(end, datetime):
+        return any(compare(moment, end) for value in values if (moment := instant(value)) is not None)
+    return any(is_number(value) and compare(value, end) for value in values)
 
 
 def _equal(value: Any, wanted: Scalar) -> bool:

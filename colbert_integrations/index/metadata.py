@@ -17,7 +17,9 @@ _MOST_LEVELS = 32
 
 
 def without_numpy(value: object) -> Any:
-    """A number or a string of NumPy's, as tables hold them, in Python's own type; anything else as it is."""
+    """A number, string or date of NumPy's, as tables hold them, in Python's own type; anything else as it is."""
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]")  # one of nanoseconds would become a number
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -61,7 +63,8 @@ def _value_copy(value: object, key: str, name: str) -> Any:
         return json.loads(_ENCODER.encode(value))
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
-            f"the metadata of document {name!r} is not JSON at {key!r}: {error}; make a string or a number of it, None of NaN"
+            f"the metadata of document {name!r} is not JSON at {key!r}: {error}; make a string or a number of it, None "
+            "of NaN"
         ) from error
 
 

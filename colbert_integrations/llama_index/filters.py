@@ -9,6 +9,7 @@ from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
 from ..errors import FilterError
+from ..index import instant
 from .nodes import REF_DOC_ID, node_of, ref_doc_id_of
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ def _condition(item: MetadataFilter) -> dict[str, Any]:
     several = item.operator in _LISTS
     if isinstance(item.value, list) != several:
         raise FilterError(f"{asked} takes {'a list' if several else 'no list'}, not {item.value!r}")
-    if name in _RANGES and isinstance(item.value, str):
-        raise FilterError(f"{asked} takes a number, not {item.value!r}: {_INSTEAD}")
+    if name in _RANGES and isinstance(item.value, str) and instant(item.value) is None:
+        raise FilterError(f"{asked} takes a number, or a date such as '2024-01-31', not {item.value!r}: {_INSTEAD}")
     if item.operator is not FilterOperator.ALL or not isinstance(item.value, list):
         return {item.key: {name: item.value}}
     if not item.value:

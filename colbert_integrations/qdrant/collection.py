@@ -23,7 +23,7 @@ __all__ = ["FIRST_STAGE", "Collection", "Form", "IndexKind", "bound", "check_fir
 FIRST_STAGE = "first_stage"
 """Name of the vector that the first stage searches."""
 
-IndexKind: TypeAlias = Literal["string", "number", "boolean"]
+IndexKind: TypeAlias = Literal["string", "number", "boolean", "date"]
 
 _FORBIDDEN = 403
 _OURS = "colbert_integrations"  # our part of a collection's own metadata
@@ -32,6 +32,7 @@ _KINDS = {
     "string": models.PayloadSchemaType.KEYWORD,
     "number": models.PayloadSchemaType.FLOAT,
     "boolean": models.PayloadSchemaType.BOOL,
+    "date": models.PayloadSchemaType.DATETIME,
 }
 # What this package's own calls filter by, for servers whose strict mode takes filters on indexed keys only (Qdrant
 # Cloud's is on): writing metadata where the text is still the same, and LlamaIndex' nodes of a document. They are made

@@ -40,7 +40,8 @@ _HELP = {
 }
 # What strict mode says of a filter: the key, and the kinds of index of which it wants one.
 _UNINDEXED = re.compile(r'Index required but not found for "(.+)" of one of the following types: \[(.*?)\]')
-_KINDS = {"keyword": "string", "float": "number", "bool": "boolean"}  # as payload_indexes= calls them
+# As payload_indexes= calls them.
+_KINDS = {"keyword": "string", "float": "number", "bool": "boolean", "datetime": "date"}
 _STATUS_OF_CODE = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.UNAUTHENTICATED: 401,

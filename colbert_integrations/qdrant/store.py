@@ -106,7 +106,8 @@ class QdrantStore(Store):
             one vector each, then MaxSim with them; what the first stage does not find is lost.
         candidates: How many documents a candidate stage hands on. None: ``max(20, 2 * k)`` for ``"codes"``,
             ``max(500, 5 * k)`` for ``"first_stage"``.
-        payload_indexes: Keys of metadata to index for filters, as ``"string"``, ``"number"`` or ``"boolean"``.
+        payload_indexes: Keys of metadata to index for filters, as ``"string"``, ``"number"``, ``"boolean"`` or
+            ``"date"``.
         vector_name: Name of the vector that holds the token vectors.
         batch_bytes: Maximum number of bytes of a request; one document alone may take more.
         retries: How often a request is tried again that failed for a reason that may pass, after longer and longer

@@ -79,6 +79,20 @@ def test_ranges_of_numbers_are_the_frameworks(operator: FilterOperator, value: A
     assert not any(ours(filters, metadata) for metadata in METADATAS if metadata not in comparable)
 
 
+# The framework compares strings, which are in the order of time as long as all have one form.
+DAYS: list[dict[str, Any]] = [{"key": f"2024-{month:02}-01", "other": "ab"[month % 2]} for month in range(1, 6)] + [{}]
+
+
+@pytest.mark.parametrize("operator", RANGES)
+@pytest.mark.parametrize("condition", FilterCondition)
+def test_ranges_of_dates_are_the_frameworks(operator: FilterOperator, condition: FilterCondition):
+    parts = [*one(operator, "2024-03-01").filters, *one(FilterOperator.EQ, "b", "other").filters]
+    for filters in (one(operator, "2024-03-01"), MetadataFilters(filters=parts, condition=condition)):
+        found = [ours(filters, metadata) for metadata in DAYS]
+        assert found == [theirs(filters, metadata) for metadata in DAYS]
+        assert 0 < sum(found) < len(DAYS)
+
+
 @pytest.mark.parametrize("value", ["a", "b", "c", 5, 5.0, 7])
 def test_what_a_list_contains_is_the_frameworks(value: Any):
     filters = one(FilterOperator.CONTAINS, value)
@@ -192,6 +206,9 @@ def test_nested_filters_are_joined():
         (FilterOperator.NE, 0, False, True, False),
         (FilterOperator.NIN, [0, 2], False, True, False),
         (FilterOperator.GT, 0, True, False, True),
+        # Dates are points in time, whatever their form.
+        (FilterOperator.GT, "2024-01-31", "2024-01-31T01:00:00+02:00", False, True),
+        (FilterOperator.LTE, "2024-01-31", "2024-01-31T00:00:00Z", True, False),
         # CONTAINS asks a list; within a text the framework looks for a part of it.
         (FilterOperator.CONTAINS, "a", "cab", False, True),
         (FilterOperator.ANY, ["a", "x"], "cab", False, True),
@@ -244,7 +261,11 @@ def test_every_operator_of_the_framework_is_known_or_refused():
         (FilterOperator.NIN, 5, "NIN of 'key' takes a list, not 5"),
         (FilterOperator.ANY, "a", "ANY of 'key' takes a list, not 'a'"),
         (FilterOperator.ALL, [], "ALL of 'key' takes at least one value"),
-        (FilterOperator.GT, "2024-01-01", "GT of 'key' takes a number, not '2024-01-01': pass a function"),
+        (
+            FilterOperator.GT,
+            "soon",
+            "GT of 'key' takes a number, or a date such as '2024-01-31', not 'soon': pass a fun",
+        ),
     ],
 )
 def test_impossible_values_are_refused(operator: FilterOperator, value: Any, message: str):

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from colbert_integrations import Hit, MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import (
@@ -22,6 +24,7 @@ from colbert_integrations.errors import (
 )
 from colbert_integrations.fingerprint import Fingerprint
 from colbert_integrations.index import Store, StoredDocument
+from moments import SIGNS, Moment, moments
 from stores import DIM, KINDS, STORES, brute_force, dyadic, fill, found, needs_numpy_2
 
 QUERIES = dyadic(99, 3, 1, 5)
@@ -193,6 +196,55 @@ def test_filters_are_joined_and_negated(
     some = {name: documents[name] for name in wanted}
     # Of no documents brute force makes no scores at all.
     assert found(store, QUERIES, 9, filter=filter) == (brute_force(some, QUERIES, 9) if some else [[]] * len(QUERIES))
+
+
+# By hand: two are the same moment, one is a microsecond before it, and one is a date to Qdrant alone.
+DATES = [{}, {"when": "2024-01-31"}, {"when": "2024-01-31T01:00:00+01:00"}, {"when": "2024-01-30 23:59:59.999999"}]
+DATES += [{"when": ["soon", "2024-02-01 00:00"]}, {"when": "2024-1-31"}, {"when": 20240131}]
+EAST = datetime.timezone(datetime.timedelta(hours=1))
+
+
+@pytest.mark.parametrize(
+    ("condition", "within", "not_within"),
+    [
+        ({"$gte": "2024-01-31"}, "124", "0356"),
+        ({"$gt": "2024-01-31"}, "4", "012356"),
+        ({"$lt": "2024-01-31T00:00:00"}, "3", "012456"),
+        ({"$lte": "2024-01-31 05:30:00+0530"}, "123", "0456"),
+        ({"$gte": "2024-01-30T23:59:59.999999Z", "$lt": "2024-02-01"}, "123", "0456"),
+        ({"$gt": "2024-01-30T23:59:59.999999Z", "$lt": "2024-02-01"}, "12", "03456"),
+        ({"$gte": datetime.date(2024, 1, 31), "$lt": datetime.datetime(2024, 2, 1)}, "12", "03456"),
+        ({"$gt": datetime.datetime(2024, 1, 31, 1, tzinfo=EAST)}, "4", "012356"),
+        ({"$gte": np.datetime64("2024-01-31", "ns")}, "124", "0356"),
+        ({"$gte": "0001-01-01", "$lte": datetime.datetime.max}, "1234", "056"),
+        ({"$gte": 0}, "6", "012345"),
+        ("2024-01-31", "1", "023456"),
+    ],
+    ids=str,
+)
+def test_dates_are_compared_as_points_in_time(
+    store: Store, documents: dict[str, torch.Tensor], condition: Any, within: str, not_within: str
+) -> None:
+    fill(store, documents, DATES)
+    for filter, expected in (({"when": condition}, within), ({"$not": {"when": condition}}, not_within)):
+        wanted = [f"d{number}" for number in expected]
+        assert store.ids(filter) == wanted
+        some = {name: documents[name] for name in wanted}
+        assert found(store, QUERIES, 9, filter=filter) == brute_force(some, QUERIES, 9)
+    assert store.ids({"$or": [{"when": condition}, {"$not": {"when": condition}}]}) == list(documents)
+
+
+def test_moments_in_any_form_are_ordered_as_python_orders_them(store: Store) -> None:
+    @settings(max_examples=25, deadline=None)
+    @given(st.lists(moments(), min_size=6, max_size=6), moments(), st.booleans())
+    def check(there: list[Moment], end: Moment, as_text: bool) -> None:
+        fill(store, dict.fromkeys("abcdef", torch.ones(1, DIM)), [{"when": text} for text, _ in there])
+        text, moment = end
+        for name, compare in SIGNS.items():
+            expected = [document for document, (_, at) in zip("abcdef", there, strict=True) if compare(at, moment)]
+            assert store.ids({"when": {name: text if as_text else moment}}) == expected
+
+    check()
 
 
 def test_a_filter_may_be_a_function_of_the_document(store: Store, documents: dict[str, torch.Tensor]) -> None:
@@ -414,7 +466,13 @@ def test_metadata_of_numpy_are_plain_data(store: Store) -> None:
     types = {key: type(value) for key, value in document.metadata.items()}
     assert types == {"year": int, "share": float, "new": bool, "tags": list}
     assert [hit.id for hit in store.search(QUERIES, filter={"year": {"$gt": 2019}, "tags": "a"})[0]] == ["a"]
-    for impossible in (np.datetime64("2020-01-01"), np.float32("nan"), np.complex64(1j), np.ones(2)):
+    for impossible in (
+        np.datetime64("2020-01-01"),
+        np.datetime64("2020-01-01", "ns"),
+        np.float32("nan"),
+        np.complex64(1j),
+        np.ones(2),
+    ):
         with pytest.raises(InputError, match="not JSON at 'x'"):
             fill(store, {"a": torch.ones(1, DIM)}, [{"x": impossible}])
 

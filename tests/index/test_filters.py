@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import enum
 import math
 from typing import Any
@@ -290,7 +291,13 @@ def test_numbers_become_plain_ones(operator: str, value: Any, plain: float) -> N
         ({"year": {"$nin": 2020}}, r"\$nin for 'year' takes a list"),
         ({"year": {"$nin": [[1]]}}, "compared with a string"),
         ({"year": {"$in": [[1]]}}, "compared with a string"),
-        ({"year": {"$gt": "2020"}}, "takes a number"),
+        ({"year": {"$gt": "2020"}}, r"\$gt for 'year' takes a number, or a date such as '2024-01-31' .* not '2020'"),
+        ({"date": {"$lt": "2024-02-30"}}, "takes a number, or a date"),
+        ({"date": {"$lt": "2024-01-31T09:30"}}, "takes a number, or a date"),
+        ({"date": {"$lt": datetime.time(9, 30)}}, "takes a number, or a date"),
+        ({"date": {"$lt": np.datetime64("NaT")}}, "takes a number, or a date"),
+        ({"date": {"$gte": 2020, "$lt": "2024-01-31"}}, "'date' has a range from a number to a date: both ends are of"),
+        ({"date": datetime.date(2024, 1, 31)}, "compared with a string"),
         ({"year": {"$gt": True}}, "takes a number"),
         ({"year": {"$gt": np.True_}}, "takes a number"),
         ({"year": {"$gt": [2020]}}, "takes a number"),

@@ -103,7 +103,7 @@ def documents() -> dict[str, torch.Tensor]:
         ({"location": "http://localhost:1", "timeout": 0}, "timeout must be a positive number of seconds"),
         ({"location": "http://localhost:1", "timeout": float("inf")}, "timeout must be a positive number"),
         ({"location": "http://localhost:1", "timeout": "5"}, "timeout must be a positive number"),
-        ({"payload_indexes": {"year": "integer"}}, "one of string, number, boolean, not 'integer'"),
+        ({"payload_indexes": {"year": "integer"}}, "one of string, number, boolean, date, not 'integer'"),
         ({"payload_indexes": {'a"b': "string"}}, "can't have a payload index"),
     ],
 )

@@ -92,7 +92,12 @@ def test_filters_find_the_same_as_in_memory_where_their_keys_are_indexed(server:
     filters += [{"b c.d": "0.3"}, {"b c.d": {"$nin": ["2020", "[]"]}}, {"a": {"$nin": [0.3, 1]}}]
     filters += [{"$not": {"a": {sign: 0.3}}} for sign in ("$gt", "$lte")]
     filters += [{"$or": [{"a": 2020}, {"$not": {"b c.d": {"$in": ["0.3", "None"]}}}]}]
-    indexes: Any = {"a": "number", "b c.d": "string"}
+    dates = ["2024-01-31", "2024-01-30 23:00:00.5-01:00", ["2024-02-01T00:00:00Z", None], "2024-1-31", "soon", 20240131]
+    for note, date in zip(notes, dates, strict=False):
+        note["when"] = date
+    filters += [{"when": {sign: "2024-01-31"}} for sign in ("$gt", "$gte", "$lt", "$lte")]
+    filters += [{"$not": {"when": {"$gte": "2024-01-31"}}}, {"when": {"$gte": "0001-01-01", "$lt": "9999-12-31"}}]
+    indexes: Any = {"a": "number", "b c.d": "string", "when": "date"}
     with QdrantStore(server.url, payload_indexes=indexes) as store, MemoryStore() as memory:
         for each in (store, memory):
             fill(each, documents, notes)
@@ -137,7 +142,8 @@ def test_one_who_lost_the_race_to_make_a_collection_indexes_it_too(server: Qdran
         ({"author.first name": "Ada"}, "{'author.first name': 'string'}"),
         ({"author": "0a1b5c2e-6f0d-4c57-9d5e-8b0d6a3c1f47"}, "{'author': 'string'}"),
         ({"draft": {"$ne": True}}, "{'draft': 'boolean'}"),
-        ({"draft": None}, "{'draft': 'string' or 'number' or 'boolean'}"),
+        ({"when": {"$gt": "2024-01-31"}}, "{'when': 'date'}"),
+        ({"draft": None}, "{'draft': 'string' or 'number' or 'boolean' or 'date'}"),
     ],
 )
 @pytest.mark.parametrize("grpc", [True, False], ids=["grpc", "http"])

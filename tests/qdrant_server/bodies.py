@@ -14,6 +14,8 @@ import re
 import uuid
 from typing import Any
 
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+
 PLAIN = {
     "str": lambda value: isinstance(value, str),
     "bool": lambda value: isinstance(value, bool),
@@ -21,6 +23,7 @@ PLAIN = {
     "count": lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63,
     "number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+    "datetime": lambda value: isinstance(value, str) and _RFC_3339.fullmatch(value) is not None,
     "json": lambda value: True,
     "id": lambda value: PLAIN["uint"](value) or _is_uuid(value),
     "vector": lambda value: isinstance(value, list) and all(map(PLAIN["number"], value)),
@@ -50,7 +53,10 @@ TYPES = {
     "ScalarQuantizationConfig": {"type": "=int8", "quantile?": "number", "always_ram?": "bool"},
     "BinaryQuantization": {"binary": "BinaryQuantizationConfig"},
     "BinaryQuantizationConfig": {"always_ram?": "bool"},
-    "CreateFieldIndex": {"field_name": "str", "field_schema?": "=keyword | =integer | =float | =bool | =uuid"},
+    "CreateFieldIndex": {
+        "field_name": "str",
+        "field_schema?": "=keyword | =integer | =float | =bool | =datetime | =uuid",
+    },
     "PointsList": {"points": "[PointStruct]"},
     "PointStruct": {"id": "id", "vector": "vector | multivector | {vector | multivector}", "payload?": "{json}"},
     "PointIdsList": {"points": "[id]"},
@@ -87,9 +93,15 @@ TYPES = {
     "SearchParams": {"exact?": "bool", "indexed_only?": "bool", "quantization?": "QuantizationSearchParams"},
     "QuantizationSearchParams": {"ignore?": "bool", "rescore?": "bool", "oversampling?": "number"},
     "Filter": {"should?": "[Condition]", "must?": "[Condition]", "must_not?": "[Condition]"},
-    "FieldCondition": {"key": "str", "match?": "MatchValue", "range?": "Range", "values_count?": "ValuesCount"},
+    "FieldCondition": {
+        "key": "str",
+        "match?": "MatchValue",
+        "range?": "Range | DatetimeRange",
+        "values_count?": "ValuesCount",
+    },
     "MatchValue": {"value": "str | int | bool"},
     "Range": {"lt?": "number", "gt?": "number", "gte?": "number", "lte?": "number"},
+    "DatetimeRange": {"lt?": "datetime", "gt?": "datetime", "gte?": "datetime", "lte?": "datetime"},
     "ValuesCount": {"lt?": "uint", "gt?": "uint", "gte?": "uint", "lte?": "uint"},
     "IsEmptyCondition": {"is_empty": "PayloadField"},
     "IsNullCondition": {"is_null": "PayloadField"},

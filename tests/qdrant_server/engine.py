@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import qdrant_edge as edge
 
-from .strict import shown
+from .strict import is_of_dates, shown
 
 Json = Any
 _MOST_FLOATS = 2**20  # of one multivector, as in validation.rs of the server
@@ -146,6 +146,7 @@ class Engine:
             "integer": edge.PayloadSchemaType.Integer,
             "float": edge.PayloadSchemaType.Float,
             "bool": edge.PayloadSchemaType.Bool,
+            "datetime": edge.PayloadSchemaType.Datetime,
             "uuid": edge.PayloadSchemaType.Uuid,
         }
         collection = self._get(name)
@@ -291,7 +292,8 @@ def _condition(condition: Json) -> Any:
     if "key" not in condition:
         return _filter(condition)
     if condition.get("range") is not None:
-        return edge.FieldCondition(condition["key"], range=edge.RangeFloat(**condition["range"]))
+        kind = edge.RangeDateTime if is_of_dates(condition["range"]) else edge.RangeFloat
+        return edge.FieldCondition(condition["key"], range=kind(**condition["range"]))
     if condition.get("values_count") is not None:
         return edge.FieldCondition(condition["key"], values_count=edge.ValuesCount(**condition["values_count"]))
     value = condition["match"]["value"]

@@ -95,7 +95,7 @@ class Points(_Servicer, messages.PointsServicer):
         )
 
     def CreateFieldIndex(self, request: Any, context: grpc.ServicerContext) -> Any:
-        kinds = {0: "keyword", 1: "integer", 2: "float", 5: "bool", 7: "uuid"}  # FieldType
+        kinds = {0: "keyword", 1: "integer", 2: "float", 5: "bool", 6: "datetime", 7: "uuid"}  # FieldType
         body = models.CreateFieldIndex(field_name=request.field_name, field_schema=kinds[request.field_type])
         return self._updated(context, f"PUT {_path(request)}/index", body)
 

@@ -24,6 +24,11 @@ def shown(path: str) -> str:
     return re.sub(r'"([\w-]+)"', r"\1", path, flags=re.ASCII)
 
 
+def is_of_dates(range: Mapping[str, Json]) -> bool:
+    """Whether a range is one of dates, which are strings, and not of numbers."""
+    return any(isinstance(end, str) for end in range.values())
+
+
 def refusal(mode: Mapping[str, Json], kind: str, body: Json, indexes: Mapping[str, str]) -> str | None:
     """What is said to a request.
 
@@ -93,7 +98,7 @@ def _needed(condition: Json) -> tuple[str, tuple[str, ...]]:
             return condition[name]["key"], _ANY
     path = condition["key"]
     if condition.get("range") is not None:
-        return path, ("float", "integer")
+        return path, ("datetime",) if is_of_dates(condition["range"]) else ("float", "integer")
     if condition.get("values_count") is not None:
         return path, _ANY
     return path, _matching(condition["match"]["value"])
