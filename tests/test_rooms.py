@@ -51,6 +51,7 @@ ROOMS = {
     "worker": {".cancellation"},
     "cache": {"torch"},
     "cuts": {".errors"},
+    "dates": set[str](),
     "devices": {".errors", "numpy", "torch"},
     "embeddings": {".checks", ".devices", ".errors", "numpy", "torch"},
     "progress": {"tqdm"},
@@ -74,20 +75,20 @@ ROOMS = {
     "explain": {".checks", ".devices", ".encoder", ".errors", "matplotlib", "numpy", "regex", "rich", "torch"},
     "model": {*CORE, "torch"},
     # It sees embeddings, never texts to encode.
-    "index": {".cancellation", ".checks", ".devices", ".embeddings", ".errors", ".fingerprint", ".progress"}
+    "index": {".cancellation", ".checks", ".dates", ".devices", ".embeddings", ".errors", ".fingerprint", ".progress"}
     | {".scoring", ".worker", "filelock", "numpy", "safetensors", "torch"},
     "qdrant": {".cancellation", ".checks", ".embeddings", ".errors", ".fingerprint", ".index"}
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},
     "stale": {".cuts", ".errors", ".index", ".model"},
     "loading": {".cuts", ".embeddings", ".errors", ".index", ".model", ".stale"},
-    "colbert_index": {".checks", ".embeddings", ".errors", ".index", ".loading", ".location", ".model", ".observing"}
-    | {".progress", ".ranking", ".settings", ".worker"},
+    "colbert_index": {".checks", ".cuts", ".embeddings", ".errors", ".index", ".loading", ".location", ".model"}
+    | {".observing", ".progress", ".ranking", ".settings", ".worker"},
     "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},
     "adapter": {".colbert_index", ".errors", ".model", ".ranking", ".settings", "pydantic", "typing_extensions"},
     "langchain": {".adapter", ".checks", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
     | {"langchain_core", "pydantic", "typing_extensions"},
-    "llama_index": {".adapter", ".checks", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
+    "llama_index": {".adapter", ".checks", ".colbert_index", ".dates", ".errors", ".index", ".observing", ".ranking"}
     | {"llama_index.core", "pydantic", "typing_extensions"},
     "vllm": {".checkpoint", ".checks", ".encoder", ".errors", ".ranking", "httpx", "numpy", "torch"},
     # Nothing imports it.

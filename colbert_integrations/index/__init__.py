@@ -4,14 +4,13 @@
 moment; ``segment.py`` keeps documents whose vectors ``rows.py`` packs in memory that ``allocator.py`` finds;
 ``layout.py`` decides in which form (``quantization.py``), ``centroids.py`` lists the documents near centroids for a
 candidate stage, ``pooled.py`` makes fewer vectors for another one (``kmeans.py``); ``scan.py`` scores them,
-``persistence.py`` keeps them in a folder. For all stores: ``filters.py`` is the language of filters, ``dates.py`` says
-what is a date in it, ``metadata.py`` and ``checks.py`` what is refused.
+``persistence.py`` keeps them in a folder. For all stores: ``filters.py`` is the language of filters, ``metadata.py``
+and ``checks.py`` say what is refused.
 """
 
 from __future__ import annotations
 
 from .checks import check_ids
-from .dates import instant
 from .filters import AnyOf, Condition, Conditions, is_number, is_yes, matches, parse_filter, places
 from .memory import MemoryStore
 from .metadata import json_copy
@@ -28,7 +27,6 @@ __all__ = [
     "Store",
     "StoredDocument",
     "check_ids",
-    "instant",
     "is_number",
     "is_yes",
     "json_copy",

@@ -29,8 +29,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+from ..dates import instant
 from ..errors import FilterError
-from .dates import instant
 from .metadata import without_numpy
 
 __all__ = ["AnyOf", "Condition", "Conditions", "is_number", "is_yes", "matches", "parse_filter", "places"]

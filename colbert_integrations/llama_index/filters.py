@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
+from ..dates import instant
 from ..errors import FilterError
-from ..index import instant
 from .nodes import REF_DOC_ID, node_of, ref_doc_id_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from qdrant_client.local.datetime_utils import parse
 
-from colbert_integrations.index import instant, matches, parse_filter
+from colbert_integrations.dates import instant
+from colbert_integrations.index import matches, parse_filter
 from moments import SIGNS, Moment, moments
 
 
