@@ -86,7 +86,7 @@ class TokenEmbeddings:
             return cls(
                 torch.empty(0, dim, dtype=torch.float32, device="cpu"), torch.zeros(1, dtype=torch.int64, device="cpu")
             )
-        packed = [as_tensor(f"matrix {position}", matrix) for position, matrix in enumerate(given)]
+        packed = [_as_tensor(f"matrix {position}", matrix) for position, matrix in enumerate(given)]
         for position, matrix in enumerate(packed):
             if matrix.ndim != 2 or dim not in (None, matrix.shape[1]):
                 wanted = "dim" if dim is None else dim
@@ -214,7 +214,7 @@ def _joined(matrices: list[torch.Tensor]) -> torch.Tensor:
         return torch.cat(matrices)
 
 
-def as_tensor(name: str, given: torch.Tensor | np.ndarray) -> torch.Tensor:
+def _as_tensor(name: str, given: torch.Tensor | np.ndarray) -> torch.Tensor:
     """A tensor that ``check_tensor`` lets pass as it is, an array of numbers as a copy on the CPU."""
     if isinstance(given, np.ndarray):
         if given.dtype.kind not in "biuf" or given.itemsize > 8:
