@@ -57,8 +57,9 @@ def load_encoder(
         return Encoder(build_tokenizer(checkpoint, hf_tokenizer), forward, encode)
     backbone = load_backbone(checkpoint, load)
     checkpoint = _with_code_noted(checkpoint, backbone)
-    tokenizer = build_tokenizer(checkpoint, hf_tokenizer, position_limit(backbone))
-    _check_rows(tokenizer.spec, backbone)
+    rows = embedding_rows(backbone)
+    tokenizer = build_tokenizer(checkpoint, hf_tokenizer, position_limit(backbone), rows)
+    _check_rows(tokenizer, rows)
     return Encoder(tokenizer, _choose_forward(checkpoint, backbone, load, tokenizer), encode)
 
 
@@ -132,13 +133,16 @@ def _open_length(hf_tokenizer: Any, checkpoint: Checkpoint) -> int | None:
     return min(limits, default=None)
 
 
-def build_tokenizer(checkpoint: Checkpoint, hf_tokenizer: Any, positions: int | None = None) -> Tokenizer:
+def build_tokenizer(
+    checkpoint: Checkpoint, hf_tokenizer: Any, positions: int | None = None, rows: int | None = None
+) -> Tokenizer:
     """Build our tokenizer of Hugging Face's and the checkpoint's rules.
 
     Args:
         checkpoint: The checkpoint.
         hf_tokenizer: As ``read_tokenizer`` gives it, from now on used by nobody else.
         positions: Maximum number of tokens that the backbone tells apart. None: not known, or any number.
+        rows: Number of ids for which the backbone has an embedding. None: not known.
 
     Returns:
         What makes token sequences, with a spec that is complete.
@@ -147,7 +151,8 @@ def build_tokenizer(checkpoint: Checkpoint, hf_tokenizer: Any, positions: int | 
         InputError: If an explicit length is beyond the positions.
         MissingWeightsError: If the vocabulary lacks a marker or an expansion token.
     """
-    return Tokenizer(hf_tokenizer, _limit_lengths(checkpoint.spec, positions, _open_length(hf_tokenizer, checkpoint)))
+    spec = _limit_lengths(checkpoint.spec, positions, _open_length(hf_tokenizer, checkpoint))
+    return Tokenizer(hf_tokenizer, spec, rows)
 
 
 def read_tokenizer(checkpoint: Checkpoint, load: LoadOptions) -> Any:
@@ -207,15 +212,17 @@ def _check_max_length(tokenizer: Any, spec: ColBERTSpec) -> None:
         )
 
 
-def _check_rows(spec: ColBERTSpec, backbone: Any) -> None:
+def _check_rows(tokenizer: Tokenizer, rows: int | None) -> None:
     """Refuse ids for which the model has no embedding, as where tokens were added and the model was not resized."""
-    rows = embedding_rows(backbone)
     if rows is None:
         return
+    spec = tokenizer.spec
     ids = {
         "query marker": spec.query_marker_id,
         "document marker": spec.document_marker_id,
         "expansion token": spec.expansion_token_id,
+        "query prompt": max(tokenizer.prompt_ids("query"), default=None),
+        "document prompt": max(tokenizer.prompt_ids("document"), default=None),
     }
     beyond = [f"{name} {token}" for name, token in ids.items() if token is not None and token >= rows]
     if beyond:

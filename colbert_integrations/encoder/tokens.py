@@ -64,12 +64,13 @@ class Tokenizer:
     Args:
         tokenizer: A Hugging Face tokenizer that nobody else uses.
         spec: The spec as the checkpoint says it.
+        rows: Number of ids for which the model has an embedding. None: not known.
 
     Raises:
         MissingWeightsError: If a PyLate checkpoint's marker, or a needed expansion token, is not in the vocabulary.
     """
 
-    def __init__(self, tokenizer: Any, spec: ColBERTSpec) -> None:
+    def __init__(self, tokenizer: Any, spec: ColBERTSpec, rows: int | None = None) -> None:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self._lock = threading.Lock()
@@ -91,6 +92,7 @@ class Tokenizer:
             known = tokenizer.get_vocab()
             tokenizer.add_tokens([m for m in (spec.query_marker, spec.document_marker) if m and m in known])
         self._vocabulary: dict[str, int] = tokenizer.get_vocab()
+        self._without_embedding = frozenset(i for i in self._vocabulary.values() if rows is not None and i >= rows)
         self.prefix_ids, self.suffix_ids = self._special_ids(spec)
         self.spec = self._resolve(spec)
         # colbert-ai tells padding by its id, also where a text spells it out: in a document it gives no vector, in a
@@ -98,7 +100,7 @@ class Tokenizer:
         self._padding: int | None = tokenizer.pad_token_id if spec.layout == "stanford" else None
         self._skipped = frozenset(self.spec.skiplist_ids) | ({self._padding} - {None})
         self._added = frozenset(tokenizer.get_added_vocab().values())
-        self._prompt_ids = self.tokens([""], "document")[0].ids if spec.document_prompt else []
+        self._prompt_ids = self.prompt_ids("document")
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -114,8 +116,15 @@ class Tokenizer:
             One entry per text.
 
         Raises:
-            InputError: If a text can't be encoded, such as one with half a surrogate pair.
+            InputError: If a text can't be encoded, such as one with half a surrogate pair, or one that spells out a
+                token for which the model has no embedding.
         """
+        tokens = self._read(texts, side, with_spans)
+        if self._without_embedding:
+            self._check_embedded(tokens)
+        return tokens
+
+    def _read(self, texts: Sequence[str], side: Side, with_spans: bool) -> list[TextTokens]:
         prepared = [self.prepare(text, side) for text in texts]
         try:
             if self._backend is None:
@@ -131,6 +140,16 @@ class Tokenizer:
             TextTokens(encoding.ids, [shift(span) for span in encoding.offsets])
             for encoding, shift in zip(encoded, shifts, strict=True)
         ]
+
+    def _check_embedded(self, tokens: list[TextTokens]) -> None:
+        """Refuse ids beyond the model's table, which on a GPU would end every later call of the process too."""
+        for index, text in enumerate(tokens):
+            found = self._without_embedding.intersection(text.ids)
+            if found:
+                raise InputError(
+                    f"text {index} spells out {self.text_of(min(found))!r}, a token that was added to the tokenizer of "
+                    f"{self.spec.name} and for which the model has no embedding: take it out of the text"
+                )
 
     def prepare(self, text: str, side: Side) -> str:
         """A text as it is tokenised.
@@ -188,6 +207,9 @@ class Tokenizer:
             notes.append("the tokenizer puts nothing before a text, so markers follow its first token, as in PyLate")
         if self._cuts_beginning:
             notes.append("a text that is too long loses its beginning, as the tokenizer's truncation_side says")
+        if self._without_embedding:
+            count = len(self._without_embedding)
+            notes.append(f"the model has no embedding for {count} of the tokenizer's tokens: texts with them are refused")
         if self._fills_beginning:
             notes.append("expansion stands before a query, as the tokenizer's padding_side says")
         return replace(resolved, notes=tuple(notes))
@@ -307,6 +329,17 @@ class Tokenizer:
     def hides_beginnings(self) -> bool:
         """Whether queries begin with expansion tokens that nobody sees."""
         return self._fills_beginning and not self.spec.attend_to_expansion_tokens
+
+    def prompt_ids(self, side: Side) -> list[int]:
+        """Tokenise the prompt alone.
+
+        Args:
+            side: Whose prompt.
+
+        Returns:
+            Token ids, without special tokens; empty where there is no prompt.
+        """
+        return self._read([""], side, with_spans=False)[0].ids if self._prompt(side) else []
 
     def prompt_length(self, ids: Sequence[int] | None = None) -> int:
         """Count the tokens of the prompt at the head of a document.

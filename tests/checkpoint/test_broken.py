@@ -47,6 +47,33 @@ def test_a_marker_without_an_embedding_is_refused(tmp_path: Path) -> None:
         ColBERT(folder, device="cpu")
 
 
+@pytest.fixture
+def with_a_token_more(tmp_path: Path) -> Path:
+    """A checkpoint to whose tokenizer a token was added, and whose model was not resized."""
+    folder = checkpoints.build("stanford", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("side", ["query", "document"])
+def test_a_text_that_spells_a_token_without_an_embedding_is_refused_alone(side: str, with_a_token_more: Path) -> None:
+    model = ColBERT(with_a_token_more, device="cpu")
+    encode = model.encode_query if side == "query" else model.encode_document
+    with pytest.raises(InputError, match="text 1 spells out '<extra>'.*has no embedding"):
+        encode(["the cat", "the <extra> cat", "<extra>"])
+    assert encode(["the cat", "the extra cat"]).lengths[0] > 0
+    assert "no embedding for 1 of the tokenizer's tokens" in str(model.spec)
+
+
+@pytest.mark.parametrize("side", ["query", "document"])
+def test_a_prompt_with_a_token_without_an_embedding_is_refused(side: str, with_a_token_more: Path) -> None:
+    prompt = {f"{side}_prompt": "<extra> "}
+    with pytest.raises(MissingWeightsError, match=rf"none for its {side} prompt \d+: .* not resized"):
+        ColBERT(with_a_token_more, device="cpu", **prompt)
+
+
 @pytest.mark.parametrize(
     "content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", b"\x00" * 9]
 )
