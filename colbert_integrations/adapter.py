@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from copy import copy, deepcopy
+from dataclasses import fields as dataclass_fields
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from pydantic import (
@@ -24,6 +25,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from .errors import InputError
+from .names import likely_name
 from .settings import DEFAULT_MODEL, Settings
 
 if TYPE_CHECKING:  # at run time only once a text is ranked: the model's room imports torch
@@ -100,6 +102,8 @@ class ModelFields(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _accept_colbert(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(data, dict):
+            cls._check_names(data)
         given = data.get("model") if isinstance(data, dict) else None
         if _is_colbert(given):
             made = handler(cls._with_fields_of(given, data))
@@ -108,6 +112,15 @@ class ModelFields(BaseModel):
             made = handler({**data, "model": os.fspath(given)} if isinstance(given, os.PathLike) else data)
         made._settings()  # impossible settings are an error now, not at the first query
         return made
+
+    @classmethod
+    def _check_names(cls, data: dict[str, Any]) -> None:
+        """Refuse unknown fields and say what may have been meant, where pydantic says only that they are not there."""
+        known = set(cls.model_fields) | {item.alias for item in cls.model_fields.values() if item.alias}
+        unknown = [name for name in data if name not in known]
+        if unknown and cls.model_config.get("extra") == "forbid":
+            said = "; ".join(f"{name!r}{_meant(name, known)}" for name in unknown)
+            raise InputError(f"{cls.__name__} has no field {said}")
 
     @classmethod
     def _with_fields_of(cls, model: ColBERT, data: dict[str, Any]) -> dict[str, Any]:
@@ -254,6 +267,17 @@ def is_explanation(value: object) -> bool:
 
 
 _MODEL_FIELDS = frozenset(ModelFields.model_fields)
+_COLBERT_OPTIONS = {item.name for item in dataclass_fields(Settings)} - _MODEL_FIELDS - {"token"}
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    """What may have been meant by a field that there is not."""
+    if name in _COLBERT_OPTIONS:
+        return f", an argument of ColBERT: pass colbert_options={{{name!r}: ...}}"
+    if name == "token":
+        return ": log in to the hub, or pass a ColBERT as model"
+    likely = likely_name(name, known)
+    return f" (is it {likely}?)" if likely else ""
 
 
 def _is_colbert(model: object) -> TypeGuard[ColBERT]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from .checks import check_whole_number
 from .errors import InputError
+from .names import likely_name
 
 __all__ = ["DEFAULT_MODEL", "STRINGS", "Settings"]
 
@@ -88,9 +89,11 @@ class Settings:
         Raises:
             InputError: If an argument is unknown or invalid.
         """
-        unknown = sorted(set(given) - {item.name for item in fields(cls)})
+        names = {item.name for item in fields(cls)}
+        unknown = {name: likely_name(name, names) for name in sorted(set(given) - names)}
         if unknown:
-            raise InputError(f"unknown argument {', '.join(unknown)}")
+            said = [f"{name} (is it {meant}?)" if meant else name for name, meant in unknown.items()]
+            raise InputError(f"unknown argument {', '.join(said)}")
         values = {name: value for name, value in given.items() if value is not None or name == "model"}
         if values.get("token") == "":  # as an environment gives one that is not set
             del values["token"]

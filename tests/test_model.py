@@ -334,8 +334,8 @@ def test_an_empty_name_is_refused() -> None:
 
 
 def test_a_shared_model_refuses_unknown_settings(checkpoint: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match="unknown argument batchsize"):
-        ColBERT.shared(checkpoint("stanford"), batchsize=3)
+    with pytest.raises(InputError, match=r"^unknown argument batchsize \(is it batch_size\?\), nothing$"):
+        ColBERT.shared(checkpoint("stanford"), batchsize=3, nothing=1)
 
 
 # -------------------------------------------------------------------------------------------------------- lifecycle

@@ -44,7 +44,8 @@ ROOMS = {
     "errors": set[str](),
     "checks": {".errors"},
     "ranking": {".checks", ".errors"},
-    "settings": {".checks", ".errors"},
+    "names": set[str](),
+    "settings": {".checks", ".errors", ".names"},
     "fingerprint": set[str](),
     "observing": set[str](),
     "cancellation": set[str](),
@@ -85,7 +86,8 @@ ROOMS = {
     "colbert_index": {".checks", ".cuts", ".embeddings", ".errors", ".index", ".loading", ".location", ".model"}
     | {".observing", ".progress", ".ranking", ".settings", ".worker"},
     "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},
-    "adapter": {".colbert_index", ".errors", ".model", ".ranking", ".settings", "pydantic", "typing_extensions"},
+    "adapter": {".colbert_index", ".errors", ".model", ".names", ".ranking", ".settings"}
+    | {"pydantic", "typing_extensions"},
     "langchain": {".adapter", ".checks", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
     | {"langchain_core", "pydantic", "typing_extensions"},
     "llama_index": {".adapter", ".checks", ".colbert_index", ".dates", ".errors", ".index", ".observing", ".ranking"}

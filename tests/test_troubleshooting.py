@@ -20,6 +20,7 @@ from llama_index.core.vector_stores import FilterOperator, MetadataFilter, Metad
 from pydantic import ValidationError
 from qdrant_client import QdrantClient
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 import checkpoints
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, errors, maxsim
@@ -288,6 +289,20 @@ def too_many_positions(bench):
 @raises(errors.InputError)
 def an_argument(bench):
     ColBERT.shared(bench.built(), doc_maxlen=180)
+
+
+@raises(errors.InputError)
+def a_field(bench):
+    ColBERTReranker(doc_maxlen=180)
+
+
+@raises(errors.InputError)
+def a_token_without_an_embedding(bench):
+    path = bench.built()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(path)
+    bench.load(path).encode_document("a cat <extra>")
 
 
 @raises(errors.InputError)
@@ -688,11 +703,6 @@ def vectors_of_before(bench):
 @raises(errors.RepeatedIdsWarning)
 def chunks_of_one_file(bench):
     ColBERTIndex(bench.model).add(["a cat", "a dog"], ids=["pets.md", "pets.md"])
-
-
-@raises(ValidationError)
-def a_field(bench):
-    ColBERTReranker(doc_maxlen=180)
 
 
 @raises(NotImplementedError)

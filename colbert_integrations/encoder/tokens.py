@@ -209,7 +209,9 @@ class Tokenizer:
             notes.append("a text that is too long loses its beginning, as the tokenizer's truncation_side says")
         if self._without_embedding:
             count = len(self._without_embedding)
-            notes.append(f"the model has no embedding for {count} of the tokenizer's tokens: texts with them are refused")
+            notes.append(
+                f"the model has no embedding for {count} of the tokenizer's tokens: texts with them are refused"
+            )
         if self._fills_beginning:
             notes.append("expansion stands before a query, as the tokenizer's padding_side says")
         return replace(resolved, notes=tuple(notes))

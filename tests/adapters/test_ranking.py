@@ -56,6 +56,33 @@ def test_impossible_top_n_is_refused(driver: Driver, top_n: object):
         driver.Reranker(top_n=top_n)
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"top_k": 3}, r"has no field 'top_k' \(is it top_n\?\)"),
+        (
+            {"model_name": "x", "score_treshold": 0.5},
+            r"'model_name' \(is it model\?\); 'score_treshold' \(is it score_thresh",
+        ),
+        ({"doc_maxlen": 300}, r"'doc_maxlen' \(is it document_length\?\)"),
+        ({"trust_remote_code": True}, r"'trust_remote_code', an .* colbert_options=\{'trust_remote_code': \.\.\.\}"),
+        ({"token": "hf_secret"}, "'token': log in to the hub, or pass a ColBERT"),
+        ({"nothing": 1}, "has no field 'nothing' "),
+    ],
+)
+def test_an_unknown_field_is_refused_with_the_one_that_it_may_be(driver: Driver, fields: dict[str, Any], said: str):
+    with pytest.raises(ValidationError, match=f"{driver.Reranker.__name__} .*{said}") as refused:
+        driver.Reranker(**fields)
+    assert "hf_secret" not in str(refused.value)
+
+
+def test_a_subclass_may_take_other_fields(driver: Driver):
+    class Open(driver.Reranker, extra="allow"):
+        more: int = 0
+
+    assert (Open(more=1).more, Open(top_k=3).top_k) == (1, 3)
+
+
 def test_duplicates_all_come_back(driver: Driver, stanford: dict[str, Any]):
     reranker = driver.Reranker(**stanford, top_n=None)
     first, second = driver.items(["lions", "bread"])
