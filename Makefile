@@ -55,9 +55,9 @@ check: $(VENV)/.dev $(VENV)/.kernel  ## Format, lint, types and docstrings
 	@$(BIN)/mypy
 	@$(BIN)/pydoclint --quiet --config pyproject.toml colbert_integrations
 
-# By file, since a file's tests share what takes long to set up.
+# By file, since a file's tests share what takes long to set up; in the order of tests/conftest.py, the longest first.
 test: check  ## Check, then run the everyday tests, WORKERS (2) at a time
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-lowest:  ## Run the tests with the lowest versions that pyproject.toml admits
 	@$(PYTHON) tests/packaging/lowest.py

@@ -33,7 +33,12 @@ ssl.create_default_context = functools.cache(ssl.create_default_context)
 _SWITCHES = {"hub": "COLBERT_TEST_HUB", "slow": "COLBERT_TEST_SLOW"}
 
 
+# Few tests that take minutes: begun last, they would keep one worker busy while another has nothing left to do.
+_LONGEST = {"test_examples.py", "test_notebooks.py", "test_site.py"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
     for item in items:
         for marker, variable in _SWITCHES.items():
             if item.get_closest_marker(marker) and os.environ.get(variable) != "1":
