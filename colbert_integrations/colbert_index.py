@@ -22,6 +22,7 @@ from .observing import logged, timed
 from .progress import progress_bar
 from .ranking import RankedDocument, check_normalizable, normalized_score
 from .settings import DEFAULT_MODEL
+from .stale import warn_of_other_tokens
 from .worker import Worker
 
 __all__ = ["ColBERTIndex"]
@@ -80,6 +81,7 @@ class ColBERTIndex:
         self._ranking_worker = Worker(_RANKING_THREADS)
         if self.store.fingerprint is not None:
             self.store.bind(self.model.fingerprint)
+            warn_of_other_tokens(self.store, self.model)
 
     # ------------------------------------------------------------------------------------------------------- writing
 

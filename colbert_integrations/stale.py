@@ -12,7 +12,7 @@ from .errors import StaleVectorsWarning
 from .index import Store
 from .model import ColBERT
 
-__all__ = ["StaleVectors"]
+__all__ = ["StaleVectors", "warn_of_other_tokens"]
 
 Encoding: TypeAlias = Mapping[str, Any]
 
@@ -89,6 +89,24 @@ class StaleVectors:
         self._store.bind(replace(self._model.fingerprint, encodings=[*self._others, self._own]))
 
 
+def warn_of_other_tokens(store: Store, model: ColBERT) -> None:
+    """Warn of documents whose text was split into other tokens than the model's tokenizer would split it into now.
+
+    Args:
+        store: Where the documents are.
+        model: The one that they were encoded with, as far as its fingerprint says.
+    """
+    known = [] if store.fingerprint is None else store.fingerprint.encodings
+    now = model.spec.tokenizer_digest
+    if any(encoding.get("tokenizer", now) != now for encoding in known):
+        message = (
+            f"documents were encoded when the tokenizer of {model.settings.model} gave other tokens than now, so they "
+            "and queries fit less well: its files have changed, or the version of transformers or tokenizers. Adding "
+            "them again with reencode=True encodes them anew"
+        )
+        warnings.warn(message, StaleVectorsWarning, stacklevel=callers_stacklevel())
+
+
 def _encoding(model: ColBERT, pool_factor: float) -> Encoding:
     """What decides a document's vectors beside the fingerprint: how much of it is read, and how much is kept."""
     settings = model.settings
@@ -98,6 +116,7 @@ def _encoding(model: ColBERT, pool_factor: float) -> Encoding:
         "window_overlap": settings.window_overlap if settings.long_documents == "window" else None,
         # NumPy's numbers and fractions are no JSON, as which this is saved.
         "pool_factor": pool_factor if isinstance(pool_factor, int) else float(pool_factor),
+        "tokenizer": model.spec.tokenizer_digest,
     }
 
 

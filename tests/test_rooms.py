@@ -84,7 +84,7 @@ ROOMS = {
     "stale": {".cuts", ".errors", ".index", ".model"},
     "loading": {".cuts", ".embeddings", ".errors", ".index", ".model", ".stale"},
     "colbert_index": {".checks", ".cuts", ".embeddings", ".errors", ".index", ".loading", ".location", ".model"}
-    | {".observing", ".progress", ".ranking", ".settings", ".worker"},
+    | {".observing", ".progress", ".ranking", ".settings", ".stale", ".worker"},
     "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},
     "adapter": {".colbert_index", ".errors", ".model", ".names", ".ranking", ".settings"}
     | {"pydantic", "typing_extensions"},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from langchain_core.documents import Document
 from llama_index.core.schema import TextNode
 
+import checkpoints
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, index_corpus
 from colbert_integrations.errors import StaleVectorsWarning, StoreError
 from colbert_integrations.index import Store
@@ -89,6 +92,34 @@ async def test_texts_that_were_encoded_otherwise_are_told_and_encoded_again_when
     assert await add(after) == []
     assert len(await add(before)) == 1
     assert lengths(store) == new
+
+
+def test_another_tokenizer_is_told_when_an_index_is_opened_until_all_is_encoded_again(
+    store: Store, tmp_path: Path
+) -> None:
+    folder = checkpoints.build("stanford", tmp_path)
+    ColBERTIndex(ColBERT(folder, device="cpu"), store).add(TEXTS, IDS)
+    assert told(lambda: ColBERTIndex(ColBERT(folder, device="cpu"), store)) == []
+
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = folder / "tokenizer_config.json"  # where transformers 4 reads it from
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "do_lower_case": False}))
+    model = ColBERT(folder, device="cpu")
+    [message] = told(lambda: ColBERTIndex(model, store))
+    assert "gave other tokens than now" in message
+    assert "tokenizer='" in told(lambda: ColBERTIndex(model, store).add(TEXTS, IDS))[1]
+    told(lambda: ColBERTIndex(model, store).add(TEXTS, IDS, reencode=True))
+    assert told(lambda: ColBERTIndex(model, store).add(TEXTS, IDS)) == []
+
+
+def test_an_index_that_does_not_say_how_it_was_tokenised_is_not_told(store: Store, model: Model) -> None:
+    ColBERTIndex(model(), store).add(TEXTS, IDS)
+    [encoding] = store.fingerprint.encodings
+    before = {name: value for name, value in encoding.items() if name != "tokenizer"}
+    store.bind(replace(store.fingerprint, encodings=[before]))  # as versions before wrote it
+    assert told(lambda: ColBERTIndex(model(), store).add(TEXTS, IDS)) == []
 
 
 def test_settings_that_say_the_same_are_no_change(store: Store, checkpoint: Callable[[str], Path]) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 from contextlib import closing as ended
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -698,6 +699,14 @@ def a_query_that_is_cut(bench):
 @raises(errors.StaleVectorsWarning)
 def vectors_of_before(bench):
     ColBERTIndex(bench.model, bench.index().store, pool_factor=2).add(["a cat"], ids=["cat"])
+
+
+@raises(errors.StaleVectorsWarning)
+def another_tokenizer(bench):
+    store = bench.index().store
+    [encoding] = store.fingerprint.encodings
+    store.bind(replace(store.fingerprint, encodings=[{**encoding, "tokenizer": "another"}]))
+    ColBERTIndex(bench.model, store)
 
 
 @raises(errors.RepeatedIdsWarning)

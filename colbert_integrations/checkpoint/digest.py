@@ -25,7 +25,7 @@ _BLOCK_BYTES = 2**22
 # Of a spec, what does not change the meaning of a vector: where it was read from, how much of a text is seen, and in
 # which number format.
 _NOT_IN_FINGERPRINT = frozenset(
-    {"name", "layout", "backbone", "sources", "notes", "matryoshka_dims", "dtype"}
+    {"name", "layout", "backbone", "sources", "notes", "matryoshka_dims", "dtype", "tokenizer_digest"}
     | {"query_length", "document_length", "expansion_length"}
 )
 

@@ -97,6 +97,7 @@ class ColBERTSpec:
         pooling: Token pooling baked into the checkpoint, if any.
         language: Whose adapters are used, of an X-MOD model; None for all others.
         dtype: Data type of the stored weights, as the files name it.
+        tokenizer_digest: Hash of the ids that the tokenizer gives to some fixed texts; ``""`` before there is one.
         sources: For each attribute that a file or an argument decided, which one it was.
         notes: What a user should know of this checkpoint.
     """
@@ -133,11 +134,12 @@ class ColBERTSpec:
     pooling: PoolingSpec | None = None
     language: str | None = None
     dtype: str = "float32"
+    tokenizer_digest: str = field(default="", repr=False)
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __str__(self) -> str:
-        shown = [item for item in fields(self) if item.name not in ("name", "layout", "sources", "notes")]
+        shown = [item for item in fields(self) if item.repr and item.name not in ("name", "layout")]
         rows = [(item.name, _brief(getattr(self, item.name)), self.sources.get(item.name, "")) for item in shown]
         width = min(44, max(len(value) for _, value, _ in rows))
         lines = [f"ColBERT checkpoint {self.name} (layout: {self.layout})"]

@@ -6,6 +6,8 @@ different ones get silently wrong ids. So both are switched off once, at load, a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +16,13 @@ from typing import Any, Literal
 
 from ..checkpoint import ColBERTSpec
 from ..errors import InputError, MissingWeightsError, UnsupportedCheckpointError
+
+# What a tokenizer's digest is made of. Nothing rare: of such, libraries change their minds from version to version.
+_FIXED_TEXTS = (
+    "The Quick brown fox's 12,345 jumps -- isn't it (well-known)? e-mail: a.b@c.org!",
+    "  Two  spaces,\ta tab\nand lines.\n\nÜber Straße, café, naïve, señor; Москва, Ελλάδα, 東京で, 中文。",
+    "def f(x_1: int) -> str:  # antidisestablishmentarianism\n    return f'{x_1:>4}' * 2",
+)
 
 __all__ = ["Side", "TextTokens", "TokenSequence", "Tokenizer"]
 
@@ -202,6 +211,7 @@ class Tokenizer:
             document_marker_id=self._marker_id(spec.document_marker, spec, notes),
             expansion_token_id=self._expansion_id(spec) if expands else None,
             skiplist_ids=self._skiplist_ids(spec),
+            tokenizer_digest=self._digest(),
         )
         if not self.prefix_ids and (spec.query_marker or spec.document_marker):
             notes.append("the tokenizer puts nothing before a text, so markers follow its first token, as in PyLate")
@@ -215,6 +225,12 @@ class Tokenizer:
         if self._fills_beginning:
             notes.append("expansion stands before a query, as the tokenizer's padding_side says")
         return replace(resolved, notes=tuple(notes))
+
+    def _digest(self) -> str:
+        """Hash the ids that some fixed texts get, and those put around a text."""
+        ids = [self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in _FIXED_TEXTS]
+        said = json.dumps([self.prefix_ids, *ids, self.suffix_ids])
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
 
     def _marker_id(self, marker: str, spec: ColBERTSpec, notes: list[str]) -> int | None:
         if not marker:
