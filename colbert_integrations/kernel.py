@@ -13,6 +13,7 @@ import torch
 
 __all__ = [
     "ACTIVATIONS",
+    "FEW_BITS",
     "STORAGES",
     "Activation",
     "Arithmetic",
@@ -29,12 +30,15 @@ _log = logging.getLogger(__name__)
 
 _INT, _LONG, _FLOAT, _ADDRESS = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
-_INTERFACE = 3  # that of kernel.h
+_INTERFACE = 4  # that of kernel.h
 
 Activation: TypeAlias = Literal["none", "gelu", "gelu_tanh", "relu"]
 
 STORAGES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 """``enum storage`` of ``kernel.h``: the forms in which vectors can be."""
+
+FEW_BITS = {4: 4, 2: 5}
+"""The same for vectors in so many bits a coordinate."""
 
 ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 """``enum activation`` of ``kernel.h``: what follows the sums of a linear layer."""
@@ -71,6 +75,7 @@ class MaxSimJob(ctypes.Structure):
         ("rows", _ADDRESS),
         ("matrices", _ADDRESS),
         ("row_scales", _ADDRESS),
+        ("levels", _ADDRESS),
         ("document_steps", _ADDRESS),
         ("bounds", _ADDRESS),
         ("documents", _LONG),

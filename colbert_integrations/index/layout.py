@@ -181,7 +181,7 @@ class ReadyQueries:
         """How many rows of documents are best scored at once."""
         kept = _DTYPES[self.layout.dtype] if self.layout.has_vectors else torch.float32
         rows = self.plain.block_rows(kept)
-        if self.layout._bits is None:
+        if self.layout._bits is None or not self.coded.unpacks:
             return rows
         return min(rows, _UNPACKED_ROWS if self.plain.values.device.type == "cpu" else _UNPACKED_ROWS_GPU)
 
@@ -190,16 +190,12 @@ class ReadyQueries:
         if self.layout.has_vectors:
             return self.plain.score(columns["vectors"], lengths)
         if self.layout._bits is not None:
-            return self._score_bits(self.layout._bits, columns["codes"], lengths)
+            return self.coded.score_few_bits(columns["codes"], lengths, self.layout._bits)
         # Steps are positive, so they can wait for the sums.
         return self.plain.score(columns["codes"], lengths) * columns["steps"]
 
     def screen(self, columns: Columns, lengths: torch.Tensor) -> torch.Tensor:
         """Score by codes, the fastest way, ``(queries, documents)`` float32."""
         if self.layout._bits is not None:
-            return self._score_bits(self.layout._bits, columns["codes"], lengths)
+            return self.coded.score_few_bits(columns["codes"], lengths, self.layout._bits)
         return self.coded.score_int8(columns["codes"], lengths, columns["steps"])
-
-    def _score_bits(self, bits: PackedBits, codes: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        levels, scales = bits.unpack(codes)
-        return self.coded.score(levels, lengths, scales)

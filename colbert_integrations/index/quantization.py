@@ -68,6 +68,10 @@ class PackedBits:
         nbits: 4 or 2.
         dim: Dimension of the vectors.
 
+    Attributes:
+        levels: What each code stands for, ``(2**nbits,)`` float32.
+        rotation: ``(dim, dim)`` float32.
+
     Source:
         Levels: Max 1960, "Quantizing for Minimum Distortion", table I. The rotation before scalar quantisation:
         Zandieh et al. 2025 (TurboQuant), arXiv:2504.19874.
@@ -75,7 +79,9 @@ class PackedBits:
 
     def __init__(self, nbits: int, dim: int) -> None:
         positive = torch.tensor(_LEVELS[nbits], dtype=torch.float32, device="cpu")
-        self.levels = torch.cat([-positive.flip(0), positive])  # (2**nbits,)
+        best = torch.cat([-positive.flip(0), positive])  # (2**nbits,)
+        self._boundaries = (best[1:] + best[:-1]) / 2
+        self.levels = best.half().float()  # as they are unpacked
         self.rotation = _rotation(dim)  # (dim, dim)
         self.nbits, self.dim = nbits, dim
         self._per_byte = 8 // nbits
@@ -125,10 +131,10 @@ class PackedBits:
         rotated = values @ self.rotation_on(values.device)
         norms = rotated.norm(dim=1, keepdim=True)
         unit = rotated * (self.dim**0.5 / norms.clamp_min(1e-12))
-        boundaries = ((self.levels[1:] + self.levels[:-1]) / 2).to(values.device)
+        boundaries = self._boundaries.to(values.device)
         places = torch.bucketize(unit, boundaries, out_int32=True)  # (tokens, dim), from 0 to 2**nbits - 1
         # Not the scale of least squares, which shortens a vector: keeping the norm keeps cosines comparable.
-        rounded = self.levels.half().float().to(values.device).index_select(0, places.flatten()).view_as(unit)
+        rounded = self.levels.to(values.device).index_select(0, places.flatten()).view_as(unit)
         scales = (norms / rounded.norm(dim=1, keepdim=True)).half()
         return torch.cat([self._pack(places.to(torch.uint8)), scales.view(torch.uint8)], dim=1)
 

@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 
 from ..embeddings import TokenEmbeddings, offsets_of
-from ..kernel import STORAGES, Arithmetic, Kernel, MaxSimJob, address
+from ..kernel import FEW_BITS, STORAGES, Arithmetic, Kernel, MaxSimJob, address
 from .blocks import Documents, dtype_of
-from .stacked import StackedQueries
+from .stacked import FewBits, StackedQueries
 
 __all__ = ["CompiledQueries"]
 
@@ -26,6 +26,8 @@ class CompiledQueries(StackedQueries):
         queries: At least one query, with at least one number, on the CPU.
         kernel: The kernel.
     """
+
+    unpacks = False
 
     def __init__(self, queries: TokenEmbeddings, kernel: Kernel) -> None:
         super().__init__(queries)
@@ -47,6 +49,11 @@ class CompiledQueries(StackedQueries):
     def score_int8(self, codes: torch.Tensor, lengths: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """See ``StackedQueries``."""
         return self._codes.score(codes, lengths, document_steps=steps)
+
+    @torch.no_grad()
+    def score_few_bits(self, packed: torch.Tensor, lengths: torch.Tensor, bits: FewBits) -> torch.Tensor:
+        """See ``StackedQueries``."""
+        return self._float32.score(packed, lengths, few_bits=bits)
 
     @cached_property
     def _float32(self) -> _PackedQueries:
@@ -101,6 +108,7 @@ class _PackedQueries:
         *,
         row_scales: torch.Tensor | None = None,
         document_steps: torch.Tensor | None = None,
+        few_bits: FewBits | None = None,
     ) -> torch.Tensor:
         """Score documents.
 
@@ -108,10 +116,11 @@ class _PackedQueries:
 
         Args:
             documents: Their vectors on the CPU, packed ``(tokens, dim)`` or one matrix each; all in one of float32,
-                float16, bfloat16 and int8, which for products in bfloat16 or int8 is that one.
+                float16, bfloat16 and int8, which for products in bfloat16 or int8 is that one; or bytes of few bits.
             lengths: Tokens of each, ``(documents,)`` int64.
             row_scales: ``(tokens,)``, for packed vectors and products in float32. None: 1.
             document_steps: ``(documents,)``. None: 1.
+            few_bits: The form of vectors in 4 or 2 bits, for products in float32. None: they are no such.
 
         Returns:
             ``(queries, documents)`` float32; ``-inf`` for a document without tokens; NaN where a vector holds NaN.
@@ -126,13 +135,15 @@ class _PackedQueries:
         bounds = offsets_of(lengths)
         # Named, so that they live until the call is over.
         scales, steps = _contiguous(row_scales), _contiguous(document_steps)
+        levels = None if few_bits is None else few_bits.levels.repeat(16 // len(few_bits.levels))
         job = MaxSimJob(
-            storage=STORAGES[rows[0].dtype],
+            storage=STORAGES[rows[0].dtype] if few_bits is None else FEW_BITS[few_bits.nbits],
             arithmetic=self._arithmetic,
             dim=self._dim,
             rows=None if matrices else rows[0].data_ptr(),
             matrices=ctypes.cast(matrices, ctypes.c_void_p) if matrices else None,
             row_scales=address(scales),
+            levels=address(levels),
             document_steps=address(steps),
             bounds=bounds.data_ptr(),
             documents=len(lengths),

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from typing import ClassVar, Protocol
 
 import torch
 
 from ..embeddings import TokenEmbeddings
 from .blocks import Documents, as_int8
 
-__all__ = ["StackedQueries"]
+__all__ = ["FewBits", "StackedQueries"]
+
+
+class FewBits(Protocol):
+    """A form of vectors in 4 or 2 bits a coordinate: codes that stand for levels, and a scale in each row."""
+
+    @property
+    def nbits(self) -> int:
+        """Bits of a code: 4 or 2."""
+
+    @property
+    def levels(self) -> torch.Tensor:
+        """What each code stands for, ``(2**nbits,)`` float32 on the CPU."""
+
+    def unpack(self, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Levels, ``(tokens, dim)``, and scales, ``(tokens,)``, of rows of bytes."""
 
 
 class StackedQueries(ABC):
@@ -25,7 +41,10 @@ class StackedQueries(ABC):
     Attributes:
         lengths: Tokens of each query.
         values: Their vectors, ``(query_tokens, dim)``.
+        unpacks: Whether vectors in few bits are copied as levels before they are scored.
     """
+
+    unpacks: ClassVar[bool] = True
 
     def __init__(self, queries: TokenEmbeddings, dtype: torch.dtype = torch.float32) -> None:
         self.lengths = queries.lengths
@@ -68,6 +87,23 @@ class StackedQueries(ABC):
             ``(queries, documents)`` float32; ``-inf`` for a document without tokens. The queries are rounded to int8
             too, which is what makes it approximate.
         """
+
+    def score_few_bits(self, packed: torch.Tensor, lengths: torch.Tensor, bits: FewBits) -> torch.Tensor:
+        """Score a block of documents in 4 or 2 bits.
+
+        ``scores[i, j] = sum_s max_t scales[t] <queries[i][s], levels[codes[t]]>``
+
+        Args:
+            packed: Token vectors of the documents, ``(tokens, width)`` uint8: codes, the first coordinate in the lowest
+                bits, filled up to whole bytes, and then the scale as float16.
+            lengths: Tokens of each document, ``(documents,)`` int64, on the device of ``packed``.
+            bits: Their form.
+
+        Returns:
+            As ``score``.
+        """
+        levels, scales = bits.unpack(packed)
+        return self.score(levels, lengths, scales)
 
     @cached_property
     def _int8(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,6 +28,14 @@ static int64_t bytes_in(int32_t storage)
     return storage == FLOAT32 ? 4 : storage == INT8 ? 1 : 2;
 }
 
+/* Bytes from one row of documents to the next. */
+static int64_t row_bytes_of(const struct maxsim *job)
+{
+    if (job->storage == BITS4 || job->storage == BITS2)
+        return (job->dim * (job->storage == BITS4 ? 4 : 2) + 7) / 8 + 2;
+    return job->dim * bytes_in(job->storage);
+}
+
 /* Rounds to the nearest, ties to even; a NaN stays one. */
 static inline uint16_t as_bfloat16(float value)
 {
@@ -35,6 +43,25 @@ static inline uint16_t as_bfloat16(float value)
     if (value != value)
         return 0x7fc0;
     return (uint16_t)((u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16);
+}
+
+/* By its bits: compilers know _Float16 on plain x86-64 from GCC 12 and clang 15 on. */
+static inline float half_as_float(uint16_t half)
+{
+    uint32_t size = half & 0x7fff, bits = (size << 13) + (size < 0x7c00 ? 112u << 23 : 224u << 23);
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    if (size < 0x400)
+        value = (float)size * 0x1p-24f; /* subnormal */
+    return half & 0x8000 ? -value : value;
+}
+
+/* Coordinates from k on, of codes of so many bits. */
+static inline void some_codes_as_floats(const uint8_t *row, int64_t k, int64_t dim, int bits, const float *levels,
+                                        float scale, float *to)
+{
+    for (; k < dim; k++)
+        to[k] = levels[(row[k * bits / 8] >> k * bits % 8) & ((1 << bits) - 1)] * scale;
 }
 
 /* The beginning of a document: no best yet, (padded query tokens,) float32 or int32. */
@@ -79,7 +106,7 @@ struct ahead {
 static struct ahead document_rows(const struct maxsim *job, int64_t document)
 {
     int64_t begin = job->bounds[document], length = job->bounds[document + 1] - begin;
-    int64_t row_bytes = job->dim * bytes_in(job->storage);
+    int64_t row_bytes = row_bytes_of(job);
     const char *rows = job->matrices ? job->matrices[document] : (const char *)job->rows + begin * row_bytes;
     const char *next = rows + length * row_bytes;
     if (job->matrices)
@@ -162,6 +189,26 @@ wide_halves_as_floats(const uint16_t *row, int64_t dim, float scale, float *to)
     }
 }
 
+/* Codes to float32, sixteen at once: an index has four bits, of which a code of two bits has the lower ones. */
+__attribute__((target("avx512f,avx512bw,avx512vl"))) static inline void
+wide_codes_as_floats(const uint8_t *row, int64_t dim, int bits, const float *levels, float scale, float *to)
+{
+    __m512 table = _mm512_mul_ps(_mm512_loadu_ps(levels), _mm512_set1_ps(scale));
+    __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i shifts = bits == 4 ? _mm512_slli_epi32(_mm512_and_si512(places, _mm512_set1_epi32(7)), 2)
+                               : _mm512_slli_epi32(places, 1);
+    int64_t k = 0;
+    for (; k + 16 <= dim; k += 16) {
+        int32_t words[2];
+        memcpy(words, row + k * bits / 8, 2 * (size_t)bits);
+        __m512i all = _mm512_set1_epi32(words[0]);
+        if (bits == 4)
+            all = _mm512_mask_set1_epi32(all, 0xff00, words[1]);
+        _mm512_storeu_ps(to + k, _mm512_permutexvar_ps(_mm512_srlv_epi32(all, shifts), table));
+    }
+    some_codes_as_floats(row, k, dim, bits, levels, scale, to);
+}
+
 /* In assembly for the same reason as ADD_TWO. */
 #define FOUR_PRODUCTS(sums, fours, tokens) __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(fours), "v"(tokens))
 
@@ -179,6 +226,7 @@ floats_as_codes_avx512_dot(const float *x, float scale, uint8_t *out)
 #define LARGER(a, b) ((FLOATS)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define ANY_NAN(v) _mm512_cmp_ps_mask((__m512)(v), (__m512)(v), _CMP_UNORD_Q)
 #define halves_as_floats_avx512_dot wide_halves_as_floats
+#define codes_as_floats_avx512_dot wide_codes_as_floats
 #define HAS_BFLOAT16 1
 /* Bytes by bytes, four at once; one side has no sign. */
 #define HAS_INT8 1
@@ -208,6 +256,7 @@ floats_as_codes_avx512_dot(const float *x, float scale, uint8_t *out)
 #define LARGER(a, b) ((FLOATS)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define ANY_NAN(v) _mm512_cmp_ps_mask((__m512)(v), (__m512)(v), _CMP_UNORD_Q)
 #define halves_as_floats_avx512 wide_halves_as_floats
+#define codes_as_floats_avx512 wide_codes_as_floats
 #include "vectors.h"
 #include "maxsim.h"
 #include "attention.h"
@@ -229,6 +278,23 @@ TARGET static inline void halves_as_floats_avx2(const uint16_t *row, int64_t dim
         _mm256_storeu_ps(to + k, _mm256_mul_ps(_mm256_cvtph_ps(_mm_loadu_si128((const void *)(row + k))), scales));
     for (; k < dim; k++)
         to[k] = _cvtsh_ss(row[k]) * scale;
+}
+/* An index has three bits here, and the fourth says which half of the levels. */
+TARGET static inline void codes_as_floats_avx2(const uint8_t *row, int64_t dim, int bits, const float *levels, float scale,
+                                                   float *to)
+{
+    __m256 scales = _mm256_set1_ps(scale);
+    __m256 lower = _mm256_mul_ps(_mm256_loadu_ps(levels), scales), upper = _mm256_mul_ps(_mm256_loadu_ps(levels + 8), scales);
+    __m256i shifts = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(bits));
+    int64_t k = 0;
+    for (; k + 8 <= dim; k += 8) {
+        int32_t word = 0;
+        memcpy(&word, row + k * bits / 8, (size_t)bits);
+        __m256i codes = _mm256_srlv_epi32(_mm256_set1_epi32(word), shifts);
+        __m256 low = _mm256_permutevar8x32_ps(lower, codes), high = _mm256_permutevar8x32_ps(upper, codes);
+        _mm256_storeu_ps(to + k, _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28))));
+    }
+    some_codes_as_floats(row, k, dim, bits, levels, scale, to);
 }
 TARGET static inline void floats_as_codes_avx2(const float *x, float scale, int16_t *out)
 {
@@ -273,15 +339,10 @@ static inline int any_nan_of_four(four_floats v)
 #define ROWS 6
 #define LARGER(a, b) larger_of_four(a, b)
 #define ANY_NAN(v) any_nan_of_four(v)
-/* By its bits: compilers know _Float16 on plain x86-64 from GCC 12 and clang 15 on. */
-static inline float half_as_float(uint16_t half)
+static inline void codes_as_floats_portable(const uint8_t *row, int64_t dim, int bits, const float *levels, float scale,
+                                                float *to)
 {
-    uint32_t size = half & 0x7fff, bits = (size << 13) + (size < 0x7c00 ? 112u << 23 : 224u << 23);
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    if (size < 0x400)
-        value = (float)size * 0x1p-24f; /* subnormal */
-    return half & 0x8000 ? -value : value;
+    some_codes_as_floats(row, 0, dim, bits, levels, scale, to);
 }
 static inline void halves_as_floats_portable(const uint16_t *row, int64_t dim, float scale, float *to)
 {

@@ -4,8 +4,9 @@
 
 #include <stdint.h>
 
-/* In which form the vectors of documents are kept. */
-enum storage { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, INT8 = 3 };
+/* In which form the vectors of documents are kept. In 4 or 2 bits a row has the codes of its coordinates, the first in the
+ * lowest bits, filled up to whole bytes, and then as float16 what all of them are multiplied by. */
+enum storage { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, INT8 = 3, BITS4 = 4, BITS2 = 5 };
 
 /* In which arithmetic products are made. Queries must have been packed for the same one. */
 enum arithmetic { IN_FLOAT32 = 0, IN_BFLOAT16 = 1, IN_INT8 = 2 };
@@ -17,6 +18,7 @@ struct maxsim {
     const void *rows;            /* (bounds[documents], dim), in the form of storage; NULL if matrices is given */
     const void *const *matrices; /* (documents,): the rows of each document, wherever they lie */
     const float *row_scales;     /* (bounds[documents],): what each row is multiplied by; in float32 only */
+    const float *levels;         /* (16,): what each code of 4 bits stands for, or each code of 2 bits, four times over */
     const float *document_steps; /* (documents,): what the sums of each document are multiplied by */
     const int64_t *bounds;       /* (documents + 1,): where documents begin in rows, from 0 */
     int64_t documents;
@@ -77,7 +79,7 @@ struct norm {
 /* The instruction sets that this CPU runs are numbered by rank, 0 the best. */
 
 /* Counts up whenever a job or a function changes. */
-#define INTERFACE 3
+#define INTERFACE 4
 int32_t kernel_interface(void);
 
 /* The name of one, or NULL where there is none of that rank. */

@@ -80,7 +80,17 @@ TARGET static void NAME(as_floats)(const struct maxsim *job, const void *rows, c
     for (int64_t r = 0; r < filled; r++) {
         int64_t from = r < count ? r : count - 1;
         float scale = scales ? scales[from] : 1.0f, *to = out + r * dim;
-        if (job->storage == FLOAT32) {
+        if (job->storage == BITS4 || job->storage == BITS2) {
+            int64_t row_bytes = row_bytes_of(job);
+            const uint8_t *row = (const uint8_t *)rows + from * row_bytes;
+            uint16_t half; /* at any byte */
+            memcpy(&half, row + row_bytes - sizeof half, sizeof half);
+            scale *= half_as_float(half);
+            if (job->storage == BITS4) /* said as a number, so that there is a loop for each */
+                NAME(codes_as_floats)(row, dim, 4, job->levels, scale, to);
+            else
+                NAME(codes_as_floats)(row, dim, 2, job->levels, scale, to);
+        } else if (job->storage == FLOAT32) {
             const float *row = (const float *)rows + from * dim;
             for (int64_t k = 0; k < dim; k++)
                 to[k] = row[k] * scale;

@@ -1,9 +1,9 @@
 /* Vectors of one instruction set, and the product of a tile; included once for each.
  *
- * Expects: NAME(x), TARGET, LANES, ROWS, LARGER(a, b), ANY_NAN(v), NAME(halves_as_floats); HAS_BFLOAT16 where the
- * instruction set multiplies in it; HAS_INT8 where it multiplies codes, that is numbers of int8: as CODE on the side of the
- * rows, lifted by LIFT, and as TOKEN_CODE on the other, with EVERYWHERE(group), ADD_GROUP(sums, group, tokens),
- * LARGER_INTS(a, b) and NAME(floats_as_codes). undefine.h ends what begins here.
+ * Expects: NAME(x), TARGET, LANES, ROWS, LARGER(a, b), ANY_NAN(v), NAME(halves_as_floats), NAME(codes_as_floats);
+ * HAS_BFLOAT16 where the instruction set multiplies in it; HAS_INT8 where it multiplies codes, that is numbers of int8: as
+ * CODE on the side of the rows, lifted by LIFT, and as TOKEN_CODE on the other, with EVERYWHERE(group),
+ * ADD_GROUP(sums, group, tokens), LARGER_INTS(a, b) and NAME(floats_as_codes). undefine.h ends what begins here.
  */
 #define WIDTH 2
 #define TOKENS (LANES * WIDTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -89,6 +90,61 @@ def test_bfloat16_products_of_small_integers_are_exact(dim: int, query_sizes: tu
     packed = TokenEmbeddings.from_list(documents)
     scores = stack_queries(TokenEmbeddings.from_list(queries)).score(packed.values, packed.offsets.diff())
     assert scores.double().tolist() == reference_maxsim(queries, documents).tolist()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A form in few bits, whose levels are whole numbers, so that products are exact."""
+
+    nbits: int
+    dim: int
+
+    @property
+    def levels(self) -> torch.Tensor:
+        return 7.0 * torch.arange(2**self.nbits) % 2**self.nbits - 5  # each once, in no order
+
+    def pack(self, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """Rows of bytes, bit by bit."""
+        rows = []
+        for row, scale in zip(codes.tolist(), scales.half(), strict=True):
+            word = sum(code << place * self.nbits for place, code in enumerate(row))
+            rows.append([*word.to_bytes(-(-self.dim * self.nbits // 8), "little"), *scale.numpy().tobytes()])
+        return torch.tensor(rows, dtype=torch.uint8)
+
+    def unpack(self, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        words = [int.from_bytes(row[:-2], "little") for row in packed.tolist()]
+        codes = [[word >> place * self.nbits & 2**self.nbits - 1 for place in range(self.dim)] for word in words]
+        return self.levels[torch.tensor(codes)], packed[:, -2:].clone().view(torch.float16)[:, 0].float()
+
+
+@pytest.mark.parametrize("dim", [*DIMS, 15, 17, 31, 63])
+@pytest.mark.parametrize("query_sizes", [(5,), (33, 1, 60)])
+@pytest.mark.parametrize("nbits", [4, 2])
+def test_few_bits_are_read_where_they_lie(nbits: int, dim: int, query_sizes: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    codes = [torch.randint(0, 2**nbits, (length, dim), generator=generator) for length in LENGTHS]
+    scales = [2.0 ** torch.randint(-1, 2, (length,), generator=generator) for length in LENGTHS]
+    queries = [torch.randint(-9, 10, (size, dim), generator=generator).float() for size in query_sizes]
+    form = Whole(nbits, dim)
+    expected = reference_maxsim(
+        queries, [form.levels[code] * scale[:, None] for code, scale in zip(codes, scales, strict=True)]
+    )
+    packed = form.pack(torch.cat(codes), torch.cat(scales))
+    for stack in stacks(queries):
+        scores = stack.score_few_bits(packed, torch.tensor(LENGTHS), form)
+        assert scores.double().tolist() == expected.tolist()
+
+
+def test_a_scale_of_few_bits_may_be_any_half() -> None:
+    """Of each exponent, subnormal and zero too; a NaN shows in the score."""
+    form, halves = Whole(4, 8), torch.arange(0, 2**15, 97, dtype=torch.int16).view(torch.float16)
+    halves = halves[halves.isfinite()]
+    packed = form.pack(torch.full((len(halves), 8), 2), halves)  # the level of 2 is 9
+    for stack in stacks([torch.ones(1, 8)]):
+        scores = stack.score_few_bits(packed, torch.ones(len(halves), dtype=torch.int64), form)
+        assert torch.equal(scores[0], 72 * halves.float())
+        none = form.pack(torch.zeros(1, 8, dtype=torch.int64), torch.tensor([float("nan")]))
+        assert stack.score_few_bits(none, torch.tensor([1]), form).isnan().all()
 
 
 def test_products_of_torch_and_ours_take_turns() -> None:
