@@ -264,7 +264,8 @@ def _scalar(key: str, value: object) -> Scalar:
     for kind in (int, float):
         if isinstance(value, kind):
             return kind(value)
-    raise FilterError(f"{key!r} is compared with a string, a number, a boolean or None, not {value!r}")
+    several = "; one of several is {'$in': [...]}" if isinstance(value, (Sequence, set, frozenset)) else ""
+    raise FilterError(f"{key!r} is compared with a string, a number, a boolean or None, not {value!r}{several}")
 
 
 def _values(metadata: Mapping[str, Any], key: str) -> list[Any]:
