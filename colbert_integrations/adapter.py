@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -102,25 +103,26 @@ class ModelFields(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _accept_colbert(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if isinstance(data, dict):
-            cls._check_names(data)
         given = data.get("model") if isinstance(data, dict) else None
         if _is_colbert(given):
-            made = handler(cls._with_fields_of(given, data))
+            made = cls._made(cls._with_fields_of(given, data), handler)
             made._colbert = given
         else:
-            made = handler({**data, "model": os.fspath(given)} if isinstance(given, os.PathLike) else data)
+            made = cls._made({**data, "model": os.fspath(given)} if isinstance(given, os.PathLike) else data, handler)
         made._settings()  # impossible settings are an error now, not at the first query
         return made
 
     @classmethod
-    def _check_names(cls, data: dict[str, Any]) -> None:
-        """Refuse unknown fields and say what may have been meant, where pydantic says only that they are not there."""
-        known = set(cls.model_fields) | {item.alias for item in cls.model_fields.values() if item.alias}
-        unknown = [name for name in data if name not in known]
-        if unknown and cls.model_config.get("extra") == "forbid":
-            said = "; ".join(f"{name!r}{_meant(name, known)}" for name in unknown)
-            raise InputError(f"{cls.__name__} has no field {said}")
+    def _made(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Fill the fields in; of unknown ones say what may have been meant, which pydantic does not."""
+        try:
+            return handler(data)
+        except ValidationError as error:
+            unknown = [str(item["loc"][-1]) for item in error.errors() if item["type"] == "extra_forbidden"]
+            if not unknown:
+                raise
+            said = "; ".join(f"{name!r}{_meant(name, cls.model_fields)}" for name in unknown)
+            raise InputError(f"{cls.__name__} has no field {said}") from None
 
     @classmethod
     def _with_fields_of(cls, model: ColBERT, data: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
     TruncationWarning (UserWarning)       text was cut at the model's length
-    StaleVectorsWarning (UserWarning)     vectors were kept that other settings may have made
+    StaleVectorsWarning (UserWarning)     vectors are kept that other settings may have made
     RepeatedIdsWarning (UserWarning)      documents gave way to later ones of the same id
 
 Each message names the value that was wrong and what would be right.
@@ -208,7 +208,7 @@ class TruncationWarning(UserWarning):
 
 
 class StaleVectorsWarning(UserWarning):
-    """Documents were not encoded again, though settings have changed since they may have been."""
+    """Documents are not encoded again, though settings or the tokenizer have changed since they may have been."""
 
 
 class RepeatedIdsWarning(UserWarning):

@@ -28,8 +28,8 @@ class Fingerprint:
         dim: Dimension of its vectors.
         settings: Arguments with which ``ColBERT`` makes it again. Those that are a matter of the machine, and consent
             to run code, are left out, whoever gives them: an index may come from anywhere.
-        encodings: In which ways documents of a store were encoded with it: lengths, windows, pooling. Empty in a
-            model's own fingerprint.
+        encodings: In which ways documents of a store were encoded with it: lengths, windows, pooling, tokens. Empty in
+            a model's own fingerprint.
     """
 
     digest: str

@@ -229,7 +229,8 @@ class ColBERT:
             unless the checkpoint does not normalise. Expansion tokens, where the checkpoint uses them, are included.
 
         Raises:
-            InputError: If a query is not a string, or not valid Unicode.
+            InputError: If a query is not a string, not valid Unicode, or has a token for which the model has no
+                embedding.
             MissingExtraError: If the checkpoint merges vectors of queries and scipy is not installed.
         """
         return self._encode(_texts(queries, "queries"), "query", show_progress)
@@ -250,7 +251,8 @@ class ColBERT:
             not normalise or vectors were merged.
 
         Raises:
-            InputError: If a document is not a string, or not valid Unicode, or ``pool_factor`` is below 1.
+            InputError: If a document is not a string, not valid Unicode, or has a token for which the model has no
+                embedding, or ``pool_factor`` is below 1.
             MissingExtraError: If vectors are to be merged and scipy is not installed.
         """
         check_pool_factor(pool_factor)
@@ -368,7 +370,8 @@ class ColBERT:
             The score and the matches as data that can be printed, shown and drawn; a list of them for several.
 
         Raises:
-            InputError: If an argument is not a string, or not valid Unicode.
+            InputError: If an argument is not a string, not valid Unicode, or has a token for which the model has no
+                embedding.
             NonFiniteError: If a score is not a number, naming the document.
 
         Example:
@@ -396,7 +399,8 @@ class ColBERT:
             An explanation of each pair, in order; each text is encoded once, all together.
 
         Raises:
-            InputError: If an item is not a pair of strings, or a text is not valid Unicode.
+            InputError: If an item is not a pair of strings, or a text is not valid Unicode or has a token for which the
+                model has no embedding.
             NonFiniteError: If a score is not a number.
         """
         return self._explained(_pairs(pairs), tell_of_cuts=False)

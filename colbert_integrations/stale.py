@@ -90,7 +90,7 @@ class StaleVectors:
 
 
 def warn_of_other_tokens(store: Store, model: ColBERT) -> None:
-    """Warn of documents whose text was split into other tokens than the model's tokenizer would split it into now.
+    """Warn of documents that may have been split into other tokens than the model's tokenizer would give now.
 
     Args:
         store: Where the documents are.
@@ -98,17 +98,17 @@ def warn_of_other_tokens(store: Store, model: ColBERT) -> None:
     """
     known = [] if store.fingerprint is None else store.fingerprint.encodings
     now = model.spec.tokenizer_digest
-    if any(encoding.get("tokenizer", now) != now for encoding in known):
+    if any(encoding.get("tokenizer", now) != now for encoding in known) and store.count():
         message = (
-            f"documents were encoded when the tokenizer of {model.settings.model} gave other tokens than now, so they "
-            "and queries fit less well: its files have changed, or the version of transformers or tokenizers. Adding "
-            "them again with reencode=True encodes them anew"
+            f"documents may have been encoded when the tokenizer of {model.settings.model} gave other tokens than now, "
+            "so that they and queries fit less well: its files have changed, or the version of transformers or "
+            "tokenizers. Adding them again with reencode=True encodes them anew"
         )
         warnings.warn(message, StaleVectorsWarning, stacklevel=callers_stacklevel())
 
 
 def _encoding(model: ColBERT, pool_factor: float) -> Encoding:
-    """What decides a document's vectors beside the fingerprint: how much of it is read, and how much is kept."""
+    """What decides a document's vectors beside the fingerprint: how it is read, and how much of that is kept."""
     settings = model.settings
     return {
         "document_length": model.spec.document_length,

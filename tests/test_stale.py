@@ -114,6 +114,15 @@ def test_another_tokenizer_is_told_when_an_index_is_opened_until_all_is_encoded_
     assert told(lambda: ColBERTIndex(model, store).add(TEXTS, IDS)) == []
 
 
+def test_an_empty_index_is_not_told_of_another_tokenizer(store: Store, model: Model) -> None:
+    ColBERTIndex(model(), store).add(TEXTS, IDS)
+    [encoding] = store.fingerprint.encodings
+    store.bind(replace(store.fingerprint, encodings=[{**encoding, "tokenizer": "another"}]))
+    assert len(told(lambda: ColBERTIndex(model(), store))) == 1
+    store.delete(IDS)
+    assert told(lambda: ColBERTIndex(model(), store)) == []
+
+
 def test_an_index_that_does_not_say_how_it_was_tokenised_is_not_told(store: Store, model: Model) -> None:
     ColBERTIndex(model(), store).add(TEXTS, IDS)
     [encoding] = store.fingerprint.encodings

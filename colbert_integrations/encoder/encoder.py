@@ -152,7 +152,7 @@ class Encoder:
             there is one, and then ``len(texts)`` entries.
 
         Raises:
-            InputError: If a text is not valid Unicode.
+            InputError: If a text is not valid Unicode, or has a token for which the model has no embedding.
         """
         asked = _NOTHING if query is None else self._piece([query], "query", tell_of_cuts)
         parts, counts = [], Counter[str]()
@@ -176,6 +176,7 @@ class Encoder:
         start, nouns = perf_counter(), NOUNS[side]
         tokens = self.tokenizer.tokens(texts, side)
         sequences, cut = [self.sequences(text, side) for text in tokens], self._count_cut(tokens, side)
+        self.tokenizer.check_embedded(texts, side, sequences)
         counts = Counter({f"{nouns}_encoded": len(texts), f"{nouns}_cut": cut if tell_of_cuts else 0})
         return _Piece(sequences, counts, perf_counter() - start)
 

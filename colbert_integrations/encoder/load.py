@@ -52,7 +52,10 @@ def load_encoder(
     _check_attention(spec, load.attn_implementation)
     hf_tokenizer = read_tokenizer(checkpoint, load)
     if isinstance(forward, RemoteForward):
-        return _connect(checkpoint, load, encode, forward, build_tokenizer(checkpoint, hf_tokenizer))
+        rows = _rows_said(checkpoint)  # nothing is loaded yet, and may never be
+        tokenizer = build_tokenizer(checkpoint, hf_tokenizer, rows=rows)
+        _check_rows(tokenizer, rows)
+        return _connect(checkpoint, load, encode, forward, tokenizer)
     if forward is not None:
         return Encoder(build_tokenizer(checkpoint, hf_tokenizer), forward, encode)
     backbone = load_backbone(checkpoint, load)
@@ -210,6 +213,11 @@ def _check_max_length(tokenizer: Any, spec: ColBERTSpec) -> None:
             f"model_max_length of the tokenizer of {spec.name} is {length!r}, and has to be a whole number: correct it "
             "in tokenizer_config.json"
         )
+
+
+def _rows_said(checkpoint: Checkpoint) -> int | None:
+    rows = checkpoint.config.get("vocab_size")
+    return rows if isinstance(rows, int) else None
 
 
 def _check_rows(tokenizer: Tokenizer, rows: int | None) -> None:

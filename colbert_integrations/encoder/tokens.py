@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, takewhile
+from itertools import accumulate, chain, takewhile
 from typing import Any, Literal
 
 from ..checkpoint import ColBERTSpec
@@ -125,15 +125,8 @@ class Tokenizer:
             One entry per text.
 
         Raises:
-            InputError: If a text can't be encoded, such as one with half a surrogate pair, or one that spells out a
-                token for which the model has no embedding.
+            InputError: If a text can't be encoded, such as one with half a surrogate pair.
         """
-        tokens = self._read(texts, side, with_spans)
-        if self._without_embedding:
-            self._check_embedded(tokens)
-        return tokens
-
-    def _read(self, texts: Sequence[str], side: Side, with_spans: bool) -> list[TextTokens]:
         prepared = [self.prepare(text, side) for text in texts]
         try:
             if self._backend is None:
@@ -150,14 +143,25 @@ class Tokenizer:
             for encoding, shift in zip(encoded, shifts, strict=True)
         ]
 
-    def _check_embedded(self, tokens: list[TextTokens]) -> None:
-        """Refuse ids beyond the model's table, which on a GPU would end every later call of the process too."""
-        for index, text in enumerate(tokens):
-            found = self._without_embedding.intersection(text.ids)
+    def check_embedded(self, texts: Sequence[str], side: Side, sequences: Sequence[Sequence[TokenSequence]]) -> None:
+        """Refuse ids beyond the model's table, which on a GPU would end every later call of the process too.
+
+        Args:
+            texts: Texts as the caller gave them.
+            side: Query or document.
+            sequences: What is to be encoded of each.
+
+        Raises:
+            InputError: If one of them has a token for which the model has no embedding.
+        """
+        if not self._without_embedding:
+            return
+        for text, some in zip(texts, sequences, strict=True):
+            found = self._without_embedding.intersection(chain.from_iterable(each.ids for each in some))
             if found:
                 raise InputError(
-                    f"text {index} spells out {self.text_of(min(found))!r}, a token that was added to the tokenizer of "
-                    f"{self.spec.name} and for which the model has no embedding: take it out of the text"
+                    f"the {side} {text[:40]!r} has {self.text_of(min(found))!r} in it, a token that was added to the "
+                    f"tokenizer of {self.spec.name} and for which the model has no embedding: take it out of the text"
                 )
 
     def prepare(self, text: str, side: Side) -> str:
@@ -228,9 +232,14 @@ class Tokenizer:
 
     def _digest(self) -> str:
         """Hash the ids that some fixed texts get, and those put around a text."""
-        ids = [self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in _FIXED_TEXTS]
-        said = json.dumps([self.prefix_ids, *ids, self.suffix_ids])
+        said = json.dumps([self.prefix_ids, *map(self._fixed_ids, _FIXED_TEXTS), self.suffix_ids])
         return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    def _fixed_ids(self, text: str) -> list[int] | None:
+        try:
+            return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        except Exception:  # the tokenizers library's own, of one that knows no token for what it does not know
+            return None
 
     def _marker_id(self, marker: str, spec: ColBERTSpec, notes: list[str]) -> int | None:
         if not marker:
@@ -357,7 +366,7 @@ class Tokenizer:
         Returns:
             Token ids, without special tokens; empty where there is no prompt.
         """
-        return self._read([""], side, with_spans=False)[0].ids if self._prompt(side) else []
+        return self.tokens([""], side)[0].ids if self._prompt(side) else []
 
     def prompt_length(self, ids: Sequence[int] | None = None) -> int:
         """Count the tokens of the prompt at the head of a document.

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 import checkpoints
 from adapters.drivers import QUERY, TEXTS, LangChain, LlamaIndex
@@ -81,6 +81,24 @@ def test_a_subclass_may_take_other_fields(driver: Driver):
         more: int = 0
 
     assert (Open(more=1).more, Open(top_k=3).top_k) == (1, 3)
+
+
+def test_a_subclass_may_take_other_names(driver: Driver):
+    class Renamed(driver.Reranker):
+        more: int = Field(default=0, validation_alias=AliasChoices("more", "plus"))
+
+        @model_validator(mode="before")
+        @classmethod
+        def _rename(cls, data: Any) -> Any:
+            return {"top_n" if name == "top_k" else name: value for name, value in data.items()}
+
+    made = Renamed(top_k=3, plus=2)
+    assert (made.top_n, made.more) == (3, 2)
+
+
+def test_a_field_whose_name_is_no_string_is_a_validation_error(driver: Driver):
+    with pytest.raises(ValidationError):
+        driver.Reranker.model_validate({1: 2})
 
 
 def test_duplicates_all_come_back(driver: Driver, stanford: dict[str, Any]):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import checkpoints
-from colbert_integrations import ColBERT
+from colbert_integrations import ColBERT, TruncationWarning
 from colbert_integrations.checkpoint import PoolingSpec
 from colbert_integrations.errors import (
     CheckpointError,
@@ -20,6 +20,7 @@ from colbert_integrations.errors import (
     MissingWeightsError,
     UnsupportedCheckpointError,
 )
+from colbert_integrations.vllm import VLLMForward
 
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "special_tokens_map.json", "tokenizer_config.json"]
 
@@ -61,10 +62,34 @@ def with_a_token_more(tmp_path: Path) -> Path:
 def test_a_text_that_spells_a_token_without_an_embedding_is_refused_alone(side: str, with_a_token_more: Path) -> None:
     model = ColBERT(with_a_token_more, device="cpu")
     encode = model.encode_query if side == "query" else model.encode_document
-    with pytest.raises(InputError, match="text 1 spells out '<extra>'.*has no embedding"):
+    with pytest.raises(InputError, match=f"the {side} 'the <extra> cat' has '<extra>' in it, .* has no embedding"):
         encode(["the cat", "the <extra> cat", "<extra>"])
     assert encode(["the cat", "the extra cat"]).lengths[0] > 0
     assert "no embedding for 1 of the tokenizer's tokens" in str(model.spec)
+
+
+def test_a_token_without_an_embedding_that_is_cut_off_does_no_harm(with_a_token_more: Path) -> None:
+    model = ColBERT(with_a_token_more, device="cpu", document_length=8, long_documents="truncate")
+    with pytest.warns(TruncationWarning):
+        assert model.encode_document(["the cat " * 9 + "<extra>"]).lengths == [8]
+    with pytest.raises(InputError, match="has '<extra>' in it"):
+        ColBERT(with_a_token_more, device="cpu", document_length=8).encode_document(["the cat " * 9 + "<extra>"])
+
+
+def test_servers_are_not_sent_a_token_without_an_embedding(with_a_token_more: Path) -> None:
+    model = ColBERT(with_a_token_more, device="cpu", forward=VLLMForward("http://127.0.0.1:9", queries="local"))
+    for encode in (model.encode_query, model.encode_document):
+        with pytest.raises(InputError, match="has '<extra>' in it"):
+            encode("the <extra> cat")
+
+
+@pytest.mark.parametrize("layout", ["stanford", "stanford_xlmr"])
+def test_a_tokenizer_that_fails_on_rare_characters_can_be_loaded(layout: str, tmp_path: Path) -> None:
+    folder = checkpoints.build(layout, tmp_path)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"].update({"unk_token": "nowhere"} if layout == "stanford" else {"unk_id": None})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert ColBERT(folder, device="cpu").encode_document("a cat").lengths[0] > 0
 
 
 @pytest.mark.parametrize("side", ["query", "document"])
