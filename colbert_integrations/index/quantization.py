@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,6 +58,20 @@ _SCALE_BYTES = 2
 _ENCODED_ROWS = 2**13
 
 
+class _Tables(NamedTuple):
+    """What vectors are encoded and decoded with, on one device.
+
+    Attributes:
+        rotation: ``(dim, dim)`` float32.
+        levels: Those of each byte of codes, as one integer, ``(256,)``.
+        codes: Those of each float16, by its bits, ``(65536,)`` uint8.
+    """
+
+    rotation: torch.Tensor
+    levels: torch.Tensor
+    codes: torch.Tensor
+
+
 class PackedBits:
     """Vectors as 4 or 2 bits a dimension and a scale, all in one row of bytes.
 
@@ -80,15 +95,15 @@ class PackedBits:
     def __init__(self, nbits: int, dim: int) -> None:
         positive = torch.tensor(_LEVELS[nbits], dtype=torch.float32, device="cpu")
         best = torch.cat([-positive.flip(0), positive])  # (2**nbits,)
-        self._boundaries = (best[1:] + best[:-1]) / 2
         self.levels = best.half().float()  # as they are unpacked
         self.rotation = _rotation(dim)  # (dim, dim)
         self.nbits, self.dim = nbits, dim
         self._per_byte = 8 // nbits
         self._code_bytes = -(-dim // self._per_byte)
         self.width = self._code_bytes + _SCALE_BYTES
-        self._table = self._byte_table()
-        self._elsewhere: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}  # rotation and table on a GPU
+        halves = torch.arange(2**16, device="cpu").to(torch.uint16).view(torch.float16)
+        codes = torch.bucketize(halves.float(), (best[1:] + best[:-1]) / 2).to(torch.uint8)
+        self._tables = {torch.device("cpu"): _Tables(self.rotation, self._byte_table(), codes)}
 
     def _byte_table(self) -> torch.Tensor:
         """The float16 levels in each byte, seen as one integer: a look-up then moves 4 or 8 bytes at once."""
@@ -99,15 +114,14 @@ class PackedBits:
 
     def rotation_on(self, device: torch.device) -> torch.Tensor:
         """``rotation`` on a device."""
-        return self._on(device)[0]
+        return self._on(device).rotation
 
-    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rotation and the table on a device: sent once, since a GPU is waited for each time."""
-        if device.type == "cpu":
-            return self.rotation, self._table
-        if device not in self._elsewhere:
-            self._elsewhere[device] = self.rotation.to(device), self._table.to(device)
-        return self._elsewhere[device]
+    def _on(self, device: torch.device) -> _Tables:
+        """What is needed on a device: sent once, since a GPU is waited for each time."""
+        if device not in self._tables:
+            here = self._tables[torch.device("cpu")]
+            self._tables[device] = _Tables(*(table.to(device) for table in here))
+        return self._tables[device]
 
     def encode(self, values: torch.Tensor) -> torch.Tensor:
         """Rotate, scale and round vectors.
@@ -131,12 +145,13 @@ class PackedBits:
         rotated = values @ self.rotation_on(values.device)
         norms = rotated.norm(dim=1, keepdim=True)
         unit = rotated * (self.dim**0.5 / norms.clamp_min(1e-12))
-        boundaries = self._boundaries.to(values.device)
-        places = torch.bucketize(unit, boundaries, out_int32=True)  # (tokens, dim), from 0 to 2**nbits - 1
+        # By float16 and a table: a tenth of the time of a search among the boundaries, which was half of all.
+        halves = unit.half().view(torch.int16).flatten().int() & 0xFFFF
+        places = self._on(values.device).codes.index_select(0, halves)  # (tokens * dim,), from 0 to 2**nbits - 1
         # Not the scale of least squares, which shortens a vector: keeping the norm keeps cosines comparable.
-        rounded = self.levels.to(values.device).index_select(0, places.flatten()).view_as(unit)
+        rounded = self.levels.to(values.device).index_select(0, places.int()).view_as(unit)
         scales = (norms / rounded.norm(dim=1, keepdim=True)).half()
-        return torch.cat([self._pack(places.to(torch.uint8)), scales.view(torch.uint8)], dim=1)
+        return torch.cat([self._pack(places.view_as(unit)), scales.view(torch.uint8)], dim=1)
 
     def _pack(self, places: torch.Tensor) -> torch.Tensor:
         missing = self._code_bytes * self._per_byte - self.dim
@@ -156,7 +171,7 @@ class PackedBits:
             Levels, ``(tokens, dim)`` float16, and scales, ``(tokens,)`` float32.
         """
         codes = packed[:, : self._code_bytes].reshape(-1).int()
-        levels = self._on(packed.device)[1].index_select(0, codes).view(len(packed), self._code_bytes)
+        levels = self._on(packed.device).levels.index_select(0, codes).view(len(packed), self._code_bytes)
         return levels.view(torch.float16)[:, : self.dim], self._scales(packed).float()
 
     def _scales(self, packed: torch.Tensor) -> torch.Tensor:

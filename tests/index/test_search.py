@@ -130,6 +130,18 @@ def test_a_vector_survives_rounding_to_few_bits(nbits: int, dim: int) -> None:
         assert error > {2: 0.1175, 4: 0.009497}[nbits] * 0.85
 
 
+@pytest.mark.parametrize("nbits", [4, 2])
+def test_a_coordinate_gets_the_nearest_level(nbits: int) -> None:
+    """But for what is nearer to the middle between two than float16 can tell."""
+    bits, vectors = PackedBits(nbits, 128), units(3, 500, dim=128).values
+    given = vectors.double() @ bits.rotation.double()
+    given *= 128**0.5 / given.norm(dim=1, keepdim=True)
+    chosen = bits.unpack(bits.encode(vectors))[0].double()
+    nearest = (given[..., None] - bits.levels.double()).abs().amin(-1)
+    # Levels are rounded to float16 after the middles between them were taken, and so is what is looked up.
+    assert ((given - chosen).abs() - nearest <= 2 * FP16 * given.abs()).all()
+
+
 def test_the_lowest_bits_hold_the_first_dimension() -> None:
     bits = PackedBits(2, 4)
     levels = torch.tensor([[-1.5104, -0.4528, 0.4528, 1.5104]])
