@@ -118,7 +118,8 @@ class ModelFields(BaseModel):
         try:
             return handler(data)
         except ValidationError as error:
-            unknown = [str(item["loc"][-1]) for item in error.errors() if item["type"] == "extra_forbidden"]
+            places = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
+            unknown = [str(place[0]) for place in places if len(place) == 1]  # others are within a field's own value
             if not unknown:
                 raise
             said = "; ".join(f"{name!r}{_meant(name, cls.model_fields)}" for name in unknown)
