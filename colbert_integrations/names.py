@@ -21,14 +21,13 @@ _ELSEWHERE = {
     "k": {"top_k", "topk", "top_n", "n", "limit", "similarity_top_k"},
     "query_length": {"query_maxlen", "max_query_length", "query_max_length", "max_query_len"},
     "document_length": {"doc_maxlen", "document_maxlen", "max_document_length", "max_doc_length", "doc_length"}
-    | {"max_length", "max_seq_length", "chunk_size"},
-    "query_marker": {"query_token", "query_token_id", "query_prefix"},
-    "document_marker": {"document_token", "doc_token", "doc_token_id", "document_prefix"},
+    | {"max_length", "max_seq_length"},
+    "query_marker": {"query_token", "query_prefix"},
+    "document_marker": {"document_token", "doc_token", "document_prefix"},
     "dtype": {"torch_dtype", "precision"},
     "score_threshold": {"threshold", "min_score", "similarity_cutoff", "cutoff", "similarity_threshold"},
-    "normalize_scores": {"normalize", "normalise", "normalize_score", "normalise_scores"},
+    "normalize_scores": {"normalize", "normalise"},
     "filter": {"filters", "where", "search_filter"},
-    "trust_remote_code": {"trust_remote"},
     "cache_dir": {"cache_folder"},
     "token": {"use_auth_token", "hf_token"},
 }

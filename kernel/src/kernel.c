@@ -281,7 +281,7 @@ TARGET static inline void halves_as_floats_avx2(const uint16_t *row, int64_t dim
 }
 /* An index has three bits here, and the fourth says which half of the levels. */
 TARGET static inline void codes_as_floats_avx2(const uint8_t *row, int64_t dim, int bits, const float *levels, float scale,
-                                                   float *to)
+                                               float *to)
 {
     __m256 scales = _mm256_set1_ps(scale);
     __m256 lower = _mm256_mul_ps(_mm256_loadu_ps(levels), scales), upper = _mm256_mul_ps(_mm256_loadu_ps(levels + 8), scales);
@@ -340,7 +340,7 @@ static inline int any_nan_of_four(four_floats v)
 #define LARGER(a, b) larger_of_four(a, b)
 #define ANY_NAN(v) any_nan_of_four(v)
 static inline void codes_as_floats_portable(const uint8_t *row, int64_t dim, int bits, const float *levels, float scale,
-                                                float *to)
+                                            float *to)
 {
     some_codes_as_floats(row, 0, dim, bits, levels, scale, to);
 }
