@@ -55,8 +55,7 @@ SETTINGS = [
     ),
     *(Setting(f"pool_factor={factor}", {}, factor) for factor in (2, 3, 4)),
     *(
-        Setting(f'search="{stage}", candidates={count}', {}, 1, {"search": stage, "candidates": count})
-        for stage in ("centroids", "pooled")
+        Setting(f'search="centroids", candidates={count}', {}, 1, {"search": "centroids", "candidates": count})
         for count in (20, 50, 100, 200, 500)
     ),
 ]
@@ -110,7 +109,7 @@ def measure(encoded: Encoded, setting: Setting, exact: list[list[str]]) -> tuple
         single(index, encoded.queries[:1], setting, DEPTH)  # makes what the first search makes
         shallow, seconds = single(index, encoded.queries, setting, DEPTH)
         deep, _ = single(index, encoded.queries, setting, DEEP)
-        size = vector_bytes(index.store, encoded, setting)
+        size = vector_bytes(index.store, setting)
     found = [[name for name, _ in ranking] for ranking in shallow]
     row: records.Row = {
         "setting": setting.name,
@@ -155,14 +154,10 @@ def listed_bytes(store: MemoryStore) -> int:
     return sum(tensor.nbytes for part in made for tensor in part.tensors().values())
 
 
-def vector_bytes(store: MemoryStore, encoded: Encoded, setting: Setting) -> int:
+def vector_bytes(store: MemoryStore, setting: Setting) -> int:
     """What the vectors take in memory, and what the candidate stage has made of them."""
     own = store.num_tokens * store.bytes_per_token
-    if setting.search.get("search") == "centroids":
-        return own + listed_bytes(store)
-    if setting.search.get("search") != "pooled":
-        return own
-    return own + sum(-(-length // 4) for length in encoded.documents.lengths) * encoded.documents.dim
+    return own + (listed_bytes(store) if setting.search.get("search") == "centroids" else 0)
 
 
 def run(

@@ -36,7 +36,7 @@ SHOWN = [
     "memory MB",
     "problem",
 ]
-OURS = ["ours exact", "ours centroids", "ours pooled", "ours codes"]
+OURS = ["ours exact", "ours centroids", "ours codes"]
 # PyLate pads all documents to one length at each search: more would not fit into memory. LanceDB takes a minute a query
 # beyond that in float16, three times what it takes in float32.
 MOST_DOCUMENTS = {"pylate rank.rerank": 20_000, "lancedb float16": 20_000}

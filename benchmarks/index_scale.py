@@ -27,13 +27,12 @@ from colbert_integrations.index import Search
 
 RESULTS = records.HERE / "results" / "index_scale.csv"
 SIZES = [1_000, 3_000, 10_000, 30_000, 100_000]
-PARTS = ["batches", "save", "change", "centroids", "pooled", "codes"]
+PARTS = ["batches", "save", "change", "centroids", "codes"]
 MIB = 2**20
 K = 10
 SHOWN = [
     "case", "documents per second", "memory MB", "exact ms", "exact batch of 16 ms per query", "centroids ms",
-    "centroids recall@10", "pooled ms", "pooled recall@10", "codes ms", "codes recall@10", "save seconds",
-    "load seconds",
+    "centroids recall@10", "codes ms", "codes recall@10", "save seconds", "load seconds",
 ]  # fmt: skip
 
 
@@ -79,8 +78,7 @@ def measure(plan: Plan, source: synthetic.Source) -> tuple[records.Row, list[lis
         exact, found = exact_search(plan, store, source)
         row |= {**exact, **(save_and_load(plan, store, source) if "save" in plan.parts else _blank(SAVE))}
         row |= change(plan, store, hundredth) if "change" in plan.parts else _blank(CHANGE)
-        for stage, columns in STAGES.items():
-            row |= stage_search(plan, store, source, stage, found) if stage in plan.parts else _blank(columns)
+        row |= centroid_search(plan, store, source, found) if "centroids" in plan.parts else _blank(CENTROIDS)
     return row, found
 
 
@@ -110,11 +108,8 @@ SAVE = [
     "save seconds", "disk MB", "load and verify seconds", "load seconds", "first search ms",
 ]  # fmt: skip
 CHANGE = ["delete 1% documents per second", "add 1% documents per second", "save 1% seconds"]
-# Candidate stages of every store: what the first search makes for them, and what searches take then.
-STAGES: dict[Search, list[str]] = {
-    stage: [f"{stage} {what}" for what in ("build seconds", "memory MB", "ms", "p90 ms", "recall@10")]
-    for stage in ("centroids", "pooled")
-}
+# What the first search makes, and what searches take then.
+CENTROIDS = [f"centroids {what}" for what in ("build seconds", "memory MB", "ms", "p90 ms", "recall@10")]
 CODES = ["codes documents per second", "codes memory MB", "codes ms", "codes p90 ms", "codes recall@10"]
 
 
@@ -232,15 +227,13 @@ def change(plan: Plan, store: MemoryStore, hundredth: list[synthetic.Passages]) 
     return dict(zip(CHANGE, [round(count / deleted), round(count / added), round(saved, 3)], strict=True))
 
 
-def stage_search(
-    plan: Plan, store: MemoryStore, source: synthetic.Source, stage: Search, exact: list[list[str]]
-) -> records.Row:
-    """A candidate stage; the first search makes what it needs."""
+def centroid_search(plan: Plan, store: MemoryStore, source: synthetic.Source, exact: list[list[str]]) -> records.Row:
+    """The candidate stage of every store; the first search makes centroids and lists."""
     before = _memory(plan)
-    _, made = timed(lambda: store.search(source.queries[:1], K, search=stage))
+    _, made = timed(lambda: store.search(source.queries[:1], K, search="centroids"))
     memory = (_memory(plan) - before) / MIB
-    row = [round(made, 3), round(memory, 1), *_row(plan, store, source, stage, exact)]
-    return dict(zip(STAGES[stage], row, strict=True))
+    row = [round(made, 3), round(memory, 1), *_row(plan, store, source, "centroids", exact)]
+    return dict(zip(CENTROIDS, row, strict=True))
 
 
 def _row(

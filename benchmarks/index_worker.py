@@ -142,7 +142,6 @@ def fast_plaid(data: Data, search: str) -> Search:
 ENGINES: dict[str, tuple[Callable[[Data, str], Search], str, str]] = {
     "ours exact": (ours, "exact", "colbert-integrations"),
     "ours centroids": (ours, "centroids", "colbert-integrations"),
-    "ours pooled": (ours, "pooled", "colbert-integrations"),
     "ours codes": (ours, "codes", "colbert-integrations"),
     "lancedb float32": (lancedb, "float32", "lancedb"),
     "lancedb float16": (lancedb, "float16", "lancedb"),

@@ -16,14 +16,12 @@ LATENCIES = {
     "exact ms": "exact",
     "exact batch of 16 ms per query": "exact, 16 queries at once",
     "centroids ms": 'search="centroids"',
-    "pooled ms": 'search="pooled"',
     "codes ms": 'nbits=8, search="codes"',
 }
 MEMORY = {
     "memory MB": "float16",
     "codes memory MB": "float16 and int8 codes",
     "centroids memory MB": 'what search="centroids" adds',
-    "pooled memory MB": 'what search="pooled" adds',
 }
 
 Rows = Sequence[dict[str, str]]

@@ -38,7 +38,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "float16": {},
     "float32": {"dtype": "float32"},
     "nbits2": {"nbits": 2},
-    "nbits4_pooled": {"nbits": 4, "search": "pooled", "candidates": 3},
+    "nbits4_pooled": {"nbits": 4, "search": "centroids", "candidates": 3},  # in git "pooled", as it was then
     "nbits8": {"nbits": 8},
     "centroids": {"search": "centroids", "candidates": 5},
     "nbits8_originals": {"nbits": 8, "keep_originals": True, "search": "codes", "candidates": 4},
@@ -71,7 +71,7 @@ def save(folder: Path) -> None:
         store.upsert(list(every), TokenEmbeddings.from_list(list(every.values())), texts, notes)
         store.bind(FINGERPRINT)
         store.delete(["gone"])
-        if store.search_default in ("pooled", "centroids"):
+        if store.search_default == "centroids":
             store.search(queries(), 1)  # which makes what is saved with the vectors
         store.save(folder / form)
         (folder / form / ".lock").unlink(missing_ok=True)

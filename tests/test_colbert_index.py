@@ -312,7 +312,7 @@ def test_a_query_that_is_no_text_is_refused(index: ColBERTIndex, query: Any) -> 
         ({"filter": ["year"]}, "a filter must be a mapping"),
         ({"score_threshold": "0.5"}, "score_threshold must be a number"),
         ({"score_threshold": float("nan")}, "score_threshold must be a number"),
-        ({"search": "fast"}, "search must be one of 'exact', 'codes', 'pooled', 'centroids', not 'fast'"),
+        ({"search": "fast"}, "search must be one of 'exact', 'codes', 'centroids', not 'fast'"),
         ({"search": "first_stage"}, "a MemoryStore has no search='first_stage'"),
         ({"search": "codes"}, "search='codes' needs codes"),
         ({"candidates": 0}, "candidates must be a whole number from 1, not 0"),

@@ -41,7 +41,7 @@ def test_token_ids_are_waited_for(checkpoint: Callable[[str], Path], tmp_path: P
         copies.clear()
 
 
-@pytest.mark.parametrize("search", ["exact", "codes", "pooled", "centroids"])
+@pytest.mark.parametrize("search", ["exact", "codes", "centroids"])
 def test_blocks_of_an_index_are_waited_for(tiny: ColBERT, copies: list[bool], search: str) -> None:
     index = ColBERTIndex(tiny, MemoryStore(nbits=8, keep_originals=True))
     index.add(["the fox", "a plane flies over paris", "bread"])

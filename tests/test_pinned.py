@@ -11,7 +11,6 @@ import torch
 
 import saved_indexes
 from colbert_integrations import ColBERT, MemoryStore
-from colbert_integrations.index import kmeans
 from colbert_integrations.index.centroids import Centroids
 from colbert_integrations.index.quantization import PackedBits
 from colbert_integrations.loading import _content_id
@@ -110,7 +109,7 @@ def test_documents_and_settings_of_an_index_that_was_saved_before(form: str) -> 
     [
         (form, search)
         for form, options in saved_indexes.FORMS.items()
-        for search in ("exact", "pooled", "centroids", *(["codes"] if "nbits" in options else []))
+        for search in ("exact", "centroids", *(["codes"] if "nbits" in options else []))
     ],
 )
 def test_what_is_found_in_an_index_that_was_saved_before(form: str, search: Any) -> None:
@@ -120,13 +119,6 @@ def test_what_is_found_in_an_index_that_was_saved_before(form: str, search: Any)
     assert [[hit.id for hit in hits] for hits in found] == [[name for name, _ in row] for row in expected]
     for hits, row in zip(found, expected, strict=True):
         assert [hit.score for hit in hits] == pytest.approx([score for _, score in row], abs=0.01)
-
-
-def test_merged_vectors_that_were_saved_before_choose_the_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kmeans, "_means", None)  # so that none are made
-    store = MemoryStore.load(GOLDEN / "indexes" / "nbits4_pooled")
-    hits = store.search(saved_indexes.queries(), 4, candidates=4)[0]
-    assert [hit.id for hit in hits] == ["ü/c:1", "d", "f", "e"]  # by them the fourth is another one
 
 
 def test_lists_that_were_saved_before_choose_the_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +136,7 @@ def test_an_index_that_was_saved_before_is_written_on(form: str, tmp_path: Path)
     store.upsert(["new"], saved_indexes.queries()[:1])
     store.delete(["b"])
     store.save(tmp_path / form)
+    assert not [*(tmp_path / form).glob("*.pooled.*")], "of a stage that there was before"
     again = MemoryStore.load(tmp_path / form)
     assert again.ids() == ["a", "d", "e", "f", "new", "ü/c:1"]
     assert again.search(saved_indexes.queries(), 1)[0][0].id == "new"

@@ -85,7 +85,7 @@ def test_searches_the_same(bits: Any, tiny: ColBERT, tmp_path: Path, defaults: D
         index.delete(["b"])
         index.save(folder)
         loaded = ColBERTIndex.load(folder, tiny)
-        ways = ["exact", "pooled", "centroids", *(["codes"] if bits else [])]
+        ways = ["exact", "centroids", *(["codes"] if bits else [])]
         return [
             [(hit.id, hit.score) for hit in one.search(QUERY, k=2, filter={"n": {"$lt": 9}}, search=way, candidates=2)]
             for one in (index, loaded)

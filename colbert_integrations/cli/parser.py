@@ -25,7 +25,7 @@ _EXIT_CODES = "exit codes: 0 done; 1 done, but some documents could not be read 
 _WHERE = "a folder, or qdrant+http://host:6333/NAME (its API key is read from QDRANT_API_KEY)"
 _DTYPES = ("float32", "bfloat16", "float16", "int8")
 # Of an index in a folder; Qdrant has the others.
-_SEARCHES = ("exact", "codes", "centroids", "pooled")
+_SEARCHES = ("exact", "codes", "centroids")
 # Of the settings, those with an option of their own, and the token, which is read from the environment.
 _NOT_SET = {"model", "device", "dtype", "token"}
 # Characters of a value that an error shows.

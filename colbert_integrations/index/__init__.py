@@ -3,9 +3,8 @@
 ``store.py`` is the protocol, ``memory.py`` the store in this process. Below it: ``state.py`` is what there is at one
 moment; ``segment.py`` keeps documents whose vectors ``rows.py`` packs in memory that ``allocator.py`` finds;
 ``layout.py`` decides in which form (``quantization.py``), ``centroids.py`` lists the documents near centroids for a
-candidate stage, ``pooled.py`` makes fewer vectors for another one (``kmeans.py``); ``scan.py`` scores them,
-``persistence.py`` keeps them in a folder. For all stores: ``filters.py`` is the language of filters, ``metadata.py``
-and ``checks.py`` say what is refused.
+candidate stage; ``scan.py`` scores them, ``persistence.py`` keeps them in a folder. For all stores: ``filters.py`` is
+the language of filters, ``metadata.py`` and ``checks.py`` say what is refused.
 """
 
 from __future__ import annotations

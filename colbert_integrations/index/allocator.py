@@ -13,8 +13,7 @@ from .segment import Segment
 
 __all__ = ["SegmentAllocator"]
 
-# Of a GPU's free memory. The rest is for the model, for what scoring needs, and for the vectors that search="pooled"
-# merges: an eighth of the others, and up to twice that while they grow.
+# Of a GPU's free memory. The rest is for the model and for what scoring needs.
 _SHARE = 0.7
 
 

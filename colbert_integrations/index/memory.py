@@ -36,8 +36,7 @@ from .checks import (
 )
 from .layout import Layout
 from .persistence import Saved, read_index, write_index
-from .pooled import empty_pooled
-from .scan import Finder, make_lists, merge_vectors
+from .scan import Finder, make_lists
 from .segment import Batch, Segment, View
 from .state import (
     State,
@@ -71,7 +70,7 @@ _MOST_SMALL = 8
 
 
 class MemoryStore(Store):
-    """Keeps token embeddings in this process and searches all of them.
+    """Keeps token embeddings in this process, and searches all of them or candidates.
 
     Adding copies nothing that is there, deleting marks and later compacts, and both are safe while other threads
     search: a search sees what was there when it began.
@@ -83,18 +82,15 @@ class MemoryStore(Store):
             finds candidates by the codes.
         search: What a search does unless it says otherwise. ``"exact"``: MaxSim with every document. ``"codes"``,
             with ``nbits``: a pass over the codes in the fastest arithmetic, then MaxSim with the candidates.
-            ``"pooled"``: a pass over a quarter of the vectors, merged within each document and rounded to int8, then
-            MaxSim with the candidates; the merged vectors take an eighth of the memory that float16 takes, and are
-            made by the first search that needs them. ``"centroids"``: a look into lists of the documents that have a
-            vector near a centroid, for the centroids nearest to each query token, then MaxSim with the candidates; the
-            time grows much slower than the store. Centroids and lists, which take about a hundredth of the memory that
-            float16 takes, are made by the first search that needs them, anew once there are four times as many vectors.
+            ``"centroids"``: a look into lists of the documents that have a vector near a centroid, for the centroids
+            nearest to each query token, then MaxSim with the candidates; the time grows much slower than the store.
+            Centroids and lists, which take about a hundredth of the memory that float16 takes, are made by the first
+            search that needs them, anew once there are four times as many vectors.
         candidates: How many documents a candidate stage hands on. None: ``max(20, 2 * k)`` for ``"codes"``,
-            ``max(500, 5 * k)`` for the others.
+            ``max(500, 5 * k)`` for ``"centroids"``.
         device: Where vectors are kept and searched. None: the CPU.
         device_bytes: Maximum memory in bytes to take on that device; what comes later stays in the host's pinned memory
-            and travels at each search; merged vectors of ``"pooled"`` come on top. None: 70% of what is free there when
-            the store is made; on a CPU no limit.
+            and travels at each search. None: 70% of what is free there when the store is made; on a CPU no limit.
 
     Raises:
         InputError: If an argument is invalid.
@@ -361,7 +357,7 @@ class MemoryStore(Store):
             ready = queries.to(self.device)
             for start, stop in ranges([0, *accumulate(queries.lengths)], QUERY_TOKENS):
                 finder = Finder(state.views, wanted, self._layout, ready[start:stop])
-                best = finder.exact(k) if exact else finder.approximate(number, mode, centroids)
+                best = finder.exact(k) if exact else finder.approximate(number, centroids)
                 rows = zip(best.scores.tolist(), best.places.tolist(), strict=True)
                 hits += [hits_of(state, scores, places, k) for scores, places in rows]
         return hits
@@ -383,14 +379,11 @@ class MemoryStore(Store):
         mode = search or self.search_default
         self.check_search(mode)
         state = self._now()
-        if candidate_count(mode, 1, self.candidates_default) >= state.count:
+        if mode != "centroids" or candidate_count(mode, 1, self.candidates_default) >= state.count:
             return
         with no_autocast(self.device):
-            if mode == "centroids":
-                centroids = self._trained(state, wait=True, show_progress=show_progress)
-                make_lists(state.views, centroids, show_progress)
-            elif mode == "pooled":
-                merge_vectors(state.views, show_progress)
+            centroids = self._trained(state, wait=True, show_progress=show_progress)
+            make_lists(state.views, centroids, show_progress)
 
     async def aprepare(self, search: Search | None = None, *, show_progress: bool | None = None) -> None:
         """Do what ``prepare`` does without blocking the event loop; see there for the arguments."""
@@ -500,6 +493,8 @@ class MemoryStore(Store):
         saved = read_index(path, verify=verify, show_progress=show_progress)
         about = dict(saved.about)
         fingerprint = about.pop("fingerprint")
+        if about["search"] == "pooled":  # a stage that there was before, with the same default of candidates
+            about["search"] = "centroids"
         store = cls(**about, device=device, device_bytes=device_bytes)
         store._fingerprint = None if fingerprint is None else Fingerprint(**fingerprint)
         store._layout = saved.layout
@@ -517,11 +512,6 @@ class MemoryStore(Store):
         mapped = view.segment
         moved = self._allocator.segment(mapped.layout, mapped.capacity, mapped.name)
         moved.append(Batch(mapped.ids, mapped.texts, mapped.metadatas, mapped.lengths, mapped.columns))
-        pooled = mapped.pooled_if_made(0)
-        if pooled is not None:
-            small = empty_pooled(moved, pooled.capacity)
-            small.write(pooled.columns, pooled.lengths)
-            moved.adopt_pooled(small)
         if self._centroids is not None and (lists := mapped.lists_if_made(self._centroids, 0)) is not None:
             moved.adopt_lists(self._centroids, lists)
         moved.sealed = True  # as it came from a file: it counts among the small ones that are written into one

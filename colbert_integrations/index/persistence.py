@@ -4,7 +4,6 @@
 
     manifest.json                  what belongs to the index, with the size and the SHA-256 of each file
     NAME-COUNT.safetensors         vectors of the first COUNT documents of the segment NAME
-    NAME-COUNT.pooled.safetensors  the merged ones of the pooled candidate stage, if they were made
     CENTROIDS.safetensors          centroids of the candidate stage of that name, if they were made
     NAME-COUNT.CENTROIDS.safetensors  which documents are in their lists
     NAME-COUNT.jsonl               id, text and metadata of each document, a line each
@@ -47,6 +46,7 @@ __all__ = ["Saved", "read_index", "write_index"]
 _FORMAT, _VERSION = "colbert_integrations index", 1
 _MANIFEST = "manifest.json"
 _NAME = "[0-9a-f]{32}"
+# With ".pooled", files of a stage that there was before: the next save removes them.
 _OURS = re.compile(rf"{_NAME}-\d+(\.pooled|\.{_NAME})?\.(safetensors|jsonl)|{_NAME}\.safetensors|manifest\.json\.new")
 _LOCK_WAIT_S = 60
 # What Windows refuses while somebody else has a file open is tried again after these pauses.
@@ -158,10 +158,7 @@ def _write_view(
 ) -> dict[str, Any]:
     count = len(view)
     stem = _stem(view.segment.name, count)
-    pooled = view.segment.pooled_if_made(count)
     contents = {f"{stem}.safetensors": partial(_vectors, view.segment, count), f"{stem}.jsonl": partial(_lines, view)}
-    if pooled is not None:
-        contents[f"{stem}.pooled.safetensors"] = partial(_vectors, pooled, count)
     lists = None if centroids is None else view.segment.lists_if_made(centroids, count)
     if centroids is not None and lists is not None and lists.documents == count:
         contents[f"{stem}.{centroids.name}.safetensors"] = partial(save, lists.tensors())
@@ -344,11 +341,6 @@ def _read_view(folder: Path, entry: Mapping[str, Any], layout: Layout, centroids
     segment = Segment(layout, columns, entry["name"])
     segment.register(Batch(ids, texts, metadatas, lengths, columns))
     segment.sealed = True
-    if f"{stem}.pooled.safetensors" in entry["files"]:
-        columns, lengths = _read_rows(folder / f"{stem}.pooled.safetensors", count)
-        pooled = PackedRows(Layout(layout.dim, nbits=8), columns)
-        pooled.note(lengths)
-        segment.adopt_pooled(pooled)
     if centroids is not None and (name := f"{stem}.{centroids.name}.safetensors") in entry["files"]:
         lists = InvertedLists(count, **_read_tensors(folder / name))
         if not lists.is_sound(len(centroids)):

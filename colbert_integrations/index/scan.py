@@ -18,9 +18,8 @@ from .centroids import Centroids
 from .layout import Columns, Layout, ReadyQueries
 from .rows import GATHERED_ROWS, Block, PackedRows, gather
 from .segment import View
-from .store import Search
 
-__all__ = ["Finder", "make_lists", "merge_vectors", "starts"]
+__all__ = ["Finder", "make_lists", "starts"]
 
 Scorer = Callable[[Columns, torch.Tensor], torch.Tensor]
 
@@ -66,7 +65,6 @@ def scan(
     wanted: Sequence[torch.Tensor],
     queries: ReadyQueries,
     best: Best,
-    rows_of: Callable[[View], PackedRows] | None = None,
     *,
     codes: bool = False,
 ) -> None:
@@ -77,14 +75,12 @@ def scan(
         wanted: For each view, which of its documents, ``(documents,)`` bool on the CPU.
         queries: The queries, ready for the layout of what is scanned.
         best: Takes the scores; a document is known by its position in the concatenation of all views.
-        rows_of: Gives what is scanned of a view. None: the rows of its segment.
         codes: Whether codes are scored rather than the best vectors that are kept.
     """
     score, waiting = queries.screen if codes else queries.score, _Waiting(best)
     for view, mask, start in zip(views, wanted, starts(views), strict=True):
         if mask.any():
-            rows = view.segment if rows_of is None else rows_of(view)
-            _scan_view(rows.blocks(mask, queries.block_rows), mask, score, waiting, start)
+            _scan_view(view.segment.blocks(mask, queries.block_rows), mask, score, waiting, start)
     waiting.settle()
 
 
@@ -241,34 +237,23 @@ class Finder:
                 return best
             width *= 8  # equal scores are ordered by id, so all of them must be there
 
-    def approximate(self, candidates: int, mode: Search, centroids: Centroids | None = None) -> Best:
-        """Find candidates, by centroids if they are given, then score those by the best vectors that are kept."""
+    def approximate(self, candidates: int, centroids: Centroids | None = None) -> Best:
+        """Find candidates, by centroids or else by codes, then score those by the best vectors that are kept."""
         best = self._best(candidates)
         each = [self._layout.ready(self._queries[i : i + 1]) for i in range(len(self._queries))]
-        rescore(self._views, each, self._candidates(candidates, mode, centroids), best)
+        rescore(self._views, each, self._candidates(candidates, centroids), best)
         return best
 
-    def _candidates(self, count: int, mode: Search, centroids: Centroids | None) -> list[list[int]]:
+    def _candidates(self, count: int, centroids: Centroids | None) -> list[list[int]]:
         if centroids is not None:
             make_lists(self._searched(), centroids)
             return look_up(self._views, self._wanted, centroids, self._queries, count)
         found = self._best(count)
-        if mode == "codes":
-            scan(self._views, self._wanted, self._ready, found, codes=True)
-        else:
-            merge_vectors(self._searched())
-            small = Layout(self._layout.dim, nbits=8).ready(self._queries)
-            scan(self._views, self._wanted, small, found, lambda view: view.segment.pooled(len(view)), codes=True)
+        scan(self._views, self._wanted, self._ready, found, codes=True)
         return [_scored(*row) for row in zip(found.scores.cpu(), found.places.cpu(), strict=True)]
 
     def _searched(self) -> list[View]:
         return [view for view, mask in zip(self._views, self._wanted, strict=True) if mask.any()]
-
-
-def merge_vectors(views: Sequence[View], show_progress: bool | None = None) -> None:
-    """Pool the vectors that are not pooled yet: for a large store it takes its time, so a bar is shown."""
-    missing = [view for view in views if view.segment.pooled_if_made(len(view)) is None]
-    _with_bar("Merging vectors", show_progress, missing, lambda view: view.segment.pooled(len(view)))
 
 
 def make_lists(views: Sequence[View], centroids: Centroids, show_progress: bool | None = None) -> None:

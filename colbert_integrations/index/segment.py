@@ -12,7 +12,6 @@ import torch
 
 from .centroids import Centroids, InvertedLists
 from .layout import Columns, Layout, part
-from .pooled import extend_pooled, with_room
 from .rows import PackedRows
 
 __all__ = ["Batch", "Segment", "View"]
@@ -69,8 +68,6 @@ class Segment(PackedRows):
         self.metadatas: list[dict[str, Any]] = []
         self.sealed = False
         self._process = os.getpid()
-        self._pooled: PackedRows | None = None
-        self._pool_lock = threading.Lock()
         # By the name of their centroids: those that searches use and, while others are made, these.
         self._lists: dict[str, InvertedLists] = {}
         self._lists_lock = threading.Lock()
@@ -105,31 +102,6 @@ class Segment(PackedRows):
         self.texts += batch.texts
         self.metadatas += batch.metadatas
         self.ids += batch.ids  # last: its length is how many documents there are
-
-    def pooled(self, documents: int) -> PackedRows:
-        """The vectors of the pooled candidate stage; made when first asked for.
-
-        Args:
-            documents: How many of the first documents are needed.
-
-        Returns:
-            Those of at least so many documents, in the same places.
-        """
-        with self._pool_lock:
-            if self._pooled is None or len(self._pooled) < documents:
-                self._pooled = with_room(self._pooled, self, documents)
-                extend_pooled(self._pooled, self, documents)
-            return self._pooled
-
-    def pooled_if_made(self, documents: int) -> PackedRows | None:
-        """The pooled vectors, if they were made for at least so many documents."""
-        with self._pool_lock:
-            made = self._pooled is not None and len(self._pooled) >= documents
-            return self._pooled if made else None
-
-    def adopt_pooled(self, pooled: PackedRows) -> None:
-        """Take pooled vectors that were saved."""
-        self._pooled = pooled
 
     def lists(self, centroids: Centroids, documents: int) -> InvertedLists:
         """The lists of the centroid candidate stage; made when first asked for.

@@ -24,7 +24,7 @@ __all__ = ["Filter", "Hit", "Metadata", "Search", "Store", "StoredDocument"]
 
 Metadata: TypeAlias = Mapping[str, Any]
 
-Search: TypeAlias = Literal["exact", "codes", "pooled", "centroids", "first_stage"]
+Search: TypeAlias = Literal["exact", "codes", "centroids", "first_stage"]
 """How a search finds documents; ``"exact"`` scores every one, the others name a candidate stage."""
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..model import ColBERT
 else:  # what pydantic sees: the real ones come with torch, so they are checked when an index is made
     ColBERTIndex = Store = Any
-    Search = Literal["exact", "codes", "pooled", "centroids", "first_stage"]
+    Search = Literal["exact", "codes", "centroids", "first_stage"]
 
 __all__ = ["ColBERTRetriever"]
 

@@ -610,7 +610,7 @@ class QdrantStore(Store):
 
     def check_search(self, search: Search) -> None:
         """Refuse a way to search that this store does not offer; see ``Store.check_search``."""
-        check_search(search, without=("pooled", "centroids"), where="a QdrantStore")
+        check_search(search, without=("centroids",), where="a QdrantStore")
         if search == "first_stage" and self._first is None:
             raise InputError("search='first_stage' needs a first stage: make the store with first_stage=")
 

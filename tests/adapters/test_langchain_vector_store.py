@@ -157,9 +157,9 @@ async def test_search_and_candidates_reach_the_store(store: ColBERTVectorStore, 
     monkeypatch.setattr(
         MemoryStore, "search", lambda self, queries, k, filter, **rest: seen.append(rest) or [[]] * len(queries)
     )
-    store.similarity_search(QUERY, search="pooled", candidates=7)
-    await store.asimilarity_search_with_score(QUERY, search="pooled", candidates=7)
-    assert seen == [{"ids": None, "search": "pooled", "candidates": 7, "texts": [QUERY]}] * 2
+    store.similarity_search(QUERY, search="centroids", candidates=7)
+    await store.asimilarity_search_with_score(QUERY, search="centroids", candidates=7)
+    assert seen == [{"ids": None, "search": "centroids", "candidates": 7, "texts": [QUERY]}] * 2
 
 
 @pytest.mark.parametrize(

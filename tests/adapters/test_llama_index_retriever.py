@@ -173,13 +173,13 @@ def test_the_threshold_keeps_what_reaches_it(make: Make):
 
 
 async def test_search_and_candidates_reach_the_store(make: Make, monkeypatch: pytest.MonkeyPatch):
-    retriever, seen = make(search="pooled", candidates=7), list[Any]()
+    retriever, seen = make(search="centroids", candidates=7), list[Any]()
     monkeypatch.setattr(
         MemoryStore, "search", lambda self, queries, k, filter, **rest: seen.append(rest) or [[]] * len(queries)
     )
     retriever.retrieve(QUERY)
     await retriever.aretrieve(QUERY)
-    assert seen == [{"ids": None, "search": "pooled", "candidates": 7, "texts": [QUERY]}] * 2
+    assert seen == [{"ids": None, "search": "centroids", "candidates": 7, "texts": [QUERY]}] * 2
 
 
 def test_equal_scores_are_ordered_by_id(make: Make):
@@ -201,7 +201,7 @@ def test_scores_that_are_cut_off_at_0_keep_their_order(checkpoint: Callable[[str
 
 def test_a_candidate_stage_of_all_nodes_finds_the_same(make: Make):
     exact = read(make(similarity_top_k=6).retrieve(QUERY))
-    found = make(similarity_top_k=6, search="pooled", candidates=6).retrieve(QUERY)
+    found = make(similarity_top_k=6, search="centroids", candidates=6).retrieve(QUERY)
     assert dict(read(found)) == pytest.approx(dict(exact), abs=1e-5)
 
 

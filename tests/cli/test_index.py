@@ -477,10 +477,10 @@ def test_a_way_to_search_is_kept_and_what_it_needs_is_made(
     monkeypatch.setattr(
         MemoryStore, "prepare", lambda store, **_: prepared.append((store.search_default, store.count()))
     )
-    for argument, kept in (("centroids", "centroids"), (None, "centroids"), ("pooled", "pooled")):
+    for argument, kept in (("centroids", "centroids"), (None, "centroids"), ("exact", "exact")):
         assert run("index", "notes", "--store", "kept", *(() if argument is None else ("--search", argument))).code == 0
         assert MemoryStore.load("kept").search_default == kept
-    assert prepared == [("centroids", 5), ("centroids", 5), ("pooled", 5)]
+    assert prepared == [("centroids", 5), ("centroids", 5), ("exact", 5)]
     again = run("index", "notes", "--store", "kept", "--search", "codes")
     assert (again.code, "search='codes' needs codes: make the store with nbits=8, 4 or 2" in again.err) == (2, True)
 

@@ -6,18 +6,16 @@ The device is played by "meta", which holds nothing.
 from __future__ import annotations
 
 import gc
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
-from colbert_integrations.embeddings import TokenEmbeddings
 from colbert_integrations.errors import InputError
 from colbert_integrations.index import MemoryStore
 from colbert_integrations.index.allocator import SegmentAllocator
 from colbert_integrations.index.layout import Layout
-from colbert_integrations.index.segment import Batch, Segment
+from colbert_integrations.index.segment import Segment
 from stores import units
 
 DEVICE = torch.device("meta")
@@ -94,34 +92,3 @@ def test_an_index_that_is_written_again_and_again_stays_on_its_device(monkeypatc
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(InputError, match="device='nonsense' can't be used on this machine"):
         MemoryStore(device="nonsense")
-
-
-def grown(segment: Segment, documents: TokenEmbeddings) -> None:
-    layout, lengths = segment.layout, documents.lengths
-    count = len(documents)
-    segment.append(Batch([""] * count, [None] * count, [{}] * count, lengths, layout.encode(documents)))
-
-
-def test_merged_vectors_grow_with_the_documents_and_are_those_made_at_once() -> None:
-    parts = [
-        units(seed, *lengths, dim=16) for seed, lengths in enumerate([[1, 9, 40], [33], [3, 5], [7] * 30, [600, 2]])
-    ]
-    layout = Layout(16)
-    stepwise, at_once = (Segment(layout, layout.empty(2**14, "cpu")) for _ in range(2))
-    earlier = None
-    for part in parts:
-        grown(stepwise, part)
-        grown(at_once, part)
-        pooled = stepwise.pooled(len(stepwise.ids))
-        used = pooled.bounds[-1]
-        assert pooled.capacity <= 2 * used
-        assert used == sum(-(-(stop - start) // 4) for start, stop in pairwise(stepwise.bounds))
-        if earlier is not None:
-            columns, rows, count = earlier
-            assert torch.equal(pooled.columns["codes"][:rows], columns["codes"][:rows])
-            assert torch.equal(pooled.columns["steps"][:count], columns["steps"][:count])
-        earlier = pooled.columns, used, len(pooled)
-    whole = at_once.pooled(len(at_once.ids))
-    assert whole.bounds == pooled.bounds
-    assert torch.equal(whole.columns["codes"][:used], pooled.columns["codes"][:used])
-    assert stepwise.pooled(2) is pooled

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import DamagedIndexError, InputError, StoreError
 from colbert_integrations.index import centroids as module
-from colbert_integrations.index import memory, persistence, scan, segment
+from colbert_integrations.index import memory, persistence, scan
 from colbert_integrations.index.centroids import Centroids, InvertedLists, Probes, train
 from colbert_integrations.index.layout import Layout
 from colbert_integrations.index.rows import PackedRows
@@ -264,21 +264,13 @@ def test_what_was_prepared_is_not_made_by_a_search(
     assert found(MemoryStore.load(tmp_path), topical(3, 5), 3, search="centroids") == hits
 
 
-async def test_merged_vectors_are_prepared_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = store_of(topical(2, 90), search="pooled", candidates=9)
-    await store.aprepare()
-    monkeypatch.setattr(segment, "extend_pooled", None)
-    assert all(found(store, topical(3, 5), 3))
-
-
-@pytest.mark.parametrize("mode", ["exact", "codes", "pooled", "centroids"])
+@pytest.mark.parametrize("mode", ["exact", "codes", "centroids"])
 def test_nothing_is_prepared_where_a_search_looks_at_everything(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "merge_vectors", None)
     monkeypatch.setattr(memory, "make_lists", None)
     MemoryStore(nbits=4, search=mode).prepare()
     store = store_of(units(1, *[2] * 500), nbits=4, search=mode)
     store.prepare()
-    if mode in ("pooled", "centroids"):
+    if mode == "centroids":
         fill(store, {"one more": torch.ones(1, 32)})
         with pytest.raises(TypeError, match="not callable"):
             store.prepare()

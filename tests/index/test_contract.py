@@ -580,7 +580,7 @@ def test_a_bar_shows_how_many_have_moved(
 
 
 def test_a_way_to_search_that_is_not_offered_is_refused_beforehand(store: Store) -> None:
-    for search in ("fast", *(["first_stage"] if isinstance(store, MemoryStore) else ["pooled", "centroids"])):
+    for search in ("fast", *(["first_stage"] if isinstance(store, MemoryStore) else ["centroids"])):
         with pytest.raises(InputError) as beforehand:
             store.check_search(search)  # type: ignore[arg-type]
         with pytest.raises(InputError) as searching:

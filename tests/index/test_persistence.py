@@ -26,8 +26,7 @@ from safetensors.torch import load_file, save_file
 from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, TokenEmbeddings, progress
 from colbert_integrations.errors import DamagedIndexError, InputError, StoreError
 from colbert_integrations.fingerprint import Fingerprint
-from colbert_integrations.index import memory, persistence, pooled
-from colbert_integrations.index.state import State
+from colbert_integrations.index import memory, persistence
 from stores import brute_force, dyadic, fill, found, units
 
 QUERIES = dyadic(99, 3, 1, 5)
@@ -77,11 +76,10 @@ def test_saving_opening_and_merging_show_bars(
     MemoryStore.load(tmp_path)
     assert re.search("Opening: 100%.* 7/7 ", capsys.readouterr().err)
     for wanted, bar in (
-        (["d0", "d2"], "Merging vectors: 100%.* [1-6]/[1-6] "),
-        (None, "Merging vectors: 100%"),
+        (["d0", "d2"], "Listing vectors: 100%.* [1-7]/[1-7] "),
         (None, "^$"),
     ):
-        loaded.search(QUERIES, 1, search="pooled", candidates=1, ids=wanted)
+        loaded.search(QUERIES, 1, search="centroids", candidates=1, ids=wanted)
         assert re.search(bar, capsys.readouterr().err)
 
 
@@ -112,7 +110,7 @@ FORMS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", FORMS, ids=str)
 def test_a_loaded_store_is_the_saved_one(tmp_path: Path, options: dict[str, Any]) -> None:
-    store = MemoryStore(**options, search="pooled", candidates=3)
+    store = MemoryStore(**options, search="centroids", candidates=3)
     embeddings = units(3, 5, 2, 9, 1)
     store.upsert(["a", "b", "c", "d"], embeddings, ["A", None, "\u0000é漢\n", ""], [{"x": 1}, {}, {"y": [1]}, None])
     store.bind(replace(PRINT, dim=32))
@@ -131,7 +129,7 @@ def test_a_loaded_store_is_the_saved_one(tmp_path: Path, options: dict[str, Any]
     assert (loaded.fingerprint, loaded.dim) == (PRINT, 32)
     assert loaded.fingerprint is not None
     assert loaded.fingerprint.settings == PRINT.settings
-    assert (loaded.search_default, loaded.candidates_default, repr(loaded)) == ("pooled", 3, repr(store))
+    assert (loaded.search_default, loaded.candidates_default, repr(loaded)) == ("centroids", 3, repr(store))
 
 
 def test_an_empty_store_can_be_saved(tmp_path: Path) -> None:
@@ -163,22 +161,6 @@ def test_vectors_are_mapped_not_copied(tmp_path: Path) -> None:
         pytest.skip("needs /proc to see what is mapped")
     assert str(next(tmp_path.glob("*.safetensors"))) in maps.read_text()
     assert loaded.count() == 1
-
-
-def test_merged_vectors_that_were_saved_are_not_made_again(
-    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = found(store, QUERIES, 2, search="pooled", candidates=3)
-    store.save(tmp_path)
-
-    def again(*_: Any) -> None:
-        raise AssertionError("merged again")
-
-    monkeypatch.setattr(pooled, "pool_by_kmeans", again)
-    assert found(MemoryStore.load(tmp_path), QUERIES, 2, search="pooled", candidates=3) == expected
-    moved = MemoryStore.load(tmp_path)
-    moved._state = State(tuple(map(moved._brought_here, moved._now().views)), moved.count())  # as to a GPU
-    assert found(moved, QUERIES, 2, search="pooled", candidates=3) == expected
 
 
 # -------------------------------------------------------------------------------------------------------- incremental
@@ -366,7 +348,7 @@ def test_a_save_writes_again_what_was_lost_or_cut_short(store: MemoryStore, tmp_
 def test_a_manifest_that_was_changed_by_hand_is_damaged(store: MemoryStore, tmp_path: Path) -> None:
     store.save(tmp_path)
     path = tmp_path / "manifest.json"
-    path.write_text(path.read_text().replace('"search": "exact"', '"search": "pooled"'))
+    path.write_text(path.read_text().replace('"search": "exact"', '"search": "centroids"'))
     with pytest.raises(DamagedIndexError, match=r"manifest\.json is damaged: its checksum differs"):
         MemoryStore.load(tmp_path)
 
@@ -813,12 +795,10 @@ def test_what_is_loaded_onto_another_device_does_not_crumble_either(tmp_path: Pa
 def test_what_is_loaded_onto_a_device_is_there_all_of_it(
     store: MemoryStore, tmp_path: Path, bytes_there: int | None
 ) -> None:
-    store.search(QUERIES, 1, search="pooled", candidates=1)  # so that merged vectors are saved too
     store.save(tmp_path)
     moved = MemoryStore.load(tmp_path, device="meta", device_bytes=bytes_there)
     segments = [view.segment for view in moved._now().views]
-    segments += [segment.pooled(len(segment.ids)) for segment in segments]
-    assert len(segments) == 2 * len(store._now().views) > 2
+    assert len(segments) == len(store._now().views) > 1
     places = {column.device.type for segment in segments for column in segment.columns.values()}
     assert (places, moved.device.type) == ({"meta"}, "meta")
     assert (moved.ids(), moved.num_tokens) == (store.ids(), store.num_tokens)

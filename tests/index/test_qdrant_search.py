@@ -564,7 +564,7 @@ def test_an_index_tells_the_store_what_its_queries_say(tiny: ColBERT) -> None:
 @pytest.mark.parametrize(
     ("options", "search", "said"),
     [
-        ({}, "pooled", "a QdrantStore has no search='pooled'"),
+        ({}, "centroids", "a QdrantStore has no search='centroids'"),
         ({}, "fast", "must be one of 'exact', 'codes', 'first_stage', not 'fast'"),
         ({}, "codes", "make the collection with quantization="),
         ({}, "first_stage", "make the store with first_stage="),
@@ -580,7 +580,7 @@ def test_a_search_that_the_store_was_not_made_for_is_refused(options: Any, searc
 
 def test_a_memory_store_has_no_first_stage() -> None:
     with pytest.raises(
-        InputError, match="a MemoryStore has no search='first_stage': it has 'exact', 'codes', 'pooled'"
+        InputError, match="a MemoryStore has no search='first_stage': it has 'exact', 'codes', 'centroids'"
     ):
         MemoryStore(search="first_stage")
 

@@ -87,7 +87,7 @@ def documents() -> dict[str, torch.Tensor]:
         ({"first_stage_name": "minilm"}, "the name of an embedding model that is the first_stage, not 'minilm'"),
         ({"first_stage_name": "minilm", "first_stage": "mean"}, "of an embedding model that is the first_stage"),
         ({"first_stage_name": 5, "first_stage": FakeEmbeddings(size=3)}, "first_stage_name must be .* not 5"),
-        ({"search": "pooled"}, "has no search='pooled'"),
+        ({"search": "centroids"}, "has no search='centroids'"),
         ({"search": "first_stage"}, "needs a first stage"),
         ({"candidates": 0}, "candidates must be"),
         ({"shard_number": 0}, "shard_number must be"),

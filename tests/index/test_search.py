@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from colbert_integrations import MemoryStore, TokenEmbeddings
 from colbert_integrations.errors import InputError, StoreError
-from colbert_integrations.index import memory, pooled, rows, scan
+from colbert_integrations.index import memory, rows, scan
 from colbert_integrations.index.checks import candidate_count
-from colbert_integrations.index.kmeans import pool_by_kmeans
 from colbert_integrations.index.layout import Layout, ReadyQueries
 from colbert_integrations.index.quantization import PackedBits, decode_int8, encode_int8
 from colbert_integrations.index.segment import Batch, Segment, View
@@ -80,7 +79,7 @@ def test_a_score_is_the_same_alone_and_in_a_batch_of_queries() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"nbits": 8}, {"nbits": 4}, {"search": "pooled"}, {"search": "centroids"}, {"nbits": 8, "search": "codes"}],
+    [{}, {"nbits": 8}, {"nbits": 4}, {"search": "centroids"}, {"nbits": 8, "search": "codes"}],
 )
 def test_many_queries_take_no_more_memory_than_some(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     store, documents, queries = MemoryStore(**options), units(1, *[5] * 60), units(2, *[4] * 30, 9, 1)
@@ -203,13 +202,6 @@ def test_candidates_by_codes_are_scored_by_the_originals(nbits: Any) -> None:
         assert len({hit.id for hit in hits} & {hit.id for hit in all_hits[:10]}) >= (10 if nbits == 8 else 7)
 
 
-def test_candidates_by_codes_need_no_merged_vectors() -> None:
-    store = MemoryStore(nbits=8)
-    store.upsert(named(documents := units(7, *[3] * 9)), documents)
-    store.search(documents[:1], 1, search="codes", candidates=2)
-    assert [view.segment.pooled_if_made(0) for view in store._now().views] == [None]
-
-
 def test_rounding_to_codes_again_changes_nothing() -> None:
     documents = units(9, 5, 8, 3, dim=32)
     for nbits in (8, 4, 2):
@@ -222,83 +214,14 @@ def test_rounding_to_codes_again_changes_nothing() -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------------------- pooled
-
-
-def test_like_vectors_are_merged_into_their_mean() -> None:
-    a, b = torch.eye(4)[0], torch.eye(4)[1]
-    near_a, near_b = a + 0.1 * torch.eye(4)[2], b + 0.1 * torch.eye(4)[3]
-    # Four clusters of two begin as neighbours, so only a second look brings like to like.
-    merged = pool_by_kmeans(TokenEmbeddings.from_list([torch.stack([a, near_a, b, near_b]), a[None]]), 2)
-    assert merged.lengths == [2, 1]
-    assert torch.allclose(merged[0], torch.stack([(a + near_a) / 2, (b + near_b) / 2]))
-    crossed = pool_by_kmeans(TokenEmbeddings.from_list([torch.stack([a, a, a, b, near_b, near_b])]), 3)
-    assert torch.allclose(crossed[0], torch.stack([a, (b + 2 * near_b) / 3]))
-
-
-def test_a_cluster_that_loses_all_its_vectors_keeps_its_mean() -> None:
-    # Of equal vectors all go to the first of the clusters that are equally near.
-    v = torch.nn.functional.normalize(torch.tensor([1.0, 2.0, 3.0, 4.0]), dim=0)[None]
-    merged = pool_by_kmeans(TokenEmbeddings.from_list([v, v.repeat(8, 1)]), 4)
-    assert merged.lengths == [1, 2]
-    assert torch.allclose(merged.values, v.expand(3, -1), atol=4 * FP32)
-
-
-def test_merging_does_not_depend_on_the_neighbours() -> None:
-    documents = units(11, 9, 30, 1, 17)
-    together = pool_by_kmeans(documents, 4)
-    assert together.lengths == [3, 8, 1, 5]
-    for number in range(4):
-        alone = pool_by_kmeans(documents[number : number + 1], 4)
-        assert torch.allclose(together[number], alone[0], atol=32 * FP32)
-
-
-def test_pooled_search_finds_a_document_among_many_and_scores_it_exactly() -> None:
-    documents = units(12, *[20] * 400)
-    store = MemoryStore("float32")
-    store.upsert(named(documents), documents)
-    for wanted in (0, 17, 399):
-        query = documents[wanted : wanted + 1]  # the document itself: 20 by its own vectors
-        hit = store.search(query, 1, search="pooled", candidates=20)[0][0]
-        assert (hit.id, hit.score) == (f"d{wanted:04}", pytest.approx(20, abs=bound("float32", 20, 32), rel=0))
-
-
-def test_a_long_document_is_merged_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    longest = list[int]()
-
-    def merged(embeddings: TokenEmbeddings, factor: int) -> TokenEmbeddings:
-        longest.append(max(embeddings.lengths))
-        return pool_by_kmeans(embeddings, factor)
-
-    monkeypatch.setattr(pooled, "pool_by_kmeans", merged)
-    sizes = (1, 511, 512, 513, 3001, 7)
-    documents = units(5, *sizes)
-    store = MemoryStore("float32")
-    fill(store, {f"d{number}": matrix for number, matrix in enumerate(documents)})
-    query = TokenEmbeddings.from_list([documents[4][-4:]])  # the end of the longest
-    assert store.search(query, 1, search="pooled", candidates=5)[0][0].id == "d4"
-    assert longest == [512]
-    [view] = store._now().views
-    assert view.segment.pooled(len(sizes)).bounds[-1] == sum(-(-size // 4) for size in sizes)
-
-
-def test_pooled_vectors_keep_up_with_what_comes_and_goes() -> None:
-    store, documents = MemoryStore("float32"), units(13, *[6] * 60)
-    store.upsert(named(documents)[:30], documents[:30])
-    assert store.search(documents[:1], 1, search="pooled", candidates=5)[0][0].id == "d0000"
-    store.upsert(named(documents)[30:], documents[30:])
-    assert store.search(documents[59:], 1, search="pooled", candidates=5)[0][0].id == "d0059"
-    store.upsert(["d0059"], documents[:1])
-    store.delete(["d0000"])
-    assert store.search(documents[:1], 1, search="pooled", candidates=5)[0][0].id == "d0059"
+# ---------------------------------------------------------------------------------------------------------- candidates
 
 
 @settings(max_examples=10, deadline=None)
 @given(rows=st.integers(1, 60), segment=st.sampled_from([20, 50, 10**4]), candidates=st.integers(1, 39))
 @pytest.mark.parametrize("nbits", [None, 8, 4])
-@pytest.mark.parametrize("mode", ["pooled", "centroids"])
 def test_candidates_of_many_segments_score_as_in_an_exact_search(
-    mode: Any, nbits: Any, rows: int, segment: int, candidates: int
+    nbits: Any, rows: int, segment: int, candidates: int
 ) -> None:
     documents, queries = units(7, *[1, 5, 9, 3] * 10, dim=32), units(8, 4, 7, dim=32)
     with pytest.MonkeyPatch.context() as patch:
@@ -308,7 +231,7 @@ def test_candidates_of_many_segments_score_as_in_an_exact_search(
         store = MemoryStore("float32", nbits=nbits)
         store.upsert(named(documents), documents)
         exact = store.search(queries, 40)
-        some = store.search(queries, candidates, search=mode, candidates=candidates)
+        some = store.search(queries, candidates, search="centroids", candidates=candidates)
     for scores, hits in zip(({hit.id: hit.score for hit in all_of} for all_of in exact), some, strict=True):
         assert len(hits) == candidates
         assert [hit.score for hit in hits] == pytest.approx([scores[hit.id] for hit in hits], abs=7 * 32 * FP32, rel=0)
@@ -337,7 +260,7 @@ def test_more_candidates_never_find_worse() -> None:
     store = MemoryStore("float32")
     store.upsert(named(documents), documents)
     scores = [
-        sum(hit.score for hit in store.search(queries, 10, search="pooled", candidates=candidates)[0])
+        sum(hit.score for hit in store.search(queries, 10, search="centroids", candidates=candidates)[0])
         for candidates in (10, 30, 100, 499)
     ]
     assert scores == sorted(scores)
@@ -349,11 +272,9 @@ def test_more_candidates_never_find_worse() -> None:
     [
         ("codes", 3, None, 20),
         ("codes", 30, None, 60),
-        ("pooled", 3, None, 500),
-        ("pooled", 300, None, 1500),
-        ("pooled", 3, 7, 7),
         ("centroids", 3, None, 500),
         ("centroids", 300, None, 1500),
+        ("centroids", 3, 7, 7),
         ("codes", 9, 7, 9),
     ],
 )
@@ -363,9 +284,9 @@ def test_a_stage_hands_on_as_many_as_the_documentation_says(mode: Any, k: int, a
 
 def test_a_store_may_prefer_a_candidate_stage() -> None:
     documents = units(16, *[5] * 50)
-    store = MemoryStore("float32", search="pooled", candidates=10)
+    store = MemoryStore("float32", search="centroids", candidates=10)
     store.upsert(named(documents), documents)
-    assert store.search(documents[:1], 3) == store.search(documents[:1], 3, search="pooled", candidates=10)
+    assert store.search(documents[:1], 3) == store.search(documents[:1], 3, search="centroids", candidates=10)
 
 
 # ----------------------------------------------------------------------------------------------------------- settings
@@ -480,7 +401,7 @@ def test_a_store_larger_than_its_share_of_the_gpu_streams() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "options",
-    [{"search": "pooled"}, {"search": "centroids"}, {"nbits": 8, "search": "codes"}, {"nbits": 4}],
+    [{"search": "centroids"}, {"nbits": 8, "search": "codes"}, {"nbits": 4}],
     ids=str,
 )
 def test_the_gpu_finds_what_the_cpu_finds(options: dict[str, Any]) -> None:
@@ -495,8 +416,6 @@ def test_the_gpu_finds_what_the_cpu_finds(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("search", "options"),
     [
-        ("pooled", {}),
-        ("pooled", {"nbits": 4}),
         ("centroids", {}),
         ("centroids", {"nbits": 4}),
         ("codes", {"nbits": 8}),

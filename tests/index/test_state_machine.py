@@ -21,7 +21,6 @@ from stores import brute_force, dyadic, fill, found
 NAMES = st.sampled_from([f"n{number:02}" for number in range(25)])
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 QUERIES = dyadic(7, 2, 4)
-STAGES = st.sampled_from(["pooled", "centroids"])
 
 
 @pytest.fixture(autouse=True)
@@ -99,15 +98,15 @@ class StoreMachine(RuleBasedStateMachine):
         some = {name: self.vectors[name] for name in names if name in self.vectors}
         assert found(self.store, QUERIES, k, ids=names) == brute_force(some, QUERIES, k)
 
-    @rule(k=st.integers(1, 30), candidates=st.integers(30, 40), search=STAGES)
-    def approximate_search_with_room_for_all(self, k: int, candidates: int, search: str) -> None:
-        hits = found(self.store, QUERIES, k, search=search, candidates=candidates)
+    @rule(k=st.integers(1, 30), candidates=st.integers(30, 40))
+    def approximate_search_with_room_for_all(self, k: int, candidates: int) -> None:
+        hits = found(self.store, QUERIES, k, search="centroids", candidates=candidates)
         assert hits == brute_force(self.vectors, QUERIES, k)
 
-    @rule(k=st.integers(1, 4), candidates=st.integers(4, 20), search=STAGES)
-    def approximate_search_gives_true_scores(self, k: int, candidates: int, search: str) -> None:
+    @rule(k=st.integers(1, 4), candidates=st.integers(4, 20))
+    def approximate_search_gives_true_scores(self, k: int, candidates: int) -> None:
         every = dict(brute_force(self.vectors, QUERIES, 99)[0])
-        hits = found(self.store, QUERIES, k, search=search, candidates=candidates)[0]
+        hits = found(self.store, QUERIES, k, search="centroids", candidates=candidates)[0]
         assert len(hits) == min(k, len(every))
         assert [score for _, score in hits] == sorted((every[name] for name, _ in hits), reverse=True)
 
