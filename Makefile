@@ -7,9 +7,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 PEERS := maxsim sentence-transformers llama-index rerankers candding
 
-.PHONY: help demo docs docs-serve clear-notebooks test check test-lowest test-ray test-sanitized test-vllm test-wheel \
-	bench-cranfield bench-index bench-index-peers bench-qdrant bench-speed bench-concurrent bench-observing \
-	bench-gpu clean
+.PHONY: help demo docs docs-serve clear-notebooks test check test-examples test-lowest test-ray test-sanitized \
+	test-vllm test-wheel bench-cranfield bench-index bench-index-peers bench-qdrant bench-speed bench-concurrent \
+	bench-observing bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -56,8 +56,13 @@ check: $(VENV)/.dev $(VENV)/.kernel  ## Format, lint, types and docstrings
 	@$(BIN)/pydoclint --quiet --config pyproject.toml colbert_integrations
 
 # By file, since a file's tests share what takes long to set up; in the order of tests/conftest.py, the longest first.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: check  ## Check, then run the everyday tests, WORKERS (2) at a time
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	@$(PYTEST) --ignore=tests/examples --ignore=tests/benchmarks
+
+test-examples: $(VENV)/.dev $(VENV)/.kernel  ## Run the examples, the notebooks, the site and the benchmarks, as users do
+	@$(PYTEST) tests/examples tests/benchmarks
 
 test-lowest:  ## Run the tests with the lowest versions that pyproject.toml admits
 	@$(PYTHON) tests/packaging/lowest.py

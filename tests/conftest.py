@@ -33,8 +33,8 @@ ssl.create_default_context = functools.cache(ssl.create_default_context)
 _SWITCHES = {"hub": "COLBERT_TEST_HUB", "slow": "COLBERT_TEST_SLOW"}
 
 
-# Few tests that take minutes: begun last, they would keep one worker busy while another has nothing left to do.
-_LONGEST = {"test_examples.py", "test_notebooks.py", "test_site.py"}
+# Files that take minutes: begun last, they would keep one worker busy while another has nothing left to do.
+_LONGEST = {"test_contract.py", "test_documentation.py", "test_examples.py", "test_notebooks.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,7 +30,14 @@ def main() -> int:
     environment.install("-e", ".[dev]", *versions)
     # Warnings are no errors here: old libraries on a new torch and pydantic give some that nobody will mend.
     # The examples are left out, which run with warnings as errors.
-    quiet = ["-W", "default", "--disable-warnings", "-p", "no:cacheprovider", "--ignore=tests/test_examples.py"]
+    quiet = [
+        "-W",
+        "default",
+        "--disable-warnings",
+        "-p",
+        "no:cacheprovider",
+        "--ignore=tests/examples/test_examples.py",
+    ]
     command = [str(environment.python), "-m", "pytest", *quiet, *sys.argv[1:]]
     return subprocess.run(command, cwd=ROOT).returncode
 

@@ -12,7 +12,7 @@ import pytest
 
 import offline
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 NAMES = ["demo", "explain", "langchain_rerank", "langchain_retriever", "llama_index_rerank", "llama_index_retriever"]

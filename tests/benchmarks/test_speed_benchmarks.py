@@ -17,7 +17,7 @@ pytest.importorskip("ir_measures", reason="needs the extra [benchmark]")
 from colbert_integrations import ColBERT, kernel
 from colbert_integrations.scoring.reference import reference_maxsim
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import encoding_peers  # noqa: E402

@@ -15,7 +15,7 @@ pytest.importorskip("ir_measures", reason="needs the extra [benchmark]")
 
 from colbert_integrations import TokenEmbeddings
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import cranfield  # noqa: E402

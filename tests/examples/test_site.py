@@ -16,7 +16,7 @@ from colbert_integrations import errors
 
 pytest.importorskip("sphinx", reason="needs the extra [docs], which needs Python 3.11")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODULES = ["colbert_integrations", "colbert_integrations.errors"]
 MODULES += ["colbert_integrations.langchain", "colbert_integrations.llama_index", "colbert_integrations.qdrant"]
 MODULES += ["colbert_integrations.vllm"]

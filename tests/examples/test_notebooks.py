@@ -14,7 +14,7 @@ import offline
 from colbert_integrations.checkpoint import HubOptions, locate
 from vllm_double import Double
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 sys.path.insert(0, str(ROOT / "docs"))
 

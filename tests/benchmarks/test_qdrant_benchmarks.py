@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("ir_measures", reason="needs the extra [benchmark]")
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import corpus_load  # noqa: E402
