@@ -2,6 +2,24 @@
 
 The public door. Names are loaded on first use, so that importing the package costs nothing: neither torch nor a
 framework is imported, and no GPU is touched.
+
+The adapters are ``langchain/`` and ``llama_index/``; what both share is in ``adapter.py``. They convert and delegate to
+the core, which knows no framework:
+
+- ``model.py``, a checkpoint that is ready to use. ``checkpoint/`` reads what its files say, ``encoder/`` makes vectors
+  of texts, ``scoring/`` scores them (with ``kernel.py``, the compiled one, and ``ranking.py`` for the order),
+  ``explain/`` says why. ``settings.py`` are its arguments, ``fingerprint.py`` is which vectors it makes, ``cache.py``
+  keeps some, ``pooling.py`` merges them, ``cuts.py`` counts what did not fit.
+- ``colbert_index.py``, texts in and texts out: a model and a store. ``index/`` has the stores' protocol and the one in
+  this process, ``location.py`` finds one by its address, ``loading.py`` encodes and stores documents, ``stale.py``
+  tells which were encoded otherwise, ``corpus.py`` takes corpora of any size.
+- Past one machine, ``qdrant/`` is a store and ``vllm/`` a forward pass. ``cli/`` is the command line, run by
+  ``__main__.py``.
+
+For all of them: ``embeddings.py`` is the data that travels between rooms, ``errors.py`` the tree of errors,
+``checks.py`` and ``names.py`` say what is wrong with an argument, ``dates.py`` compares dates in metadata, ``devices/``
+knows devices, ``observing.py`` and ``progress.py`` tell what happens, ``worker.py``, ``cancellation.py`` and
+``single_flight.py`` are for threads and async callers.
 """
 
 from __future__ import annotations

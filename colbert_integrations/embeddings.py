@@ -136,9 +136,13 @@ class TokenEmbeddings:
         """Device of the vectors and the offsets."""
         return self.values.device
 
-    @cached_property
+    @property
     def lengths(self) -> list[int]:
-        """Number of token vectors of each text, n Python ints."""
+        """Number of token vectors of each text, n Python ints, in a new list."""
+        return list(self._lengths)
+
+    @cached_property
+    def _lengths(self) -> list[int]:
         return [b - a for a, b in pairwise(self._bounds)]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TokenEmbeddings:
@@ -219,7 +223,8 @@ def _as_tensor(name: str, given: torch.Tensor | np.ndarray) -> torch.Tensor:
     if isinstance(given, np.ndarray):
         if given.dtype.kind not in "biuf" or given.itemsize > 8:
             raise InputError(f"{name} must be an array of real numbers, not of {given.dtype}")
-        return torch.tensor(given, device="cpu")
+        # Of any strides and byte order, of which torch takes few.
+        return torch.tensor(np.ascontiguousarray(given, given.dtype.newbyteorder("=")), device="cpu")
     check_tensor(name, given)
     return given
 

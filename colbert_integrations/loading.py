@@ -16,6 +16,7 @@ from .errors import InputError
 from .index import Store, StoredDocument, json_copy
 from .model import ColBERT
 from .stale import StaleVectors
+from .worker import begin
 
 __all__ = ["Loaded", "Loader", "Row"]
 
@@ -159,16 +160,19 @@ class Loader:
         """
         with self._cuts.all_pieces(), ThreadPoolExecutor(1, thread_name_prefix="colbert-load") as executor:
             writing, written = None, set[str]()
-            for checked in self._checked(rows, window):
-                ids = {document.id for document in checked.documents}
-                if writing is not None and ids & written:
-                    writing.result()  # only then is it known what the store has of them
-                prepared = self._prepare(checked)
+            try:
+                for checked in self._checked(rows, window):
+                    ids = {document.id for document in checked.documents}
+                    if writing is not None and ids & written:
+                        writing.result()  # only then is it known what the store has of them
+                    prepared = self._prepare(checked)
+                    if writing is not None:
+                        yield writing.result()
+                    writing, written = begin(executor, self._write, prepared), ids
                 if writing is not None:
                     yield writing.result()
-                writing, written = executor.submit(self._write, prepared), ids
-            if writing is not None:
-                yield writing.result()
+            finally:
+                del writing  # with its error, whose traceback leads here: the window would stay until a collection
         self._stale.end()
 
     def _checked(self, rows: Iterable[Row], window: int) -> Iterator[_Checked]:

@@ -37,7 +37,7 @@ from .explain import Explanation
 from .explain.explainer import explain_pairs
 from .fingerprint import Fingerprint
 from .observing import logged, record, timed
-from .pooling import pool_tokens
+from .pooling import check_pooling, pool_tokens
 from .ranking import RankedDocument, check_normalizable, check_top_n, ranked
 from .scoring import maxsim
 from .settings import DEFAULT_MODEL, Settings
@@ -126,7 +126,7 @@ class ColBERT:
     """
 
     # Weak, so that sharing keeps no weights alive that nobody uses.
-    _shared: WeakValueDictionary[Settings, ColBERT] = WeakValueDictionary()
+    _shared: WeakValueDictionary[tuple[type, Settings, str], ColBERT] = WeakValueDictionary()
     _shared_lock = threading.Lock()
 
     def __init__(
@@ -175,9 +175,10 @@ class ColBERT:
         self._encoder: Encoder | None = None
         self._weights: WeightFiles | None = None
         self._name = settings.model
-        # Of a folder, the one that it is now: by the time of a load the program may be elsewhere.
-        self._place = os.path.abspath(settings.model) if os.path.isdir(settings.model) else settings.model
-        self._lock = threading.Lock()
+        self._place = _place(settings.model)
+        # For moments, never while something is loaded. A handler of signals may close what its own thread publishes.
+        self._lock = threading.RLock()
+        self._closed = 0
         self._loading, self._hashing = SingleFlight[Encoder](), SingleFlight[Fingerprint]()
         self._fingerprint: tuple[tuple[ColBERTSpec, WeightFiles], Fingerprint] | None = None
         self._worker = Worker(_ASYNC_THREADS)
@@ -204,12 +205,13 @@ class ColBERT:
             True
         """
         wanted = Settings.of({"model": model, **settings})
+        key = cls, wanted, _place(wanted.model)
         with cls._shared_lock:
-            found = cls._shared.get(wanted)
+            found = cls._shared.get(key)
             if found is None:
                 found = cls.__new__(cls)
                 found._start(wanted, None)
-                cls._shared[wanted] = found
+                cls._shared[key] = found
             elif wanted.token is not None and found._encoder is None:
                 found.settings = wanted  # the same but for the token, which the load to come may need
         return found
@@ -256,8 +258,11 @@ class ColBERT:
             MissingExtraError: If vectors are to be merged and scipy is not installed.
         """
         check_pool_factor(pool_factor)
+        if pool_factor == 1:
+            return self._encode(_texts(documents, "documents"), "document", show_progress)
+        check_pooling()
         encoded = self._encode(_texts(documents, "documents"), "document", show_progress)
-        return encoded if pool_factor == 1 else pool_tokens(encoded, pool_factor)
+        return pool_tokens(encoded, pool_factor, normalized=self.spec.normalize)
 
     def _encode(self, texts: list[str], side: Side, show_progress: bool | None) -> TokenEmbeddings:
         with logged(_log, "encode", self.about):
@@ -315,7 +320,7 @@ class ColBERT:
             self._check_rank(query, texts, top_n, normalize_scores, score_threshold)
             if not texts:
                 return []
-            sums, query_vectors = self._sums(query, texts, known or {}, show_progress)
+            sums, query_vectors = self._sums(query, texts, known, show_progress)
             divisor = query_vectors if normalize_scores else None
             entries = ranked(sums, top_n, score_threshold, query_vectors=divisor)
             if not explain:
@@ -423,24 +428,23 @@ class ColBERT:
             check_normalizable(self.spec)
 
     def _sums(
-        self, query: str, texts: list[str], known: Mapping[str, torch.Tensor], show_progress: bool | None
+        self, query: str, texts: list[str], known: Mapping[str, torch.Tensor] | None, show_progress: bool | None
     ) -> tuple[list[float], int]:
         """The MaxSim of each text, and how many vectors the query has."""
         # Equal texts must get equal scores, or the order of ties would hang on how they were batched.
         unique = list(dict.fromkeys(texts))
+        given = _known_of(known, unique, self.spec.dim)
         cache = self._cache  # before the encoder: close replaces them in the other order
-        cached = cache.find(text for text in unique if text not in known)
-        _check_known(known, unique, self.spec.dim)
-        known = {**known, **cached}
-        missing = [text for text in unique if text not in known]
-        given = len(unique) - len(missing) - len(cached)
-        record(documents_ranked=len(texts), documents_cached=len(cached), documents_known=given)
+        cached = cache.find([text for text in unique if text not in given])
+        there = {**given, **cached}
+        missing = [text for text in unique if text not in there]
+        record(documents_ranked=len(texts), documents_cached=len(cached), documents_known=len(given))
         encoder = self._ready()
         encoded = encoder.encode(missing, "document", query=query, show_progress=show_progress)
         query_embeddings = _pooled(encoded[:1], "query", encoder.spec)
         fresh = _pooled(encoded[1:], "document", encoder.spec)
         with timed("score_s"):
-            sums = maxsim(query_embeddings, _joined(unique, known, fresh))[0].tolist()
+            sums = maxsim(query_embeddings, _joined(unique, there, fresh))[0].tolist()
         by_text = dict(zip(unique, sums, strict=True))
         _check_finite(by_text[text] for text in texts)
         cache.keep(missing, fresh)
@@ -521,6 +525,7 @@ class ColBERT:
         Calls that are running finish with the weights and connections that they have.
         """
         with self._lock:
+            self._closed += 1
             self._encoder = None
             self._cache = DocumentCache(self.settings.cache_bytes)
         self._worker.close()
@@ -555,12 +560,14 @@ class ColBERT:
             return self._loading.run(self._load_once)
 
     def _load_once(self) -> Encoder:
-        start = perf_counter()
+        start, closed, encoder = perf_counter(), self._closed, self._encoder
+        if encoder is not None:
+            return encoder
+        encoder, weights, name = self._load()
         with self._lock:
-            if self._encoder is not None:
-                return self._encoder
-            encoder = self._encoder = self._load()
-            self._spec = encoder.spec
+            self._spec, self._weights, self._name = encoder.spec, weights, name
+            # Closed meanwhile, it is for the calls that wait for it alone.
+            self._encoder = encoder if self._closed == closed else None
         self._log_load(encoder.spec.layout, perf_counter() - start)
         return encoder
 
@@ -570,7 +577,7 @@ class ColBERT:
         named = (about["colbert.model"], seconds, layout, about["colbert.device"], about["colbert.dtype"])
         _log.info("loaded %s in %.6g s: layout=%s device=%s dtype=%s", *named, extra=extra)
 
-    def _load(self) -> Encoder:
+    def _load(self) -> tuple[Encoder, WeightFiles, str]:
         settings = self.settings
         hub, overrides = _part_of(settings, HubOptions), _part_of(settings, SpecOverrides)
         found = locate(self._place, hub)
@@ -586,9 +593,7 @@ class ColBERT:
         load = LoadOptions(indexed_device(self.device), self.dtype, settings.attn_implementation, hub)
         encoder = load_encoder(checkpoint, load, self._encode_options(), self._forward)
         # An index remembers where a model lies, and may be opened from another folder.
-        self._name = str(folder) if found == Path(self._place) else settings.model
-        self._weights = weights
-        return encoder
+        return encoder, weights, str(folder) if found == Path(self._place) else settings.model
 
     def _encode_options(self) -> EncodeOptions:
         settings = self.settings
@@ -626,6 +631,11 @@ class ColBERT:
         return f"{shown}, layout={spec.layout!r}, {lengths}, loaded={self.loaded})"
 
 
+def _place(model: str) -> str:
+    """Where a model is: of a folder the one that it is now; by the time of a load the program may be elsewhere."""
+    return os.path.abspath(model) if os.path.isdir(model) else model
+
+
 def _part_of(settings: Settings, kind: type[T]) -> T:
     """Those settings that a dataclass has fields for, by their names."""
     return kind(**{item.name: getattr(settings, item.name) for item in fields(kind)})  # type: ignore[arg-type]
@@ -654,19 +664,21 @@ def _joined(
     return [known[text].to(encoded.values) if text in known else next(fresh) for text in texts]
 
 
-def _check_known(known: Mapping[str, torch.Tensor], texts: Iterable[str], dim: int) -> None:
+def _known_of(known: Mapping[str, torch.Tensor] | None, texts: Iterable[str], dim: int) -> dict[str, torch.Tensor]:
+    """The vectors of these texts, checked; others are not looked at, since a mapping may read them from a disk."""
+    if known is None:
+        return {}
     if not isinstance(known, Mapping):
         raise InputError(f"known must map texts to their vectors, not be a {type(known).__name__}")
-    for text in texts:
-        if text not in known:
-            continue
-        matrix = known[text]
+    found = {text: known[text] for text in texts if text in known}
+    for text, matrix in found.items():
         if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2 or matrix.shape[1] != dim:
             shape = tuple(getattr(matrix, "shape", ()))
             raise InputError(
                 f"known must hold tensors (num_tokens, {dim}), not {type(matrix).__name__} of {shape} for {text[:60]!r}"
             )
         check_tensor(f"known[{text[:60]!r}]", matrix)
+    return found
 
 
 def _check_finite(scores: Iterable[float]) -> None:

@@ -105,6 +105,8 @@ class Settings:
             values[name] = None if values[name] == "auto" else values[name]
         if "skiplist_words" in values:
             words = values["skiplist_words"]
+            if isinstance(words, (set, frozenset)):  # whose order is another in each process, and would be hashed
+                words = sorted(words, key=str)
             several = isinstance(words, Iterable) and not isinstance(words, str)
             values["skiplist_words"] = tuple(words) if several else words
         return cls(**values)

@@ -40,11 +40,13 @@ class SingleFlight(Generic[T]):
             with self._lock:
                 flight, first = self._flight or Future[T](), self._flight is None
                 self._flight = flight
-            if first:
-                return self._fly(flight, work)
-            error = flight.exception()
-            if error is None or isinstance(error, Exception):
-                return flight.result()
+            try:
+                if first:
+                    return self._fly(flight, work)
+                if isinstance(flight.exception(), Exception | None):
+                    return flight.result()
+            finally:
+                del flight  # with its error, whose traceback leads here: what it holds would stay until a collection
 
     def _fly(self, flight: Future[T], work: Callable[[], T]) -> T:
         try:
@@ -53,6 +55,9 @@ class SingleFlight(Generic[T]):
             self._flight = None  # before anybody goes on: what they ask for next is another flight
             flight.set_exception(error)
             raise
-        self._flight = None
-        flight.set_result(result)
-        return result
+        else:
+            self._flight = None
+            flight.set_result(result)
+            return result
+        finally:
+            del flight

@@ -7,15 +7,40 @@ import contextvars
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from .cancellation import cancellable
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "begin"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def begin(executor: Executor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    """Begin to run a function in an executor, or run it here once the main thread has ended.
+
+    Python's executors take no more work from then on, while threads of the program still go on with theirs.
+
+    Args:
+        executor: Not shut down by us.
+        function: What to run.
+        *args: Its arguments.
+        **kwargs: Its arguments by name.
+
+    Returns:
+        What it returns or raises, to come.
+    """
+    try:
+        return executor.submit(function, *args, **kwargs)
+    except RuntimeError:
+        done = Future[T]()
+        try:
+            done.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            done.set_exception(error)
+        return done
 
 
 class Worker:

@@ -157,12 +157,12 @@ def test_what_a_server_finds_too_large_takes_no_other_with_it(tiny: ColBERT) -> 
 def test_vectors_that_are_no_numbers_are_told_by_id_though_they_are_pooled(
     tiny: ColBERT, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoilt(embeddings: TokenEmbeddings, pool_factor: float) -> TokenEmbeddings:
+    def spoilt(embeddings: TokenEmbeddings, pool_factor: float, **options: Any) -> TokenEmbeddings:
         """As a model in half precision makes of a text now and then; here of the long one."""
         values = embeddings.values.clone()
         for length, stop in zip(embeddings.lengths, embeddings.offsets[1:].tolist(), strict=True):
             values[stop - 1] = torch.nan if length > 20 else values[stop - 1]
-        return pool_tokens(TokenEmbeddings(values, embeddings.offsets), pool_factor)
+        return pool_tokens(TokenEmbeddings(values, embeddings.offsets), pool_factor, **options)
 
     monkeypatch.setattr("colbert_integrations.model.pool_tokens", spoilt)
     with make() as store:

@@ -156,3 +156,15 @@ def test_refuses_matrices_that_do_not_fit() -> None:
         TokenEmbeddings.concat([TokenEmbeddings.from_list([torch.zeros(1, dim)]) for dim in (2, 3)])
     with pytest.raises(InputError, match="at least one"):
         TokenEmbeddings.concat([])
+
+
+def test_lengths_are_the_callers_own() -> None:
+    batch = TokenEmbeddings.from_list([torch.ones(n, 2) for n in (3, 1)])
+    batch.lengths.sort()
+    assert batch.lengths == [3, 1]
+
+
+@pytest.mark.parametrize("turn", [lambda a: a[::-1], lambda a: a.astype(">f4"), lambda a: a[:, ::2]])
+def test_arrays_of_any_strides_and_byte_order_are_taken(turn: Callable[[np.ndarray], np.ndarray]) -> None:
+    array = turn(np.arange(12, dtype=np.float32).reshape(3, 4))
+    assert TokenEmbeddings.from_list([array]).values.tolist() == array.tolist()

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -31,8 +31,15 @@ from safetensors.torch import load_file
 import checkpoints
 from colbert_integrations import ColBERT, RankedDocument, TruncationWarning
 from colbert_integrations.devices import choose_device, choose_dtype
-from colbert_integrations.errors import CheckpointNotFoundError, InputError, MissingExtraError, NonFiniteError
+from colbert_integrations.errors import (
+    CheckpointNotFoundError,
+    ColBERTError,
+    InputError,
+    MissingExtraError,
+    NonFiniteError,
+)
 from colbert_integrations.scoring.reference import reference_maxsim
+from colbert_integrations.settings import Settings
 
 DOCUMENTS = [
     "bread and flour",
@@ -279,6 +286,90 @@ def test_a_callers_autocast_changes_nothing(
     assert results(model) == here  # nor what was kept
 
 
+def test_of_known_vectors_only_those_of_the_texts_are_read(tiny: ColBERT) -> None:
+    class OnDisk(Mapping):
+        read = list[str]()
+
+        def __getitem__(self, text: str) -> torch.Tensor:
+            self.read.append(text)
+            return tiny.encode_document(text)[0]
+
+        def __iter__(self) -> Iterator[str]:
+            raise AssertionError("all of it is read")
+
+        def __contains__(self, text: object) -> bool:
+            return text in DOCUMENTS[:2]
+
+        def __len__(self) -> int:
+            return 10**9
+
+    known = OnDisk()
+    found = tiny.rank(QUERY, DOCUMENTS, known=known)
+    assert known.read == DOCUMENTS[:2]
+    assert [entry.index for entry in found] == [entry.index for entry in tiny.rank(QUERY, DOCUMENTS)]
+
+
+@pytest.mark.parametrize("known", [5, torch.ones(3), ["a"]])
+def test_known_vectors_that_are_no_mapping_are_refused(known: Any, checkpoint: Callable[[str], Path]) -> None:
+    model = ColBERT.shared(checkpoint("stanford"), device="cpu", cache_bytes=10**6)
+    with pytest.raises(InputError, match="known must map texts to their vectors, not be a"):
+        model.rank("a", ["a", "b"], known=known)
+
+
+def test_known_vectors_may_ask_the_model(checkpoint: Callable[[str], Path]) -> None:
+    model = ColBERT.shared(checkpoint("stanford"), device="cpu", cache_bytes=10**6)
+
+    class Asking(dict):
+        def __contains__(self, text: object) -> bool:
+            return model.cache_info().entries > 10**6
+
+    assert len(model.rank("a", ["a", "b"], known=Asking())) == 2
+
+
+def test_what_lacks_scipy_is_said_before_anything_is_encoded(tiny: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.cluster.hierarchy", None)
+    monkeypatch.setattr(ColBERT, "_encode", None)
+    with pytest.raises(MissingExtraError, match="pooling"):
+        tiny.encode_document(DOCUMENTS, pool_factor=2)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_pool_factor_keeps_its_share_of_vectors_of_any_length(factor: int, tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, normalize=False)
+    model = ColBERT(tmp_path, device="cpu")
+    whole = model.encode_document("the fox runs over the wing " * 9).lengths[0]
+    assert (
+        model.encode_document("the fox runs over the wing " * 9, pool_factor=factor).lengths[0]
+        == 1 + (whole - 1) // factor
+    )
+
+
+def test_a_set_of_words_makes_the_same_settings_in_each_process() -> None:
+    words = ["of", "a", ".", "the", "and"]
+    for kind in (set, frozenset):
+        assert Settings.of({"model": "m", "skiplist_words": kind(words)}).skiplist_words == tuple(sorted(words))
+    assert Settings.of({"model": "m", "skiplist_words": words}).skiplist_words == tuple(words)
+    with pytest.raises(InputError, match="skiplist_words must be a list of words"):
+        Settings.of({"model": "m", "skiplist_words": {"a", 1}})
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda sequences: torch.randn(sum(len(s.ids) for s in sequences) + 1, 32),
+        lambda sequences: torch.randn(sum(len(s.ids) for s in sequences) - 1, 32),
+        lambda sequences: torch.randn(sum(len(s.ids) for s in sequences), 7),
+        lambda sequences: torch.randn(1, sum(len(s.ids) for s in sequences), 32),
+        lambda sequences: [[0.0] * 32 for s in sequences for _ in s.ids],
+        lambda sequences: None,
+    ],
+)
+def test_what_a_forward_pass_of_ones_own_must_not_return(forward: Any, checkpoint: Callable[[str], Path]) -> None:
+    model = ColBERT(checkpoint("stanford"), device="cpu", forward=forward)
+    with pytest.raises(ColBERTError, match=r"forward must return a tensor \(tokens, dim\), here \(\d+, 16\), not"):
+        model.encode_document(["a fox", "the cat runs"])
+
+
 def test_texts_that_are_no_strings_are_refused(tiny: ColBERT) -> None:
     with pytest.raises(InputError, match=r"queries\[0\] must be a string, not bytes"):
         tiny.encode_query([b"a"])
@@ -368,6 +459,26 @@ def test_equal_settings_share_one_model(checkpoint: Callable[[str], Path]) -> No
     assert first.loaded
 
 
+def test_a_shared_model_is_that_of_the_folder_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, length in (("one", 50), ("other", 99)):
+        (tmp_path / name / "model").mkdir(parents=True)
+        checkpoints.stanford(tmp_path / name / "model", doc_maxlen=length)
+    monkeypatch.chdir(tmp_path / "one")
+    one = ColBERT.shared("model", device="cpu")
+    monkeypatch.chdir(tmp_path / "other")
+    other = ColBERT.shared("model", device="cpu")
+    assert (one.spec.document_length, other.spec.document_length) == (50, 99)
+    assert ColBERT.shared("model", device="cpu") is other
+
+
+def test_a_shared_model_is_of_the_class_that_is_asked(checkpoint: Callable[[str], Path]) -> None:
+    class Own(ColBERT):
+        pass
+
+    plain, own = (kind.shared(checkpoint("stanford"), device="cpu", query_length=19) for kind in (ColBERT, Own))
+    assert (type(plain), type(own)) == (ColBERT, Own)
+
+
 def test_a_token_that_comes_later_serves_the_load_to_come(tmp_path: Path) -> None:
     folder = checkpoints.build("stanford", tmp_path)  # nobody else has loaded it
     first = ColBERT.shared(folder, device="cpu")
@@ -395,6 +506,24 @@ def test_close_frees_the_weights_and_the_next_call_loads_them(checkpoint: Callab
     assert model.rank(QUERY, DOCUMENTS) == before
     model.close()
     model.close()
+
+
+def test_a_model_can_be_closed_while_it_is_loaded(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, load = ColBERT.shared(checkpoint("stanford"), device="cpu", query_length=18), ColBERT._load
+
+    def closing(self: ColBERT) -> Any:
+        loaded = load(self)
+        self.close()  # as a handler of signals does, in the very thread that loads
+        return loaded
+
+    monkeypatch.setattr(ColBERT, "_load", closing)
+    assert len(model.encode_query("a")) == 1
+    assert not model.loaded, "it was closed after the call had begun"
+    monkeypatch.setattr(ColBERT, "_load", load)
+    assert len(model.encode_query("a")) == 1
+    assert model.loaded
 
 
 @pytest.mark.parametrize("name", ["stanford", "stanford_xlmr", "pylate_layers", "plain"])

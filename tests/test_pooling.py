@@ -100,3 +100,12 @@ def test_impossible_arguments_are_refused() -> None:
     for unusable in (-1, "1", 1.0, None, True):
         with pytest.raises(InputError, match=f"num_protected_tokens must be a whole number from 0, not {unusable!r}"):
             pool_tokens(unit([3]), 2, num_protected_tokens=unusable)
+
+
+def test_vectors_of_any_length_are_clustered_by_their_directions() -> None:
+    embeddings = unit([40])
+    longer = TokenEmbeddings(embeddings.values * torch.linspace(2, 30, 40)[:, None], embeddings.offsets)
+    pooled = pool_tokens(longer, 2, normalized=False)[0]
+    assert len(pooled) == len(pool_tokens(embeddings, 2)[0]) == 1 + 39 // 2
+    turned = pool_tokens(TokenEmbeddings(3 * embeddings.values, embeddings.offsets), 2, normalized=False)[0]
+    torch.testing.assert_close(turned, 3 * pool_tokens(embeddings, 2)[0], rtol=0, atol=1e-6)

@@ -68,6 +68,7 @@ ROOMS = {
         ".kernel",
         ".observing",
         ".progress",
+        ".worker",
     }
     | {"numpy", "tokenizers", "torch", "transformers", "triton"},
     "kernel": {"colbert_integrations_kernel", "torch"},
@@ -82,7 +83,7 @@ ROOMS = {
     | {"grpc", "httpx", "numpy", "pydantic", "qdrant_client", "torch"},
     "location": {".errors", ".qdrant"},
     "stale": {".cuts", ".errors", ".index", ".model"},
-    "loading": {".cuts", ".embeddings", ".errors", ".index", ".model", ".stale"},
+    "loading": {".cuts", ".embeddings", ".errors", ".index", ".model", ".stale", ".worker"},
     "colbert_index": {".checks", ".cuts", ".embeddings", ".errors", ".index", ".loading", ".location", ".model"}
     | {".observing", ".progress", ".ranking", ".settings", ".stale", ".worker"},
     "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},
@@ -208,6 +209,13 @@ def test_a_room_names_its_files_in_its_docstring(room: Path) -> None:
     said = ast.get_docstring(ast.parse(room.read_text())) or ""
     files = {path.name for path in room.parent.glob("*.py")} - {"__init__.py"}
     assert set(re.findall(r"``(\w+\.py)``", said)) == files
+
+
+def test_the_package_names_its_rooms_in_its_docstring() -> None:
+    said = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text())) or ""
+    rooms = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    files = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+    assert sorted(re.findall(r"``(\w+(?:/|\.py))``", said)) == sorted(rooms | files)
 
 
 def graph() -> dict[str, set[str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -59,3 +61,25 @@ def test_later_calls_run_anew() -> None:
     with pytest.raises(ZeroDivisionError):
         flight.run(lambda: 1 // next(numbers))
     assert [flight.run(lambda: next(numbers)) for _ in range(2)] == [1, 2]
+
+
+def test_an_error_keeps_nothing_of_the_work_alive() -> None:
+    class Weights:
+        pass
+
+    gone = list[weakref.ref[Weights]]()
+
+    def load() -> int:
+        weights = Weights()
+        gone.append(weakref.ref(weights))
+        raise MemoryError
+
+    gc.collect()
+    gc.disable()  # as between two collections, while somebody tries again
+    try:
+        with pytest.raises(MemoryError) as caught:
+            SingleFlight[int]().run(load)
+        del caught
+        assert gone[0]() is None
+    finally:
+        gc.enable()

@@ -1,13 +1,15 @@
-"""Worker: a forked child, which has none of its parent's threads, and what no future can carry."""
+"""Worker: a forked child, which has none of its parent's threads, what no future can carry, the end of the program."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from colbert_integrations.worker import Worker
+from colbert_integrations.worker import Worker, begin
 
 
 async def test_a_forked_child_starts_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +31,12 @@ async def test_a_stop_iteration_does_not_leave_the_caller_waiting() -> None:
     with pytest.raises(RuntimeError, match="StopIteration"):
         await asyncio.wait_for(worker.run(next, iter([])), 10)  # type: ignore[arg-type]
     worker.close()
+
+
+def test_what_can_not_begin_elsewhere_once_the_main_thread_has_ended_runs_here() -> None:
+    executor = ThreadPoolExecutor(1)
+    assert begin(executor, threading.get_ident).result() != threading.get_ident()
+    executor.shutdown()  # as Python does then with all of them
+    assert begin(executor, threading.get_ident).result() == threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        begin(executor, divmod, 1, 0).result()

@@ -25,7 +25,7 @@ import torch
 from colbert_integrations.checkpoint import SpecOverrides, read_checkpoint
 from colbert_integrations.encoder import LoadOptions, TokenSequence, TorchForward
 from colbert_integrations.encoder.backbone import load_backbone
-from colbert_integrations.encoder.forward import build_projection
+from colbert_integrations.encoder.projection import build_projection
 from vllm_requests import violations
 
 NAME = "tiny"

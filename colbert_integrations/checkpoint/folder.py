@@ -190,7 +190,10 @@ def _read_tensor(path: Path, name: str) -> torch.Tensor:
         except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
         return tensor
-    return _read_pickled(path)[name].clone()
+    tensors = _read_pickled(path)
+    if name not in tensors:
+        raise MissingWeightsError(f"{path} has no tensor {name!r}, though the index of the weights says so")
+    return tensors[name].clone()
 
 
 def _read_pickled(path: Path) -> dict[str, torch.Tensor]:

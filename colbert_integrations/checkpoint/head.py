@@ -88,7 +88,7 @@ def orthonormal_head(files: Files, dim: int) -> Head:
 
 def hidden_size(files: Files) -> int:
     """Width of the backbone's hidden states, by whichever name its configuration has for it; 0 if it has none."""
-    names = ("hidden_size", "dim", "d_model", "n_embd")  # "dim" is DistilBERT's, the last two some decoders'
+    names = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")  # DistilBERT's, some decoders', XLM's
     name = next((name for name in names if name in files.config), None)
     return 0 if name is None else expect_type(files.config[name], int, f"config.json: {name}")
 
@@ -149,12 +149,17 @@ def _dense_spec(config: Mapping[str, Any], file: str, default_activation: str) -
         return DenseSpec(
             in_features=expect_type(config["in_features"], int, f"{file}: in_features"),
             out_features=expect_type(config["out_features"], int, f"{file}: out_features"),
-            bias=bool(config.get("bias", True)),
+            bias=_is_set(config, "bias", file, default=True),
             activation=str(config.get("activation_function") or default_activation),
-            residual=bool(config.get("use_residual", False)),
+            residual=_is_set(config, "use_residual", file, default=False),
         )
     except KeyError as error:
         raise MissingWeightsError(f"{file} lacks {error}: the projection is unknown") from error
+
+
+def _is_set(config: Mapping[str, Any], key: str, file: str, *, default: bool) -> bool:
+    value = config.get(key, default)
+    return value is not None and expect_type(value, bool, f"{file}: {key}")
 
 
 def _tensor_names(layer: DenseSpec) -> list[str]:

@@ -114,6 +114,8 @@ def _override(spec: ColBERTSpec, overrides: SpecOverrides) -> ColBERTSpec:
     # "fixed" fills up to the query length where that is given, and where the checkpoint itself does not expand.
     to_query_length = kind == "fixed" and ("query_length" in given or spec.query_expansion == "none")
     length = changed.query_length if to_query_length else changed.expansion_length
+    if overrides.query_expansion and not length:
+        raise InputError(f"{spec.name} does not say how long queries are: pass query_length= with query_expansion=True")
     return replace(changed, query_expansion=kind, expansion_length=length or 0)
 
 

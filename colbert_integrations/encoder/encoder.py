@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from ..checkpoint import ColBERTSpec
 from ..cuts import NOUNS, warn_of_cuts
 from ..devices import no_autocast, send
 from ..embeddings import TokenEmbeddings
-from ..errors import InputError
+from ..errors import ColBERTError, InputError
 from ..observing import record, timed
 from ..progress import progress_bar
+from ..worker import begin
 from .batching import window_starts
 from .forward import Forward
 from .merging import Merger
@@ -79,7 +80,7 @@ class Encoder:
         connection: Servers that run what they can instead; ``forward`` is a ``LazyForward`` then. None: there are none.
 
     Raises:
-        InputError: If a length leaves no room for text, or windows would not advance.
+        InputError: If a length leaves no room for text, beside a prompt or not, or windows would not advance.
     """
 
     def __init__(
@@ -90,8 +91,9 @@ class Encoder:
         self._forward = forward
         self._options = options
         self._by_windows = options.long_documents == "window"
+        for side in get_args(Side):
+            self._check_room(side)
         self._overlap = self._choose_overlap()
-        tokenizer.capacity("query")  # raises where there is none; that of documents is asked for above
         run = _BatchRunner(forward, self.spec)
         self._no_vectors = run.no_vectors
         packed = getattr(forward, "packed", False)
@@ -105,6 +107,24 @@ class Encoder:
     def num_parameters(self) -> int | None:
         """Number of parameters of the model; None where another engine runs it."""
         return getattr(self._forward, "num_parameters", None)
+
+    def _check_room(self, side: Side) -> None:
+        """Refuse a length that a prompt fills: all texts would have the same vectors."""
+        capacity, prompt = self.tokenizer.capacity(side), len(self.tokenizer.prompt_ids(side))
+        if capacity is None or self._reads_behind(prompt, side, capacity):
+            return
+        length = self.spec.query_length if side == "query" else self.spec.document_length
+        assert length is not None
+        raise InputError(
+            f"{side}_length={length} leaves no room for text beside a prompt of {prompt} tokens: it must be at least "
+            f"{length - capacity + prompt + 1}"
+        )
+
+    def _reads_behind(self, prompt: int, side: Side, capacity: int) -> bool:
+        """Whether a text is read behind a prompt of so many tokens; a cut may take the beginning instead."""
+        by_windows = side == "document" and self._by_windows
+        start = 0 if by_windows else self.tokenizer.start_of_cut(prompt + 1, capacity)
+        return start + capacity > prompt
 
     def _choose_overlap(self) -> int:
         size, overlap = self._window_size(), self._options.window_overlap
@@ -121,13 +141,7 @@ class Encoder:
         capacity = self.tokenizer.capacity("document")
         if capacity is None or not self._by_windows:
             return capacity
-        length, prompt = self.spec.document_length, self.tokenizer.prompt_length()
-        if length is not None and prompt >= capacity:
-            raise InputError(
-                f"document_length={length} leaves no room for text beside a prompt of {prompt} tokens: it must be at "
-                f"least {length - capacity + prompt + 1}"
-            )
-        return capacity - prompt
+        return capacity - len(self.tokenizer.prompt_ids("document"))
 
     def encode(
         self,
@@ -265,12 +279,23 @@ class _BatchRunner:
     @torch.no_grad()
     def finish(self, vectors: torch.Tensor, sequences: list[TokenSequence]) -> list[torch.Tensor]:
         """Keep what counts, cut dimensions, normalise: one ``(kept, dim)`` float32 matrix per sequence."""
+        _check_vectors(vectors, sequences, self._spec.dim)
         chosen = vectors[send(_kept_rows(sequences), vectors.device)].float()  # (kept, dim)
         if self._spec.truncate_dim is not None:
             chosen = chosen[:, : self._spec.truncate_dim]  # before normalising, so that what is left is unit again
         if self._spec.normalize:
             chosen = normalize(chosen, dim=-1)
         return list(torch.split(chosen, [len(sequence.kept) for sequence in sequences]))
+
+
+def _check_vectors(vectors: object, sequences: list[TokenSequence], dim: int) -> None:
+    """Refuse what a forward pass of the user's own must not return: rows of other tokens would be scored."""
+    tokens = sum(len(sequence.ids) for sequence in sequences)
+    shape = tuple(getattr(vectors, "shape", ()))
+    if not isinstance(vectors, torch.Tensor) or len(shape) != 2 or shape[0] != tokens or shape[1] < dim:
+        raise ColBERTError(  # not for the texts, of which others would be tried
+            f"forward must return a tensor (tokens, dim), here ({tokens}, {dim}), not {type(vectors).__name__} {shape}"
+        )
 
 
 def _kept_rows(sequences: list[TokenSequence]) -> np.ndarray:
@@ -291,7 +316,10 @@ def _joined(asked: _Piece, pieces: Iterator[_Piece]) -> Iterator[_Piece]:
 def _ahead(pieces: Iterator[_Piece]) -> Iterator[_Piece]:
     """The same pieces, the next one made in a thread meanwhile; two are in memory at most."""
     with ThreadPoolExecutor(1, thread_name_prefix="colbert-tokens") as executor:
-        coming = executor.submit(next, pieces, None)
-        while (piece := coming.result()) is not None:
-            coming = executor.submit(next, pieces, None)
-            yield piece
+        coming = begin(executor, next, pieces, None)
+        try:
+            while (piece := coming.result()) is not None:
+                coming = begin(executor, next, pieces, None)
+                yield piece
+        finally:
+            del coming  # with its error, whose traceback leads here: all vectors would stay until a collection

@@ -13,8 +13,9 @@ from ..devices import cpu
 from ..errors import CheckpointError, InputError, MissingWeightsError, RemoteCodeError
 from .backbone import LoadOptions, embedding_rows, load_backbone, position_limit
 from .encoder import EncodeOptions, Encoder
-from .forward import Forward, TorchForward, build_projection
+from .forward import Forward, TorchForward
 from .packed import PackedForward, can_pack
+from .projection import build_projection
 from .remote import LazyForward, RemoteForward
 from .tokens import Tokenizer, TokenSequence
 

@@ -137,6 +137,8 @@ class Tokenizer:
             encoded = self._backend.encode_batch(prepared, add_special_tokens=False)
         except (TypeError, UnicodeError) as error:
             raise InputError(_not_unicode(texts)) from error
+        except Exception as error:  # the tokenizers library has no class for its own
+            raise InputError(f"the tokenizer of {self.spec.name} can't read the text: {error}") from error
         shifts = [_Shift(text, self._prompt(side), self.spec.strip, self._lowers_texts) for text in texts]
         return [
             TextTokens(encoding.ids, [shift(span) for span in encoding.offsets])
@@ -368,18 +370,16 @@ class Tokenizer:
         """
         return self.tokens([""], side)[0].ids if self._prompt(side) else []
 
-    def prompt_length(self, ids: Sequence[int] | None = None) -> int:
+    def prompt_length(self, ids: Sequence[int]) -> int:
         """Count the tokens of the prompt at the head of a document.
 
         Args:
-            ids: Tokens of the document. None: count the most that any document has.
+            ids: Tokens of the document.
 
         Returns:
             The number. A token that holds the end of the prompt and the beginning of the text counts as text: whatever
             follows the prompt elsewhere in the text, it is not that.
         """
-        if ids is None:
-            return len(self._prompt_ids)
         alike = takewhile(lambda pair: pair[0] == pair[1], zip(self._prompt_ids, ids, strict=False))
         return sum(1 for _ in alike)
 

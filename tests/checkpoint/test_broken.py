@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -281,3 +282,24 @@ def test_a_token_is_a_string(token: Any) -> None:
 
 def test_an_empty_token_is_none(tmp_path: Path) -> None:
     assert ColBERT(checkpoints.build("stanford", tmp_path), device="cpu", token="").settings.token is None
+
+
+def test_an_index_of_shards_that_names_what_is_not_there(tmp_path: Path) -> None:
+    path = checkpoints.build("stanford", tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    shard = "pytorch_model-00001-of-00001.bin"
+    torch.save({name: tensor for name, tensor in tensors.items() if name != "linear.weight"}, path / shard)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)}
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(MissingWeightsError, match=r"00001\.bin has no tensor 'linear\.weight', though the index"):
+        ColBERT(path, device="cpu")
+
+
+@pytest.mark.parametrize("key", ["use_residual", "bias"])
+def test_a_switch_of_a_dense_module_that_is_a_string_is_refused(key: str, tmp_path: Path) -> None:
+    path = checkpoints.build("pylate", tmp_path)
+    config = path / "1_Dense" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: "false"}))
+    with pytest.raises(CheckpointError, match=f"1_Dense/config.json: {key} is 'false', and has to be true or false"):
+        ColBERT(path, device="cpu")

@@ -744,3 +744,21 @@ def test_loading_arguments_that_change_no_vector_pass(tmp_path: Path) -> None:
     said |= {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings", "unpad_inputs": False}
     edit(path / "sentence_bert_config.json", **said, modality_config=_TEXT)  # the last four as the library writes them
     assert spec_of(path) == before
+
+
+def test_expansion_needs_a_length(tmp_path: Path) -> None:
+    checkpoints.native(tmp_path, query_length=None)
+    with pytest.raises(InputError, match="does not say how long queries are: pass query_length= with query_expansion"):
+        ColBERT(tmp_path, device="cpu", query_expansion=True)
+    model = ColBERT(tmp_path, device="cpu", query_expansion=True, query_length=12)
+    assert model.encode_query("a").lengths == [12]
+    assert ColBERT(tmp_path, device="cpu", query_expansion=False).encode_query("a").lengths[0] < 12
+
+
+def test_a_width_is_read_as_xlm_names_it(tmp_path: Path) -> None:
+    vocabulary = checkpoints.wordpiece(tmp_path)
+    sizes = {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}
+    checkpoints._write(tmp_path, *checkpoints._backbone("xlm", n_words=vocabulary, **sizes))
+    model = ColBERT(tmp_path, device="cpu", allow_unprojected=True)
+    assert model.dim == model.encode_document("the fox").dim == 32
+    assert ColBERT(tmp_path, device="cpu", allow_unprojected=True, projection_dim=8).dim == 8

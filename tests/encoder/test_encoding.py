@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import shutil
 import warnings
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +20,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import checkpoints
-from colbert_integrations import ColBERT, TruncationWarning, maxsim
+from colbert_integrations import ColBERT, ColBERTIndex, TruncationWarning, maxsim
 from colbert_integrations.encoder import TokenSequence
-from colbert_integrations.errors import InputError
+from colbert_integrations.errors import AddError, InputError
 
 Build = Callable[[str], Path]
 LAYOUTS = [pytest.param(name, marks=checkpoints.marks(name)) for name in checkpoints.LAYOUTS]
@@ -205,14 +209,75 @@ def test_a_prompt_that_merges_with_the_text_leads_as_far_as_it_is_its_own(checkp
     assert all(found == ["in", "Ġthe"] for found in spelt)
 
 
-def test_a_prompt_without_room_for_text_is_refused_where_there_are_windows(checkpoint: Build) -> None:
-    prompts = {"document_prompt": "fox dog " * 20}
+@pytest.mark.parametrize("options", [{}, {"long_documents": "truncate"}])
+def test_a_prompt_without_room_for_text_is_refused(options: dict[str, Any], checkpoint: Build) -> None:
+    prompts = {"document_prompt": "fox dog " * 20, **options}
     with pytest.raises(
         InputError, match="document_length=40 leaves no room for text beside a prompt of 40 tokens.* 44"
     ):
         load(checkpoint("stanford"), **prompts)
-    assert load(checkpoint("stanford"), **prompts, document_length=44).encode_document("a cat").lengths == [44 + 4]
-    load(checkpoint("stanford"), **prompts, long_documents="truncate")
+    assert load(checkpoint("stanford"), **prompts, document_length=44).encode_document("cat").lengths == [44]
+
+
+def test_a_prompt_that_fills_all_queries_is_refused(checkpoint: Build) -> None:
+    prompt = {"query_prompt": "fox dog " * 10}
+    with pytest.raises(InputError, match="query_length=23 leaves no room for text beside a prompt of 20 tokens.* 24"):
+        load(checkpoint("stanford"), **prompt, query_length=23)
+    model = load(checkpoint("stanford"), **prompt, query_length=24)
+    one, other = model.encode_query("cat"), model.encode_query("the")
+    assert not torch.equal(one.values, other.values)
+
+
+def test_a_prompt_that_is_cut_away_takes_no_room(checkpoint: Build, tmp_path: Path) -> None:
+    folder = tmp_path / "left"
+    shutil.copytree(checkpoint("stanford"), folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "truncation_side": "left"}))
+    model = load(folder, document_prompt="fox dog " * 20, long_documents="truncate")
+    with pytest.warns(TruncationWarning):
+        one, other = model.encode_document("cat"), model.encode_document("the")
+    assert not torch.equal(one.values, other.values)
+
+
+def test_a_piece_that_fails_keeps_no_vectors_alive(tiny: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, made = tiny._ready(), list[weakref.ref[torch.Tensor]]()
+    piece, encode = encoder._piece, encoder._encode_sequences
+
+    def failing(texts, *rest):
+        if texts == ["bad"]:
+            raise InputError("bad")
+        return piece(texts, *rest)
+
+    def noting(*given):
+        embeddings = encode(*given)
+        made.append(weakref.ref(embeddings.values))
+        return embeddings
+
+    monkeypatch.setattr("colbert_integrations.encoder.encoder._TEXTS_AT_ONCE", 1)
+    monkeypatch.setattr(encoder, "_piece", failing)
+    monkeypatch.setattr(encoder, "_encode_sequences", noting)
+    gc.collect()
+    gc.disable()  # as between two collections
+    try:
+        with contextlib.suppress(InputError):
+            tiny.encode_document(["a fox", "bad"])
+        assert [vectors() for vectors in made] == [None]
+    finally:
+        gc.enable()
+
+
+def test_a_text_that_the_tokenizer_can_not_read_takes_no_other_with_it(checkpoint: Build, tmp_path: Path) -> None:
+    folder = tmp_path / "no-unknown"
+    shutil.copytree(checkpoint("stanford"), folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["unk_token"] = "[NONE]"  # which is not in the vocabulary
+    path.write_text(json.dumps(tokenizer))
+    index = ColBERTIndex(load(folder))
+    with pytest.raises(AddError) as caught:
+        index.add(["the fox", "\u6c49\u5b57", "a cat"], ids=["a", "b", "c"])
+    assert (index.store.ids(), caught.value.failures.keys()) == (["a", "c"], {"b"})
+    assert "can't read the text: WordPiece error" in str(caught.value.failures["b"])
 
 
 def test_windows_never_score_less_than_the_beginning(tiny: ColBERT) -> None:
