@@ -94,6 +94,12 @@ class ModelFields(BaseModel):
 
     _colbert: ColBERT | None = PrivateAttr(default=None)
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # Functions are shared: a method's copy would copy its owner, which may hold locks and connections.
+        memo = {} if memo is None else memo
+        memo.update({id(value): value for value in vars(self).values() if callable(value)})
+        return super().__deepcopy__(memo)
+
     @field_validator("device", "dtype", mode="before")
     @classmethod
     def _by_name(cls, given: Any) -> Any:

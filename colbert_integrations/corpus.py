@@ -69,7 +69,7 @@ def index_corpus(
     """Encode a corpus and store it.
 
     Two windows of documents are in memory at a time: while one is written, the next one is encoded. Run again after an
-    interruption, or on a corpus that has grown, it encodes only what is not there yet.
+    interruption, or on a corpus that has grown, it encodes only what is not there yet (with ``reencode`` all of it).
 
     Args:
         documents: Texts, or mappings with a ``text`` and, if they have them, an ``id`` and ``metadata`` (JSON-able,

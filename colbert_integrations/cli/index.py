@@ -62,11 +62,16 @@ def run(args: argparse.Namespace, output: Output) -> int:
                 report = _load(args, output, corpus, index, failures)
             except KeyboardInterrupt:
                 failures.tell()
-                output.error("interrupted; what is stored is kept, and the same command goes on from there")
+                output.error(f"interrupted; what is stored is kept, and {_then(args)}")
                 return INTERRUPTED
             failures.tell()
             _show(args, output, report, index, failures)
     return 1 if failures.count else 0
+
+
+def _then(args: argparse.Namespace) -> str:
+    """What comes of running the same again after an interruption."""
+    return "the same command encodes all of it again" if args.reencode else "the same command goes on from there"
 
 
 def _written(args: argparse.Namespace) -> set[Path]:
@@ -99,9 +104,15 @@ def _load(
             index.store.prepare(show_progress=output.show_progress)  # an interruption leaves it to the next run
     finally:
         if folder is not None:
-            index.save(folder, show_progress=output.show_progress)
+            _save(index, folder, show_progress=output.show_progress)
     # Not by what was told: documents of one id that can't be stored are told once.
     return replace(report, documents=report.documents + corpus.unread, failed=report.failed + corpus.unread)
+
+
+def _save(index: ColBERTIndex, folder: Path, *, show_progress: bool | None) -> None:
+    """Save what is stored; without a vector it stays unbound, so that whoever named the wrong model can begin again."""
+    if isinstance(index.store, MemoryStore) and index.store.dim is not None:
+        index.save(folder, show_progress=show_progress)
 
 
 def _saving(documents: Iterator[dict[str, Any]], index: ColBERTIndex, folder: Path) -> Iterator[dict[str, Any]]:
@@ -110,7 +121,7 @@ def _saving(documents: Iterator[dict[str, Any]], index: ColBERTIndex, folder: Pa
     for document in documents:
         yield document
         if (started := time.monotonic()) - saved > pause:
-            index.save(folder, show_progress=False)  # the bar that is shown is of the documents
+            _save(index, folder, show_progress=False)  # the bar that is shown is of the documents
             saved = time.monotonic()
             pause = max(_SAVE_EVERY_S, (saved - started) / _SAVING_SHARE)
 

@@ -100,13 +100,19 @@ def opened_for_writing(args: argparse.Namespace) -> Iterator[ColBERTIndex]:
         with _joined(args, open_store(args.store)) as index:
             yield index
         return
-    with _locked(folder), _joined(args, _store_in(args, folder)) as index:
-        index.save(folder, show_progress=False)  # now, so that a folder which can't be written is found before any work
-        yield index
+    with _locked(folder):
+        store = _store_in(args, folder)
+        with _joined(args, store) as index:
+            _ = index.model.spec  # now, so that a model which can't be loaded is found before anything is written
+            # And a folder which can't be written before any work. Not by the index, which would bind it to the model.
+            store.save(folder, show_progress=False)
+            yield index
 
 
 def folder_of(where: str) -> Path | None:
     """The folder that is meant; None if it is the location of a store elsewhere."""
+    if not where:  # as of a variable that is not set
+        raise InputError("--store must name a folder or the location of a store, and is empty")
     return None if "://" in where else Path(where)
 
 
@@ -142,8 +148,8 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise StoreError(f"another process adds to {folder}: wait until it is done") from error
-    except OSError as error:
-        raise StoreError(f"can't use {folder}: {error.strerror}") from error
+    except (OSError, NotImplementedError) as error:  # the latter by filelock, where the system can't lock files
+        raise StoreError(f"can't use {folder}: {getattr(error, 'strerror', None) or error}") from error
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -130,7 +131,7 @@ def read(file: str, form: Form, failed: Failed) -> Iterator[Text]:
                 yield from _checked(file, None, _text, stream.read(), failed)
             else:
                 for number, line in enumerate(stream, 1):
-                    if line.strip():
+                    if line.removeprefix(BOM_UTF8).strip():
                         yield from _checked(file, number, _line if form == "lines" else _json_line, line, failed)
     except (OSError, EOFError, zlib.error) as error:
         failed(file, reason(error))

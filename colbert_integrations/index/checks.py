@@ -84,6 +84,10 @@ def check_folder(folder: object) -> Path:
     path = os.fspath(folder) if isinstance(folder, (str, os.PathLike)) else None
     if not isinstance(path, str) or not path or "\0" in path:
         raise InputError(f"folder must be a path that is not empty, not {folder!r}")
+    try:
+        path.encode()  # others would be written, and then not be read: safetensors takes names in UTF-8 alone
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name of the folder {path!r} is not UTF-8: choose another") from error
     return Path(path)
 
 

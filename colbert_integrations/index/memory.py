@@ -191,11 +191,7 @@ class MemoryStore(Store):
         with no_autocast(self.device):
             columns = layout.encode(embeddings.to(self.device), names)
             batch = last_of_each(Batch(names, kept_texts, kept_metadatas, embeddings.lengths, columns))
-        with self._alone():
-            if self._layout is None:
-                self._layout = layout
-            elif self._layout.dim != layout.dim:  # another thread's first vectors were quicker
-                raise InputError(f"the store holds vectors of dim {self._layout.dim}, not {layout.dim}")
+        with self._alone(), self._in_layout(layout):
             self._replace([batch])
 
     def set_metadata(
@@ -235,6 +231,19 @@ class MemoryStore(Store):
         """The ids of documents that have these texts."""
         places = {name: self._places[name] for name in texts if name in self._places}
         return [name for name, (segment, position) in places.items() if segment.texts[position] == texts[name]]
+
+    @contextmanager
+    def _in_layout(self, layout: Layout) -> Iterator[None]:
+        """Have a form of vectors, from now on if the body stores the first ones."""
+        before = self._layout
+        if before is not None and before.dim != layout.dim:  # another thread's first vectors were quicker
+            raise InputError(f"the store holds vectors of dim {before.dim}, not {layout.dim}")
+        self._layout = before or layout
+        try:
+            yield
+        finally:
+            if not self._now().views:  # there was no memory for the first ones, say
+                self._layout = before
 
     def _replace(self, batches: list[Batch]) -> None:
         """Store documents and forget those of the same ids, as one step for readers."""

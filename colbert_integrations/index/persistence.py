@@ -91,13 +91,14 @@ def write_index(folder: Path, saved: Saved, known: set[str], *, show_progress: b
         show_progress: Whether to show a bar. None: on a terminal or in a notebook, for work over two seconds.
 
     Raises:
-        StoreError: If that fails; the index that was there is whole, and nothing else is left behind.
+        StoreError: If that fails; the index that was there is whole, and nothing is left behind but a lock and a folder
+            that was made; or if the new one is there, and the system can't say that it is so for good.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             _write(folder, saved, known, show_progress)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter by filelock, where the system can't lock files
         raise StoreError(f"can't save the index to {folder}: {error}. An index that was there is unchanged") from error
 
 
@@ -128,7 +129,10 @@ def _write(folder: Path, saved: Saved, known: set[str], show_progress: bool | No
                 path.unlink(missing_ok=True)
         raise
     known.intersection_update({_checksum(manifest)})
-    _sync_folder(folder)
+    try:
+        _sync_folder(folder)
+    except OSError as error:
+        raise StoreError(f"the index in {folder} is the new one, but a power cut may lose it: {error}") from error
     _sweep(folder, set(_files_of(manifest)))
 
 

@@ -169,13 +169,21 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
 
     @classmethod
     def load(
-        cls, folder: str | os.PathLike[str], model: str | os.PathLike[str] | ColBERT | None = None, **fields: Any
+        cls,
+        folder: str | os.PathLike[str],
+        model: str | os.PathLike[str] | ColBERT | None = None,
+        *,
+        device: str | None = None,
+        verify: bool = True,
+        **fields: Any,
     ) -> Self:
-        """Open what was saved. For an index on a GPU pass ``index=ColBERTIndex.load(folder, device="cuda")``.
+        """Open what was saved.
 
         Args:
             folder: Where it was saved.
             model: The model whose vectors it holds. None: the one it was made with, by its name and settings.
+            device: Where vectors are kept and searched. None: the CPU.
+            verify: Whether the checksums of all files are compared.
             **fields: Other fields of the retriever, which are not saved.
 
         Returns:
@@ -188,7 +196,7 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         """
         from ..colbert_index import ColBERTIndex
 
-        return cls(index=ColBERTIndex.load(folder, model), **fields)
+        return cls(index=ColBERTIndex.load(folder, model, device=device, verify=verify), **fields)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the documents and their vectors to a folder, as one step, and only what changed.

@@ -153,12 +153,21 @@ class ColBERTVectorStore(VectorStore):
         return made
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], model: str | os.PathLike[str] | ColBERT | None = None) -> Self:
-        """Open what was saved. For an index on a GPU pass ``index=ColBERTIndex.load(folder, device="cuda")``.
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        model: str | os.PathLike[str] | ColBERT | None = None,
+        *,
+        device: str | None = None,
+        verify: bool = True,
+    ) -> Self:
+        """Open what was saved.
 
         Args:
             folder: Where it was saved.
             model: The model whose vectors it holds. None: the one it was made with, by its name and settings.
+            device: Where vectors are kept and searched. None: the CPU.
+            verify: Whether the checksums of all files are compared.
 
         Returns:
             The vector store.
@@ -169,7 +178,7 @@ class ColBERTVectorStore(VectorStore):
         """
         from ..colbert_index import ColBERTIndex
 
-        return cls(index=ColBERTIndex.load(folder, model))
+        return cls(index=ColBERTIndex.load(folder, model, device=device, verify=verify))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the documents and their vectors to a folder, as one step, and only what changed.

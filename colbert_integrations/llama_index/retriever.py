@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
@@ -301,8 +301,17 @@ class ColBERTRetriever(BaseRetriever):
         self._similarity_top_k = value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # Handlers of callbacks hold locks and connections, as stores do. What nodes lead to grows with the index.
-        shared = [self.index, self._store, self._opening, self.callback_manager, self.object_map, self._leading]
+        # Handlers of callbacks hold locks and connections, as stores do, and the owner of a method may. What nodes lead
+        # to grows with the index.
+        shared: list[object] = [
+            self.index,
+            self._store,
+            self._opening,
+            self.callback_manager,
+            self.object_map,
+            self._leading,
+        ]
+        shared += [self._filter] if callable(self._filter) else []
         memo.update({id(part): part for part in shared})
         twin = memo[id(self)] = type(self).__new__(type(self))
         vars(twin).update(copy.deepcopy(vars(self), memo))
@@ -355,22 +364,33 @@ class ColBERTRetriever(BaseRetriever):
     def _followed(self, adding: _Adding, index: ColBERTIndex) -> Iterator[None]:
         """Note what those nodes lead to that the body stores; at its end, raise for those that could not be stored."""
         added, failures = [node.node_id for node in adding.nodes], adding.failures
+        before = dict(self.object_map)
+        # First: nodes are stored window by window, and found at once, also if the store fails before the last.
+        self.object_map.update({node.index_id: node.obj for node in _leading_away(adding.nodes)})
         try:
             yield
         except AddError as error:
             added, failures = error.added, {**failures, **error.failures}
         stored = set(added)
         self._follow([node for node in adding.nodes if node.node_id in stored])
+        self._restore([node for node in adding.nodes if node.node_id not in stored], before)
         if failures:
             raise AddError(failures, added, index)
 
     def _follow(self, nodes: Sequence[BaseNode]) -> None:
         """Note what nodes lead to that were stored, in place of what they led to before."""
         self._forget_objects([node.node_id for node in nodes])
-        for node in nodes:
-            if isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode):
-                self.object_map[node.index_id] = node.obj
-                self._leading[node.node_id] = node.index_id
+        for node in _leading_away(nodes):
+            self.object_map[node.index_id] = node.obj
+            self._leading[node.node_id] = node.index_id
+
+    def _restore(self, nodes: Sequence[BaseNode], before: Mapping[str, Any]) -> None:
+        """Note what others led to before nodes came that could not be stored."""
+        for node in _leading_away(nodes):
+            if node.index_id in before:
+                self.object_map[node.index_id] = before[node.index_id]
+            elif node.index_id not in self._leading.values():
+                self.object_map.pop(node.index_id, None)
 
     def _forget_objects(self, node_ids: Sequence[str]) -> None:
         """Drop what these nodes lead to, unless another one leads there."""
@@ -473,12 +493,7 @@ class ColBERTRetriever(BaseRetriever):
 
     def _checked_index(self) -> ColBERTIndex:
         """The index, once what only the rooms with torch can judge is known to be right."""
-        from ..index import Search, parse_filter
-
-        if self._search is not None and self._search not in get_args(Search):
-            raise InputError(f"search must be one of {', '.join(map(repr, get_args(Search)))}, not {self._search!r}")
-        if isinstance(self._filter, Mapping):
-            parse_filter(self._filter)
+        self.index.check_search(filter=self._filter, search=self._search)
         return self.index
 
 
@@ -515,6 +530,12 @@ def _queries(query_bundle: QueryBundle) -> list[str]:
     # Not its embedding_strs, which fails where the query is no text.
     given = query_bundle.custom_embedding_strs or [query_bundle.query_str]
     return list(dict.fromkeys(check_query(query) for query in given))
+
+
+def _leading_away(nodes: Iterable[BaseNode]) -> list[IndexNode]:
+    """Those that lead to an object which is no node itself."""
+    leading = [node for node in nodes if isinstance(node, IndexNode)]
+    return [node for node in leading if node.obj is not None and not isinstance(node.obj, BaseNode)]
 
 
 def _nodes(nodes: object) -> Sequence[BaseNode]:

@@ -366,6 +366,9 @@ def test_loading_with_another_model_or_from_nowhere_is_refused(
         ColBERTRetriever.load(tmp_path / "saved", checkpoint("pylate"))
     with pytest.raises(StoreError):
         ColBERTRetriever.load(tmp_path / "nowhere")
+    assert ColBERTRetriever.load(tmp_path / "saved", verify=False, device="cpu").invoke(QUERY)
+    with pytest.raises(InputError, match="device='nonsense'"):
+        ColBERTRetriever.load(tmp_path / "saved", device="nonsense")
 
 
 # ------------------------------------------------------------------------------------------------- copies and runnables

@@ -339,6 +339,8 @@ def test_a_saved_store_finds_the_same(
         assert loaded.similarity_search_with_score(QUERY, k=6) == store.similarity_search_with_score(QUERY, k=6)
     with pytest.raises(FingerprintError):
         ColBERTVectorStore.load(tmp_path / "saved", checkpoint("pylate"))
+    with pytest.raises(InputError, match="device='nonsense'"):
+        ColBERTVectorStore.load(tmp_path / "saved", verify=False, device="nonsense")
 
 
 def test_pickling_is_refused_with_the_way_out(store: ColBERTVectorStore):

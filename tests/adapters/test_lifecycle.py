@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from langchain_core.documents import Document
 from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler
 from llama_index.core.schema import TextNode
 from pydantic import ValidationError, create_model
@@ -290,3 +291,27 @@ def test_a_token_is_refused_and_not_repeated(driver: Driver):
 def test_the_token_of_a_colbert_is_not_written_out(driver: Driver, checkpoint: Callable[[str], Path]):
     reranker = driver.Reranker(model=ColBERT(checkpoint("stanford"), device="cpu", token="hf_secret"))
     assert "hf_secret" not in repr(reranker) + reranker.model_dump_json() + str(pickle.dumps(reranker))
+
+
+def test_a_copy_shares_what_a_method_belongs_to(shared_model: ColBERT) -> None:
+    class Tenant:
+        def __init__(self) -> None:
+            self.own = threading.Lock()
+
+        def __call__(self, document: Any) -> bool:
+            return True
+
+        def asked(self, document: Any) -> bool:
+            return True
+
+        def text(self, document: Any) -> str:
+            return "lions"
+
+    tenant = Tenant()
+    for given in (tenant, tenant.asked):
+        found = copy.deepcopy(langchain.ColBERTRetriever.from_texts(["lions"], model=shared_model, filter=given))
+        assert len(found.invoke("lions")) == 1
+        nodes = copy.deepcopy(llama_index.ColBERTRetriever([TextNode(text="lions")], model=shared_model, filters=given))
+        assert len(nodes.retrieve("lions")) == 1
+    reranker = copy.deepcopy(langchain.ColBERTReranker(model=shared_model, document_formatter=tenant.text))
+    assert len(reranker.compress_documents([Document("a")], "lions")) == 1

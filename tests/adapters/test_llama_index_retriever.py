@@ -524,7 +524,7 @@ async def test_adding_that_fails_leaves_what_nodes_lead_to(shared_model: ColBERT
         ({"similarity_top_k": None}, "similarity_top_k must be"),
         ({"candidates": 0}, "candidates must be a whole number from 1"),
         ({"score_threshold": "0.5"}, "score_threshold must be a number"),
-        ({"search": "fast"}, "search must be one of 'exact', .*'centroids', 'first_stage', not 'fast'"),
+        ({"search": "fast"}, "search must be one of 'exact', 'codes', 'centroids', not 'fast'"),
         ({"filters": {"year": {"$near": 1}}}, "'\\$near' for 'year'"),
         ({"filters": ["year"]}, "filters must be MetadataFilters, a mapping or a function, not list"),
         ({"node_ids": "id-1"}, "node_ids must be a list, not str"),
@@ -681,6 +681,34 @@ def test_objects_of_nodes_that_are_gone_are_not_followed(shared_model: ColBERT):
         retriever.add_nodes([IndexNode(text="lions", id_="plain", index_id="x")])
         assert [found.node.node_id for found in retriever.retrieve("lions")] == ["plain"]
     assert "x" not in retriever.object_map
+
+
+def test_what_nodes_lead_to_is_there_as_soon_as_they_are(shared_model: ColBERT, monkeypatch: pytest.MonkeyPatch):
+    inner = ColBERTRetriever([TextNode(text="lions", id_="inner")], model=shared_model)
+    retriever, upsert, seen = ColBERTRetriever(model=shared_model), MemoryStore.upsert, list[str]()
+
+    def stored(self: MemoryStore, *given: Any, **options: Any) -> None:
+        upsert(self, *given, **options)
+        seen.extend(found.node.node_id for found in retriever.retrieve("lions"))
+        raise StoreError("the server is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryStore, "upsert", stored)
+        with pytest.raises(StoreError, match="is gone"):
+            retriever.add_nodes([IndexNode(text="lions", id_="a", index_id="x", obj=inner)])
+    assert seen == ["inner"]
+    assert [found.node.node_id for found in retriever.retrieve("lions")] == ["inner"]
+
+
+def test_nodes_that_can_not_be_stored_lead_where_they_led_before(shared_model: ColBERT):
+    old, new = (ColBERTRetriever([TextNode(text="lions", id_=name)], model=shared_model) for name in ("old", "new"))
+    retriever = ColBERTRetriever([IndexNode(text="lions", id_="a", index_id="x", obj=old)], model=shared_model)
+    bad = {"of": object()}
+    for name in ("x", "y"):
+        with pytest.raises(AddError):
+            retriever.add_nodes([IndexNode(text="lions", id_="a", index_id=name, obj=new, metadata=bad)])
+    assert [found.node.node_id for found in retriever.retrieve("lions")] == ["old"]
+    assert set(retriever.object_map) == {"x"}
 
 
 @pytest.mark.parametrize("impossible", [{"$ne": "nothing"}, None, 5])

@@ -519,6 +519,58 @@ def test_ctrl_c_keeps_what_was_stored_and_the_next_run_goes_on(
     assert (report["unchanged"], report["encoded"], report["stored"]) == (kept, 200 - kept, 200)
 
 
+def test_what_began_with_another_model_and_stored_nothing_can_begin_again(
+    run: Run, model: ColBERT, checkpoint: Callable[[str], Path], notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    give(monkeypatch, numbered(3), interrupt)
+    wrong = ["--model", str(checkpoint("pylate")), "--device", "cpu"]
+    assert main(["index", "-", "--store", "kept", *wrong]) == 130
+    assert MemoryStore.load("kept").fingerprint is None
+    assert run("search", "plane", "--store", "kept").code == 2
+    assert run("index", "notes", "--store", "kept").code == 0
+    fingerprint = MemoryStore.load("kept").fingerprint
+    assert fingerprint is not None
+    assert fingerprint == model.fingerprint
+
+
+def test_an_interrupted_reencoding_does_not_say_that_it_goes_on(
+    run: Run, model: ColBERT, notes: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    give(monkeypatch, numbered(3), interrupt)
+    settings = ["--model", model.settings.model, "--device", "cpu"]
+    assert main(["index", "-", "--store", "kept", "--reencode", *settings]) == 130
+    assert capsys.readouterr().err.endswith("is kept, and the same command encodes all of it again\n")
+
+
+@pytest.mark.parametrize("command", ["index", "search"])
+def test_a_store_without_a_name_is_not_the_working_directory(command: str, run: Run, notes: Path) -> None:
+    before = sorted(Path().rglob("*"))
+    done = run(command, "notes", "--store", "")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "colbert-integrations: --store must name a folder or the location of a store, and is empty\n"
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of files that are no text")
+def test_a_store_whose_name_is_no_text_is_refused_before_any_work(run: Run, notes: Path) -> None:
+    done = run("index", "notes", "--store", os.fsdecode(b"st\xff"))
+    assert (done.code, done.out) == (2, "")
+    assert "is not UTF-8: choose another" in done.err
+
+
+@pytest.mark.parametrize("name", ["some.jsonl", "some.txt"])
+def test_a_first_line_of_a_byte_order_mark_alone_is_blank(name: str, run: Run, tmp_path: Path, notes: Path) -> None:
+    Path(name).write_bytes(b'\xef\xbb\xbf\r\n{"id": "a", "text": "the plane"}\n')
+    done = run("index", name, "--store", "kept", *([] if name.endswith("jsonl") else ["--lines"]), "--json")
+    assert (done.code, done.data["stored"]) == (0, 1)
+
+
 def test_an_index_is_saved_while_it_grows(
     run: Run, model: ColBERT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

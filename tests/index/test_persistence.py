@@ -483,6 +483,47 @@ def test_folders_that_know_no_sync_are_saved_to(
     assert found(MemoryStore.load(tmp_path), QUERIES, 9) == found(store, QUERIES, 9)
 
 
+def test_a_sync_that_fails_once_the_new_index_is_there_does_not_say_that_it_is_the_old_one(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(tmp_path)
+    fill(store, {"new": torch.ones(3, 8)})
+    synced, real = list[int](), os.fsync
+
+    def fsync(handle: int) -> None:
+        synced.append(handle)
+        if stat.S_ISDIR(os.fstat(handle).st_mode) and (tmp_path / "manifest.json.new").exists() is False:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(StoreError, match=r"^the index in .* is the new one, but a power cut may lose it"):
+            store.save(tmp_path)
+    assert "new" in MemoryStore.load(tmp_path).ids()
+    store.save(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of files that are no text")
+def test_a_folder_whose_name_is_no_text_is_refused_before_it_is_written(store: MemoryStore, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"st\xff")
+    for use in (store.save, MemoryStore.load):
+        with pytest.raises(InputError, match=r"'.*st\\udcff' is not UTF-8: choose another"):
+            use(folder)
+    assert not folder.exists()
+
+
+def test_a_file_system_without_locks_is_said_to_be_one(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def acquire(self: FileLock, *_: Any, **__: Any) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")  # as filelock 3 does
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(StoreError, match="can't save the index to .* does not appear to support flock"):
+        store.save(tmp_path)
+
+
 @pytest.mark.parametrize("refusals", [2, 1000])
 @pytest.mark.parametrize("what", ["replace", "read"])
 def test_a_manifest_that_others_have_open_for_a_moment_is_waited_for(

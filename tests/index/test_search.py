@@ -289,6 +289,21 @@ def test_a_store_may_prefer_a_candidate_stage() -> None:
     assert store.search(documents[:1], 3) == store.search(documents[:1], 3, search="centroids", candidates=10)
 
 
+def test_first_vectors_for_which_there_is_no_memory_decide_no_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryStore, "_new_segment", full)
+        with pytest.raises(MemoryError):
+            store.upsert(["a"], dyadic(1, 3))
+    assert (store.dim, store.count()) == (None, 0)
+    store.upsert(["a"], TokenEmbeddings.from_list([torch.eye(3)]))
+    assert store.dim == 3
+
+
 # ----------------------------------------------------------------------------------------------------------- settings
 
 
