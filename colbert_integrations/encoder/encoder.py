@@ -279,7 +279,7 @@ class _BatchRunner:
     @torch.no_grad()
     def finish(self, vectors: torch.Tensor, sequences: list[TokenSequence]) -> list[torch.Tensor]:
         """Keep what counts, cut dimensions, normalise: one ``(kept, dim)`` float32 matrix per sequence."""
-        _check_vectors(vectors, sequences, self._spec.dim)
+        _check_vectors(vectors, sequences, self._spec.dim if self._spec.projection else 0)
         chosen = vectors[send(_kept_rows(sequences), vectors.device)].float()  # (kept, dim)
         if self._spec.truncate_dim is not None:
             chosen = chosen[:, : self._spec.truncate_dim]  # before normalising, so that what is left is unit again
@@ -289,12 +289,16 @@ class _BatchRunner:
 
 
 def _check_vectors(vectors: object, sequences: list[TokenSequence], dim: int) -> None:
-    """Refuse what a forward pass of the user's own must not return: rows of other tokens would be scored."""
+    """Refuse what a forward pass of the user's own must not return: rows of other tokens would be scored.
+
+    Of a plain encoder, whose configuration may call its width by any name, any is taken (``dim=0``).
+    """
     tokens = sum(len(sequence.ids) for sequence in sequences)
     shape = tuple(getattr(vectors, "shape", ()))
     if not isinstance(vectors, torch.Tensor) or len(shape) != 2 or shape[0] != tokens or shape[1] < dim:
         raise ColBERTError(  # not for the texts, of which others would be tried
-            f"forward must return a tensor (tokens, dim), here ({tokens}, {dim}), not {type(vectors).__name__} {shape}"
+            f"forward must return a tensor (tokens, dim), here ({tokens}, {dim or 'any'}), "
+            f"not {type(vectors).__name__} {shape}"
         )
 
 

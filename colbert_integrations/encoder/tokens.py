@@ -137,7 +137,9 @@ class Tokenizer:
             encoded = self._backend.encode_batch(prepared, add_special_tokens=False)
         except (TypeError, UnicodeError) as error:
             raise InputError(_not_unicode(texts)) from error
-        except Exception as error:  # the tokenizers library has no class for its own
+        except Exception as error:
+            if type(error) is not Exception:  # the tokenizers library has no class for its own
+                raise
             raise InputError(f"the tokenizer of {self.spec.name} can't read the text: {error}") from error
         shifts = [_Shift(text, self._prompt(side), self.spec.strip, self._lowers_texts) for text in texts]
         return [
