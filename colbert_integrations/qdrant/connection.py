@@ -37,10 +37,11 @@ _LONGEST_WAIT = 60.0
 
 
 class Request(NamedTuple):
-    """A call of Qdrant's client: the method, and its arguments beside the collection."""
+    """A call of Qdrant's client: the method, its arguments beside the collection, and whether it can be made in parts."""
 
     method: str
     arguments: dict[str, Any]
+    several: bool = False
 
 
 Steps: TypeAlias = Generator[Request, Any, T]
@@ -233,7 +234,7 @@ class Connection:
 
     def _wait(self, error: Exception, request: Request, pause: float | None) -> float:
         """Seconds to wait before a request that failed is tried again, or else an error."""
-        found = failure_of(error, f"{request.method} of {self.name}")
+        found = failure_of(error, f"{request.method} of {self.name}", several=request.several)
         if found is None:
             raise error
         if pause is None or not found.again:

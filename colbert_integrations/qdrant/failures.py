@@ -18,8 +18,7 @@ from .filters import METADATA
 __all__ = ["TOO_LARGE", "Failure", "failure_of"]
 
 TOO_LARGE = 413
-"""Status of a request that has more bytes than the server takes."""
-
+"""Status of a request that has more bytes than the server takes: a proxy's; Qdrant itself says it with 400."""
 
 # 408 is the server's own limit of time. 500 is also what a cluster answers while one of its nodes is started anew
 # (Qdrant's issue 7031).
@@ -54,8 +53,12 @@ _STATUS_OF_CODE = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
-# gRPC has no status for it: what a server says, what one in Rust says, and a proxy's own answer.
-_TOO_LARGE = re.compile("message larger than max|message length too large|http2 header with status: 413")
+# What Qdrant says of it, with status 400. gRPC has no status for it: what a server says, what one in Rust says, and a
+# proxy's own answer.
+_TOO_LARGE = re.compile(
+    r"larger than allowed \(limit|payload has exceeded limit|"
+    "message larger than max|message length too large|http2 header with status: 413"
+)
 _SHOWN = 300
 
 
@@ -74,12 +77,13 @@ class Failure:
     wait: float = 0
 
 
-def failure_of(error: Exception, asked: str) -> Failure | None:
+def failure_of(error: Exception, asked: str, *, several: bool = False) -> Failure | None:
     """Read an exception of Qdrant's client.
 
     Args:
         error: The exception.
         asked: What was asked of whom, for the message.
+        several: Whether it can be asked in parts.
 
     Returns:
         What went wrong; None if this is no exception of the client's, but a mistake of ours.
@@ -92,12 +96,11 @@ def failure_of(error: Exception, asked: str) -> Failure | None:
         # The client can't read a Retry-After that is a date or has a fraction, and says no more than that.
         return _refused(asked, 429, str(error))
     if isinstance(error, ResponseHandlingException):
-        return _not_answered(asked, error.source)
+        return _not_answered(asked, error.source, several)
     if isinstance(error, grpc.RpcError):
         # Whether by the sync or the async client, an answer has a code; RpcError itself does not say so.
         code, details = (getattr(error, name, str)() for name in ("code", "details"))
-        said = str(details or error)
-        return _refused(asked, TOO_LARGE if _TOO_LARGE.search(said) else _STATUS_OF_CODE.get(code), said)
+        return _refused(asked, _STATUS_OF_CODE.get(code), str(details or error))
     if isinstance(error, (json.JSONDecodeError, AssertionError)):  # the client asserts what an answer holds
         return Failure(StoreServerError(f"{asked} got an answer that is not Qdrant's: is it a proxy's page? ({error})"))
     # The client's local mode, which does what a server does without saying a status.
@@ -107,6 +110,7 @@ def failure_of(error: Exception, asked: str) -> Failure | None:
 
 
 def _refused(asked: str, status: int | None, said: str, wait: float = 0) -> Failure:
+    status = TOO_LARGE if _TOO_LARGE.search(said) else status
     refused = "refused" if status is None else f"refused with status {status}"
     unindexed = _UNINDEXED.search(said)
     helps = _HELP.get(status or 0, "") if unindexed is None else _to_index(*unindexed.groups())
@@ -127,7 +131,10 @@ def _to_index(path: str, kinds: str) -> str:
     return f"its strict mode takes filters on indexed keys only: {way_out}"
 
 
-def _not_answered(asked: str, source: Exception) -> Failure:
+def _not_answered(asked: str, source: Exception, several: bool) -> Failure:
+    if several and isinstance(source, httpx.WriteTimeout):
+        # Who refuses a request for its length need not read it, and then its answer is never looked at.
+        return Failure(StoreServerError(f"{asked}: not taken in time ({source})", TOO_LARGE))
     helps = _TOO_SLOW if isinstance(source, httpx.TimeoutException) else _NO_ANSWER
     # What is no fault of the connection is an answer that the client can't read, and won't be able to.
     again = isinstance(source, httpx.TransportError)

@@ -634,7 +634,7 @@ def _written(names: Sequence[str], batches: Iterable[list[T]], asked: Callable[[
         while parts:
             some = parts.pop()
             try:
-                yield asked(some)
+                yield asked(some)._replace(several=len(some) > 1)
             except StoreServerError as error:
                 if error.status != TOO_LARGE or len(some) == 1:
                     raise _not_written(error, names, done) from error

@@ -1187,19 +1187,20 @@ def test_a_search_that_is_too_large_says_what_helps(server: QdrantServer, docume
         fill(store, documents)
         server.most_bytes = 1500
         queries = dyadic(5, *[4] * 30)
-        with pytest.raises(StoreServerError, match="lower batch_bytes=") as caught:
-            store.search(queries)
-        assert caught.value.status == 413
+        for server.behind_proxy in (False, True):
+            with pytest.raises(StoreServerError, match="lower batch_bytes=") as caught:
+                store.search(queries)
+            assert caught.value.status == 413
     with QdrantStore(server.url, batch_bytes=1500) as store:
         assert found(store, queries, 3) == brute_force(documents, queries, 3)
 
 
-@pytest.mark.parametrize("binary", [False, True], ids=["http", "grpc"])
+@pytest.mark.parametrize("way", ["http", "proxy", "grpc"])
 def test_what_is_too_large_together_is_written_in_parts(
-    server: QdrantServer, documents: dict[str, torch.Tensor], binary: bool
+    server: QdrantServer, documents: dict[str, torch.Tensor], way: str
 ) -> None:
-    server.most_bytes = 1500
-    options = {"grpc_port": server.grpc_port, "prefer_grpc": True} if binary else {}
+    server.most_bytes, server.behind_proxy = 1500, way == "proxy"
+    options = {"grpc_port": server.grpc_port, "prefer_grpc": True} if way == "grpc" else {}
     client = QdrantClient(url=server.url, check_compatibility=False, **options)
     with QdrantStore(client, dtype="float32") as store:
         fill(store, documents)
@@ -1222,6 +1223,31 @@ def test_what_is_too_large_together_is_written_in_parts(
             {"said": "é" * 300},
         ]
     client.close()
+
+
+def test_what_is_not_taken_in_time_is_written_in_parts_too(
+    server: QdrantServer, documents: dict[str, torch.Tensor], pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with QdrantStore(server.url, retries=2) as store:
+        store.bind(HERE)
+        write, tried = store.client.upsert, []
+
+        def stuck(**arguments: Any) -> Any:  # as if what is refused for its length were not read
+            tried.append(len(arguments["points"]))
+            if tried[-1] > most:
+                raise ResponseHandlingException(httpx.WriteTimeout("timed out"))
+            return write(**arguments)
+
+        monkeypatch.setattr(store.client, "upsert", stuck)
+        most = 2
+        fill(store, documents)
+        assert (tried, pauses) == ([7, 3, 1, 2, 4, 2, 2], [])
+        assert found(store, QUERIES, 9) == brute_force(documents, QUERIES, 9)
+        # One alone is slow, as far as anybody can know.
+        most, tried[:] = 0, []
+        with pytest.raises(StoreServerError, match="no answer .WriteTimeout.*raise timeout="):
+            fill(store, {"new": documents["d0"]})
+        assert (tried, len(pauses)) == ([1, 1, 1], 2)
 
 
 def test_a_proxys_answer_to_what_is_too_large_is_known_by_grpc() -> None:
