@@ -516,7 +516,7 @@ class QdrantStore(Store):
         return [hits[place] if place in hits else list(alike) for place in range(len(plain))]
 
     def _query(self, tokens: torch.Tensor, first: torch.Tensor | None) -> Query:
-        wire = replace(self._wire, dtype="float32")
+        wire = self._wire.exact
         size = wire.size_of(tokens) + (0 if first is None else wire.size_of(first))
         return Query(wire.numbers(tokens), None if first is None else wire.numbers(first), size)
 

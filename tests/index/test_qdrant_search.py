@@ -489,6 +489,26 @@ def test_a_first_stage_may_have_vectors_of_its_own(make: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "make",
+    [on_server, by_grpc, lambda **options: QdrantStore(":memory:", **options)],
+    ids=["server", "grpc", "local"],
+)
+def test_vectors_of_a_first_stage_may_be_too_large_for_a_float16(make: Any) -> None:
+    class Large(Lengths):
+        def _vector(self, text: str) -> list[float]:
+            return [1e5 * number for number in super()._vector(text)]
+
+    with make(first_stage=Large()) as made:
+        made.upsert(["a", "b"], dyadic(1, 3, 3), ["", "x" * 300])
+        points, _ = made.client.scroll(made.collection, with_vectors=["first_stage"])
+        kept = {point.payload["id"]: point.vector["first_stage"] for point in points}  # of length 1
+        assert kept == {
+            "a": pytest.approx([1, 0], abs=1e-6),
+            "b": pytest.approx([math.cos(3), math.sin(3)], abs=1e-6),
+        }
+
+
+@pytest.mark.parametrize(
     ("lengths", "said"),
     [([2], "the first stage made 1 vectors for 2 texts"), ([2, 3], "made vectors of several dimensions: 2, 3")],
 )
