@@ -6,23 +6,28 @@ import json
 import re
 import sqlite3
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 import httpx
+from qdrant_client import models
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from ..errors import StoreServerError
 from .filters import METADATA
 
-__all__ = ["TOO_LARGE", "Failure", "failure_of"]
+__all__ = ["TOO_LARGE", "Failure", "failure_of", "finished"]
+
+T = TypeVar("T")
 
 TOO_LARGE = 413
 """Status of a request that has more bytes than the server takes: a proxy's; Qdrant itself says it with 400."""
 
-# 408 is the server's own limit of time. 500 is also what a cluster answers while one of its nodes is started anew
-# (Qdrant's issue 7031).
+# 408 is the server's own limit of time, after which it may go on nevertheless. 500 is also what a cluster answers while
+# one of its nodes is started anew (Qdrant's issue 7031).
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_TIMEOUT, _SERVERS_FAULT = 408, 500
 _NO_ANSWER = "is it up, and does it listen there?"
 _TOO_SLOW = "raise timeout= if the server needs longer"
 _HELP = {
@@ -62,6 +67,29 @@ _TOO_LARGE = re.compile(
 _SHOWN = 300
 
 
+class _Unfinished(Exception):
+    """A change was taken, but has not been made in the time for which the server waits."""
+
+
+def finished(answer: T) -> T:
+    """Take an answer, unless it says that a change is not made yet.
+
+    Args:
+        answer: What came from Qdrant's client.
+
+    Returns:
+        The same.
+
+    Raises:
+        _Unfinished: If it says so.
+    """
+    for one in answer if isinstance(answer, list) else [answer]:
+        # By its text: earlier clients have no name for it.
+        if isinstance(one, models.UpdateResult) and one.status == "wait_timeout":
+            raise _Unfinished("the change is waited for no longer (wait_timeout)")
+    return answer
+
+
 @dataclass(frozen=True)
 class Failure:
     """What went wrong.
@@ -76,6 +104,12 @@ class Failure:
     again: bool = False
     wait: float = 0
 
+    @property
+    def unsure(self) -> bool:
+        """Whether the server may have done what was asked, or may still do it."""
+        status = self.error.status
+        return status is None or status == _TIMEOUT or status >= _SERVERS_FAULT
+
 
 def failure_of(error: Exception, asked: str, *, several: bool = False) -> Failure | None:
     """Read an exception of Qdrant's client.
@@ -88,6 +122,8 @@ def failure_of(error: Exception, asked: str, *, several: bool = False) -> Failur
     Returns:
         What went wrong; None if this is no exception of the client's, but a mistake of ours.
     """
+    if isinstance(error, _Unfinished):
+        return _refused(asked, _TIMEOUT, str(error))
     if isinstance(error, UnexpectedResponse):
         return _refused(asked, error.status_code, _said(error.content), _seconds(error.headers.get("retry-after")))
     if isinstance(error, ResourceExhaustedResponse):

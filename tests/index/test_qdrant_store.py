@@ -846,8 +846,57 @@ def test_an_answer_that_is_lost_says_nothing_of_what_was_done(
         assert store.count() == 7
     with QdrantStore(server.url, batch_bytes=500, retries=0) as store:
         server.faults.append(Fault(400, "PUT .*/points$", after=3, times=1))
-        with pytest.raises(StoreServerError, match="3 of 7 documents are stored, the others are as they were"):
+        with pytest.raises(
+            StoreServerError, match="3 of 7 documents are stored, the others are as they were"
+        ) as caught:
             fill(store, documents)
+        assert not caught.value.unsure
+
+
+@pytest.mark.parametrize("lost", [(408,), (408, 400), (503, 429), (500, 413)])
+async def test_nor_does_a_later_answer_where_one_was_lost(
+    server: QdrantServer, documents: dict[str, torch.Tensor], pauses: list[float], lost: tuple[int, ...]
+) -> None:
+    with QdrantStore(server.url, retries=len(lost) - 1) as store:
+        store.bind(HERE)
+        # The last one for the halves of what is too large, too.
+        server.faults[:] = [Fault(status, "PUT .*/points$", times=1 + (status == 413) * 9) for status in lost]
+        with pytest.raises((StoreServerError, InputError), match="what was on its way may be too"):
+            fill(store, documents)
+        server.faults[:] = [Fault(status, "POST .*/delete$", times=1) for status in lost]
+        with pytest.raises(StoreServerError) as deleted:
+            await store.adelete(list(documents))
+        assert deleted.value.unsure
+        await store.aclose()
+
+
+@pytest.mark.skipif("WAIT_TIMEOUT" not in models.UpdateStatus.__members__, reason="needs qdrant-client>=1.17")
+@pytest.mark.parametrize("binary", [False, True], ids=["http", "grpc"])
+async def test_what_a_server_no_longer_waits_for_is_not_taken_for_done(
+    server: QdrantServer, documents: dict[str, torch.Tensor], pauses: list[float], binary: bool
+) -> None:
+    options = {"grpc_port": server.grpc_port, "prefer_grpc": True} if binary else {}
+    client = QdrantClient(url=server.url, check_compatibility=False, **options)
+    with QdrantStore(client, retries=1) as store:
+        fill(store, documents)
+        calls: list[Any] = [
+            lambda: fill(store, documents),
+            lambda: store.set_metadata(list(documents), [{"n": 1}] * 7),
+            lambda: store.delete(["d0"]),
+        ]
+        for call in calls:
+            server.engine.too_slow = 1
+            call()
+            server.engine.too_slow = 9  # one for each change of metadata
+            with pytest.raises(StoreServerError, match="status 408: .*wait_timeout") as caught:
+                call()
+            assert (caught.value.status, caught.value.unsure) == (408, True)
+            server.engine.too_slow = 0
+        server.engine.too_slow = 2
+        with pytest.raises(StoreServerError, match="wait_timeout"):
+            await store.adelete(["d0"])
+        await store.aclose()
+    client.close()
 
 
 def test_requests_that_name_many_documents_are_no_larger_than_others(server: QdrantServer) -> None:
@@ -1355,8 +1404,8 @@ def test_so_is_what_local_mode_raises_but_not_our_own_mistakes(
 
 
 def test_errors_are_pickled_with_their_status() -> None:
-    again = pickle.loads(pickle.dumps(StoreServerError("said", 503)))
-    assert (str(again), again.status) == ("said", 503)
+    again = pickle.loads(pickle.dumps(StoreServerError("said", 503, True)))
+    assert (str(again), again.status, again.unsure) == ("said", 503, True)
 
 
 def test_stores_that_share_a_local_client_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
