@@ -35,10 +35,9 @@ _KINDS = {
     "date": models.PayloadSchemaType.DATETIME,
 }
 # What this package's own calls filter by, for servers whose strict mode takes filters on indexed keys only (Qdrant
-# Cloud's is on): writing metadata where the text is still the same, and LlamaIndex' nodes of a document. They are made
-# with the collection, since a key that may only read opens one too. Hashes take about a hundred bytes a document beside
-# its vectors' tens of thousands, an index of the texts themselves would take as much as they do; a key that no document
-# has, such as the second one outside LlamaIndex, takes next to nothing.
+# Cloud's is on): writing metadata where the text is still the same, and LlamaIndex' nodes of a document. Hashes take
+# about a hundred bytes a document beside its vectors' tens of thousands, an index of the texts themselves would take as
+# much as they do; a key that no document has, such as the second one outside LlamaIndex, takes next to nothing.
 _OWN_INDEXES = {
     TEXT_HASH: models.PayloadSchemaType.UUID,
     f'{METADATA}."_llama_index"."ref_doc_id"': models.PayloadSchemaType.KEYWORD,
@@ -139,9 +138,7 @@ class Collection:
     has_text_hashes: bool = False
 
 
-def opened(
-    connection: Connection, form: Form, more: Mapping[str, models.PayloadSchemaType] | None = None
-) -> Steps[Collection | None]:
+def opened(connection: Connection, form: Form) -> Steps[Collection | None]:
     """Look at a collection, None if it is not there; make payload indexes that it lacks, refuse another form."""
     if not (yield from ask("collection_exists")):
         return None
@@ -149,8 +146,11 @@ def opened(
     found = _read(info, form, connection.name)
     there = {_unquoted(path): index.data_type for path, index in (info.payload_schema or {}).items()}
     wanted = {path: _KINDS[kind] for key, kind in form.payload_indexes.items() for path in field_paths(key) or ()}
-    # Local mode has no indexes.
-    for path, kind in () if connection.local else {**wanted, **(more or {})}.items():
+    if connection.local:  # which has no indexes
+        return found
+    if (yield from _lacks_our_indexes(there)):
+        wanted |= _OWN_INDEXES
+    for path, kind in wanted.items():
         if (kept := there.get(_unquoted(path), kind)) != kind:
             # Of another kind it loses what it does not hold, such as 2003.5 where it is one of whole numbers.
             raise StoreError(
@@ -160,6 +160,18 @@ def opened(
         if _unquoted(path) not in there and (yield from _indexed(path, kind)):
             there[path] = kind
     return replace(found, has_text_hashes=TEXT_HASH in there)
+
+
+def _lacks_our_indexes(there: Mapping[str, Any]) -> Steps[bool]:
+    """Whether a collection has yet to get this package's own indexes: one that is empty.
+
+    It may be that of another process, which has made it just now, or was ended before it came to the indexes. Where
+    documents are, they may be from a time without hashes, and an index of hashes would not find them.
+    """
+    if all(_unquoted(path) in there for path in _OWN_INDEXES):
+        return False
+    counted: models.CountResult = yield from ask("count", exact=True)
+    return counted.count == 0
 
 
 def _indexed(path: str, kind: models.PayloadSchemaType) -> Steps[bool]:
@@ -191,8 +203,7 @@ def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint 
         )
     except StoreServerError as error:
         refused = error
-    # Makes the indexes too where another process was quicker, which may not have come to them yet.
-    found = yield from opened(connection, form, _OWN_INDEXES)
+    found = yield from opened(connection, form)
     if found is None:
         raise refused or StoreError(f"the collection {connection.collection!r} was made, but is not there")
     return found
