@@ -27,7 +27,7 @@ TOO_LARGE = 413
 # 408 is the server's own limit of time, after which it may go on nevertheless. 500 is also what a cluster answers while
 # one of its nodes is started anew (Qdrant's issue 7031).
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
-_TIMEOUT, _SERVERS_FAULT = 408, 500
+_FORBIDDEN, _TIMEOUT, _SERVERS_FAULT = 403, 408, 500
 _NO_ANSWER = "is it up, and does it listen there?"
 _TOO_SLOW = "raise timeout= if the server needs longer"
 _HELP = {
@@ -46,6 +46,7 @@ _HELP = {
 _UNINDEXED = re.compile(r'Index required but not found for "(.+)" of one of the following types: \[(.*?)\]')
 # As payload_indexes= calls them.
 _KINDS = {"keyword": "string", "float": "number", "bool": "boolean", "datetime": "date"}
+# As REST says the same: what is cut off, broken off or of no kind is there a server's fault.
 _STATUS_OF_CODE = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.UNAUTHENTICATED: 401,
@@ -54,6 +55,10 @@ _STATUS_OF_CODE = {
     grpc.StatusCode.ALREADY_EXISTS: 409,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
     grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.UNKNOWN: 500,
+    grpc.StatusCode.CANCELLED: 500,
+    grpc.StatusCode.ABORTED: 500,
+    grpc.StatusCode.FAILED_PRECONDITION: 500,
     grpc.StatusCode.UNIMPLEMENTED: 501,
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
@@ -64,6 +69,8 @@ _TOO_LARGE = re.compile(
     r"larger than allowed \(limit|payload has exceeded limit|"
     "message larger than max|message length too large|http2 header with status: 413"
 )
+# What REST says with 403, and gRPC with the code of what REST says with 500.
+_LOCKED = "Storage locked"
 _SHOWN = 300
 
 
@@ -136,7 +143,8 @@ def failure_of(error: Exception, asked: str, *, several: bool = False) -> Failur
     if isinstance(error, grpc.RpcError):
         # Whether by the sync or the async client, an answer has a code; RpcError itself does not say so.
         code, details = (getattr(error, name, str)() for name in ("code", "details"))
-        return _refused(asked, _STATUS_OF_CODE.get(code), str(details or error))
+        said = str(details or error)
+        return _refused(asked, _FORBIDDEN if _LOCKED in said else _STATUS_OF_CODE.get(code), said)
     if isinstance(error, (json.JSONDecodeError, AssertionError)):  # the client asserts what an answer holds
         return Failure(StoreServerError(f"{asked} got an answer that is not Qdrant's: is it a proxy's page? ({error})"))
     # The client's local mode, which does what a server does without saying a status.
@@ -148,10 +156,17 @@ def failure_of(error: Exception, asked: str, *, several: bool = False) -> Failur
 def _refused(asked: str, status: int | None, said: str, wait: float = 0) -> Failure:
     status = TOO_LARGE if _TOO_LARGE.search(said) else status
     refused = "refused" if status is None else f"refused with status {status}"
-    unindexed = _UNINDEXED.search(said)
-    helps = _HELP.get(status or 0, "") if unindexed is None else _to_index(*unindexed.groups())
-    text = "; ".join(part for part in (said[:_SHOWN].rstrip("."), helps) if part)
+    text = "; ".join(part for part in (said[:_SHOWN].rstrip("."), _help(status, said)) if part)
     return Failure(StoreServerError(f"{asked} was {refused}: {text}", status), status in _AGAIN, wait)
+
+
+def _help(status: int | None, said: str) -> str:
+    """What would help."""
+    if (unindexed := _UNINDEXED.search(said)) is not None:
+        return _to_index(*unindexed.groups())
+    if _LOCKED in said:
+        return "somebody has locked the server against changes: unlock it there"
+    return _HELP.get(status or 0, "")
 
 
 def _to_index(path: str, kinds: str) -> str:

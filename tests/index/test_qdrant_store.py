@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import pickle
 import socket
 import sqlite3
@@ -22,7 +23,7 @@ import pytest
 import torch
 from langchain_core.embeddings import FakeEmbeddings
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
-from qdrant_client.http.exceptions import ResponseHandlingException
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from colbert_integrations import ColBERT, ColBERTIndex, TokenEmbeddings
 from colbert_integrations.cancellation import Cancellation
@@ -1299,17 +1300,41 @@ def test_what_is_not_taken_in_time_is_written_in_parts_too(
         assert (tried, len(pauses)) == ([1, 1, 1], 2)
 
 
+class FromGrpc(grpc.RpcError):
+    def __init__(self, name: str, said: str) -> None:
+        self._code, self._said = grpc.StatusCode[name], said
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._said
+
+
 def test_a_proxys_answer_to_what_is_too_large_is_known_by_grpc() -> None:
-    class FromProxy(grpc.RpcError):
-        def code(self) -> grpc.StatusCode:
-            return grpc.StatusCode.UNKNOWN
-
-        def details(self) -> str:
-            return "Received http2 header with status: 413"
-
-    failure = failure_of(FromProxy(), "upsert")
+    failure = failure_of(FromGrpc("UNKNOWN", "Received http2 header with status: 413"), "upsert")
     assert failure is not None
     assert (failure.error.status, failure.again) == (413, False)
+
+
+@pytest.mark.parametrize("name", ["UNKNOWN", "CANCELLED", "ABORTED", "FAILED_PRECONDITION"])
+def test_what_grpc_has_other_codes_for_is_tried_again_as_by_http(name: str) -> None:
+    failure = failure_of(FromGrpc(name, "the shard is on its way"), "upsert")
+    assert failure is not None
+    assert (failure.error.status, failure.again, failure.unsure) == (500, True, True)
+
+
+def test_a_server_that_is_locked_says_so_by_http_and_by_grpc() -> None:
+    said = "Storage locked: a snapshot is taken"
+    answers = [
+        UnexpectedResponse(403, "Forbidden", json.dumps({"status": {"error": said}}).encode(), httpx.Headers()),
+        FromGrpc("FAILED_PRECONDITION", said),
+    ]
+    for answer in answers:
+        failure = failure_of(answer, "upsert")
+        assert failure is not None
+        assert (failure.error.status, failure.again, failure.unsure) == (403, False, False)
+        assert str(failure.error).endswith(f"{said}; somebody has locked the server against changes: unlock it there")
 
 
 def test_metadata_goes_in_requests_of_a_bounded_size_with_the_texts_that_go_along(server: QdrantServer) -> None:
