@@ -90,7 +90,10 @@ class Form:
             if kind not in _KINDS:
                 raise InputError(f"the payload index of {key!r} must be one of {', '.join(_KINDS)}, not {kind!r}")
             if not isinstance(key, str) or field_paths(key) is None:
-                raise InputError(f"{key!r} can't have a payload index: it has a quote, a backslash or an empty part")
+                raise InputError(
+                    f"{key!r} can't have a payload index: it has a quote, a backslash, an empty part or half "
+                    "of a surrogate pair"
+                )
 
     def vectors(self, dim: int) -> dict[str, models.VectorParams]:
         """The vectors of a collection of this form.

@@ -6,6 +6,7 @@ compared with the conditions once more. Qdrant applies its filter before it scor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,8 +38,10 @@ EXACT = "exact"
 
 _OPPOSITES = {"$gt": "$lte", "$gte": "$lt", "$lt": "$gte", "$lte": "$gt"}
 
-# What can't stand in a quoted part of a path.
-_UNQUOTABLE = frozenset('"\\')
+# What can't stand in a quoted part of a path: quotes, backslashes, and what can't be sent at all.
+_UNQUOTABLE = re.compile(r'["\\\ud800-\udfff]')
+# Half of a surrogate pair: no string on a server has one.
+_UNSENDABLE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def field_paths(key: str) -> list[str] | None:
         ['metadata."author.first name"', 'metadata."author"."first name"']
     """
     every = places(key)
-    if any(not name or _UNQUOTABLE & set(name) for place in every for name in place):
+    if any(not name or _UNQUOTABLE.search(name) for place in every for name in place):
         return None
     return [".".join([METADATA, *(f'"{name}"' for name in place)]) for place in every]
 
@@ -165,8 +168,8 @@ def _alternatives(path: str, condition: Condition) -> list[models.Condition]:
 def _equal(path: str, value: Any) -> models.Condition:
     if value is None:
         return models.IsNullCondition(is_null=models.PayloadField(key=path))
-    if value != value:
-        return among([])  # not a number, which equals nothing
+    if value != value or (isinstance(value, str) and _UNSENDABLE.search(value)):
+        return among([])  # not a number, or nothing that a server could hold: it equals nothing
     if is_number(value):
         # 1 is 1.0, which a match of whole numbers does not know.
         low = value if is_plain(value) else around(value)[0]

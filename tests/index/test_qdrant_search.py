@@ -153,6 +153,22 @@ def test_any_documents_are_found_by_any_filter_as_in_memory(
             assert store.search(QUERIES, k, filter) == memory.search(QUERIES, k, filter), filter
 
 
+@pytest.mark.parametrize("make", [on_server, by_grpc, lambda: QdrantStore(":memory:")], ids=["server", "grpc", "local"])
+async def test_half_a_surrogate_pair_in_a_filter_is_what_no_document_has(make: Any) -> None:
+    half, notes = "\ud800", [{"n": "x"}, {"n": 1}, {}]
+    conditions: list[Any] = [half, {"$in": [half, "x"]}, {"$nin": [half, "x"]}, {"$ne": half}, {"$eq": half}]
+    filters = [{"n": each} for each in conditions] + [{half: each} for each in ("x", None, {"$ne": "x"})]
+    filters += [{"n." + half: "x"}, {"$or": [{"n": half}, {half: 1}, {"n": 1}]}, {"$not": {"n": half}}]
+    with make() as made, MemoryStore() as memory:
+        for each in (made, memory):
+            fill(each, dict(zip("abc", dyadic(1, 2, 3, 1), strict=True)), notes)
+        for filter in filters:
+            assert made.ids(filter) == await made.aids(filter) == memory.ids(filter), filter
+            hits = memory.search(QUERIES, 3, filter)
+            assert made.search(QUERIES, 3, filter) == await made.asearch(QUERIES, 3, filter) == hits, filter
+        await made.aclose()
+
+
 def test_a_server_is_told_the_conditions(store: QdrantStore) -> None:
     store.delete(store.ids())
     fill(store, {"a": torch.ones(1, DIM)}, [{"n": 1}])

@@ -106,6 +106,7 @@ def documents() -> dict[str, torch.Tensor]:
         ({"location": "http://localhost:1", "timeout": "5"}, "timeout must be a positive number"),
         ({"payload_indexes": {"year": "integer"}}, "one of string, number, boolean, date, not 'integer'"),
         ({"payload_indexes": {'a"b': "string"}}, "can't have a payload index"),
+        ({"payload_indexes": {"\ud800": "string"}}, "has a quote, .* or half of a surrogate pair"),
     ],
 )
 def test_impossible_arguments_are_refused(options: dict[str, Any], said: str) -> None:
