@@ -87,7 +87,7 @@ class Form:
                 f"qdrant_client.models, not {self.quantization!r}"
             )
         for key, kind in self.payload_indexes.items():
-            if kind not in _KINDS:
+            if kind not in [*_KINDS]:  # it need not be hashable
                 raise InputError(f"the payload index of {key!r} must be one of {', '.join(_KINDS)}, not {kind!r}")
             if not isinstance(key, str) or field_paths(key) is None:
                 raise InputError(
@@ -237,11 +237,14 @@ def _read(info: models.CollectionInfo, form: Form, name: str) -> Collection:
         there = ", ".join(map(repr, vectors)) if isinstance(vectors, dict) else "only one without a name"
         raise StoreError(f"{name} has no vector {form.vector!r} (it has {there or 'none'}): name another collection")
     dtype = (tokens.datatype or models.Datatype.FLOAT32).value
+    other_dtype = (
+        f"pass dtype={dtype!r}, or name another collection" if dtype in _DATATYPES else "name another collection"
+    )
     multivectors = "none" if tokens.multivector_config is None else tokens.multivector_config.comparator.value
     for what, has, needs, way_out in (
         ("distance", tokens.distance.value, models.Distance.DOT.value, "name another collection"),
         ("multivectors", multivectors, models.MultiVectorComparator.MAX_SIM.value, "name another collection"),
-        ("datatype", dtype, form.dtype, f"pass dtype={dtype!r}, or name another collection"),
+        ("datatype", dtype, form.dtype, other_dtype),
     ):
         if has != needs:
             raise StoreError(f"{name} has {form.vector!r} with {what} {has!r}, not {needs!r}: {way_out}")

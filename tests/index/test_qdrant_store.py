@@ -75,6 +75,10 @@ def documents() -> dict[str, torch.Tensor]:
     [
         ({"location": "localhost:6333"}, "write 'http://localhost:6333'"),
         ({"location": "node-1.cluster:6333"}, "write 'http://node-1.cluster:6333'"),
+        ({"location": "localhost"}, "write 'http://localhost'"),
+        ({"location": "http:/localhost:6333"}, "a URL begins with 'http://'"),
+        ({"location": "https:localhost"}, "a URL begins with 'https://'"),
+        ({"location": Path("http://localhost:6333")}, "a URL begins with 'http://'"),
         ({"location": None}, "location must be a URL, ':memory:', a folder or a QdrantClient, not NoneType"),
         ({"location": b"http://localhost:1"}, "not bytes"),
         ({"collection": ""}, "collection must be a name"),
@@ -105,6 +109,8 @@ def documents() -> dict[str, torch.Tensor]:
         ({"location": "http://localhost:1", "timeout": float("inf")}, "timeout must be a positive number"),
         ({"location": "http://localhost:1", "timeout": "5"}, "timeout must be a positive number"),
         ({"payload_indexes": {"year": "integer"}}, "one of string, number, boolean, date, not 'integer'"),
+        ({"payload_indexes": {"year": ["number"]}}, r"one of string, number, boolean, date, not \['number'\]"),
+        ({"payload_indexes": {"year": {"type": "number"}}}, "one of string, number, boolean, date, not {'type': 'num"),
         ({"payload_indexes": {'a"b': "string"}}, "can't have a payload index"),
         ({"payload_indexes": {"\ud800": "string"}}, "has a quote, .* or half of a surrogate pair"),
     ],
@@ -156,10 +162,11 @@ def test_a_password_in_a_url_is_not_shown(server: QdrantServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://h:6333?api_key=hush", "http://h/#hush", "http://h:abc?hush", "http://h/x?t=hush@g"]
+    "url",
+    ["http://h:6333?api_key=hush", "http:/me:hush@h", "http://h/#hush", "http://h:abc?hush", "http://h/x?t=hush@g"],
 )
 def test_a_url_with_what_may_be_a_secret_is_refused_without_it(url: str) -> None:
-    with pytest.raises(InputError, match="no query or fragment") as caught:
+    with pytest.raises(InputError, match="no query or fragment|begins with") as caught:
         QdrantStore(url)
     assert "hush" not in str(caught.value)
 
@@ -303,6 +310,7 @@ def multivector(**more: Any) -> models.VectorParams:
         ({"colbert": multivector(multivector_config=None)}, {}, "with multivectors 'none', not 'max_sim'"),
         ({"colbert": multivector(datatype=None)}, {}, "datatype 'float32', not 'float16': pass dtype='float32'"),
         ({"colbert": multivector()}, {"dtype": "float32"}, "datatype 'float16', not 'float32'"),
+        ({"colbert": multivector(datatype="uint8")}, {}, "datatype 'uint8', not 'float16': name another collection"),
         ({"colbert": multivector()}, {"first_stage": "mean"}, "was made without a first stage"),
         (
             {"colbert": multivector(), "first_stage": models.VectorParams(size=3, distance="Cosine")},
@@ -653,6 +661,20 @@ def test_another_name_of_the_same_model_is_not_written(server: QdrantServer) -> 
         server.faults.append(Fault(403, "PATCH|PUT|DELETE"))  # a key that may only read
         reader.bind(Fingerprint("abc", "another name", DIM))
         assert store.fingerprint.model == "one"  # type: ignore[union-attr]
+
+
+def test_a_key_that_may_only_read_searches_what_says_its_model(server: QdrantServer, tiny: ColBERT) -> None:
+    vectors = tiny.encode_document(["a dog"])
+    with QdrantStore(server.url) as writer, QdrantStore(server.url) as reader:
+        writer.upsert(["a"], vectors, ["a dog"])
+        server.faults.append(Fault(403, "PATCH|PUT|DELETE"))
+        with pytest.raises(StoreServerError, match="update_collection .* the API key may not do this") as caught:
+            ColBERTIndex(tiny, reader).search("a dog")
+        assert caught.value.status == 403
+        server.faults.clear()
+        writer.bind(tiny.fingerprint)
+        server.faults.append(Fault(403, "PATCH|PUT|DELETE"))
+        assert [hit.id for hit in ColBERTIndex(tiny, reader).search("a dog")] == ["a"]
 
 
 def test_encodings_are_kept_with_the_collection_under_the_name_that_it_has(server: QdrantServer) -> None:

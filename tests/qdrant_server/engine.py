@@ -224,7 +224,9 @@ class Engine:
 
 
 def _vector_params(params: Json) -> edge.EdgeVectorParams:
-    datatypes = {"float32": edge.VectorStorageDatatype.Float32, "float16": edge.VectorStorageDatatype.Float16}
+    datatypes = {
+        name: getattr(edge.VectorStorageDatatype, name.capitalize()) for name in ("float32", "float16", "uint8")
+    }
     several = edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim) if params.get("multivector_config") else None
     hnsw = params.get("hnsw_config") or {}
     return edge.EdgeVectorParams(
