@@ -214,8 +214,10 @@ def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint 
 
 def bound(connection: Connection, form: Form, before: Collection, fingerprint: Fingerprint) -> Steps[Collection]:
     """Write down whose vectors a collection holds, and read it again: another process may have been quicker."""
-    yield from ask("update_collection", metadata=_said(fingerprint, before.first_stage))
-    found = yield from opened(connection, form)
+    found = yield from opened(connection, form)  # since it was looked at, payload indexes may have taken minutes
+    if found is None or found.fingerprint is None or before.fingerprint is not None:
+        yield from ask("update_collection", metadata=_said(fingerprint, before.first_stage))
+        found = yield from opened(connection, form)
     if found is None or found.fingerprint is None:
         raise StoreError(
             f"{connection.place} does not store collection metadata, so the model can't be recorded: "

@@ -634,6 +634,25 @@ def test_a_collection_that_was_made_anew_for_another_model_is_found_out(server: 
             store.bind(HERE)
 
 
+def test_one_that_another_process_bound_meanwhile_stays_its(
+    server: QdrantServer, documents: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with QdrantStore(server.url) as other, QdrantStore(server.url, payload_indexes={"n": "number"}) as store:
+        fill(other, documents)
+        create = store.client.create_payload_index
+
+        def slowly(**arguments: Any) -> Any:
+            other.bind(THERE)
+            return create(**arguments)
+
+        monkeypatch.setattr(store.client, "create_payload_index", slowly)
+        with pytest.raises(FingerprintError, match="holds vectors of two .* not fit .* one"):
+            store.bind(HERE)
+        assert other.fingerprint == THERE
+        with QdrantStore(server.url) as reader:
+            assert reader.fingerprint == THERE
+
+
 def test_a_fingerprint_of_a_later_version_is_read(server: QdrantServer) -> None:
     with QdrantStore(server.url) as store:
         store.bind(HERE)
