@@ -139,7 +139,7 @@ def _condition(condition: Condition) -> list[models.Condition] | None:
             return None  # the server takes more strings for dates: it would pass over documents that have one
         return [_none_in_range(paths, condition)]
     if condition.negated:
-        none_of = [part for path in paths for value in condition.wanted for part in _surely_equal(path, value)]
+        none_of = [part for path in paths for part in _surely_among(path, condition.wanted)]
         return [models.Filter(must_not=none_of)] if none_of else []
     return [_one_of([part for path in paths for part in _alternatives(path, condition)])]
 
@@ -161,20 +161,42 @@ def _none_in_range(paths: Sequence[str], condition: Condition) -> models.Conditi
 def _alternatives(path: str, condition: Condition) -> list[models.Condition]:
     """Conditions on a path, one of which has to hold."""
     if condition.operator in ("$eq", "$in"):
-        return [_equal(path, value) for value in condition.wanted]
+        texts, others = _parted(condition.wanted)
+        return [*_one_of_texts(path, texts), *(_equal(path, value) for value in others)]
     return [_in_range(path, condition.operator, condition.value)]
+
+
+def _parted(values: Sequence[Any]) -> tuple[list[str], list[Any]]:
+    """Values that are strings, as far as a server could hold them, and the others."""
+    texts = [value for value in values if isinstance(value, str)]
+    others = [value for value in values if not isinstance(value, str)]
+    return [text for text in dict.fromkeys(texts) if not _UNSENDABLE.search(text)], others
+
+
+def _one_of_texts(path: str, texts: list[str]) -> list[models.Condition]:
+    """At most one condition, as servers may limit how many a filter has."""
+    if not texts:
+        return []
+    match = models.MatchValue(value=texts[0]) if len(texts) == 1 else models.MatchAny(any=texts)
+    return [models.FieldCondition(key=path, match=match)]
 
 
 def _equal(path: str, value: Any) -> models.Condition:
     if value is None:
         return models.IsNullCondition(is_null=models.PayloadField(key=path))
-    if value != value or (isinstance(value, str) and _UNSENDABLE.search(value)):
-        return among([])  # not a number, or nothing that a server could hold: it equals nothing
+    if value != value:
+        return among([])  # not a number, which equals nothing
     if is_number(value):
         # 1 is 1.0, which a match of whole numbers does not know.
         low = value if is_plain(value) else around(value)[0]
         return models.FieldCondition(key=path, range=models.Range(gte=low, lte=low))
     return models.FieldCondition(key=path, match=models.MatchValue(value=value))
+
+
+def _surely_among(path: str, values: Sequence[Any]) -> list[models.Condition]:
+    """What holds only where one of the values is equal."""
+    texts, others = _parted(values)
+    return [*_one_of_texts(path, texts), *(part for value in others for part in _surely_equal(path, value))]
 
 
 def _surely_equal(path: str, value: Any) -> list[models.Condition]:

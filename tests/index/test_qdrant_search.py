@@ -187,12 +187,26 @@ def test_a_server_is_told_of_both_places_of_a_key(store: QdrantStore) -> None:
     assert store.ids({"loc.page": "x"}) == ["a"]
     assert store.ids({"loc.page": {"$nin": ["x", "y"]}}) == []
     parts = [
-        {"key": path, "match": {"value": value}}
+        {"key": path, "match": match}
         for path in ('metadata."loc.page"', 'metadata."loc"."page"')
-        for value in ("x", "y")
+        for match in ({"value": "x"}, {"any": ["x", "y"]})
     ]
     told = [asked.body["filter"] for asked in shared_server().asked[before:]]
-    assert told == [{"must": [{"should": parts[::2]}]}, {"must": [{"must_not": parts}]}]
+    assert told == [{"must": [{"should": parts[::2]}]}, {"must": [{"must_not": parts[1::2]}]}]
+
+
+def test_a_server_is_told_many_strings_in_one_condition(store: QdrantStore) -> None:
+    store.delete(store.ids())
+    fill(store, {"a": torch.ones(1, DIM), "b": torch.ones(1, DIM)}, [{"n": "299"}, {"n": 7}])
+    before = len(shared_server().asked)
+    many = [str(number) for number in range(300)]
+    assert store.ids({"n": {"$in": many}}) == ["a"]
+    assert store.ids({"n": {"$in": [*many, 7, "299"]}}) == ["a", "b"]
+    assert store.ids({"n": {"$nin": many}}) == ["b"]
+    one = {"key": 'metadata."n"', "match": {"any": many}}
+    seven = {"key": 'metadata."n"', "range": {"gte": 7.0, "lte": 7.0}}
+    told = [asked.body["filter"]["must"] for asked in shared_server().asked[before:]]
+    assert told == [[one], [{"should": [one, seven]}], [{"must_not": [one]}]]
 
 
 def test_a_server_is_told_what_filters_in_filters_ask(store: QdrantStore) -> None:

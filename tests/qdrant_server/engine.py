@@ -302,6 +302,8 @@ def _condition(condition: Json) -> Any:
         return edge.FieldCondition(condition["key"], range=kind(**condition["range"]))
     if condition.get("values_count") is not None:
         return edge.FieldCondition(condition["key"], values_count=edge.ValuesCount(**condition["values_count"]))
+    if "any" in condition["match"]:
+        return edge.FieldCondition(condition["key"], match=edge.MatchAny(condition["match"]["any"]))
     value = condition["match"]["value"]
     # The binding takes Python's True for the number 1, but numpy's for a boolean.
     match = edge.MatchValue(np.bool_(value) if isinstance(value, bool) else value)
