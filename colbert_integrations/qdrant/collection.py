@@ -147,12 +147,15 @@ def opened(connection: Connection, form: Form) -> Steps[Collection | None]:
         return None
     info: models.CollectionInfo = yield from ask("get_collection")
     found = _read(info, form, connection.name)
-    there = {_unquoted(path): index.data_type for path, index in (info.payload_schema or {}).items()}
-    wanted = {path: _KINDS[kind] for key, kind in form.payload_indexes.items() for path in field_paths(key) or ()}
     if connection.local:  # which has no indexes
         return found
-    if (yield from _lacks_our_indexes(there)):
-        wanted |= _OWN_INDEXES
+    there = _indexes_of(info)
+    wanted = {path: _KINDS[kind] for key, kind in form.payload_indexes.items() for path in field_paths(key) or ()}
+    if any(_unquoted(path) not in there for path in _OWN_INDEXES):
+        if (yield from _is_empty()):
+            wanted |= _OWN_INDEXES
+        else:  # who has written to it meanwhile made them before
+            there = _indexes_of((yield from ask("get_collection")))
     for path, kind in wanted.items():
         if (kept := there.get(_unquoted(path), kind)) != kind:
             # Of another kind it loses what it does not hold, such as 2003.5 where it is one of whole numbers.
@@ -165,14 +168,16 @@ def opened(connection: Connection, form: Form) -> Steps[Collection | None]:
     return replace(found, has_text_hashes=TEXT_HASH in there)
 
 
-def _lacks_our_indexes(there: Mapping[str, Any]) -> Steps[bool]:
-    """Whether a collection has yet to get this package's own indexes: one that is empty.
+def _indexes_of(info: models.CollectionInfo) -> dict[str, models.PayloadSchemaType]:
+    return {_unquoted(path): index.data_type for path, index in (info.payload_schema or {}).items()}
 
-    It may be that of another process, which has made it just now, or was ended before it came to the indexes. Where
-    documents are, they may be from a time without hashes, and an index of hashes would not find them.
+
+def _is_empty() -> Steps[bool]:
+    """Whether a collection has yet to get this package's own indexes, if it has none.
+
+    It may be another process's, which has made it just now, or was ended before it came to the indexes. Documents that
+    are there may be from a time without hashes, and an index of hashes would not find them.
     """
-    if all(_unquoted(path) in there for path in _OWN_INDEXES):
-        return False
     counted: models.CountResult = yield from ask("count", exact=True)
     return counted.count == 0
 

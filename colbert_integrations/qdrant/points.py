@@ -147,9 +147,8 @@ class Prepared:
 
     def request_bytes(self, wire: Wire) -> int:
         """Bytes that it takes in a request, at most."""
-        return (
-            self.size + sum(_wire_of(values, wire).size_of(values) for values in self.vectors.values()) + AROUND_BYTES
-        )
+        vectors = sum(_wire_of(values, wire).size_of(values) for values in self.vectors.values())
+        return self.size + vectors + AROUND_BYTES
 
     def point(self, wire: Wire) -> models.PointStruct:
         """Make the point that holds it."""

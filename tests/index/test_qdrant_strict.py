@@ -158,6 +158,26 @@ def test_one_who_comes_before_the_indexes_makes_them(server: QdrantServer, monke
         assert store.ids(lambda document: document.metadata == {"n": 1}) == ["a", "b"]
 
 
+def test_one_who_finds_the_documents_of_another_finds_its_indexes(
+    server: QdrantServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(server)
+    make_otherwise(client)
+    with QdrantStore(server.url) as store, QdrantStore(client) as other:
+        look = store.client.get_collection
+
+        def just_before_the_other_one(**arguments: Any) -> Any:
+            info = look(**arguments)
+            fill(other, {"b": ONE})
+            return info
+
+        monkeypatch.setattr(store.client, "get_collection", just_before_the_other_one)
+        fill(store, {"a": ONE})
+        store.set_metadata(["a", "b"], [{"n": 1}, {"n": 1}], ["a", "b"])
+        assert [document.metadata for document in store.get(["a", "b"])] == [{"n": 1}, {"n": 1}]
+    client.close()
+
+
 # -------------------------------------------------------------------------------------------------------- what is said
 
 
