@@ -120,14 +120,16 @@ class StoreServerError(StoreError):
     Args:
         message: What was asked, what came back, and what would help.
         status: The HTTP status of the answer, 503 for gRPC's UNAVAILABLE and so on. None: there was no answer.
+        unsure: Whether what was asked may have been done nevertheless, by this try or one before it.
     """
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, unsure: bool = False) -> None:
         self.status = status
+        self.unsure = unsure
         super().__init__(message)
 
-    def __reduce__(self) -> tuple[type[StoreServerError], tuple[str, int | None]]:
-        return type(self), (str(self), self.status)
+    def __reduce__(self) -> tuple[type[StoreServerError], tuple[str, int | None, bool]]:
+        return type(self), (str(self), self.status, self.unsure)
 
 
 class AddError(ColBERTError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -29,15 +30,28 @@ class Indexer:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Store a batch of lines; what became of them, as one row."""
-        rows = map(json.loads, batch["text"])
+        rows, why = readable(batch["text"])
+        unreadable = len(why)
         report = index_corpus(rows, self.model, self.store, show_progress=False)
-        why = [f"{name}: {error}" for name, error in report.failures.items()]
+        why += [f"{name}: {error}" for name, error in report.failures.items()]
         return {
             "encoded": [report.encoded],
             "unchanged": [report.unchanged],
-            "failed": [report.failed],
+            "replaced": [report.replaced],
+            "failed": [report.failed + unreadable],
             "why": ["\n".join(why)],
         }
+
+
+def readable(lines: Iterable[str]) -> tuple[list[Any], list[str]]:
+    """What lines of JSON say, and what is wrong with those that can't be read: they take no other with them."""
+    rows, why = [], []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            why.append(f"{line:.40}: no JSON ({error})")
+    return rows, why
 
 
 def index(source: str, location: str, model: str, *, workers: int, gpus: float, batch_size: int) -> dict[str, Any]:
@@ -63,7 +77,7 @@ def index(source: str, location: str, model: str, *, workers: int, gpus: float, 
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_gpus=gpus,
     )
-    sums: dict[str, Any] = {"encoded": 0, "unchanged": 0, "failed": 0, "why": []}
+    sums: dict[str, Any] = {"encoded": 0, "unchanged": 0, "replaced": 0, "failed": 0, "why": []}
     for row in batches.iter_rows():
         sums = {name: sums[name] + (row[name].splitlines() if name == "why" else row[name]) for name in sums}
     return sums
@@ -87,7 +101,10 @@ def main() -> None:
         gpus=options.gpus,
         batch_size=options.batch_size,
     )
-    print("{encoded} encoded, {unchanged} there already, {failed} failed".format(**done))
+    said = (
+        "{encoded} encoded, {unchanged} there already, {replaced} replaced by later ones of their id, {failed} failed"
+    )
+    print(said.format(**done))
     print(*done["why"], sep="\n")
 
 

@@ -23,9 +23,9 @@ def test_a_cluster_indexes_a_corpus_and_a_second_run_encodes_nothing(
     tmp_path: Path, checkpoint: Callable[[str], Path]
 ) -> None:
     documents = [{"id": str(n), "text": f"wing number {n}", "year": 1900 + n, "title": None} for n in range(50)]
-    lines = [*documents, {"id": "bad", "text": None}]
+    lines = [json.dumps(row) for row in (*documents, {"id": "bad", "text": None})] + ['{"text": "cut off']
     for part in range(2):
-        (tmp_path / f"{part}.jsonl").write_text("\n".join(map(json.dumps, lines[part::2])) + "\n")
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(lines[part::2]) + "\n")
     server = QdrantServer()
     location = f"qdrant+{server.url}/corpus"
     command = [sys.executable, str(ROOT / "examples" / "ray_data.py"), str(tmp_path), location]
@@ -38,5 +38,8 @@ def test_a_cluster_indexes_a_corpus_and_a_second_run_encodes_nothing(
             assert store.get(["7"])[0].metadata == {"year": 1907, "title": None}
     finally:
         server.close()
-    assert "50 encoded, 0 there already, 1 failed\nbad: a text must be a string" in said[0]
-    assert "0 encoded, 50 there already, 1 failed" in said[1]
+    assert "50 encoded, 0 there already, 0 replaced by later ones of their id, 2 failed\n" in said[0]
+    assert "0 encoded, 50 there already, 0 replaced by later ones of their id, 2 failed\n" in said[1]
+    for each in said:
+        assert "\nbad: a text must be a string" in each
+        assert '\n{"text": "cut off: no JSON (' in each

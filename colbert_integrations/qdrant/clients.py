@@ -25,7 +25,9 @@ _RECONNECT = {
     "grpc.min_reconnect_backoff_ms": 250,
     "grpc.max_reconnect_backoff_ms": 2000,
 }
-_HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
+# What names a server, and as a folder would be a surprise.
+_HOST = re.compile(r"[\w.-]+:\d+|localhost", re.IGNORECASE)
+_BROKEN_URL = re.compile(r"(https?):(?!//)", re.IGNORECASE)
 
 
 def client_of(
@@ -95,10 +97,15 @@ def _text_of(location: str | os.PathLike[str]) -> str:
             f"location must be a URL, ':memory:', a folder or a QdrantClient, not {type(location).__name__}"
         )
     text = os.fspath(location)
+    if broken := _BROKEN_URL.match(text):
+        # Not said again: it may hold a secret.
+        raise InputError(
+            f"location must be a URL, ':memory:', a folder or a client: a URL begins with '{broken[1]}://'"
+        )
     if "://" in text and any(mark in text for mark in "?#"):
         # Not said again: it may be a secret.
         raise InputError("the URL of a server has no query or fragment (no '?' or '#'): pass a key as api_key=")
-    if _HOST_AND_PORT.fullmatch(text):
+    if _HOST.fullmatch(text):
         raise InputError(f"location must be a URL, ':memory:', a folder or a client: write 'http://{text}'")
     return text
 

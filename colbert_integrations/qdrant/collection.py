@@ -35,10 +35,9 @@ _KINDS = {
     "date": models.PayloadSchemaType.DATETIME,
 }
 # What this package's own calls filter by, for servers whose strict mode takes filters on indexed keys only (Qdrant
-# Cloud's is on): writing metadata where the text is still the same, and LlamaIndex' nodes of a document. They are made
-# with the collection, since a key that may only read opens one too. Hashes take about a hundred bytes a document beside
-# its vectors' tens of thousands, an index of the texts themselves would take as much as they do; a key that no document
-# has, such as the second one outside LlamaIndex, takes next to nothing.
+# Cloud's is on): writing metadata where the text is still the same, and LlamaIndex' nodes of a document. Hashes take
+# about a hundred bytes a document beside its vectors' tens of thousands, an index of the texts themselves would take as
+# much as they do; a key that no document has, such as the second one outside LlamaIndex, takes next to nothing.
 _OWN_INDEXES = {
     TEXT_HASH: models.PayloadSchemaType.UUID,
     f'{METADATA}."_llama_index"."ref_doc_id"': models.PayloadSchemaType.KEYWORD,
@@ -88,10 +87,13 @@ class Form:
                 f"qdrant_client.models, not {self.quantization!r}"
             )
         for key, kind in self.payload_indexes.items():
-            if kind not in _KINDS:
+            if kind not in [*_KINDS]:  # it need not be hashable
                 raise InputError(f"the payload index of {key!r} must be one of {', '.join(_KINDS)}, not {kind!r}")
             if not isinstance(key, str) or field_paths(key) is None:
-                raise InputError(f"{key!r} can't have a payload index: it has a quote, a backslash or an empty part")
+                raise InputError(
+                    f"{key!r} can't have a payload index: it has a quote, a backslash, an empty part or half "
+                    "of a surrogate pair"
+                )
 
     def vectors(self, dim: int) -> dict[str, models.VectorParams]:
         """The vectors of a collection of this form.
@@ -139,18 +141,22 @@ class Collection:
     has_text_hashes: bool = False
 
 
-def opened(
-    connection: Connection, form: Form, more: Mapping[str, models.PayloadSchemaType] | None = None
-) -> Steps[Collection | None]:
+def opened(connection: Connection, form: Form) -> Steps[Collection | None]:
     """Look at a collection, None if it is not there; make payload indexes that it lacks, refuse another form."""
     if not (yield from ask("collection_exists")):
         return None
     info: models.CollectionInfo = yield from ask("get_collection")
     found = _read(info, form, connection.name)
-    there = {_unquoted(path): index.data_type for path, index in (info.payload_schema or {}).items()}
+    if connection.local:  # which has no indexes
+        return found
+    there = _indexes_of(info)
     wanted = {path: _KINDS[kind] for key, kind in form.payload_indexes.items() for path in field_paths(key) or ()}
-    # Local mode has no indexes.
-    for path, kind in () if connection.local else {**wanted, **(more or {})}.items():
+    if any(_unquoted(path) not in there for path in _OWN_INDEXES):
+        if (yield from _is_empty()):
+            wanted |= _OWN_INDEXES
+        else:  # who has written to it meanwhile made them before
+            there = _indexes_of((yield from ask("get_collection")))
+    for path, kind in wanted.items():
         if (kept := there.get(_unquoted(path), kind)) != kind:
             # Of another kind it loses what it does not hold, such as 2003.5 where it is one of whole numbers.
             raise StoreError(
@@ -160,6 +166,20 @@ def opened(
         if _unquoted(path) not in there and (yield from _indexed(path, kind)):
             there[path] = kind
     return replace(found, has_text_hashes=TEXT_HASH in there)
+
+
+def _indexes_of(info: models.CollectionInfo) -> dict[str, models.PayloadSchemaType]:
+    return {_unquoted(path): index.data_type for path, index in (info.payload_schema or {}).items()}
+
+
+def _is_empty() -> Steps[bool]:
+    """Whether a collection has yet to get this package's own indexes, if it has none.
+
+    It may be another process's, which has made it just now, or was ended before it came to the indexes. Documents that
+    are there may be from a time without hashes, and an index of hashes would not find them.
+    """
+    counted: models.CountResult = yield from ask("count", exact=True)
+    return counted.count == 0
 
 
 def _indexed(path: str, kind: models.PayloadSchemaType) -> Steps[bool]:
@@ -191,8 +211,7 @@ def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint 
         )
     except StoreServerError as error:
         refused = error
-    # Makes the indexes too where another process was quicker, which may not have come to them yet.
-    found = yield from opened(connection, form, _OWN_INDEXES)
+    found = yield from opened(connection, form)
     if found is None:
         raise refused or StoreError(f"the collection {connection.collection!r} was made, but is not there")
     return found
@@ -200,8 +219,10 @@ def made(connection: Connection, form: Form, dim: int, fingerprint: Fingerprint 
 
 def bound(connection: Connection, form: Form, before: Collection, fingerprint: Fingerprint) -> Steps[Collection]:
     """Write down whose vectors a collection holds, and read it again: another process may have been quicker."""
-    yield from ask("update_collection", metadata=_said(fingerprint, before.first_stage))
-    found = yield from opened(connection, form)
+    found = yield from opened(connection, form)  # since it was looked at, payload indexes may have taken minutes
+    if found is None or found.fingerprint is None or before.fingerprint is not None:
+        yield from ask("update_collection", metadata=_said(fingerprint, before.first_stage))
+        found = yield from opened(connection, form)
     if found is None or found.fingerprint is None:
         raise StoreError(
             f"{connection.place} does not store collection metadata, so the model can't be recorded: "
@@ -223,11 +244,14 @@ def _read(info: models.CollectionInfo, form: Form, name: str) -> Collection:
         there = ", ".join(map(repr, vectors)) if isinstance(vectors, dict) else "only one without a name"
         raise StoreError(f"{name} has no vector {form.vector!r} (it has {there or 'none'}): name another collection")
     dtype = (tokens.datatype or models.Datatype.FLOAT32).value
+    other_dtype = (
+        f"pass dtype={dtype!r}, or name another collection" if dtype in _DATATYPES else "name another collection"
+    )
     multivectors = "none" if tokens.multivector_config is None else tokens.multivector_config.comparator.value
     for what, has, needs, way_out in (
         ("distance", tokens.distance.value, models.Distance.DOT.value, "name another collection"),
         ("multivectors", multivectors, models.MultiVectorComparator.MAX_SIM.value, "name another collection"),
-        ("datatype", dtype, form.dtype, f"pass dtype={dtype!r}, or name another collection"),
+        ("datatype", dtype, form.dtype, other_dtype),
     ):
         if has != needs:
             raise StoreError(f"{name} has {form.vector!r} with {what} {has!r}, not {needs!r}: {way_out}")

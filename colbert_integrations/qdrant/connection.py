@@ -22,7 +22,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 from ..cancellation import current_cancellation
 from ..errors import StoreError, StoreServerError
 from .clients import UNUSABLE, check_proxies
-from .failures import failure_of
+from .failures import Failure, failure_of, finished
 
 __all__ = ["Connection", "Request", "Steps", "ask"]
 
@@ -37,10 +37,17 @@ _LONGEST_WAIT = 60.0
 
 
 class Request(NamedTuple):
-    """A call of Qdrant's client: the method, and its arguments beside the collection."""
+    """A call of Qdrant's client.
+
+    Attributes:
+        method: What is called.
+        arguments: Its arguments beside the collection.
+        several: Whether it can be made in parts.
+    """
 
     method: str
     arguments: dict[str, Any]
+    several: bool = False
 
 
 Steps: TypeAlias = Generator[Request, Any, T]
@@ -196,29 +203,30 @@ class Connection:
             await made.close()
 
     def _answer(self, request: Request) -> Any:
-        here, cancellation = self._opened(), current_cancellation()
+        here, cancellation, failed = self._opened(), current_cancellation(), list[Failure]()
         for pause in self._pauses():
             cancellation.check()
             try:
                 # Local mode is not made for threads.
                 with here.lock if self.local else nullcontext():
                     call = getattr(here.client, request.method)
-                    return call(collection_name=self.collection, **request.arguments)
+                    return finished(call(collection_name=self.collection, **request.arguments))
             except Exception as error:
-                cancellation.sleep(self._wait(error, request, pause))
+                cancellation.sleep(self._wait(error, request, failed, pause))
         raise AssertionError("the last try raises")
 
     async def _aanswer(self, request: Request) -> Any:
-        client = self._async_client()
+        client, failed = self._async_client(), list[Failure]()
         for pause in self._pauses():
             try:
-                return await getattr(client, request.method)(collection_name=self.collection, **request.arguments)
+                call = getattr(client, request.method)
+                return finished(await call(collection_name=self.collection, **request.arguments))
             except asyncio.CancelledError as error:
                 if self._was_closed(client):
                     raise StoreError(f"{request.method} of {self.name}: the store was closed meanwhile") from error
                 raise
             except Exception as error:
-                await asleep(self._wait(error, request, pause))
+                await asleep(self._wait(error, request, failed, pause))
         raise AssertionError("the last try raises")
 
     def _was_closed(self, client: AsyncQdrantClient) -> bool:
@@ -231,12 +239,15 @@ class Connection:
             yield min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**number) * random.uniform(0.5, 1)
         yield None
 
-    def _wait(self, error: Exception, request: Request, pause: float | None) -> float:
-        """Seconds to wait before a request that failed is tried again, or else an error."""
-        found = failure_of(error, f"{request.method} of {self.name}")
+    def _wait(self, error: Exception, request: Request, failed: list[Failure], pause: float | None) -> float:
+        """Seconds to wait before a request that failed, as it has before, is tried again, or else an error."""
+        found = failure_of(error, f"{request.method} of {self.name}", several=request.several)
         if found is None:
             raise error
+        failed.append(found)
         if pause is None or not found.again:
+            # What one answer says of what was done is worth nothing where an earlier one was lost.
+            found.error.unsure = any(each.unsure for each in failed)
             raise found.error from error
         return max(pause, min(found.wait, _LONGEST_WAIT))
 

@@ -6,24 +6,28 @@ import json
 import re
 import sqlite3
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 import httpx
+from qdrant_client import models
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from ..errors import StoreServerError
 from .filters import METADATA
 
-__all__ = ["TOO_LARGE", "Failure", "failure_of"]
+__all__ = ["TOO_LARGE", "Failure", "failure_of", "finished"]
+
+T = TypeVar("T")
 
 TOO_LARGE = 413
-"""Status of a request that has more bytes than the server takes."""
+"""Status of a request that has more bytes than the server takes: a proxy's; Qdrant itself says it with 400."""
 
-
-# 408 is the server's own limit of time. 500 is also what a cluster answers while one of its nodes is started anew
-# (Qdrant's issue 7031).
+# 408 is the server's own limit of time, after which it may go on nevertheless. 500 is also what a cluster answers while
+# one of its nodes is started anew (Qdrant's issue 7031).
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_FORBIDDEN, _TIMEOUT, _SERVERS_FAULT = 403, 408, 500
 _NO_ANSWER = "is it up, and does it listen there?"
 _TOO_SLOW = "raise timeout= if the server needs longer"
 _HELP = {
@@ -42,6 +46,7 @@ _HELP = {
 _UNINDEXED = re.compile(r'Index required but not found for "(.+)" of one of the following types: \[(.*?)\]')
 # As payload_indexes= calls them.
 _KINDS = {"keyword": "string", "float": "number", "bool": "boolean", "datetime": "date"}
+# As REST says the same: what is cut off, broken off or of no kind is there a server's fault.
 _STATUS_OF_CODE = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.UNAUTHENTICATED: 401,
@@ -50,13 +55,46 @@ _STATUS_OF_CODE = {
     grpc.StatusCode.ALREADY_EXISTS: 409,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
     grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.UNKNOWN: 500,
+    grpc.StatusCode.CANCELLED: 500,
+    grpc.StatusCode.ABORTED: 500,
+    grpc.StatusCode.FAILED_PRECONDITION: 500,
     grpc.StatusCode.UNIMPLEMENTED: 501,
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
-# gRPC has no status for it: what a server says, what one in Rust says, and a proxy's own answer.
-_TOO_LARGE = re.compile("message larger than max|message length too large|http2 header with status: 413")
+# What Qdrant says of it, with status 400. gRPC has no status for it: what a server says, what one in Rust says, and a
+# proxy's own answer.
+_TOO_LARGE = re.compile(
+    r"larger than allowed \(limit|payload has exceeded limit|"
+    "message larger than max|message length too large|http2 header with status: 413"
+)
+# What REST says with 403, and gRPC with the code of what REST says with 500.
+_LOCKED = "Storage locked"
 _SHOWN = 300
+
+
+class _Unfinished(Exception):
+    """A change was taken, but has not been made in the time for which the server waits."""
+
+
+def finished(answer: T) -> T:
+    """Take an answer, unless it says that a change is not made yet.
+
+    Args:
+        answer: What came from Qdrant's client.
+
+    Returns:
+        The same.
+
+    Raises:
+        _Unfinished: If it says so.
+    """
+    for one in answer if isinstance(answer, list) else [answer]:
+        # By its text: earlier clients have no name for it.
+        if isinstance(one, models.UpdateResult) and one.status == "wait_timeout":
+            raise _Unfinished("the change is waited for no longer (wait_timeout)")
+    return answer
 
 
 @dataclass(frozen=True)
@@ -73,17 +111,26 @@ class Failure:
     again: bool = False
     wait: float = 0
 
+    @property
+    def unsure(self) -> bool:
+        """Whether the server may have done what was asked, or may still do it."""
+        status = self.error.status
+        return status is None or status == _TIMEOUT or status >= _SERVERS_FAULT
 
-def failure_of(error: Exception, asked: str) -> Failure | None:
+
+def failure_of(error: Exception, asked: str, *, several: bool = False) -> Failure | None:
     """Read an exception of Qdrant's client.
 
     Args:
         error: The exception.
         asked: What was asked of whom, for the message.
+        several: Whether it can be asked in parts.
 
     Returns:
         What went wrong; None if this is no exception of the client's, but a mistake of ours.
     """
+    if isinstance(error, _Unfinished):
+        return _refused(asked, _TIMEOUT, str(error))
     if isinstance(error, UnexpectedResponse):
         return _refused(asked, error.status_code, _said(error.content), _seconds(error.headers.get("retry-after")))
     if isinstance(error, ResourceExhaustedResponse):
@@ -92,12 +139,12 @@ def failure_of(error: Exception, asked: str) -> Failure | None:
         # The client can't read a Retry-After that is a date or has a fraction, and says no more than that.
         return _refused(asked, 429, str(error))
     if isinstance(error, ResponseHandlingException):
-        return _not_answered(asked, error.source)
+        return _not_answered(asked, error.source, several)
     if isinstance(error, grpc.RpcError):
         # Whether by the sync or the async client, an answer has a code; RpcError itself does not say so.
         code, details = (getattr(error, name, str)() for name in ("code", "details"))
         said = str(details or error)
-        return _refused(asked, TOO_LARGE if _TOO_LARGE.search(said) else _STATUS_OF_CODE.get(code), said)
+        return _refused(asked, _FORBIDDEN if _LOCKED in said else _STATUS_OF_CODE.get(code), said)
     if isinstance(error, (json.JSONDecodeError, AssertionError)):  # the client asserts what an answer holds
         return Failure(StoreServerError(f"{asked} got an answer that is not Qdrant's: is it a proxy's page? ({error})"))
     # The client's local mode, which does what a server does without saying a status.
@@ -107,11 +154,19 @@ def failure_of(error: Exception, asked: str) -> Failure | None:
 
 
 def _refused(asked: str, status: int | None, said: str, wait: float = 0) -> Failure:
+    status = TOO_LARGE if _TOO_LARGE.search(said) else status
     refused = "refused" if status is None else f"refused with status {status}"
-    unindexed = _UNINDEXED.search(said)
-    helps = _HELP.get(status or 0, "") if unindexed is None else _to_index(*unindexed.groups())
-    text = "; ".join(part for part in (said[:_SHOWN].rstrip("."), helps) if part)
+    text = "; ".join(part for part in (said[:_SHOWN].rstrip("."), _help(status, said)) if part)
     return Failure(StoreServerError(f"{asked} was {refused}: {text}", status), status in _AGAIN, wait)
+
+
+def _help(status: int | None, said: str) -> str:
+    """What would help."""
+    if (unindexed := _UNINDEXED.search(said)) is not None:
+        return _to_index(*unindexed.groups())
+    if _LOCKED in said:
+        return "somebody has locked the server against changes: unlock it there"
+    return _HELP.get(status or 0, "")
 
 
 def _to_index(path: str, kinds: str) -> str:
@@ -127,7 +182,10 @@ def _to_index(path: str, kinds: str) -> str:
     return f"its strict mode takes filters on indexed keys only: {way_out}"
 
 
-def _not_answered(asked: str, source: Exception) -> Failure:
+def _not_answered(asked: str, source: Exception, several: bool) -> Failure:
+    if several and isinstance(source, httpx.WriteTimeout):
+        # Who refuses a request for its length need not read it, and then its answer is never looked at.
+        return Failure(StoreServerError(f"{asked}: not taken in time ({source})", TOO_LARGE))
     helps = _TOO_SLOW if isinstance(source, httpx.TimeoutException) else _NO_ANSWER
     # What is no fault of the connection is an answer that the client can't read, and won't be able to.
     again = isinstance(source, httpx.TransportError)

@@ -6,6 +6,7 @@ compared with the conditions once more. Qdrant applies its filter before it scor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,8 +38,10 @@ EXACT = "exact"
 
 _OPPOSITES = {"$gt": "$lte", "$gte": "$lt", "$lt": "$gte", "$lte": "$gt"}
 
-# What can't stand in a quoted part of a path.
-_UNQUOTABLE = frozenset('"\\')
+# What can't stand in a quoted part of a path: quotes, backslashes, and what can't be sent at all.
+_UNQUOTABLE = re.compile(r'["\\\ud800-\udfff]')
+# Half of a surrogate pair: no string on a server has one.
+_UNSENDABLE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def field_paths(key: str) -> list[str] | None:
         ['metadata."author.first name"', 'metadata."author"."first name"']
     """
     every = places(key)
-    if any(not name or _UNQUOTABLE & set(name) for place in every for name in place):
+    if any(not name or _UNQUOTABLE.search(name) for place in every for name in place):
         return None
     return [".".join([METADATA, *(f'"{name}"' for name in place)]) for place in every]
 
@@ -136,7 +139,7 @@ def _condition(condition: Condition) -> list[models.Condition] | None:
             return None  # the server takes more strings for dates: it would pass over documents that have one
         return [_none_in_range(paths, condition)]
     if condition.negated:
-        none_of = [part for path in paths for value in condition.wanted for part in _surely_equal(path, value)]
+        none_of = [part for path in paths for part in _surely_among(path, condition.wanted)]
         return [models.Filter(must_not=none_of)] if none_of else []
     return [_one_of([part for path in paths for part in _alternatives(path, condition)])]
 
@@ -158,8 +161,24 @@ def _none_in_range(paths: Sequence[str], condition: Condition) -> models.Conditi
 def _alternatives(path: str, condition: Condition) -> list[models.Condition]:
     """Conditions on a path, one of which has to hold."""
     if condition.operator in ("$eq", "$in"):
-        return [_equal(path, value) for value in condition.wanted]
+        texts, others = _parted(condition.wanted)
+        return [*_one_of_texts(path, texts), *(_equal(path, value) for value in others)]
     return [_in_range(path, condition.operator, condition.value)]
+
+
+def _parted(values: Sequence[Any]) -> tuple[list[str], list[Any]]:
+    """Values that are strings, as far as a server could hold them, and the others."""
+    texts = [value for value in values if isinstance(value, str)]
+    others = [value for value in values if not isinstance(value, str)]
+    return [text for text in dict.fromkeys(texts) if not _UNSENDABLE.search(text)], others
+
+
+def _one_of_texts(path: str, texts: list[str]) -> list[models.Condition]:
+    """At most one condition, as servers may limit how many a filter has."""
+    if not texts:
+        return []
+    match = models.MatchValue(value=texts[0]) if len(texts) == 1 else models.MatchAny(any=texts)
+    return [models.FieldCondition(key=path, match=match)]
 
 
 def _equal(path: str, value: Any) -> models.Condition:
@@ -172,6 +191,12 @@ def _equal(path: str, value: Any) -> models.Condition:
         low = value if is_plain(value) else around(value)[0]
         return models.FieldCondition(key=path, range=models.Range(gte=low, lte=low))
     return models.FieldCondition(key=path, match=models.MatchValue(value=value))
+
+
+def _surely_among(path: str, values: Sequence[Any]) -> list[models.Condition]:
+    """What holds only where one of the values is equal."""
+    texts, others = _parted(values)
+    return [*_one_of_texts(path, texts), *(part for value in others for part in _surely_equal(path, value))]
 
 
 def _surely_equal(path: str, value: Any) -> list[models.Condition]:

@@ -147,12 +147,20 @@ class Prepared:
 
     def request_bytes(self, wire: Wire) -> int:
         """Bytes that it takes in a request, at most."""
-        return self.size + sum(map(wire.size_of, self.vectors.values())) + AROUND_BYTES
+        vectors = sum(_wire_of(values, wire).size_of(values) for values in self.vectors.values())
+        return self.size + vectors + AROUND_BYTES
 
     def point(self, wire: Wire) -> models.PointStruct:
         """Make the point that holds it."""
-        vectors: dict[str, Any] = {name: wire.numbers(values) for name, values in self.vectors.items()}
+        vectors: dict[str, Any] = {
+            name: _wire_of(values, wire).numbers(values) for name, values in self.vectors.items()
+        }
         return models.PointStruct(id=point_id(self.name), vector=vectors, payload=self.payload)
+
+
+def _wire_of(values: torch.Tensor, wire: Wire) -> Wire:
+    """How vectors travel: one alone is a first stage's, whose numbers may be too large for a float16."""
+    return wire if values.ndim == 2 else wire.exact
 
 
 def batched(documents: Iterable[Prepared], wire: Wire, most_bytes: int) -> Iterator[list[models.PointStruct]]:

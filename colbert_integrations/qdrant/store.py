@@ -66,8 +66,6 @@ _TOO_MANY_FLOATS = 2**20
 _BATCH_BYTES = 4 * 2**20
 # Points named in one request at most, and the bytes of each: 40, and with a first stage twice.
 _NAMED, _NAME_BYTES = 10_000, 80
-# From this status on the server may have done what was asked nevertheless.
-_SERVERS_FAULT = 500
 # For async calls that need a thread: they mostly wait for the server, and none should wait for those before it.
 _THREADS = 16
 
@@ -516,7 +514,7 @@ class QdrantStore(Store):
         return [hits[place] if place in hits else list(alike) for place in range(len(plain))]
 
     def _query(self, tokens: torch.Tensor, first: torch.Tensor | None) -> Query:
-        wire = replace(self._wire, dtype="float32")
+        wire = self._wire.exact
         size = wire.size_of(tokens) + (0 if first is None else wire.size_of(first))
         return Query(wire.numbers(tokens), None if first is None else wire.numbers(first), size)
 
@@ -628,33 +626,36 @@ class QdrantStore(Store):
 
 def _written(names: Sequence[str], batches: Iterable[list[T]], asked: Callable[[list[T]], Request]) -> Steps[None]:
     """Write batches, an entry for each of the names, in order; in halves where one is more than the server takes."""
-    done = 0
+    done, unsure = 0, False
     for batch in batches:
         parts = [batch]
         while parts:
             some = parts.pop()
             try:
-                yield asked(some)
+                yield asked(some)._replace(several=len(some) > 1)
             except StoreServerError as error:
+                unsure |= error.unsure
                 if error.status != TOO_LARGE or len(some) == 1:
-                    raise _not_written(error, names, done) from error
+                    raise _not_written(error, names, done, unsure) from error
                 middle = len(some) // 2
                 parts += [some[middle:], some[:middle]]  # the first half is next
             else:
                 done += len(some)
 
 
-def _not_written(error: StoreServerError, names: Sequence[str], done: int) -> StoreServerError | InputError:
+def _not_written(
+    error: StoreServerError, names: Sequence[str], done: int, unsure: bool
+) -> StoreServerError | InputError:
     """The error for the document ``names[done]``, which failed alone, or with others in its batch."""
     several = len(names) > 1
-    if error.status is None or error.status >= _SERVERS_FAULT:  # an answer that was lost says nothing of what was done
+    if unsure:
         told = f". At least {done} of {len(names)} documents are stored, what was on its way may be too"
     else:
         told = f". {done} of {len(names)} documents are stored, the others are as they were"
     told = told if several else ""
     if error.status != TOO_LARGE:
         again = ": do the same again, which does no harm" if several else ""
-        return StoreServerError(f"{error}{told}{again}", error.status)
+        return StoreServerError(f"{error}{told}{again}", error.status, unsure)
     # An error of the document's: who writes many goes on without it.
     return InputError(
         f"document {names[done]!r} is larger than the server takes: split it, pool its vectors, or raise the limit of "

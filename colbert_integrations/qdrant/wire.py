@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -32,6 +32,11 @@ class Wire:
 
     dtype: Literal["float16", "float32"]
     text: bool
+
+    @property
+    def exact(self) -> Wire:
+        """The same for what the server keeps to the last digit: queries, and vectors of a first stage."""
+        return replace(self, dtype="float32")
 
     @property
     def torch_dtype(self) -> torch.dtype:

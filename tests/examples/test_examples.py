@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import offline
+from colbert_integrations import MemoryStore
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -132,3 +135,17 @@ def test_explain_shows_which_words_matched(printed):
     assert re.search(r"default +0\.\d\d .*Default", printed["explain"])
     assert "Best passage" in printed["explain"]
     assert re.search(r"first three of \d+ passages", printed["explain"])
+
+
+def test_a_line_that_the_ray_recipe_cannot_read_takes_no_other_with_it(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))  # which is not needed before the cluster is
+    indexer = object.__new__(runpy.run_path(str(EXAMPLES / "ray_data.py"))["Indexer"])
+    indexer.model, indexer.store = tiny, MemoryStore()
+    rows = [{"id": "a", "text": "lions"}, {"id": "b", "text": "a fox"}, {"id": "b", "text": "a dog"}, {"text": None}]
+    done = indexer({"text": [*map(json.dumps, rows[:2]), '{"text": "cut off', *map(json.dumps, rows[2:])]})
+    assert [done[name] for name in ("encoded", "unchanged", "replaced", "failed")] == [[2], [0], [1], [2]]
+    assert done["why"][0].splitlines()[0].startswith('{"text": "cut off: no JSON (Unterminated string')
+    assert [(document.id, document.text) for document in indexer.store.get(["a", "b"])] == [
+        ("a", "lions"),
+        ("b", "a dog"),
+    ]

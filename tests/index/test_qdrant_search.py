@@ -153,6 +153,22 @@ def test_any_documents_are_found_by_any_filter_as_in_memory(
             assert store.search(QUERIES, k, filter) == memory.search(QUERIES, k, filter), filter
 
 
+@pytest.mark.parametrize("make", [on_server, by_grpc, lambda: QdrantStore(":memory:")], ids=["server", "grpc", "local"])
+async def test_half_a_surrogate_pair_in_a_filter_is_what_no_document_has(make: Any) -> None:
+    half, notes = "\ud800", [{"n": "x"}, {"n": 1}, {}]
+    conditions: list[Any] = [half, {"$in": [half, "x"]}, {"$nin": [half, "x"]}, {"$ne": half}, {"$eq": half}]
+    filters = [{"n": each} for each in conditions] + [{half: each} for each in ("x", None, {"$ne": "x"})]
+    filters += [{"n." + half: "x"}, {"$or": [{"n": half}, {half: 1}, {"n": 1}]}, {"$not": {"n": half}}]
+    with make() as made, MemoryStore() as memory:
+        for each in (made, memory):
+            fill(each, dict(zip("abc", dyadic(1, 2, 3, 1), strict=True)), notes)
+        for filter in filters:
+            assert made.ids(filter) == await made.aids(filter) == memory.ids(filter), filter
+            hits = memory.search(QUERIES, 3, filter)
+            assert made.search(QUERIES, 3, filter) == await made.asearch(QUERIES, 3, filter) == hits, filter
+        await made.aclose()
+
+
 def test_a_server_is_told_the_conditions(store: QdrantStore) -> None:
     store.delete(store.ids())
     fill(store, {"a": torch.ones(1, DIM)}, [{"n": 1}])
@@ -171,12 +187,26 @@ def test_a_server_is_told_of_both_places_of_a_key(store: QdrantStore) -> None:
     assert store.ids({"loc.page": "x"}) == ["a"]
     assert store.ids({"loc.page": {"$nin": ["x", "y"]}}) == []
     parts = [
-        {"key": path, "match": {"value": value}}
+        {"key": path, "match": match}
         for path in ('metadata."loc.page"', 'metadata."loc"."page"')
-        for value in ("x", "y")
+        for match in ({"value": "x"}, {"any": ["x", "y"]})
     ]
     told = [asked.body["filter"] for asked in shared_server().asked[before:]]
-    assert told == [{"must": [{"should": parts[::2]}]}, {"must": [{"must_not": parts}]}]
+    assert told == [{"must": [{"should": parts[::2]}]}, {"must": [{"must_not": parts[1::2]}]}]
+
+
+def test_a_server_is_told_many_strings_in_one_condition(store: QdrantStore) -> None:
+    store.delete(store.ids())
+    fill(store, {"a": torch.ones(1, DIM), "b": torch.ones(1, DIM)}, [{"n": "299"}, {"n": 7}])
+    before = len(shared_server().asked)
+    many = [str(number) for number in range(300)]
+    assert store.ids({"n": {"$in": many}}) == ["a"]
+    assert store.ids({"n": {"$in": [*many, 7, "299"]}}) == ["a", "b"]
+    assert store.ids({"n": {"$nin": many}}) == ["b"]
+    one = {"key": 'metadata."n"', "match": {"any": many}}
+    seven = {"key": 'metadata."n"', "range": {"gte": 7.0, "lte": 7.0}}
+    told = [asked.body["filter"]["must"] for asked in shared_server().asked[before:]]
+    assert told == [[one], [{"should": [one, seven]}], [{"must_not": [one]}]]
 
 
 def test_a_server_is_told_what_filters_in_filters_ask(store: QdrantStore) -> None:
@@ -486,6 +516,26 @@ def test_a_first_stage_may_have_vectors_of_its_own(make: Any) -> None:
         with pytest.raises(InputError, match="'none' has no text"):
             made.upsert(["none"], vectors[:1])
         assert made.count() == 20
+
+
+@pytest.mark.parametrize(
+    "make",
+    [on_server, by_grpc, lambda **options: QdrantStore(":memory:", **options)],
+    ids=["server", "grpc", "local"],
+)
+def test_vectors_of_a_first_stage_may_be_too_large_for_a_float16(make: Any) -> None:
+    class Large(Lengths):
+        def _vector(self, text: str) -> list[float]:
+            return [1e5 * number for number in super()._vector(text)]
+
+    with make(first_stage=Large()) as made:
+        made.upsert(["a", "b"], dyadic(1, 3, 3), ["", "x" * 300])
+        points, _ = made.client.scroll(made.collection, with_vectors=["first_stage"])
+        kept = {point.payload["id"]: point.vector["first_stage"] for point in points}  # of length 1
+        assert kept == {
+            "a": pytest.approx([1, 0], abs=1e-6),
+            "b": pytest.approx([math.cos(3), math.sin(3)], abs=1e-6),
+        }
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import pickle
 import socket
 import sqlite3
@@ -22,7 +23,7 @@ import pytest
 import torch
 from langchain_core.embeddings import FakeEmbeddings
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
-from qdrant_client.http.exceptions import ResponseHandlingException
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from colbert_integrations import ColBERT, ColBERTIndex, TokenEmbeddings
 from colbert_integrations.cancellation import Cancellation
@@ -74,6 +75,10 @@ def documents() -> dict[str, torch.Tensor]:
     [
         ({"location": "localhost:6333"}, "write 'http://localhost:6333'"),
         ({"location": "node-1.cluster:6333"}, "write 'http://node-1.cluster:6333'"),
+        ({"location": "localhost"}, "write 'http://localhost'"),
+        ({"location": "http:/localhost:6333"}, "a URL begins with 'http://'"),
+        ({"location": "https:localhost"}, "a URL begins with 'https://'"),
+        ({"location": Path("http://localhost:6333")}, "a URL begins with 'http://'"),
         ({"location": None}, "location must be a URL, ':memory:', a folder or a QdrantClient, not NoneType"),
         ({"location": b"http://localhost:1"}, "not bytes"),
         ({"collection": ""}, "collection must be a name"),
@@ -104,7 +109,10 @@ def documents() -> dict[str, torch.Tensor]:
         ({"location": "http://localhost:1", "timeout": float("inf")}, "timeout must be a positive number"),
         ({"location": "http://localhost:1", "timeout": "5"}, "timeout must be a positive number"),
         ({"payload_indexes": {"year": "integer"}}, "one of string, number, boolean, date, not 'integer'"),
+        ({"payload_indexes": {"year": ["number"]}}, r"one of string, number, boolean, date, not \['number'\]"),
+        ({"payload_indexes": {"year": {"type": "number"}}}, "one of string, number, boolean, date, not {'type': 'num"),
         ({"payload_indexes": {'a"b': "string"}}, "can't have a payload index"),
+        ({"payload_indexes": {"\ud800": "string"}}, "has a quote, .* or half of a surrogate pair"),
     ],
 )
 def test_impossible_arguments_are_refused(options: dict[str, Any], said: str) -> None:
@@ -154,10 +162,11 @@ def test_a_password_in_a_url_is_not_shown(server: QdrantServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://h:6333?api_key=hush", "http://h/#hush", "http://h:abc?hush", "http://h/x?t=hush@g"]
+    "url",
+    ["http://h:6333?api_key=hush", "http:/me:hush@h", "http://h/#hush", "http://h:abc?hush", "http://h/x?t=hush@g"],
 )
 def test_a_url_with_what_may_be_a_secret_is_refused_without_it(url: str) -> None:
-    with pytest.raises(InputError, match="no query or fragment") as caught:
+    with pytest.raises(InputError, match="no query or fragment|begins with") as caught:
         QdrantStore(url)
     assert "hush" not in str(caught.value)
 
@@ -301,6 +310,7 @@ def multivector(**more: Any) -> models.VectorParams:
         ({"colbert": multivector(multivector_config=None)}, {}, "with multivectors 'none', not 'max_sim'"),
         ({"colbert": multivector(datatype=None)}, {}, "datatype 'float32', not 'float16': pass dtype='float32'"),
         ({"colbert": multivector()}, {"dtype": "float32"}, "datatype 'float16', not 'float32'"),
+        ({"colbert": multivector(datatype="uint8")}, {}, "datatype 'uint8', not 'float16': name another collection"),
         ({"colbert": multivector()}, {"first_stage": "mean"}, "was made without a first stage"),
         (
             {"colbert": multivector(), "first_stage": models.VectorParams(size=3, distance="Cosine")},
@@ -624,6 +634,25 @@ def test_a_collection_that_was_made_anew_for_another_model_is_found_out(server: 
             store.bind(HERE)
 
 
+def test_one_that_another_process_bound_meanwhile_stays_its(
+    server: QdrantServer, documents: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with QdrantStore(server.url) as other, QdrantStore(server.url, payload_indexes={"n": "number"}) as store:
+        fill(other, documents)
+        create = store.client.create_payload_index
+
+        def slowly(**arguments: Any) -> Any:
+            other.bind(THERE)
+            return create(**arguments)
+
+        monkeypatch.setattr(store.client, "create_payload_index", slowly)
+        with pytest.raises(FingerprintError, match="holds vectors of two .* not fit .* one"):
+            store.bind(HERE)
+        assert other.fingerprint == THERE
+        with QdrantStore(server.url) as reader:
+            assert reader.fingerprint == THERE
+
+
 def test_a_fingerprint_of_a_later_version_is_read(server: QdrantServer) -> None:
     with QdrantStore(server.url) as store:
         store.bind(HERE)
@@ -651,6 +680,20 @@ def test_another_name_of_the_same_model_is_not_written(server: QdrantServer) -> 
         server.faults.append(Fault(403, "PATCH|PUT|DELETE"))  # a key that may only read
         reader.bind(Fingerprint("abc", "another name", DIM))
         assert store.fingerprint.model == "one"  # type: ignore[union-attr]
+
+
+def test_a_key_that_may_only_read_searches_what_says_its_model(server: QdrantServer, tiny: ColBERT) -> None:
+    vectors = tiny.encode_document(["a dog"])
+    with QdrantStore(server.url) as writer, QdrantStore(server.url) as reader:
+        writer.upsert(["a"], vectors, ["a dog"])
+        server.faults.append(Fault(403, "PATCH|PUT|DELETE"))
+        with pytest.raises(StoreServerError, match="update_collection .* the API key may not do this") as caught:
+            ColBERTIndex(tiny, reader).search("a dog")
+        assert caught.value.status == 403
+        server.faults.clear()
+        writer.bind(tiny.fingerprint)
+        server.faults.append(Fault(403, "PATCH|PUT|DELETE"))
+        assert [hit.id for hit in ColBERTIndex(tiny, reader).search("a dog")] == ["a"]
 
 
 def test_encodings_are_kept_with_the_collection_under_the_name_that_it_has(server: QdrantServer) -> None:
@@ -846,8 +889,57 @@ def test_an_answer_that_is_lost_says_nothing_of_what_was_done(
         assert store.count() == 7
     with QdrantStore(server.url, batch_bytes=500, retries=0) as store:
         server.faults.append(Fault(400, "PUT .*/points$", after=3, times=1))
-        with pytest.raises(StoreServerError, match="3 of 7 documents are stored, the others are as they were"):
+        with pytest.raises(
+            StoreServerError, match="3 of 7 documents are stored, the others are as they were"
+        ) as caught:
             fill(store, documents)
+        assert not caught.value.unsure
+
+
+@pytest.mark.parametrize("lost", [(408,), (408, 400), (503, 429), (500, 413)])
+async def test_nor_does_a_later_answer_where_one_was_lost(
+    server: QdrantServer, documents: dict[str, torch.Tensor], pauses: list[float], lost: tuple[int, ...]
+) -> None:
+    with QdrantStore(server.url, retries=len(lost) - 1) as store:
+        store.bind(HERE)
+        # The last one for the halves of what is too large, too.
+        server.faults[:] = [Fault(status, "PUT .*/points$", times=1 + (status == 413) * 9) for status in lost]
+        with pytest.raises((StoreServerError, InputError), match="what was on its way may be too"):
+            fill(store, documents)
+        server.faults[:] = [Fault(status, "POST .*/delete$", times=1) for status in lost]
+        with pytest.raises(StoreServerError) as deleted:
+            await store.adelete(list(documents))
+        assert deleted.value.unsure
+        await store.aclose()
+
+
+@pytest.mark.skipif("WAIT_TIMEOUT" not in models.UpdateStatus.__members__, reason="needs qdrant-client>=1.17")
+@pytest.mark.parametrize("binary", [False, True], ids=["http", "grpc"])
+async def test_what_a_server_no_longer_waits_for_is_not_taken_for_done(
+    server: QdrantServer, documents: dict[str, torch.Tensor], pauses: list[float], binary: bool
+) -> None:
+    options = {"grpc_port": server.grpc_port, "prefer_grpc": True} if binary else {}
+    client = QdrantClient(url=server.url, check_compatibility=False, **options)
+    with QdrantStore(client, retries=1) as store:
+        fill(store, documents)
+        calls: list[Any] = [
+            lambda: fill(store, documents),
+            lambda: store.set_metadata(list(documents), [{"n": 1}] * 7),
+            lambda: store.delete(["d0"]),
+        ]
+        for call in calls:
+            server.engine.too_slow = 1
+            call()
+            server.engine.too_slow = 9  # one for each change of metadata
+            with pytest.raises(StoreServerError, match="status 408: .*wait_timeout") as caught:
+                call()
+            assert (caught.value.status, caught.value.unsure) == (408, True)
+            server.engine.too_slow = 0
+        server.engine.too_slow = 2
+        with pytest.raises(StoreServerError, match="wait_timeout"):
+            await store.adelete(["d0"])
+        await store.aclose()
+    client.close()
 
 
 def test_requests_that_name_many_documents_are_no_larger_than_others(server: QdrantServer) -> None:
@@ -1187,19 +1279,20 @@ def test_a_search_that_is_too_large_says_what_helps(server: QdrantServer, docume
         fill(store, documents)
         server.most_bytes = 1500
         queries = dyadic(5, *[4] * 30)
-        with pytest.raises(StoreServerError, match="lower batch_bytes=") as caught:
-            store.search(queries)
-        assert caught.value.status == 413
+        for server.behind_proxy in (False, True):
+            with pytest.raises(StoreServerError, match="lower batch_bytes=") as caught:
+                store.search(queries)
+            assert caught.value.status == 413
     with QdrantStore(server.url, batch_bytes=1500) as store:
         assert found(store, queries, 3) == brute_force(documents, queries, 3)
 
 
-@pytest.mark.parametrize("binary", [False, True], ids=["http", "grpc"])
+@pytest.mark.parametrize("way", ["http", "proxy", "grpc"])
 def test_what_is_too_large_together_is_written_in_parts(
-    server: QdrantServer, documents: dict[str, torch.Tensor], binary: bool
+    server: QdrantServer, documents: dict[str, torch.Tensor], way: str
 ) -> None:
-    server.most_bytes = 1500
-    options = {"grpc_port": server.grpc_port, "prefer_grpc": True} if binary else {}
+    server.most_bytes, server.behind_proxy = 1500, way == "proxy"
+    options = {"grpc_port": server.grpc_port, "prefer_grpc": True} if way == "grpc" else {}
     client = QdrantClient(url=server.url, check_compatibility=False, **options)
     with QdrantStore(client, dtype="float32") as store:
         fill(store, documents)
@@ -1224,17 +1317,66 @@ def test_what_is_too_large_together_is_written_in_parts(
     client.close()
 
 
+def test_what_is_not_taken_in_time_is_written_in_parts_too(
+    server: QdrantServer, documents: dict[str, torch.Tensor], pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with QdrantStore(server.url, retries=2) as store:
+        store.bind(HERE)
+        write, tried = store.client.upsert, []
+
+        def stuck(**arguments: Any) -> Any:  # as if what is refused for its length were not read
+            tried.append(len(arguments["points"]))
+            if tried[-1] > most:
+                raise ResponseHandlingException(httpx.WriteTimeout("timed out"))
+            return write(**arguments)
+
+        monkeypatch.setattr(store.client, "upsert", stuck)
+        most = 2
+        fill(store, documents)
+        assert (tried, pauses) == ([7, 3, 1, 2, 4, 2, 2], [])
+        assert found(store, QUERIES, 9) == brute_force(documents, QUERIES, 9)
+        # One alone is slow, as far as anybody can know.
+        most, tried[:] = 0, []
+        with pytest.raises(StoreServerError, match="no answer .WriteTimeout.*raise timeout="):
+            fill(store, {"new": documents["d0"]})
+        assert (tried, len(pauses)) == ([1, 1, 1], 2)
+
+
+class FromGrpc(grpc.RpcError):
+    def __init__(self, name: str, said: str) -> None:
+        self._code, self._said = grpc.StatusCode[name], said
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._said
+
+
 def test_a_proxys_answer_to_what_is_too_large_is_known_by_grpc() -> None:
-    class FromProxy(grpc.RpcError):
-        def code(self) -> grpc.StatusCode:
-            return grpc.StatusCode.UNKNOWN
-
-        def details(self) -> str:
-            return "Received http2 header with status: 413"
-
-    failure = failure_of(FromProxy(), "upsert")
+    failure = failure_of(FromGrpc("UNKNOWN", "Received http2 header with status: 413"), "upsert")
     assert failure is not None
     assert (failure.error.status, failure.again) == (413, False)
+
+
+@pytest.mark.parametrize("name", ["UNKNOWN", "CANCELLED", "ABORTED", "FAILED_PRECONDITION"])
+def test_what_grpc_has_other_codes_for_is_tried_again_as_by_http(name: str) -> None:
+    failure = failure_of(FromGrpc(name, "the shard is on its way"), "upsert")
+    assert failure is not None
+    assert (failure.error.status, failure.again, failure.unsure) == (500, True, True)
+
+
+def test_a_server_that_is_locked_says_so_by_http_and_by_grpc() -> None:
+    said = "Storage locked: a snapshot is taken"
+    answers = [
+        UnexpectedResponse(403, "Forbidden", json.dumps({"status": {"error": said}}).encode(), httpx.Headers()),
+        FromGrpc("FAILED_PRECONDITION", said),
+    ]
+    for answer in answers:
+        failure = failure_of(answer, "upsert")
+        assert failure is not None
+        assert (failure.error.status, failure.again, failure.unsure) == (403, False, False)
+        assert str(failure.error).endswith(f"{said}; somebody has locked the server against changes: unlock it there")
 
 
 def test_metadata_goes_in_requests_of_a_bounded_size_with_the_texts_that_go_along(server: QdrantServer) -> None:
@@ -1329,8 +1471,8 @@ def test_so_is_what_local_mode_raises_but_not_our_own_mistakes(
 
 
 def test_errors_are_pickled_with_their_status() -> None:
-    again = pickle.loads(pickle.dumps(StoreServerError("said", 503)))
-    assert (str(again), again.status) == ("said", 503)
+    again = pickle.loads(pickle.dumps(StoreServerError("said", 503, True)))
+    assert (str(again), again.status, again.unsure) == ("said", 503, True)
 
 
 def test_stores_that_share_a_local_client_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from colbert_integrations.llama_index.nodes import REF_DOC_ID
 from colbert_integrations.qdrant import QdrantStore
 from colbert_integrations.qdrant.collection import _OWN_INDEXES, Form
 from colbert_integrations.qdrant.filters import field_paths
-from colbert_integrations.qdrant.points import TEXT_HASH
-from qdrant_server import QdrantServer
+from colbert_integrations.qdrant.points import TEXT_HASH, payload_of, point_id
+from qdrant_server import Fault, QdrantServer
 from qdrant_server.strict import CLOUD
 from stores import DIM, dyadic, fill
 
@@ -43,19 +43,19 @@ def make_otherwise(client: QdrantClient) -> None:
     client.create_collection("colbert", vectors_config=form.vectors(DIM))
 
 
-def fill_as_before(store: QdrantStore, *names: str) -> None:
-    """Documents as they were stored when there were no hashes, each with its id as its text."""
-    fill(store, dict.fromkeys(names, ONE))
-    records, _ = store.client.scroll(store.collection, with_vectors=True)
+def make_as_before(client: QdrantClient, *names: str) -> None:
+    """Such a collection with documents from when there were no hashes, each with its id as its text."""
+    make_otherwise(client)
+    payloads = {name: payload_of(name, name, {}) for name in names}
     points = [
         models.PointStruct(
-            id=record.id,
-            vector=record.vector,
-            payload={key: value for key, value in record.payload.items() if key != TEXT_HASH},
+            id=point_id(name),
+            vector={"colbert": ONE.tolist()},
+            payload={key: value for key, value in payload.items() if key != TEXT_HASH},
         )
-        for record in records
+        for name, payload in payloads.items()
     ]
-    store.client.upsert(store.collection, points)
+    client.upsert("colbert", points)
 
 
 # ----------------------------------------------------------------------------------------------------------- what works
@@ -131,6 +131,53 @@ def test_one_who_lost_the_race_to_make_a_collection_indexes_it_too(server: Qdran
     client.close()
 
 
+def test_indexes_that_were_not_made_with_the_collection_are_made_later(server: QdrantServer) -> None:
+    server.faults.append(Fault(503, "PUT .*/index", times=1))
+    with QdrantStore(server.url, retries=0) as store, pytest.raises(StoreServerError, match="create_payload_index"):
+        fill(store, {"a": ONE})
+    with QdrantStore(server.url) as store:
+        fill(store, {"a": ONE})
+        store.set_metadata(["a"], [{"n": 1}], ["a"])
+        assert store.get(["a"])[0].metadata == {"n": 1}
+    assert {*server.engine.indexes("colbert")} == {*_OWN_INDEXES}
+
+
+def test_one_who_comes_before_the_indexes_makes_them(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with QdrantStore(server.url) as store, QdrantStore(server.url) as other:
+        create = store.client.create_payload_index
+
+        def after_the_other_one(**arguments: Any) -> Any:
+            if other._collection is None:
+                fill(other, {"b": ONE})
+            return create(**arguments)
+
+        monkeypatch.setattr(store.client, "create_payload_index", after_the_other_one)
+        fill(store, {"a": ONE})
+        for each in (store, other):
+            each.set_metadata(["a", "b"], [{"n": 1}, {"n": 1}], ["a", "b"])
+        assert store.ids(lambda document: document.metadata == {"n": 1}) == ["a", "b"]
+
+
+def test_one_who_finds_the_documents_of_another_finds_its_indexes(
+    server: QdrantServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(server)
+    make_otherwise(client)
+    with QdrantStore(server.url) as store, QdrantStore(client) as other:
+        look = store.client.get_collection
+
+        def just_before_the_other_one(**arguments: Any) -> Any:
+            info = look(**arguments)
+            fill(other, {"b": ONE})
+            return info
+
+        monkeypatch.setattr(store.client, "get_collection", just_before_the_other_one)
+        fill(store, {"a": ONE})
+        store.set_metadata(["a", "b"], [{"n": 1}, {"n": 1}], ["a", "b"])
+        assert [document.metadata for document in store.get(["a", "b"])] == [{"n": 1}, {"n": 1}]
+    client.close()
+
+
 # -------------------------------------------------------------------------------------------------------- what is said
 
 
@@ -170,19 +217,17 @@ def test_a_long_key_is_named_too(server: QdrantServer) -> None:
 
 def test_a_collection_that_was_made_otherwise_is_written_as_before_or_says_what_it_lacks(server: QdrantServer) -> None:
     client = client_of(server)
-    make_otherwise(client)
+    make_as_before(client, "a", "b")
     with QdrantStore(client) as store:
-        fill_as_before(store, "a", "b")
         with pytest.raises(StoreServerError, match="copy_from, or call store.client.create_payload_index") as caught:
             store.set_metadata(["a"], [{"n": 1}], ["a"])
         eval(str(caught.value).rpartition("or call ")[2])
         store.set_metadata(["a", "b"], [{"n": 1}, {"n": 1}], ["a", "another"])
         assert [document.metadata for document in store.get(["a", "b"])] == [{"n": 1}, {}]
     client.delete_collection("colbert")
-    make_otherwise(client)
+    make_as_before(client, "a", "b")
     server.strict_mode.clear()
     with QdrantStore(client) as store:
-        fill_as_before(store, "a", "b")
         store.set_metadata(["a", "b"], [{"n": 1}, {"n": 1}], ["a", "another"])
         assert store.ids({"n": {"$ne": 2}, REF_DOC_ID: {"$ne": "x"}}) == ["a", "b"]
         assert [document.metadata for document in store.get(["a", "b"])] == [{"n": 1}, {}]

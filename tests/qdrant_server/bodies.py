@@ -95,11 +95,12 @@ TYPES = {
     "Filter": {"should?": "[Condition]", "must?": "[Condition]", "must_not?": "[Condition]"},
     "FieldCondition": {
         "key": "str",
-        "match?": "MatchValue",
+        "match?": "MatchValue | MatchAny",
         "range?": "Range | DatetimeRange",
         "values_count?": "ValuesCount",
     },
     "MatchValue": {"value": "str | int | bool"},
+    "MatchAny": {"any": "[str]"},
     "Range": {"lt?": "number", "gt?": "number", "gte?": "number", "lte?": "number"},
     "DatetimeRange": {"lt?": "datetime", "gt?": "datetime", "gte?": "datetime", "lte?": "datetime"},
     "ValuesCount": {"lt?": "uint", "gt?": "uint", "gte?": "uint", "lte?": "uint"},

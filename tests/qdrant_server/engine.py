@@ -46,6 +46,7 @@ class Engine:
 
     Attributes:
         keeps_metadata: Whether collections have metadata of their own, as since Qdrant 1.16.
+        too_slow: How many changes of points are to be answered as if they took longer than a server waits for them.
     """
 
     def __init__(self) -> None:
@@ -54,6 +55,7 @@ class Engine:
         self._lock = threading.RLock()
         self._made = 0
         self.keeps_metadata = True
+        self.too_slow = 0
 
     def close(self) -> None:
         """Free everything."""
@@ -153,7 +155,12 @@ class Engine:
         kind = body["field_schema"]
         collection.shard.update(edge.UpdateOperation.create_field_index(body["field_name"], kinds[kind]))
         collection.indexes[body["field_name"]] = kind
-        return _UPDATED
+        return self._updated()
+
+    def _updated(self) -> Json:
+        """What a change is answered."""
+        self.too_slow, slow = max(0, self.too_slow - 1), self.too_slow > 0
+        return {"operation_id": 0, "status": "wait_timeout" if slow else "completed"}
 
     # -------------------------------------------------------------------------------------------------------- points
 
@@ -166,12 +173,12 @@ class Engine:
                     raise Refused(422, "Validation error in JSON body: a multivector is too large")
             points.append(edge.Point(point["id"], point["vector"], point.get("payload") or {}))
         self._get(name).shard.update(edge.UpdateOperation.upsert_points(points))
-        return _UPDATED
+        return self._updated()
 
     def delete(self, name: str, body: Json) -> Json:
         """POST /collections/{name}/points/delete."""
         self._get(name).shard.update(edge.UpdateOperation.delete_points(body["points"]))
-        return _UPDATED
+        return self._updated()
 
     def batch_update(self, name: str, body: Json) -> Json:
         """POST /collections/{name}/points/batch."""
@@ -180,7 +187,7 @@ class Engine:
             what = operation["set_payload"]
             change = edge.UpdateOperation.set_payload_by_filter(_filter(what["filter"]), what["payload"])
             collection.shard.update(change)
-        return [_UPDATED for _ in body["operations"]]
+        return [self._updated() for _ in body["operations"]]
 
     def retrieve(self, name: str, body: Json) -> Json:
         """POST /collections/{name}/points."""
@@ -213,14 +220,13 @@ class Engine:
         return [{"points": [_scored(point) for point in shard.query(_query_request(one))]} for one in body["searches"]]
 
 
-_UPDATED = {"operation_id": 0, "status": "completed"}
-
-
 # -------------------------------------------------------------------------------------------- from JSON to the engine
 
 
 def _vector_params(params: Json) -> edge.EdgeVectorParams:
-    datatypes = {"float32": edge.VectorStorageDatatype.Float32, "float16": edge.VectorStorageDatatype.Float16}
+    datatypes = {
+        name: getattr(edge.VectorStorageDatatype, name.capitalize()) for name in ("float32", "float16", "uint8")
+    }
     several = edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim) if params.get("multivector_config") else None
     hnsw = params.get("hnsw_config") or {}
     return edge.EdgeVectorParams(
@@ -296,6 +302,8 @@ def _condition(condition: Json) -> Any:
         return edge.FieldCondition(condition["key"], range=kind(**condition["range"]))
     if condition.get("values_count") is not None:
         return edge.FieldCondition(condition["key"], values_count=edge.ValuesCount(**condition["values_count"]))
+    if "any" in condition["match"]:
+        return edge.FieldCondition(condition["key"], match=edge.MatchAny(condition["match"]["any"]))
     value = condition["match"]["value"]
     # The binding takes Python's True for the number 1, but numpy's for a boolean.
     match = edge.MatchValue(np.bool_(value) if isinstance(value, bool) else value)

@@ -85,6 +85,7 @@ class QdrantServer:
 
     Attributes:
         strict_mode: The ``strict_mode_config`` of every collection; empty: none.
+        behind_proxy: Whether a proxy stands before it that takes no more bytes than it, and says so in its own way.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class QdrantServer:
         self.engine = Engine()
         self.api_key, self.most_bytes, self.strict = api_key, most_bytes, strict
         self.strict_mode: dict[str, Any] = {}
+        self.behind_proxy = False
         self.delay = 0.0
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
@@ -135,6 +137,13 @@ class QdrantServer:
     def sizes(self, calls: str) -> list[int]:
         """Sizes of the bodies of some requests, in order."""
         return [asked.size for asked in self.asked if re.search(calls, asked.call)]
+
+    def too_large(self, size: int) -> Refused:
+        """What a request of so many bytes gets, which are too many."""
+        if self.behind_proxy:
+            return Refused(413, "413 Request Entity Too Large")
+        limit = f"larger than allowed (limit: {self.most_bytes} bytes)"
+        return Refused(400, f"Payload error: JSON payload ({size} bytes) is {limit}.")
 
     def answer(self, call: str, headers: Any, content: bytes) -> Any:
         """What a request gets; ``Refused`` is an error."""
@@ -185,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers: tuple[tuple[str, str], ...] = ()
         try:
             if length > self.owner.most_bytes:
-                raise Refused(413, "Payload error: payload reached size limit")
+                raise self.owner.too_large(length)
             status, reply = 200, {"result": self.owner.answer(call, self.headers, content), "status": "ok", "time": 0.0}
         except Refused as error:
             status, reply = error.status, {"status": {"error": error.said}, "time": 0.0}

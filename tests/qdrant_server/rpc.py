@@ -154,7 +154,8 @@ def _record(record: Json) -> Any:
 
 
 def _update_result(result: Json) -> Any:
-    return messages.UpdateResult(operation_id=result["operation_id"], status=messages.UpdateStatus.Completed)
+    status = {"completed": "Completed", "wait_timeout": "WaitTimeout"}[result["status"]]
+    return messages.UpdateResult(operation_id=result["operation_id"], status=messages.UpdateStatus.Value(status))
 
 
 def serve(answer: Answer, most_bytes: int) -> tuple[grpc.Server, int]:

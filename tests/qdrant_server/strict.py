@@ -101,7 +101,9 @@ def _needed(condition: Json) -> tuple[str, tuple[str, ...]]:
         return path, ("datetime",) if is_of_dates(condition["range"]) else ("float", "integer")
     if condition.get("values_count") is not None:
         return path, _ANY
-    return path, _matching(condition["match"]["value"])
+    match = condition["match"]
+    each = [_matching(value) for value in match.get("any", [match.get("value")])]
+    return path, tuple(kind for kind in each[0] if all(kind in kinds for kinds in each))
 
 
 def _matching(value: Json) -> tuple[str, ...]:
