@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import os
 import pickle
 import signal
 import subprocess
@@ -22,6 +23,9 @@ import checkpoints
 from colbert_integrations import ColBERT
 from colbert_integrations.errors import InputError
 from colbert_integrations.vllm import VLLMForward, VLLMScorer
+from colbert_integrations.vllm.link import Link
+from colbert_integrations.vllm.servers import Servers
+from colbert_integrations.vllm.settings import ServerSettings
 from vllm_double import Double, Fault
 from waiting import PATIENCE_S, until, until_async
 
@@ -247,6 +251,31 @@ input()
         until(lambda: double.under_way)
         stdout, stderr = process.communicate("\n", timeout=PATIENCE_S)
     assert (process.returncode, stdout, stderr) == (0, "", "")
+
+
+def test_a_fork_waits_for_no_thread_of_its_parent_that_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    connecting, hold = threading.Event(), threading.Event()
+
+    def connect() -> Servers:
+        if os.getpid() != -1:
+            connecting.set()
+            assert hold.wait(PATIENCE_S)
+        return Servers(ServerSettings(("http://a",)))
+
+    async def job(servers: Servers) -> bool:
+        return isinstance(servers, Servers)
+
+    link = Link(connect)
+    with ThreadPoolExecutor(2) as pool:
+        parent = pool.submit(link.start, job)
+        assert connecting.wait(PATIENCE_S)
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: -1)
+            assert link.start(job).result(PATIENCE_S)  # while the other one still connects
+            link.close()
+        hold.set()
+        assert parent.result(PATIENCE_S).result(PATIENCE_S)  # it was still connecting
+    link.close()
 
 
 # -------------------------------------------------------------------------------------------------- copies and pickles
