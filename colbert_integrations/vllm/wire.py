@@ -147,7 +147,7 @@ def read_rows(url: str, answer: Any, counts: Sequence[int], dim: int | None, dty
     itemsize = np.dtype(_DTYPES[dtype]).itemsize
     dims = {len(part) / itemsize / count for part, count in zip(parts, counts, strict=True)}
     found = dims.pop()
-    if dims or not found.is_integer():
+    if dims or not found or not found.is_integer():
         raise RemoteMismatchError(f"{url} does not give one vector for each token: is its task 'token_embed'?", url)
     if dim is not None and found != dim:
         raise RemoteMismatchError(
@@ -189,12 +189,15 @@ def read_scores(url: str, answer: Any, count: int, *, ranked: bool) -> list[floa
 
 
 def _in_order(url: str, answer: Any, place: str, count: int) -> list[dict[str, Any]]:
-    """The items of an answer by their index, of which each must be there once."""
+    """The items of an answer by their index, of which each must be there once, and no other."""
     try:
-        items = {item["index"]: item for item in answer[place]}
-        return [items[index] for index in range(count)]
+        items = sorted(answer[place], key=lambda item: item["index"])
+        found = [item["index"] for item in items]
     except (KeyError, TypeError) as error:
         raise _not_understood(url, answer) from error
+    if found != list(range(count)):
+        raise _not_understood(url, answer)
+    return items
 
 
 def _not_understood(url: str, answer: Any) -> RemoteError:

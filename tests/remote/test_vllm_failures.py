@@ -24,7 +24,7 @@ from colbert_integrations.errors import (
 from colbert_integrations.vllm import VLLMForward
 from colbert_integrations.vllm.servers import Server, Servers
 from colbert_integrations.vllm.settings import ServerSettings
-from colbert_integrations.vllm.wire import Failure
+from colbert_integrations.vllm.wire import Failure, read_rows
 from vllm_double import NAME, Double, Fault, refuse
 from waiting import PATIENCE_S, until
 
@@ -170,6 +170,9 @@ def test_errors_survive_a_pickle() -> None:
         ("/pooling", {"data": [{"index": 0, "data": "no base64"}]}, "gave an answer that is not vLLM's"),
         ("/pooling", {"data": [{"index": 0, "data": "AAAA"}]}, "not give one vector for each token"),
         ("/pooling", {"data": [{"index": 1, "data": "AAAA"}]}, "gave an answer that is not vLLM's"),
+        ("/pooling", {"data": [{"index": 0, "data": "AAAA"}] * 2}, "gave an answer that is not vLLM's"),
+        ("/pooling", {"data": [{"index": i, "data": "AAAA"} for i in (0, 1)]}, "gave an answer that is not vLLM's"),
+        ("/pooling", {"data": [{"index": 0, "data": ""}]}, "not give one vector for each token"),
         ("/pooling", [], "gave an answer that is not vLLM's"),
         ("/v1/models", {"models": []}, "is it a vLLM server?"),
         ("/v1/models", {"data": [{"name": "a"}]}, "is it a vLLM server?"),
@@ -296,6 +299,13 @@ def test_vectors_of_another_kind(alter: Callable, message: str, double: Double, 
     for options in ({}, {"truncate_dim": 4}):  # which are cut only here
         with pytest.raises(RemoteMismatchError, match=message):
             model(**options).encode_document(TEXTS)
+
+
+def test_vectors_of_no_dimension_are_not_taken_where_any_is_allowed() -> None:
+    answer = {"data": [{"index": 0, "data": ""}]}
+    with pytest.raises(RemoteMismatchError, match="does not give one vector for each token") as caught:
+        read_rows("http://a", answer, [3], None, "float16")
+    assert caught.value.url == "http://a"
 
 
 def test_servers_of_different_weights_are_not_mixed(double: Double, model: Model, folder) -> None:
