@@ -26,7 +26,7 @@ from colbert_integrations.vllm.servers import Server, Servers
 from colbert_integrations.vllm.settings import ServerSettings
 from colbert_integrations.vllm.wire import Failure, read_rows
 from vllm_double import NAME, Double, Fault, refuse
-from waiting import PATIENCE_S, until
+from waiting import PATIENCE_S, until, until_async
 
 # As a server answers whose engine has died.
 DEAD = {"error": {"message": "EngineDeadError", "type": "InternalServerError", "param": None, "code": 500}}
@@ -619,11 +619,10 @@ async def test_a_server_that_hung_is_asked_again_once_it_answers(does: str, farm
 async def test_a_server_that_hung_is_not_asked_where_another_fails_for_a_moment(farm: Farm) -> None:
     farm.behaviour |= {"http://a": "waits", "http://b": "waits"}
     call = asyncio.ensure_future(farm.ask(2))
-    while len(farm.asked) < 3:  # the copy and both requests
-        await asyncio.sleep(0)
+    await until_async(lambda: len(farm.asked) == 3)  # the copy and both requests
     farm.servers._servers[1].failed(Failure("503"), 0.0)
     farm.behaviour["http://b"] = "answers"
-    assert await farm.servers.anywhere(farm.exchange) == "http://b"
+    assert await asyncio.wait_for(farm.servers.anywhere(farm.exchange), PATIENCE_S) == "http://b"
     farm.ends.set()
     assert await call == {"http://b"}
 
@@ -667,6 +666,6 @@ def test_closing_calls_a_trial_off(
     assert encodes(made, local)
     while double.count("/v1/models") < 2:
         assert encodes(made, local)
-    assert double.under_way == 1  # what hangs there, while all others have been answered
+    until(lambda: double.under_way == 1)  # what hangs there, while all others have been answered
     made.close()
     until(lambda: double.given_up == 1)
