@@ -150,7 +150,7 @@ class Double:
 
     def answer(self, path: str, body: dict[str, Any] | None) -> Reply:
         """What vLLM answers."""
-        doors = {"/pooling": self._pool, "/rerank": self._rerank, "/score": self._score}
+        doors = {"/pooling": self._pool, "/score": self._score}
         if body is None:
             if path == "/v1/models":
                 entries = [{"id": name, "object": "model", "max_model_len": self.max_model_len} for name in self.names]
@@ -209,15 +209,6 @@ class Double:
         scores = self._scores(body["queries"], body)
         data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]
         return {"id": "score-0", "object": "list", "model": NAME, "data": data, "usage": {}}
-
-    def _rerank(self, body: dict[str, Any]) -> Any:
-        scores = self._scores(body["query"], body)
-        results = [
-            {"index": index, "document": {"text": text, "multi_modal": None}, "relevance_score": score}
-            for index, (text, score) in enumerate(zip(body["documents"], scores, strict=True))
-        ]
-        results.sort(key=lambda result: result["relevance_score"], reverse=True)
-        return {"id": "score-0", "model": NAME, "usage": {}, "results": results}
 
     def _scores(self, query: str, body: dict[str, Any]) -> list[float]:
         """The sum of the maxima over all tokens of texts that are tokenised as they come."""

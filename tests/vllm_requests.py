@@ -37,8 +37,6 @@ def is_flag(value: Any) -> bool:
     return value is None or isinstance(value, bool)
 
 
-_LIMITS = {"max_tokens_per_query": is_number, "max_tokens_per_doc": is_number}
-
 # Path -> fields that must be there, and those that may.
 REQUESTS: dict[str, tuple[dict[str, Check], dict[str, Check]]] = {
     "/pooling": (
@@ -52,8 +50,10 @@ REQUESTS: dict[str, tuple[dict[str, Check], dict[str, Check]]] = {
             "use_activation": is_flag,
         },
     ),
-    "/rerank": ({"query": is_text, "documents": is_texts}, {"model": is_text, **_LIMITS}),
-    "/score": ({"queries": is_text, "documents": is_texts}, {"model": is_text, **_LIMITS}),
+    "/score": (
+        {"queries": is_text, "documents": is_texts},
+        {"model": is_text, "max_tokens_per_query": is_number, "max_tokens_per_doc": is_number},
+    ),
 }
 
 

@@ -43,8 +43,9 @@ class VLLMForward:
 
     Nothing is asked of a server before the first text is to be encoded. Then, and again after each failure, its model
     name, its longest input and its vectors for a short probe are compared with the checkpoint, with the local weights
-    where those are loaded, and else with what the first server gave. A server that fails is avoided while others work;
-    requests are sent again after connection errors, timeouts, 429 and 5xx, never after another 4xx.
+    where those are loaded, and else with what the first server gave. A server that fails is avoided while others work,
+    and one that hung until it has answered a copy of a request, which goes to it beside ``concurrency``; requests are
+    sent again after connection errors, timeouts, 429 and 5xx, never after another 4xx.
 
     Safe to share between threads and models. Pickles and copies carry settings, without the key and the connections.
 

@@ -33,7 +33,8 @@ class Link:
 
     def __init__(self, connect: Callable[[], Servers]) -> None:
         self._connect = connect
-        self._lock = threading.Lock()
+        # By process: that of a fork's parent may be held by a thread which is not there.
+        self._locks: dict[int, threading.Lock] = {}
         self._line: _Line | None = None
 
     def start(self, job: Callable[[Servers], Coroutine[Any, Any, T]]) -> Future[T]:
@@ -45,7 +46,7 @@ class Link:
         Returns:
             Its result to come. Cancelling that cancels the coroutine.
         """
-        with self._lock:
+        with self._lock():
             # A forked process has a copy of the line, but not its thread.
             if self._line is None or self._line.process != os.getpid():
                 self._line = _Line(self._connect())
@@ -57,8 +58,11 @@ class Link:
         if line is not None:
             line.wait()
 
+    def _lock(self) -> threading.Lock:
+        return self._locks.setdefault(os.getpid(), threading.Lock())
+
     def _hang_up(self) -> _Line | None:
-        with self._lock:
+        with self._lock():
             line, self._line = self._line, None
         if line is None or line.process != os.getpid():
             return None

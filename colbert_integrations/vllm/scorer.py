@@ -29,7 +29,7 @@ _DOCUMENTS_PER_REQUEST = 64
 
 
 class VLLMScorer:
-    """Late interaction computed by vLLM servers from plain text (``POST /rerank`` and ``/score``).
+    """Late interaction computed by vLLM servers from plain text (``POST /score``).
 
     Its scores are not those of ``ColBERT``, which are those that the checkpoint was trained for. vLLM sums the maxima
     over all tokens: queries are not expanded, the skiplist does not hold, long documents are cut instead of windowed,
@@ -84,7 +84,7 @@ class VLLMScorer:
         self._link = Link(partial(Servers, self.settings))
 
     def rank(self, query: str, documents: Sequence[str], top_n: int | None = None) -> list[RankedDocument]:
-        """Order documents by the servers' scores (``/rerank``).
+        """Order documents by the servers' scores.
 
         Args:
             query: The query.
@@ -100,7 +100,7 @@ class VLLMScorer:
             RemoteError: If the servers refuse, fail, or do not answer.
         """
         check_top_n(top_n)
-        return ranked(_wait(self._start(query, documents, "/rerank")), top_n)
+        return ranked(_wait(self._start(query, documents)), top_n)
 
     async def arank(self, query: str, documents: Sequence[str], top_n: int | None = None) -> list[RankedDocument]:
         """Do what ``rank`` does without blocking the event loop.
@@ -119,10 +119,10 @@ class VLLMScorer:
             RemoteError: As ``rank``.
         """
         check_top_n(top_n)
-        return ranked(await asyncio.wrap_future(self._start(query, documents, "/rerank")), top_n)
+        return ranked(await asyncio.wrap_future(self._start(query, documents)), top_n)
 
     def score(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Score documents (``/score``).
+        """Score documents.
 
         Args:
             query: The query.
@@ -136,7 +136,7 @@ class VLLMScorer:
             NonFiniteError: If a score is not a number.
             RemoteError: If the servers refuse, fail, or do not answer.
         """
-        return _wait(self._start(query, documents, "/score"))
+        return _wait(self._start(query, documents))
 
     async def ascore(self, query: str, documents: Sequence[str]) -> list[float]:
         """Do what ``score`` does without blocking the event loop.
@@ -153,37 +153,36 @@ class VLLMScorer:
             NonFiniteError: As ``score``.
             RemoteError: As ``score``.
         """
-        return await asyncio.wrap_future(self._start(query, documents, "/score"))
+        return await asyncio.wrap_future(self._start(query, documents))
 
     def close(self) -> None:
         """Close the connections once the requests that are under way have ended; the next call opens them again."""
         self._link.close()
 
-    def _start(self, query: str, documents: Sequence[str], path: str) -> Future[list[float]]:
+    def _start(self, query: str, documents: Sequence[str]) -> Future[list[float]]:
         _check_texts(query, documents)
-        return self._link.start(lambda servers: self._scores(servers, query, documents, path))
+        return self._link.start(lambda servers: self._scores(servers, query, documents))
 
-    async def _scores(self, servers: Servers, query: str, documents: Sequence[str], path: str) -> list[float]:
+    async def _scores(self, servers: Servers, query: str, documents: Sequence[str]) -> list[float]:
         unique = list(dict.fromkeys(documents))  # equal texts must get equal scores, wherever a server batches them
         starts = range(0, len(unique), _DOCUMENTS_PER_REQUEST)
         parts = [unique[start : start + _DOCUMENTS_PER_REQUEST] for start in starts]
-        found = await _all([servers.anywhere(partial(self._ask, servers, path, query, part)) for part in parts])
+        found = await _all([servers.anywhere(partial(self._ask, servers, query, part)) for part in parts])
         scores = dict(zip(unique, chain.from_iterable(found), strict=True))
         for index, text in enumerate(documents):
             if not math.isfinite(scores[text]):
                 raise NonFiniteError(f"document {index} scores {scores[text]}: start the server with --dtype float32")
         return [scores[text] for text in documents]
 
-    async def _ask(self, servers: Servers, path: str, query: str, documents: list[str], server: Server) -> list[float]:
-        ranked = path == "/rerank"
+    async def _ask(self, servers: Servers, query: str, documents: list[str], server: Server) -> list[float]:
         request = {
-            "query" if ranked else "queries": self._query(query),
+            "queries": self._query(query),
             "documents": [self._document(text) for text in documents],
             "max_tokens_per_query": self._query.most_tokens,
             "max_tokens_per_doc": self._document.most_tokens,
         }
-        answer = await servers.ask(server, path, request)
-        return read_scores(server.url, answer, len(documents), ranked=ranked)
+        answer = await servers.ask(server, "/score", request)
+        return read_scores(server.url, answer, len(documents))
 
     def __copy__(self) -> VLLMScorer:
         return self

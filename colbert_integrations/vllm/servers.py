@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
-from ..errors import InputError, RemoteMismatchError, RemoteUnavailableError
+from ..errors import InputError, RemoteError, RemoteMismatchError, RemoteUnavailableError
 from .settings import ServerSettings
 from .wire import TOO_MANY_REQUESTS, Failure, read_answer
 
@@ -28,6 +29,8 @@ _IDLE_S = 2.0
 # The pause after the first failure; each further failure doubles it, up to the longest.
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
+# Who asks a server that fails within this loses little, and another one is asked; beyond it the server hangs.
+_QUICK_S = 1.0
 
 
 @dataclass(eq=False)
@@ -40,6 +43,8 @@ class Server:
         under_way: Those that it has not answered yet.
         failures: How often it failed in a row, requests that failed together counted once.
         down_until: Until when others are asked instead.
+        hangs: Whether it kept somebody waiting for a failure, and has answered nothing since.
+        trial: The copy of a request that finds out whether it still does.
         last_failure: The last one.
         life: Counts up when it may have been started anew, perhaps with another model.
         checked: For each user, the life in which it was found to fit, and whether by its vectors; see ``forward.py``.
@@ -51,6 +56,8 @@ class Server:
     under_way: int = 0
     failures: int = 0
     down_until: float = 0.0
+    hangs: bool = False
+    trial: asyncio.Future[None] | None = None
     last_failure: Failure = field(default_factory=lambda: Failure("not asked yet"))
     life: int = 0
     checked: WeakKeyDictionary[Any, tuple[int, bool]] = field(default_factory=WeakKeyDictionary)
@@ -58,13 +65,14 @@ class Server:
 
     def answered(self) -> None:
         """Take note that it works."""
-        self.failures, self.down_until = 0, 0.0
+        self.failures, self.down_until, self.hangs = 0, 0.0, False
 
-    def failed(self, failure: Failure) -> None:
+    def failed(self, failure: Failure, took: float) -> None:
         """Take note that it does not, and leave it alone for a while; a failure that is known is passed over."""
         if failure is self.last_failure:
             return
         self.last_failure = failure
+        self.hangs |= took > _QUICK_S
         self.life += failure.status != TOO_MANY_REQUESTS
         if monotonic() >= self.down_until:  # else it was asked before it was known to be down
             self.failures += 1
@@ -77,6 +85,9 @@ class Servers:
     A request goes to the server with the fewest under way, of those that did not fail lately. Where it fails, another
     server is asked at once; only when none is left it pauses.
 
+    A server that hangs gets no request while others do not, since it would keep that waiting as well. It gets a copy of
+    one, again after each pause, until it answers; nobody waits for that.
+
     Args:
         settings: Which servers, and how they are asked.
     """
@@ -88,7 +99,11 @@ class Servers:
         self._client = open_client(settings)
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections, and call off what nobody waits for."""
+        trials = [server.trial for server in self._servers if server.trial is not None]
+        for trial in trials:
+            trial.cancel()
+        await asyncio.gather(*trials, return_exceptions=True)
         await self._client.aclose()
 
     async def anywhere(self, exchange: Callable[[Server], Awaitable[T]]) -> T:
@@ -109,8 +124,11 @@ class Servers:
             for _ in range(most):
                 server = self._next()
                 rest = server.down_until - monotonic()
-                if failures and rest > 0:  # it is down, and so are all others
+                if failures and rest > 0:  # it is down, and all others are or hang
                     await asyncio.sleep(min(rest, max(_pause(len(failures)), failures[-1].wait_s)))
+                    server = self._next()  # one that hung may have answered
+                if not server.hangs:
+                    self._try_out(exchange)
                 try:
                     return await self._with(server, exchange)
                 except Failure as failure:
@@ -124,16 +142,32 @@ class Servers:
     def _next(self) -> Server:
         now = monotonic()
         return min(
-            self._servers, key=lambda server: (max(0.0, server.down_until - now), server.under_way, server.asked)
+            self._servers,
+            key=lambda server: (server.hangs, max(0.0, server.down_until - now), server.under_way, server.asked),
         )
 
+    def _try_out(self, exchange: Callable[[Server], Awaitable[Any]]) -> None:
+        """Begin an exchange on each server that hung and was left alone since, beside the caller's and his slot."""
+        for server in self._servers:
+            idle = server.trial is None or server.trial.done()
+            if server.hangs and idle and monotonic() >= server.down_until:
+                server.trial = asyncio.ensure_future(self._trial(server, exchange))
+
+    async def _trial(self, server: Server, exchange: Callable[[Server], Awaitable[Any]]) -> None:
+        with suppress(Failure, RemoteError):  # which the server remembers, or tells whoever asks it next
+            await self._with(server, exchange)
+
     async def _with(self, server: Server, exchange: Callable[[Server], Awaitable[T]]) -> T:
+        began = monotonic()
         server.asked += 1
         server.under_way += 1
         try:
             result = await exchange(server)
         except Failure as failure:
-            server.failed(failure)
+            server.failed(failure, monotonic() - began)
+            raise
+        except RemoteError:
+            server.answered()  # a refusal is an answer
             raise
         finally:
             server.under_way -= 1

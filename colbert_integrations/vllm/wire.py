@@ -143,11 +143,11 @@ def read_rows(url: str, answer: Any, counts: Sequence[int], dim: int | None, dty
     Raises:
         RemoteMismatchError: If there is not one vector of that dimension for each token.
     """
-    parts = [_bytes(url, item) for item in _in_order(url, answer, "data", len(counts))]
+    parts = [_bytes(url, item) for item in _in_order(url, answer, len(counts))]
     itemsize = np.dtype(_DTYPES[dtype]).itemsize
     dims = {len(part) / itemsize / count for part, count in zip(parts, counts, strict=True)}
     found = dims.pop()
-    if dims or not found.is_integer():
+    if dims or not found or not found.is_integer():
         raise RemoteMismatchError(f"{url} does not give one vector for each token: is its task 'token_embed'?", url)
     if dim is not None and found != dim:
         raise RemoteMismatchError(
@@ -166,14 +166,13 @@ def _bytes(url: str, item: dict[str, Any]) -> bytes:
         raise _not_understood(url, item) from error
 
 
-def read_scores(url: str, answer: Any, count: int, *, ranked: bool) -> list[float]:
-    """The scores of an answer, in the order of the documents.
+def read_scores(url: str, answer: Any, count: int) -> list[float]:
+    """The scores of an answer of ``/score``, in the order of the documents.
 
     Args:
         url: The server.
         answer: Its answer.
         count: How many documents there are.
-        ranked: Whether it is an answer of ``/rerank``, instead of ``/score``.
 
     Returns:
         A score for each.
@@ -181,20 +180,22 @@ def read_scores(url: str, answer: Any, count: int, *, ranked: bool) -> list[floa
     Raises:
         RemoteMismatchError: If it has others.
     """
-    place, name = ("results", "relevance_score") if ranked else ("data", "score")
     try:
-        return [float(item[name]) for item in _in_order(url, answer, place, count)]
+        return [float(item["score"]) for item in _in_order(url, answer, count)]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _not_understood(url, answer) from error
 
 
-def _in_order(url: str, answer: Any, place: str, count: int) -> list[dict[str, Any]]:
-    """The items of an answer by their index, of which each must be there once."""
+def _in_order(url: str, answer: Any, count: int) -> list[dict[str, Any]]:
+    """The items of an answer by their index, of which each must be there once, and no other."""
     try:
-        items = {item["index"]: item for item in answer[place]}
-        return [items[index] for index in range(count)]
+        items = sorted(answer["data"], key=lambda item: item["index"])
+        found = [item["index"] for item in items]
     except (KeyError, TypeError) as error:
         raise _not_understood(url, answer) from error
+    if found != list(range(count)):
+        raise _not_understood(url, answer)
+    return items
 
 
 def _not_understood(url: str, answer: Any) -> RemoteError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import os
 import pickle
 import signal
 import subprocess
@@ -20,10 +21,14 @@ import torch
 
 import checkpoints
 from colbert_integrations import ColBERT
+from colbert_integrations.encoder.remote import _UnderWay
 from colbert_integrations.errors import InputError
 from colbert_integrations.vllm import VLLMForward, VLLMScorer
+from colbert_integrations.vllm.link import Link
+from colbert_integrations.vllm.servers import Servers
+from colbert_integrations.vllm.settings import ServerSettings
 from vllm_double import Double, Fault
-from waiting import PATIENCE_S, until, until_async
+from waiting import PATIENCE_S, is_in, until, until_async
 
 TEXTS = ["a fox", "the cat runs"]
 
@@ -148,7 +153,8 @@ def test_an_interrupted_call_calls_its_requests_off(double: Double, model) -> No
     double.faults.append(Fault(hold=threading.Event()))
 
     def interrupt() -> None:
-        until(lambda: not double.faults)  # the request is there
+        # The request is there, and has been noted here: one that comes before that leaves it to its end.
+        until(lambda: not double.faults and is_in(threading.main_thread(), _UnderWay.__iter__))
         for _ in range(5):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             # One that comes just before the thread goes to sleep is seen when it wakes up, so send another.
@@ -247,6 +253,31 @@ input()
         until(lambda: double.under_way)
         stdout, stderr = process.communicate("\n", timeout=PATIENCE_S)
     assert (process.returncode, stdout, stderr) == (0, "", "")
+
+
+def test_a_fork_waits_for_no_thread_of_its_parent_that_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    connecting, hold = threading.Event(), threading.Event()
+
+    def connect() -> Servers:
+        if os.getpid() != -1:
+            connecting.set()
+            assert hold.wait(PATIENCE_S)
+        return Servers(ServerSettings(("http://a",)))
+
+    async def job(servers: Servers) -> bool:
+        return isinstance(servers, Servers)
+
+    link = Link(connect)
+    with ThreadPoolExecutor(2) as pool:
+        parent = pool.submit(link.start, job)
+        assert connecting.wait(PATIENCE_S)
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: -1)
+            assert link.start(job).result(PATIENCE_S)  # while the other one still connects
+            link.close()
+        hold.set()
+        assert parent.result(PATIENCE_S).result(PATIENCE_S)  # it was still connecting
+    link.close()
 
 
 # -------------------------------------------------------------------------------------------------- copies and pickles

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -21,10 +22,11 @@ from colbert_integrations.errors import (
     RemoteUnavailableError,
 )
 from colbert_integrations.vllm import VLLMForward
-from colbert_integrations.vllm.servers import Server
-from colbert_integrations.vllm.wire import Failure
+from colbert_integrations.vllm.servers import Server, Servers
+from colbert_integrations.vllm.settings import ServerSettings
+from colbert_integrations.vllm.wire import Failure, read_rows
 from vllm_double import NAME, Double, Fault, refuse
-from waiting import PATIENCE_S, until
+from waiting import PATIENCE_S, until, until_async
 
 # As a server answers whose engine has died.
 DEAD = {"error": {"message": "EngineDeadError", "type": "InternalServerError", "param": None, "code": 500}}
@@ -168,6 +170,9 @@ def test_errors_survive_a_pickle() -> None:
         ("/pooling", {"data": [{"index": 0, "data": "no base64"}]}, "gave an answer that is not vLLM's"),
         ("/pooling", {"data": [{"index": 0, "data": "AAAA"}]}, "not give one vector for each token"),
         ("/pooling", {"data": [{"index": 1, "data": "AAAA"}]}, "gave an answer that is not vLLM's"),
+        ("/pooling", {"data": [{"index": 0, "data": "AAAA"}] * 2}, "gave an answer that is not vLLM's"),
+        ("/pooling", {"data": [{"index": i, "data": "AAAA"} for i in (0, 1)]}, "gave an answer that is not vLLM's"),
+        ("/pooling", {"data": [{"index": 0, "data": ""}]}, "not give one vector for each token"),
         ("/pooling", [], "gave an answer that is not vLLM's"),
         ("/v1/models", {"models": []}, "is it a vLLM server?"),
         ("/v1/models", {"data": [{"name": "a"}]}, "is it a vLLM server?"),
@@ -294,6 +299,13 @@ def test_vectors_of_another_kind(alter: Callable, message: str, double: Double, 
     for options in ({}, {"truncate_dim": 4}):  # which are cut only here
         with pytest.raises(RemoteMismatchError, match=message):
             model(**options).encode_document(TEXTS)
+
+
+def test_vectors_of_no_dimension_are_not_taken_where_any_is_allowed() -> None:
+    answer = {"data": [{"index": 0, "data": ""}]}
+    with pytest.raises(RemoteMismatchError, match="does not give one vector for each token") as caught:
+        read_rows("http://a", answer, [3], None, "float16")
+    assert caught.value.url == "http://a"
 
 
 def test_servers_of_different_weights_are_not_mixed(double: Double, model: Model, folder) -> None:
@@ -508,11 +520,152 @@ def test_a_server_is_left_alone_for_longer_each_time(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("colbert_integrations.vllm.servers._FIRST_PAUSE_S", 0.5)
     server, pauses = Server("http://a"), []
     for _ in range(8):
-        server.failed(Failure("no answer"))
-        server.failed(Failure("one that was asked at the same time"))
+        server.failed(Failure("no answer"), 0.0)
+        server.failed(Failure("one that was asked at the same time"), 0.0)
         pauses.append(server.down_until - now[0])
         now[0] = server.down_until
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30]
     server.answered()
-    server.failed(Failure("slow down", 429, wait_s=7.0))
+    server.failed(Failure("slow down", 429, wait_s=7.0), 0.0)
     assert server.down_until - now[0] == 7
+
+
+# -------------------------------------------------------------------------------------------------- one that hangs
+
+
+class Farm:
+    """Servers ``http://a`` and ``http://b``, of which some hang, on a clock of its own.
+
+    Attributes:
+        now: The time.
+        behaviour: What each does: it answers, fails at once, hangs until its time is over, or waits for ``ends``.
+        asked: Who was asked, in order.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: object) -> None:
+        self.now = 100.0
+        monkeypatch.setattr("colbert_integrations.vllm.servers.monotonic", lambda: self.now)
+        self.servers = Servers(ServerSettings(("http://a", "http://b"), **settings))
+        self.behaviour = {"http://a": "hangs", "http://b": "answers"}
+        self.ends = asyncio.Event()
+        self.asked: list[str] = []
+
+    async def exchange(self, server: Server) -> str:
+        self.asked.append(server.url)
+        does = self.behaviour[server.url]
+        if does == "waits":
+            await self.ends.wait()
+            does = self.behaviour[server.url]
+        if does == "hangs":
+            self.now += 120
+        if does == "refuses":
+            raise RemoteRefusedError("no", server.url, 400)
+        if does != "answers":
+            raise Failure(does)
+        return server.url
+
+    async def ask(self, count: int = 1, *, after: float = 60) -> set[str]:
+        """Send requests at the same time, after a pause; gives who answered."""
+        self.asked.clear()
+        self.now += after
+        calls = asyncio.gather(*(self.servers.anywhere(self.exchange) for _ in range(count)))
+        return set(await asyncio.wait_for(calls, PATIENCE_S))
+
+    async def settle(self) -> None:
+        """Let a trial end."""
+        await asyncio.gather(*(server.trial for server in self.servers._servers if server.trial))
+
+
+@pytest.fixture
+async def farm(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Farm]:
+    """One whose first server has kept a request waiting."""
+    made = Farm(monkeypatch)
+    assert await made.ask() == {"http://b"}
+    assert made.asked == ["http://a", "http://b"]
+    yield made
+    await made.servers.aclose()
+
+
+async def test_a_server_that_hangs_keeps_one_request_waiting_and_no_other(farm: Farm) -> None:
+    farm.behaviour["http://a"] = "waits"
+    for copies in (1, 0, 0):
+        assert await farm.ask(20) == {"http://b"}  # whom nobody would answer who waited for a
+        assert farm.asked.count("http://a") == copies
+    farm.behaviour["http://a"] = "hangs"
+    farm.ends.set()
+    await farm.settle()
+    for after, copies in ((0, 0), (60, 1)):
+        assert await farm.ask(20, after=after) == {"http://b"}
+        assert farm.asked.count("http://a") == copies
+
+
+async def test_a_trial_takes_no_request_s_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    farm = Farm(monkeypatch, concurrency=1)
+    for does in ("hangs", "waits"):
+        farm.behaviour["http://a"] = does
+        assert await farm.ask(3) == {"http://b"}
+    await farm.servers.aclose()
+
+
+@pytest.mark.parametrize("does", ["answers", "refuses"])
+async def test_a_server_that_hung_is_asked_again_once_it_answers(does: str, farm: Farm) -> None:
+    farm.behaviour["http://a"] = does
+    assert await farm.ask() == {"http://b"}
+    await farm.settle()
+    farm.behaviour["http://a"] = "answers"
+    assert await farm.ask(2) == {"http://a", "http://b"}
+
+
+async def test_a_server_that_hung_is_not_asked_where_another_fails_for_a_moment(farm: Farm) -> None:
+    farm.behaviour |= {"http://a": "waits", "http://b": "waits"}
+    call = asyncio.ensure_future(farm.ask(2))
+    await until_async(lambda: len(farm.asked) == 3)  # the copy and both requests
+    farm.servers._servers[1].failed(Failure("503"), 0.0)
+    farm.behaviour["http://b"] = "answers"
+    assert await asyncio.wait_for(farm.servers.anywhere(farm.exchange), PATIENCE_S) == "http://b"
+    farm.ends.set()
+    assert await call == {"http://b"}
+
+
+async def test_a_server_that_hung_is_asked_after_a_pause_in_which_it_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    farm = Farm(monkeypatch, retries=0)
+    assert await farm.ask() == {"http://b"}
+    farm.behaviour |= {"http://a": "answers", "http://b": "fails"}
+    assert await farm.ask() == {"http://a"}
+    assert farm.asked == ["http://b", "http://a", "http://a"]
+    await farm.servers.aclose()
+
+
+async def test_a_server_that_hung_and_now_fails_at_once_is_still_tried_first(farm: Farm) -> None:
+    farm.behaviour["http://a"] = "fails"
+    for _ in range(3):
+        assert await farm.ask() == {"http://b"}
+        await farm.settle()
+        assert farm.asked == ["http://b", "http://a"]
+
+
+async def test_where_all_hang_they_are_asked_as_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    farm = Farm(monkeypatch, retries=0)
+    farm.behaviour["http://b"] = "hangs"
+    for _ in range(2):
+        with pytest.raises(RemoteUnavailableError, match="attempt 2 of 2"):
+            await farm.ask()
+        assert farm.asked == ["http://a", "http://b"]
+    farm.behaviour["http://a"] = "answers"
+    assert await farm.ask() == {"http://a"}
+    await farm.servers.aclose()
+
+
+def test_closing_calls_a_trial_off(
+    double: Double, second: Double, model: Model, local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("colbert_integrations.vllm.servers._QUICK_S", 0.0)  # whoever fails now hangs
+    hangs = threading.Event()
+    double.faults += [Fault(503, path="/v1/models"), Fault(hold=hangs, path="/v1/models")]
+    made = model(double.url, second.url)
+    assert encodes(made, local)
+    while double.count("/v1/models") < 2:
+        assert encodes(made, local)
+    until(lambda: double.under_way == 1)  # what hangs there, while all others have been answered
+    made.close()
+    until(lambda: double.given_up == 1)

@@ -121,12 +121,12 @@ def test_long_lists_go_in_parts(served, scorer) -> None:
     made = scorer("stanford")
     ranked = made.rank(QUERY, documents)
     assert sorted(entry.index for entry in ranked) == [*range(300)]
+    if isinstance(served["bert"], Double):
+        parts = [len(body["documents"]) for path, body in served["bert"].asked if path == "/score"]
+        assert (max(parts), sum(parts)) == (64, len(set(documents)))
     scores = {entry.index: entry.score for entry in ranked}
     for index in (0, 63, 64, 299):
         assert made.score(QUERY, [documents[index]]) == pytest.approx([scores[index]], abs=1e-4)
-    if isinstance(served["bert"], Double):
-        parts = [len(body["documents"]) for path, body in served["bert"].asked if path == "/rerank"]
-        assert (max(parts), sum(parts)) == (64, len(set(documents)))
 
 
 async def test_async_does_the_same(scorer) -> None:
@@ -179,13 +179,13 @@ def test_a_checkpoint_is_a_name_or_a_path(given) -> None:
 
 
 def test_failures_are_asked_again_and_refusals_are_not(double: Double, made: VLLMScorer) -> None:
-    double.faults += [Fault(503, path="/rerank"), Fault(hang_up=True, path="/rerank")]
+    double.faults += [Fault(503, path="/score"), Fault(hang_up=True, path="/score")]
     assert len(made.rank(QUERY, DOCUMENTS)) == 5
     double.asked.clear()
-    double.faults.append(Fault(400, {"error": {"type": "BadRequestError", "message": "no"}}, path="/rerank"))
-    with pytest.raises(RemoteRefusedError, match="/rerank: 400 BadRequestError: no"):
+    double.faults.append(Fault(400, {"error": {"type": "BadRequestError", "message": "no"}}, path="/score"))
+    with pytest.raises(RemoteRefusedError, match="/score: 400 BadRequestError: no"):
         made.rank(QUERY, DOCUMENTS)
-    assert double.count("/rerank") == 1
+    assert double.count("/score") == 1
     double.faults += [Fault(500, path="/score")] * 4
     with pytest.raises(RemoteUnavailableError, match="attempt 4 of 4"):
         made.score(QUERY, DOCUMENTS)
@@ -200,19 +200,19 @@ def test_a_name_that_is_not_served(double: Double) -> None:
 @pytest.mark.parametrize(
     ("body", "error", "message"),
     [
-        ({"results": []}, RemoteMismatchError, "gave an answer that is not vLLM's"),
-        ({"results": [{"index": 0, "relevance_score": "high"}]}, RemoteMismatchError, "an answer that is not vLLM's"),
-        ('{"results": [{"index": 0, "relevance_score": NaN}]}', NonFiniteError, "document 0 scores nan"),
+        ({"data": []}, RemoteMismatchError, "gave an answer that is not vLLM's"),
+        ({"data": [{"index": 0, "score": "high"}]}, RemoteMismatchError, "an answer that is not vLLM's"),
+        ('{"data": [{"index": 0, "score": NaN}]}', NonFiniteError, "document 0 scores nan"),
     ],
 )
 def test_answers_that_can_not_be(body, error, message, double: Double, made: VLLMScorer) -> None:
-    double.faults.append(Fault(200, body, path="/rerank"))
+    double.faults.append(Fault(200, body, path="/score"))
     with pytest.raises(error, match=message):
         made.rank(QUERY, ["a"])
 
 
 async def test_a_cancelled_call_calls_its_requests_off(double: Double, made: VLLMScorer) -> None:
-    double.faults += [Fault(hold=threading.Event(), path="/rerank")] * 3
+    double.faults += [Fault(hold=threading.Event(), path="/score")] * 3
     task = asyncio.create_task(made.arank(QUERY, [f"{i}" for i in range(150)]))
     await until_async(lambda: double.under_way == 3)
     task.cancel()
