@@ -527,6 +527,7 @@ class ColBERT:
         with self._lock:
             self._closed += 1
             self._encoder = None
+            self._loading = SingleFlight[Encoder]()  # who comes from now on gets what is in the files from now on
             self._cache = DocumentCache(self.settings.cache_bytes)
         self._worker.close()
         if isinstance(self._forward, RemoteForward):
@@ -565,9 +566,11 @@ class ColBERT:
             return encoder
         encoder, weights, name = self._load()
         with self._lock:
-            self._spec, self._weights, self._name = encoder.spec, weights, name
-            # Closed meanwhile, it is for the calls that wait for it alone.
-            self._encoder = encoder if self._closed == closed else None
+            current = self._closed == closed  # else it is for the calls alone that have waited for it
+            if current or self._spec is None:
+                self._spec, self._weights, self._name = encoder.spec, weights, name
+            if current:
+                self._encoder = encoder
         self._log_load(encoder.spec.layout, perf_counter() - start)
         return encoder
 

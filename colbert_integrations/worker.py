@@ -31,10 +31,15 @@ def begin(executor: Executor, function: Callable[P, T], *args: P.args, **kwargs:
 
     Returns:
         What it returns or raises, to come.
+
+    Raises:
+        RuntimeError: If the system has no more threads.
     """
     try:
         return executor.submit(function, *args, **kwargs)
-    except RuntimeError:
+    except RuntimeError as refused:
+        if "schedule new futures" not in str(refused):  # such as of threads, when the executor has it in its queue
+            raise
         done = Future[T]()
         try:
             done.set_result(function(*args, **kwargs))

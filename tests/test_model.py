@@ -359,6 +359,7 @@ def test_a_set_of_words_makes_the_same_settings_in_each_process() -> None:
         lambda sequences: torch.randn(sum(len(s.ids) for s in sequences) + 1, 32),
         lambda sequences: torch.randn(sum(len(s.ids) for s in sequences) - 1, 32),
         lambda sequences: torch.randn(sum(len(s.ids) for s in sequences), 7),
+        lambda sequences: torch.randn(sum(len(s.ids) for s in sequences), 32),
         lambda sequences: torch.randn(1, sum(len(s.ids) for s in sequences), 32),
         lambda sequences: [[0.0] * 32 for s in sequences for _ in s.ids],
         lambda sequences: None,
@@ -524,6 +525,27 @@ def test_a_model_can_be_closed_while_it_is_loaded(
     monkeypatch.setattr(ColBERT, "_load", load)
     assert len(model.encode_query("a")) == 1
     assert model.loaded
+
+
+def test_who_comes_after_a_close_does_not_get_what_was_being_loaded_before(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, load = ColBERT.shared(checkpoint("stanford"), device="cpu", query_length=17), ColBERT._load
+    encoders = list[Any]()
+
+    def closing(self: ColBERT) -> Any:
+        loaded = load(self)
+        encoders.append(loaded[0])
+        if len(encoders) == 1:
+            self.close()
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(self.encode_query, "b").result(timeout=60)
+        return loaded
+
+    monkeypatch.setattr(ColBERT, "_load", closing)
+    model.encode_query("a")
+    assert len(encoders) == 2
+    assert model._encoder is encoders[1], "the later load stays, whichever ends last"
 
 
 @pytest.mark.parametrize("name", ["stanford", "stanford_xlmr", "pylate_layers", "plain"])

@@ -40,3 +40,17 @@ def test_what_can_not_begin_elsewhere_once_the_main_thread_has_ended_runs_here()
     assert begin(executor, threading.get_ident).result() == threading.get_ident()
     with pytest.raises(ZeroDivisionError):
         begin(executor, divmod, 1, 0).result()
+
+
+def test_where_the_system_has_no_more_threads_nothing_is_done_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    done = list[int]()
+    with ThreadPoolExecutor(1) as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(RuntimeError, match="new thread"):
+                begin(executor, done.append, 1)
+        begin(executor, done.append, 2).result()
+    assert done.count(1) <= 1, "the executor may have it in its queue still"

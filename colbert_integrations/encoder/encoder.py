@@ -255,6 +255,8 @@ class _BatchRunner:
     def __init__(self, forward: Forward, spec: ColBERTSpec) -> None:
         self._forward = forward
         self._spec = spec
+        # Of a plain encoder, whose configuration may call its width by any name, any is taken.
+        self._width = spec.projection[-1].out_features if spec.projection else None
         self._device = torch.device(getattr(forward, "device", None) or "cpu")
         # What a text without tokens gives; a forward pass elsewhere need not have a device.
         self.no_vectors = torch.empty(0, spec.dim, dtype=torch.float32, device=self._device)
@@ -279,7 +281,7 @@ class _BatchRunner:
     @torch.no_grad()
     def finish(self, vectors: torch.Tensor, sequences: list[TokenSequence]) -> list[torch.Tensor]:
         """Keep what counts, cut dimensions, normalise: one ``(kept, dim)`` float32 matrix per sequence."""
-        _check_vectors(vectors, sequences, self._spec.dim if self._spec.projection else 0)
+        _check_vectors(vectors, sequences, self._width)
         chosen = vectors[send(_kept_rows(sequences), vectors.device)].float()  # (kept, dim)
         if self._spec.truncate_dim is not None:
             chosen = chosen[:, : self._spec.truncate_dim]  # before normalising, so that what is left is unit again
@@ -288,16 +290,13 @@ class _BatchRunner:
         return list(torch.split(chosen, [len(sequence.kept) for sequence in sequences]))
 
 
-def _check_vectors(vectors: object, sequences: list[TokenSequence], dim: int) -> None:
-    """Refuse what a forward pass of the user's own must not return: rows of other tokens would be scored.
-
-    Of a plain encoder, whose configuration may call its width by any name, any is taken (``dim=0``).
-    """
+def _check_vectors(vectors: object, sequences: list[TokenSequence], width: int | None) -> None:
+    """Refuse what a forward pass of the user's own must not return: rows of other tokens would be scored."""
     tokens = sum(len(sequence.ids) for sequence in sequences)
     shape = tuple(getattr(vectors, "shape", ()))
-    if not isinstance(vectors, torch.Tensor) or len(shape) != 2 or shape[0] != tokens or shape[1] < dim:
-        raise ColBERTError(  # not for the texts, of which others would be tried
-            f"forward must return a tensor (tokens, dim), here ({tokens}, {dim or 'any'}), "
+    if not isinstance(vectors, torch.Tensor) or len(shape) != 2 or shape[0] != tokens or width not in (None, shape[1]):
+        raise ColBERTError(  # no InputError, which would be taken for one of these texts, and others tried
+            f"forward must return a tensor (tokens, dim), here ({tokens}, {width or 'any'}), "
             f"not {type(vectors).__name__} {shape}"
         )
 

@@ -364,16 +364,20 @@ class ColBERTRetriever(BaseRetriever):
     def _followed(self, adding: _Adding, index: ColBERTIndex) -> Iterator[None]:
         """Note what those nodes lead to that the body stores; at its end, raise for those that could not be stored."""
         added, failures = [node.node_id for node in adding.nodes], adding.failures
-        before = dict(self.object_map)
-        # First: nodes are stored window by window, and found at once, also if the store fails before the last.
-        self.object_map.update({node.index_id: node.obj for node in _leading_away(adding.nodes)})
+        leading = _leading_away(adding.nodes)
+        before = {node.index_id: self.object_map[node.index_id] for node in leading if node.index_id in self.object_map}
+        # First: nodes are stored window by window, and found at once.
+        self.object_map.update({node.index_id: node.obj for node in leading})
         try:
             yield
         except AddError as error:
             added, failures = error.added, {**failures, **error.failures}
+        except BaseException:
+            self._follow(adding.nodes)  # some are stored, and nobody knows which; the others lead nobody anywhere
+            raise
         stored = set(added)
         self._follow([node for node in adding.nodes if node.node_id in stored])
-        self._restore([node for node in adding.nodes if node.node_id not in stored], before)
+        self._restore(leading, stored, before)
         if failures:
             raise AddError(failures, added, index)
 
@@ -384,13 +388,14 @@ class ColBERTRetriever(BaseRetriever):
             self.object_map[node.index_id] = node.obj
             self._leading[node.node_id] = node.index_id
 
-    def _restore(self, nodes: Sequence[BaseNode], before: Mapping[str, Any]) -> None:
-        """Note what others led to before nodes came that could not be stored."""
-        for node in _leading_away(nodes):
-            if node.index_id in before:
-                self.object_map[node.index_id] = before[node.index_id]
-            elif node.index_id not in self._leading.values():
-                self.object_map.pop(node.index_id, None)
+    def _restore(self, nodes: Sequence[IndexNode], stored: set[str], before: Mapping[str, Any]) -> None:
+        """Note again what was led to before nodes came of which some could not be stored."""
+        kept = {node.index_id for node in nodes if node.node_id in stored}
+        for key in {node.index_id for node in nodes} - kept:
+            if key in before:
+                self.object_map[key] = before[key]
+            else:
+                self.object_map.pop(key, None)
 
     def _forget_objects(self, node_ids: Sequence[str]) -> None:
         """Drop what these nodes lead to, unless another one leads there."""

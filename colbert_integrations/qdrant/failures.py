@@ -71,6 +71,8 @@ _TOO_LARGE = re.compile(
 )
 # What REST says with 403, and gRPC with the code of what REST says with 500.
 _LOCKED = "Storage locked"
+# Said by gRPC here, with a code of servers, where the store was closed while it waited.
+_CLOSED = "Channel closed"
 _SHOWN = 300
 
 
@@ -144,6 +146,8 @@ def failure_of(error: Exception, asked: str, *, several: bool = False) -> Failur
         # Whether by the sync or the async client, an answer has a code; RpcError itself does not say so.
         code, details = (getattr(error, name, str)() for name in ("code", "details"))
         said = str(details or error)
+        if _CLOSED in said:
+            return _refused(asked, None, said)
         return _refused(asked, _FORBIDDEN if _LOCKED in said else _STATUS_OF_CODE.get(code), said)
     if isinstance(error, (json.JSONDecodeError, AssertionError)):  # the client asserts what an answer holds
         return Failure(StoreServerError(f"{asked} got an answer that is not Qdrant's: is it a proxy's page? ({error})"))

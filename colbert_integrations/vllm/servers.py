@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar
@@ -121,12 +120,12 @@ class Servers:
         """
         async with self._slots:
             most, failures = len(self._servers) + self._settings.retries, list[Failure]()
-            for _ in range(most):
-                server = self._next()
+            for attempt in range(1, most + 1):
+                server = self._next(last=attempt == most)
                 rest = server.down_until - monotonic()
                 if failures and rest > 0:  # it is down, and all others are or hang
                     await asyncio.sleep(min(rest, max(_pause(len(failures)), failures[-1].wait_s)))
-                    server = self._next()  # one that hung may have answered
+                    server = self._next(last=attempt == most)  # one that hung may have answered
                 if not server.hangs:
                     self._try_out(exchange)
                 try:
@@ -139,12 +138,15 @@ class Servers:
         tried = f"attempt {most} of {most}; servers: {', '.join(self._settings.urls)}"
         raise RemoteUnavailableError(f"{server.url}: {said} ({tried})", server.url, failures[-1].status)
 
-    def _next(self) -> Server:
+    def _next(self, *, last: bool) -> Server:
+        """The one to ask; for the last time also one that hung, which nobody would know to be well again otherwise."""
+
+        def rank(server: Server) -> tuple[bool, float, int, int]:
+            down = max(0.0, server.down_until - now)
+            return server.hangs and not last, down, server.under_way, server.asked
+
         now = monotonic()
-        return min(
-            self._servers,
-            key=lambda server: (server.hangs, max(0.0, server.down_until - now), server.under_way, server.asked),
-        )
+        return min(self._servers, key=rank)
 
     def _try_out(self, exchange: Callable[[Server], Awaitable[Any]]) -> None:
         """Begin an exchange on each server that hung and was left alone since, beside the caller's and his slot."""
@@ -154,8 +156,12 @@ class Servers:
                 server.trial = asyncio.ensure_future(self._trial(server, exchange))
 
     async def _trial(self, server: Server, exchange: Callable[[Server], Awaitable[Any]]) -> None:
-        with suppress(Failure, RemoteError):  # which the server remembers, or tells whoever asks it next
+        try:
             await self._with(server, exchange)
+        except (Failure, RemoteError):
+            pass  # which the server remembers, or tells whoever asks it next
+        except Exception as error:  # of this process: whoever sends it here himself meets it again
+            server.failed(Failure(f"{server.url}: {error}"), 0.0)
 
     async def _with(self, server: Server, exchange: Callable[[Server], Awaitable[T]]) -> T:
         began = monotonic()

@@ -711,6 +711,32 @@ def test_nodes_that_can_not_be_stored_lead_where_they_led_before(shared_model: C
     assert set(retriever.object_map) == {"x"}
 
 
+def test_nodes_of_one_name_of_which_some_can_not_be_stored_lead_where_those_do_that_are(shared_model: ColBERT):
+    old, new = (ColBERTRetriever([TextNode(text="lions", id_=name)], model=shared_model) for name in ("old", "new"))
+    retriever = ColBERTRetriever([IndexNode(text="lions", id_="a", index_id="x", obj=old)], model=shared_model)
+    nodes = [IndexNode(text="lions", id_=name, index_id="x", obj=new) for name in ("b", "c")]
+    nodes[1].metadata = {"of": object()}
+    with pytest.raises(AddError):
+        retriever.add_nodes(nodes)
+    assert retriever.object_map["x"] is new
+
+
+def test_what_nodes_lead_to_goes_with_them_also_if_the_store_failed(
+    shared_model: ColBERT, monkeypatch: pytest.MonkeyPatch
+):
+    retriever = ColBERTRetriever(model=shared_model)
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise StoreError("the server is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryStore, "upsert", failing)
+        with pytest.raises(StoreError):
+            retriever.add_nodes([IndexNode(text="lions", id_="a", index_id="x", obj=object())])
+    retriever.delete_nodes(["a"])
+    assert retriever.object_map == {}
+
+
 @pytest.mark.parametrize("impossible", [{"$ne": "nothing"}, None, 5])
 def test_a_document_to_delete_is_named_by_a_string(make: Make, impossible: Any):
     retriever = make()

@@ -1,4 +1,4 @@
-"""Where segments get their memory: a budget that comes back, and merged vectors that take no more than they need.
+"""Where segments get their memory: a budget that comes back.
 
 The device is played by "meta", which holds nothing.
 """

@@ -1366,6 +1366,12 @@ def test_what_grpc_has_other_codes_for_is_tried_again_as_by_http(name: str) -> N
     assert (failure.error.status, failure.again, failure.unsure) == (500, True, True)
 
 
+def test_a_call_of_a_store_that_was_closed_meanwhile_is_not_tried_again() -> None:
+    failure = failure_of(FromGrpc("CANCELLED", "Channel closed!"), "upsert")
+    assert failure is not None
+    assert (failure.error.status, failure.again) == (None, False)
+
+
 def test_a_server_that_is_locked_says_so_by_http_and_by_grpc() -> None:
     said = "Storage locked: a snapshot is taken"
     answers = [

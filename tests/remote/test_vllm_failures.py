@@ -656,6 +656,33 @@ async def test_where_all_hang_they_are_asked_as_others_are(monkeypatch: pytest.M
     await farm.servers.aclose()
 
 
+async def test_a_server_that_hung_is_asked_before_a_call_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    farm = Farm(monkeypatch, retries=0)
+    assert await farm.ask() == {"http://b"}
+    farm.behaviour |= {"http://a": "waits", "http://b": "fails"}  # it is well, but slower than all pauses
+    call = asyncio.ensure_future(farm.ask())
+    await until_async(lambda: farm.asked.count("http://a") == 2)  # the copy, and the call's last try
+    farm.behaviour["http://a"] = "answers"
+    farm.ends.set()
+    assert await call == {"http://a"}
+    await farm.servers.aclose()
+
+
+async def test_a_copy_that_can_not_be_made_here_is_no_news_of_asyncio(farm: Farm) -> None:
+    def broken(server: Server):
+        if server.url == "http://a":
+            raise ValueError("weights that can't be read")
+        return farm.exchange(server)
+
+    farm.now += 60
+    assert await farm.servers.anywhere(broken) == "http://b"
+    [trial] = [server.trial for server in farm.servers._servers if server.trial]
+    await until_async(trial.done)
+    assert trial.exception() is None
+    assert await farm.servers.anywhere(broken) == "http://b"
+    assert farm.servers._servers[0].trial is trial, "not again at once"
+
+
 def test_closing_calls_a_trial_off(
     double: Double, second: Double, model: Model, local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -664,8 +691,7 @@ def test_closing_calls_a_trial_off(
     double.faults += [Fault(503, path="/v1/models"), Fault(hold=hangs, path="/v1/models")]
     made = model(double.url, second.url)
     assert encodes(made, local)
-    while double.count("/v1/models") < 2:
-        assert encodes(made, local)
+    until(lambda: encodes(made, local) and double.count("/v1/models") >= 2)
     until(lambda: double.under_way == 1)  # what hangs there, while all others have been answered
     made.close()
     until(lambda: double.given_up == 1)
