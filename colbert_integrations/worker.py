@@ -1,4 +1,4 @@
-"""Worker: threads of its own for async callers, made on first use."""
+"""Worker: threads of its own for async callers, made on first use; and work begun in an executor, or else here."""
 
 from __future__ import annotations
 

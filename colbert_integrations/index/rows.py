@@ -73,11 +73,6 @@ class PackedRows:
         return next(iter(self.columns.values())).device
 
     @property
-    def is_pinned(self) -> bool:
-        """Whether they are in the host's memory and a GPU can read them there."""
-        return next(iter(self.columns.values())).is_pinned()
-
-    @property
     def lengths(self) -> list[int]:
         """Tokens of each document."""
         return [stop - start for start, stop in pairwise(self.bounds[: len(self) + 1])]
