@@ -58,7 +58,7 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
     """Metadata key under which the score is returned. None: scores are not returned."""
 
     metadata_fields: list[str] = Field(default_factory=list)
-    """Metadata that is scored with the text, a ``name: value`` line each, before it."""
+    """Metadata that is scored with the text, a ``name: value`` line each, before it; none for a value of None."""
 
     document_formatter: SkipJsonSchema[Callable[[Document], str] | None] = None
     """Makes the text that is scored. None: ``metadata_fields`` and the page content."""
@@ -288,7 +288,7 @@ def _ids(documents: Sequence[Any]) -> list[str | None]:
 
 
 def _with_fields(text: str, metadata: Mapping[str, Any], names: list[str]) -> str:
-    return "\n".join([*(f"{name}: {metadata[name]}" for name in names if name in metadata), text])
+    return "\n".join([*(f"{name}: {metadata[name]}" for name in names if metadata.get(name) is not None), text])
 
 
 def _copy(document: Document, score_key: str | None, entry: RankedDocument) -> Document:

@@ -92,8 +92,9 @@ class ColBERTRetriever(BaseRetriever):
 
     Nodes are kept as they are in a ``ColBERTIndex``; what comes back are new nodes, free to change. Scores are Python
     floats. White space around a query is ignored. Of a query with several ``embedding_strs``, such as HyDE makes,
-    each is searched, and a node's score is the highest that it gets. Copies search the same nodes; pickling is refused:
-    ``persist`` and ``from_persist_dir`` are for that.
+    each is searched, and a node's score is the highest that it gets. What says how nodes are searched may be set
+    afterwards too, by the name of its argument. Copies search the same nodes; pickling is refused: ``persist`` and
+    ``from_persist_dir`` are for that.
 
     Args:
         nodes: Nodes to add. They are encoded at once: inside an event loop use ``aadd_nodes``. None: none yet.
@@ -189,15 +190,14 @@ class ColBERTRetriever(BaseRetriever):
         self._fields = _model_fields(index, store, settings)
         self._index, self._store, self._opening = index, store, threading.Lock()
         self.similarity_top_k = similarity_top_k
-        self._filter = store_filter(filters, None if doc_ids is None else _ids("doc_ids", doc_ids))
-        self._node_ids = None if node_ids is None else _ids("node_ids", node_ids)
+        self.filters, self.node_ids, self.doc_ids = filters, node_ids, doc_ids
+        self.normalize_scores, self.score_threshold = normalize_scores, score_threshold
+        self.search, self.candidates, self.explain = search, candidates, explain
+        self.metadata_mode, self.show_progress = _mode(metadata_mode), show_progress
+        self._search_arguments()  # impossible ones are an error now, not at the first query
         check_threshold(score_threshold)
-        self._normalize_scores, self._score_threshold = normalize_scores, score_threshold
         if candidates is not None:
             check_whole_number("candidates", candidates)
-        self._search, self._candidates = search, candidates
-        self._explain = explain
-        self._metadata_mode, self._show_progress = _mode(metadata_mode), show_progress
         if nodes is not None and len(_nodes(nodes)):
             self.add_nodes(nodes)
 
@@ -274,7 +274,7 @@ class ColBERTRetriever(BaseRetriever):
         Raises:
             StoreError: If it can't be written, or the store is kept elsewhere anyway.
         """
-        self.index.save(path, show_progress=self._show_progress)
+        self.index.save(path, show_progress=self.show_progress)
 
     def close(self) -> None:
         """Free the model's weights; the nodes stay, and the next call loads the weights again."""
@@ -311,7 +311,7 @@ class ColBERTRetriever(BaseRetriever):
             self.object_map,
             self._leading,
         ]
-        shared += [self._filter] if callable(self._filter) else []
+        shared += [self.filters] if callable(self.filters) else []
         memo.update({id(part): part for part in shared})
         twin = memo[id(self)] = type(self).__new__(type(self))
         vars(twin).update(copy.deepcopy(vars(self), memo))
@@ -346,18 +346,18 @@ class ColBERTRetriever(BaseRetriever):
         """
         index, adding = self._prepared(nodes)
         with self._followed(adding, index):
-            return index.add(*adding.rows, reencode=reencode, show_progress=self._show_progress)
+            return index.add(*adding.rows, reencode=reencode, show_progress=self.show_progress)
 
     def _prepared(self, nodes: Sequence[BaseNode]) -> tuple[ColBERTIndex, _Adding]:
         """The index, and what is to be added to it."""
-        adding = _Adding()
+        adding, mode = _Adding(), _mode(self.metadata_mode)
         for node in _nodes(nodes):
             try:
                 adding.metadatas.append(stored_metadata(node))
                 adding.nodes.append(node)
             except InputError as error:
                 adding.failures[node.node_id] = error
-        adding.texts += [node_text(node, self._metadata_mode) for node in adding.nodes]
+        adding.texts += [node_text(node, mode) for node in adding.nodes]
         return self._checked_index(), adding
 
     @contextmanager
@@ -437,7 +437,7 @@ class ColBERTRetriever(BaseRetriever):
         """Do what ``add_nodes`` does without blocking the event loop; see there."""
         index, adding = await asyncio.to_thread(self._prepared, nodes)
         with self._followed(adding, index):
-            return await index.aadd(*adding.rows, reencode=reencode, show_progress=self._show_progress)
+            return await index.aadd(*adding.rows, reencode=reencode, show_progress=self.show_progress)
 
     async def adelete_nodes(self, node_ids: Sequence[str]) -> None:
         """Do what ``delete_nodes`` does without blocking the event loop; see there."""
@@ -472,15 +472,16 @@ class ColBERTRetriever(BaseRetriever):
         return {**self._fields.about(), "colbert.k": self.similarity_top_k}
 
     def _search_arguments(self) -> dict[str, Any]:
+        doc_ids = None if self.doc_ids is None else _ids("doc_ids", self.doc_ids)
         return {
             "k": self.similarity_top_k,
-            "filter": self._filter,
-            "ids": self._node_ids,
-            "search": self._search,
-            "candidates": self._candidates,
-            "normalize_scores": self._normalize_scores,
-            "score_threshold": self._score_threshold,
-            "explain": self._explain,
+            "filter": store_filter(self.filters, doc_ids),
+            "ids": None if self.node_ids is None else _ids("node_ids", self.node_ids),
+            "search": self.search,
+            "candidates": self.candidates,
+            "normalize_scores": self.normalize_scores,
+            "score_threshold": self.score_threshold,
+            "explain": self.explain,
         }
 
     def _merged(self, found: Sequence[Sequence[Hit]]) -> list[NodeWithScore]:
@@ -498,7 +499,8 @@ class ColBERTRetriever(BaseRetriever):
 
     def _checked_index(self) -> ColBERTIndex:
         """The index, once what only the rooms with torch can judge is known to be right."""
-        self.index.check_search(filter=self._filter, search=self._search)
+        asked = self._search_arguments()
+        self.index.check_search(filter=asked["filter"], search=asked["search"])
         return self.index
 
 

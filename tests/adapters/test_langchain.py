@@ -99,8 +99,8 @@ def test_without_a_score_key_metadata_stay_equal(
 
 
 def test_metadata_fields_are_scored_before_the_text(stanford: dict[str, Any]):
-    document = Document("lions", metadata={"title": "paris", "year": 7, "hidden": "berlin"})
-    reranker = ColBERTReranker(**stanford, metadata_fields=["year", "title", "absent"])
+    document = Document("lions", metadata={"title": "paris", "year": 7, "hidden": "berlin", "author": None})
+    reranker = ColBERTReranker(**stanford, metadata_fields=["year", "title", "absent", "author"])
     [ranked] = reranker.compress_documents([document], QUERY)
     spelt = reranker.compress_documents([Document("year: 7\ntitle: paris\nlions")], QUERY)
     assert score(ranked) == pytest.approx(score(spelt[0]), abs=1e-6)

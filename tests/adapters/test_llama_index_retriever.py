@@ -172,6 +172,26 @@ def test_the_threshold_keeps_what_reaches_it(make: Make):
     assert make(score_threshold=1.1).retrieve(QUERY) == []
 
 
+def test_what_is_set_afterwards_counts_as_if_it_had_been_passed(make: Make):
+    scores = [node.score for node in make(similarity_top_k=6, normalize_scores=False).retrieve(QUERY)]
+    asked = {
+        "filters": {"place": {"$gte": 1}},
+        "node_ids": ["id-0", "id-1", "id-2", "id-3", "id-4"],
+        "normalize_scores": False,
+        "score_threshold": scores[4],
+        "similarity_top_k": 3,
+        "explain": True,
+    }
+    later = make()
+    for name, value in asked.items():
+        setattr(later, name, value)
+    found = later.retrieve(QUERY)
+    assert read(found) == read(make(**asked).retrieve(QUERY))
+    assert found
+    assert {node.node_id for node in found} <= {"id-1", "id-2", "id-3", "id-4"}
+    assert all(node.score >= scores[4] and "explanation" in node.node.metadata for node in found)
+
+
 async def test_search_and_candidates_reach_the_store(make: Make, monkeypatch: pytest.MonkeyPatch):
     retriever, seen = make(search="centroids", candidates=7), list[Any]()
     monkeypatch.setattr(
