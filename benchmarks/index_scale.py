@@ -32,7 +32,8 @@ MIB = 2**20
 K = 10
 SHOWN = [
     "case", "documents per second", "memory MB", "exact ms", "exact batch of 16 ms per query", "centroids ms",
-    "centroids recall@10", "codes ms", "codes recall@10", "save seconds", "load seconds",
+    "centroids recall@10", "codes ms", "codes recall@10", "save seconds",
+    "load and verify seconds", "load seconds",
 ]  # fmt: skip
 
 

@@ -147,8 +147,8 @@ class ColBERTIndex:
             raise AddError(failures, done, self)
         if replaced:
             message = (
-                f"{len(replaced)} of {len(done)} documents gave way to later ones of the same id, such as "
-                f"{replaced[0]!r}: give each document an id of its own, or leave ids out"
+                f"{len(replaced)} of {len(done)} documents were replaced by later ones with the same id, such "
+                f"as {replaced[0]!r}: give each document an id of its own, or leave ids out"
             )
             warnings.warn(message, RepeatedIdsWarning, stacklevel=callers_stacklevel())
 

@@ -49,7 +49,7 @@ class CorpusReport:
         rate = self.documents / self.seconds if self.seconds else 0.0
         given = f"{self.documents:,} document{'s' * (self.documents != 1)}"
         said = f"{given}: {self.encoded:,} encoded, {self.unchanged:,} there already"
-        replaced = f", {self.replaced:,} replaced by later ones of the same id" if self.replaced else ""
+        replaced = f", {self.replaced:,} replaced by later ones with the same id" if self.replaced else ""
         failed = f", {self.failed:,} failed" if self.failed else ""
         return f"{said}{replaced}{failed}; {self.seconds:.1f} s, {rate:,.0f} a second"
 

@@ -25,7 +25,7 @@
 
     TruncationWarning (UserWarning)       text was cut at the model's length
     StaleVectorsWarning (UserWarning)     vectors are kept that other settings may have made
-    RepeatedIdsWarning (UserWarning)      documents gave way to later ones of the same id
+    RepeatedIdsWarning (UserWarning)      documents were replaced by later ones with the same id
 
 Each message names the value that was wrong and what would be right.
 """

@@ -293,14 +293,15 @@ def _check(rows: list[Row], first: int) -> _Checked:
 
 
 def _document(row: Row, name: str) -> _Document:
-    """The document of a row, which errors in its metadata call by a name."""
+    """The document of a row; errors call it by its id, or else by its number."""
     if not isinstance(row.text, str):
-        raise InputError(f"a text must be a string, not {type(row.text).__name__}")
+        hint = "; a document that is a mapping has it under 'text'" if row.text is None else ""
+        raise InputError(f"a text must be a string, not {type(row.text).__name__}{hint}")
     if row.id is not None and (not isinstance(row.id, str) or not row.id):
         raise InputError(f"an id must be a string that is not empty, not {row.id!r}")
     if row.id is not None and any("\ud800" <= letter <= "\udfff" for letter in row.id):  # no server can be asked for it
         raise InputError(f"the id {row.id!r} has half of a surrogate pair")
-    metadata = json_copy(row.metadata, name)
+    metadata = json_copy(row.metadata, f"document {name}" if row.id is None else f"document {name!r}")
     return _Document(_content_id(row.text, metadata) if row.id is None else row.id, row.text, metadata)
 
 

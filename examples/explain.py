@@ -19,7 +19,7 @@ ranked = model.rank(QUESTION, texts, top_n=3, explain=True)
 
 print(ranked[0].explanation)
 
-shown = "<br>".join(entry.explanation._repr_html_() for entry in ranked)  # a notebook shows it by itself
+shown = "<br>".join(entry.explanation.to_html() for entry in ranked)  # a notebook shows it by itself
 PAGE.write_text(f'<!doctype html><meta charset="utf-8"><title>{QUESTION}</title>{shown}', encoding="utf-8")
 print(f"The first three of {len(texts)} passages are explained in {PAGE}")
 

@@ -341,7 +341,7 @@ async def test_queries_may_come_from_a_generator(index: ColBERTIndex, how: str) 
 
 def test_documents_that_share_an_id_are_warned_of(index: ColBERTIndex) -> None:
     chunks = ["the first wing", "the second wing", "the third wing"]
-    said = r"2 of 4 documents gave way to later ones of the same id, such as 'a.txt'"
+    said = r"2 of 4 documents were replaced by later ones with the same id, such as 'a.txt'"
     with pytest.warns(RepeatedIdsWarning, match=said) as caught:
         assert index.add([*chunks, "bread"], ids=["a.txt", "a.txt", "a.txt", "b.txt"]) == ["a.txt"] * 3 + ["b.txt"]
     assert caught[0].filename == __file__
@@ -551,7 +551,9 @@ def test_vectors_that_another_model_brought_meanwhile_are_refused(
         lambda: index.save(tmp_path / "saved"),
     ]
     for call in calls:
-        with pytest.raises(FingerprintError, match=other.fingerprint.digest):
+        with pytest.raises(
+            FingerprintError, match=f"{other.fingerprint.digest}.*; the names are the same, but weights"
+        ):
             call()
     assert (len(index), (tmp_path / "saved").exists()) == (1, False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -76,7 +77,7 @@ def test_documents_that_give_way_to_others_of_their_id_are_counted(tiny: ColBERT
     report = index_corpus(given, tiny, store)
     # Of a the first gave way to another text; of b both are the same.
     assert (report.documents, report.encoded, report.unchanged, report.replaced, report.failed) == (5, 3, 1, 1, 0)
-    assert "3 encoded, 1 there already, 1 replaced by later ones of the same id;" in str(report)
+    assert "3 encoded, 1 there already, 1 replaced by later ones with the same id;" in str(report)
     assert [document.text for document in store.get(["a", "b"])] == ["lions", "paris"]
 
 
@@ -125,6 +126,19 @@ def test_documents_that_can_not_be_stored_are_told_and_take_no_other_with_them(
     assert (report.documents, report.encoded, report.failed) == (9, 4, 5)
     assert "5 failed" in str(report)
     assert "Unicode" in str(told["u"])
+
+
+def test_what_can_not_be_stored_says_why(tiny: ColBERT) -> None:
+    day = datetime.date(2024, 1, 31)
+    bad = [{"txt": "a"}, {"text": "b", "day": day}, {"id": "c", "text": "c", "metadata": {1: 2}}]
+    failures = index_corpus(bad, tiny, MemoryStore()).failures
+    assert [str(failures[name]).split(";")[0] for name in ("number 0", "number 1", "c")] == [
+        "a text must be a string, not NoneType",
+        "the metadata of document number 1 is not JSON at 'day': Object of type date is not JSON serializable",
+        "the metadata of document 'c' has the key 1: keys must be strings",
+    ]
+    assert str(failures["number 0"]).endswith("; a document that is a mapping has it under 'text'")
+    assert str(failures["number 1"]).endswith("; turn it into a string or a number, and NaN into None")
 
 
 def test_what_a_server_can_not_take_takes_no_other_with_it(tiny: ColBERT) -> None:

@@ -89,7 +89,7 @@ ROOMS = {
     "corpus": {".checks", ".colbert_index", ".errors", ".index", ".loading", ".model", ".progress"},
     "adapter": {".colbert_index", ".errors", ".model", ".names", ".ranking", ".settings"}
     | {"pydantic", "typing_extensions"},
-    "langchain": {".adapter", ".checks", ".colbert_index", ".errors", ".index", ".observing", ".ranking"}
+    "langchain": {".adapter", ".checks", ".colbert_index", ".errors", ".index", ".names", ".observing", ".ranking"}
     | {"langchain_core", "pydantic", "typing_extensions"},
     "llama_index": {".adapter", ".checks", ".colbert_index", ".dates", ".errors", ".index", ".observing", ".ranking"}
     | {"llama_index.core", "pydantic", "typing_extensions"},

@@ -28,13 +28,14 @@ _BUNDLED = {
 _FILES = ["*.json", "*.txt", "*.model", "bpe.codes", "*.metadata", "*.jinja", *WEIGHTS]
 _CODE = ["*.py"]
 _OTHERS = [f"{start}{folder}/*" for folder in OTHER_FOLDERS for start in ("", "*/")]
+_LOG_IN = "log in with `hf auth login`, or pass token= to ColBERT"
 # What a user can do, by the name of the hub library's error. Names, since which classes there are, and what they derive
 # from, changed between its releases.
 _ADVICE = {
-    "GatedRepoError": "ask for access on the repository's page, then pass token=",
+    "GatedRepoError": f"ask for access on the repository's page, then {_LOG_IN}",
     "HFValidationError": "it is neither a folder nor the name of a repository, such as organisation/name",
     "IncompleteSnapshotError": "only a part of it was downloaded before; load it once with a connection",
-    "RepositoryNotFoundError": "check the name; a private repository needs token=",
+    "RepositoryNotFoundError": f"check the name; for a private repository {_LOG_IN}",
 }
 
 

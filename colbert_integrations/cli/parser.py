@@ -21,7 +21,10 @@ __all__ = ["PROGRAM", "parse"]
 PROGRAM = "colbert-integrations"
 
 _DESCRIPTION = "ColBERT on the command line: rank, explain, index and search texts by late interaction."
-_EXIT_CODES = "exit codes: 0 done; 1 done, but some documents could not be read or stored; 2 an error; 130 interrupted"
+_EXIT_CODES = (
+    "exit codes: 0 done; 1 done, but some documents could not be read or stored; 2 an error; 130 interrupted; "
+    "141 the reader of the output has gone"
+)
 _WHERE = "a folder, or qdrant+http://host:6333/NAME (its API key is read from QDRANT_API_KEY)"
 _DTYPES = ("float32", "bfloat16", "float16", "int8")
 # Of an index in a folder; Qdrant has the others.
@@ -233,7 +236,12 @@ def _add_form(command: argparse.ArgumentParser) -> None:
 
 
 def _add_scores(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--threshold", type=_number, metavar="SCORE", help="lowest score to show")
+    command.add_argument(
+        "--threshold",
+        type=_number,
+        metavar="SCORE",
+        help="lowest score to show; of sums, or with --normalize from 0 to 1",
+    )
     command.add_argument(
         "--normalize", action="store_true", help="scores from 0 to 1, means over the query's tokens, instead of sums"
     )

@@ -303,11 +303,19 @@ class Explanation:
 
         yield from rich_parts(self)
 
-    def _repr_html_(self) -> str:
-        """HTML for a notebook: one element with its style, without scripts, on light and dark pages."""
+    def to_html(self) -> str:
+        """Write it as an element for a page: with its style, without scripts, for light and dark pages.
+
+        Returns:
+            A ``<div>``; everything of query and document is escaped.
+        """
         from .html import to_html
 
         return to_html(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.to_html()
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw a heat map: query tokens by document tokens, each query token's best match framed.

@@ -115,9 +115,10 @@ def check_ids(ids: Iterable[str]) -> list[str]:
 def check_same(kept: Fingerprint | None, fingerprint: Fingerprint, where: str) -> None:
     """Refuse another model's vectors where those of ``kept`` are; None: not recorded."""
     if kept is not None and kept != fingerprint:
+        alike = "; the names are the same, but weights, markers, prompts, skiplist or expansion are not"
         raise FingerprintError(
             f"{where} holds vectors of {kept}, which do not fit those of {fingerprint}: use that model, or index the "
-            "texts again with this one"
+            f"texts again with this one{alike if kept.model == fingerprint.model else ''}"
         )
 
 
@@ -136,7 +137,7 @@ def checked_metadata(
     for what, column in (("metadatas", metadatas), ("texts", ids if texts is None else texts)):
         if len(column) != len(ids):
             raise InputError(f"{len(ids)} ids but {len(column)} {what}")
-    copies = {name: json_copy(metadata, name) for name, metadata in zip(ids, metadatas, strict=True)}
+    copies = {name: json_copy(metadata, f"document {name!r}") for name, metadata in zip(ids, metadatas, strict=True)}
     return copies, {} if texts is None else dict(zip(ids, texts, strict=True))
 
 
@@ -159,7 +160,8 @@ def checked_documents(
             raise InputError(f"document {name!r} has no vectors, so nothing can find it")
         if text is not None and not isinstance(text, str):
             raise InputError(f"the text of document {name!r} must be a string, not {type(text).__name__}")
-    return ids, texts, [json_copy(metadata, name) for name, metadata in zip(ids, metadatas, strict=True)]
+    copies = [json_copy(metadata, f"document {name!r}") for name, metadata in zip(ids, metadatas, strict=True)]
+    return ids, texts, copies
 
 
 def finite_as(embeddings: TokenEmbeddings, dtype: str, names: Sequence[str] = ()) -> torch.Tensor:

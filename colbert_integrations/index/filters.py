@@ -25,7 +25,7 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date, datetime
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -264,8 +264,10 @@ def _scalar(key: str, value: object) -> Scalar:
     for kind in (int, float):
         if isinstance(value, kind):
             return kind(value)
-    several = "; one of several is {'$in': [...]}" if isinstance(value, (Sequence, set, frozenset)) else ""
-    raise FilterError(f"{key!r} is compared with a string, a number, a boolean or None, not {value!r}{several}")
+    hint = "; one of several is {'$in': [...]}" if isinstance(value, (Sequence, set, frozenset)) else ""
+    if isinstance(value, date):
+        hint = "; write it as the metadata has it, or as a range: {'$gte': ..., '$lt': ...}"
+    raise FilterError(f"{key!r} is compared with a string, a number, a boolean or None, not {value!r}{hint}")
 
 
 def _values(metadata: Mapping[str, Any], key: str) -> list[Any]:

@@ -33,12 +33,12 @@ def _encodable(value: object) -> Any:
 _ENCODER = json.JSONEncoder(allow_nan=False, default=_encodable)
 
 
-def json_copy(metadata: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+def json_copy(metadata: Mapping[str, Any] | None, document: str) -> dict[str, Any]:
     """Copy metadata as it would come back from a file.
 
     Args:
         metadata: JSON-able data with string keys. None: empty.
-        name: Id of the document, for messages.
+        document: What messages call it, such as ``"document 'a'"``.
 
     Returns:
         The same data in plain dictionaries and lists; numbers of NumPy as Python's.
@@ -47,39 +47,39 @@ def json_copy(metadata: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
         InputError: If it is not JSON, a key not a string, or it is nested deeper than 32 levels.
 
     Example:
-        >>> json_copy({"pages": (1, 2)}, "a")
+        >>> json_copy({"pages": (1, 2)}, "document 'a'")
         {'pages': [1, 2]}
     """
     if metadata is None:
         return {}
     if not isinstance(metadata, Mapping):
-        raise InputError(f"the metadata of document {name!r} must be a mapping, not {type(metadata).__name__}")
-    _check_keys(metadata, name, _MOST_LEVELS)
-    return {key: _value_copy(value, key, name) for key, value in metadata.items()}
+        raise InputError(f"the metadata of {document} must be a mapping, not {type(metadata).__name__}")
+    _check_keys(metadata, document, _MOST_LEVELS)
+    return {key: _value_copy(value, key, document) for key, value in metadata.items()}
 
 
-def _value_copy(value: object, key: str, name: str) -> Any:
+def _value_copy(value: object, key: str, document: str) -> Any:
     try:
         return json.loads(_ENCODER.encode(value))
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
-            f"the metadata of document {name!r} is not JSON at {key!r}: {error}; make a string or a number of it, None "
-            "of NaN"
+            f"the metadata of {document} is not JSON at {key!r}: {error}; turn it into a string or a number, and "
+            "NaN into None"
         ) from error
 
 
-def _check_keys(value: object, name: str, levels: int) -> None:
+def _check_keys(value: object, document: str, levels: int) -> None:
     if not levels:
-        raise InputError(f"the metadata of document {name!r} is nested deeper than {_MOST_LEVELS} levels")
+        raise InputError(f"the metadata of {document} is nested deeper than {_MOST_LEVELS} levels")
     # json.dumps would turn other keys into strings without a word.
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise InputError(f"the metadata of document {name!r} has the key {key!r}: keys must be strings")
-            _check_keys(inner, name, levels - 1)
+                raise InputError(f"the metadata of {document} has the key {key!r}: keys must be strings")
+            _check_keys(inner, document, levels - 1)
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            _check_keys(inner, name, levels - 1)
+            _check_keys(inner, document, levels - 1)
 
 
 def clone(value: Any) -> Any:

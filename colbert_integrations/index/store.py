@@ -315,8 +315,8 @@ class Store(ABC):
 
     def __reduce__(self) -> NoReturn:
         raise StoreError(
-            f"a {type(self).__name__} can't be pickled: save() it and load() it in the other process, or open the same "
-            "location there"
+            f"a {type(self).__name__} can't be pickled: save it and load it in the other process, or, where it has a "
+            "location, open the same one there"
         )
 
     # ------------------------------------------------------------------------------------------------- async twins

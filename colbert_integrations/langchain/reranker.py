@@ -43,6 +43,11 @@ class ColBERTReranker(RerankerFields, BaseDocumentCompressor):
     Each call is a run of its own in traces. Inputs stay as they are; outputs are copies that keep id, type and
     metadata. Scores are Python floats.
 
+    Fields, which are the arguments: ``top_n``, ``score_key``, ``score_threshold``, ``normalize_scores``,
+    ``metadata_fields``, ``document_formatter``, ``explain``, ``index``; and those of the model: ``model``, ``device``,
+    ``dtype``, ``query_length``, ``document_length``, ``long_documents``, ``window_overlap``, ``batch_size``,
+    ``colbert_options``.
+
     Example:
         >>> from langchain_core.documents import Document
         >>> reranker = ColBERTReranker(model="bundled/all-MiniLM-L6-v2", top_n=1)

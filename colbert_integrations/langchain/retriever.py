@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -14,6 +14,8 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from typing_extensions import Self
 
 from ..adapter import ModelFields, check_query
+from ..errors import InputError
+from ..names import likely_name
 from .documents import DocumentFilter, columns, document_of, document_of_hit, make_index, store_filter
 from .tracing import figures_on
 
@@ -27,12 +29,20 @@ else:  # what pydantic sees: the real ones come with torch, so they are checked 
 
 __all__ = ["ColBERTRetriever"]
 
+# What a call may say otherwise than the fields.
+_OPTIONS = ("k", "filter", "score_threshold", "search", "candidates", "explain")
+
 
 class ColBERTRetriever(ModelFields, BaseRetriever):
     """Find documents with ColBERT, as a LangChain retriever.
 
     Documents are searched in this process, or wherever the store keeps them. Each result is a new document, free to
     change. Copies search the same documents; dumps carry none, and pickling is refused: save and load are for that.
+
+    Fields, which are the arguments: ``k``, ``filter``, ``search``, ``candidates``, ``normalize_scores``,
+    ``score_threshold``, ``score_key``, ``explain``; ``index``, ``store`` and ``documents`` to begin with; and those of
+    the model: ``model``, ``device``, ``dtype``, ``query_length``, ``document_length``, ``long_documents``,
+    ``window_overlap``, ``batch_size``, ``colbert_options``.
 
     Example:
         >>> retriever = ColBERTRetriever.from_texts(
@@ -289,7 +299,9 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         search: Search | None = None,
         candidates: int | None = None,
         explain: bool | None = None,
+        **unknown: object,
     ) -> list[Document]:
+        _refuse(unknown)
         arguments = self._arguments(k, filter, score_threshold, search, candidates, explain)
         with figures_on(run_manager, lambda: {**self.about(), "colbert.k": arguments["k"]}):
             return self._documents(self.index.search(check_query(query), **arguments))
@@ -305,7 +317,9 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         search: Search | None = None,
         candidates: int | None = None,
         explain: bool | None = None,
+        **unknown: object,
     ) -> list[Document]:
+        _refuse(unknown)
         arguments = self._arguments(k, filter, score_threshold, search, candidates, explain)
         with figures_on(run_manager, lambda: {**self.about(), "colbert.k": arguments["k"]}):
             hits = await self.index.asearch(check_query(query), **arguments)
@@ -342,3 +356,11 @@ class ColBERTRetriever(ModelFields, BaseRetriever):
         params["ls_embedding_provider"] = "colbert_integrations"
         params["ls_embedding_model"] = self._model_name
         return params
+
+
+def _refuse(unknown: Mapping[str, object]) -> None:
+    """Refuse options of a call that there are not."""
+    for name in unknown:
+        likely = likely_name(name, _OPTIONS)
+        hint = f" (is it {likely}?)" if likely else ""
+        raise InputError(f"a retriever has no option {name!r}{hint}; a call takes {', '.join(_OPTIONS)}")

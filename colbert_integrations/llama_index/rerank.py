@@ -28,6 +28,11 @@ class ColBERTRerank(RerankerFields, BaseNodePostprocessor):
     Sends the framework's rerank events and callbacks. Nodes stay as they are; the nodes with score that come back are
     new. Scores are Python floats.
 
+    Fields, which are the arguments: ``top_n``, ``score_threshold``, ``normalize_scores``, ``keep_retrieval_score``,
+    ``metadata_mode``, ``explain``, ``index``, ``callback_manager``; and those of the model: ``model``, ``device``,
+    ``dtype``, ``query_length``, ``document_length``, ``long_documents``, ``window_overlap``, ``batch_size``,
+    ``colbert_options``.
+
     Example:
         >>> from llama_index.core.schema import NodeWithScore, TextNode
         >>> reranker = ColBERTRerank(model="bundled/all-MiniLM-L6-v2", top_n=1)

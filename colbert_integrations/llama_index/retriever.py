@@ -114,13 +114,13 @@ class ColBERTRetriever(BaseRetriever):
             LLM and embedding. What several queries find is not equal then: explain in a reranker after fusion instead.
         metadata_mode: Which metadata is encoded with the content.
         model: A name, a path or a ``ColBERT``. None: that of the index, or the default.
-        device: As of ``ColBERT``.
-        dtype: As of ``ColBERT``.
-        query_length: As of ``ColBERT``.
-        document_length: As of ``ColBERT``.
-        long_documents: As of ``ColBERT``. None: ``"window"``.
-        window_overlap: As of ``ColBERT``.
-        batch_size: As of ``ColBERT``.
+        device: As in ``ColBERT``.
+        dtype: As in ``ColBERT``.
+        query_length: As in ``ColBERT``.
+        document_length: As in ``ColBERT``.
+        long_documents: As in ``ColBERT``. None: ``"window"``.
+        window_overlap: As in ``ColBERT``.
+        batch_size: As in ``ColBERT``.
         colbert_options: Further arguments of ``ColBERT``, by name.
         show_progress: Whether adding shows a bar. None: on a terminal or in a notebook, for work over two seconds.
         callback_manager: Gets the framework's retrieval events.

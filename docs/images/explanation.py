@@ -22,7 +22,7 @@ DOCUMENT = (
 
 def main(page: str) -> None:
     """Write the page, with the table of matches unfolded."""
-    shown = ColBERT("bundled/all-MiniLM-L6-v2", device="cpu").explain(QUERY, DOCUMENT)._repr_html_()
+    shown = ColBERT("bundled/all-MiniLM-L6-v2", device="cpu").explain(QUERY, DOCUMENT).to_html()
     shown = shown.replace("<details><summary>All", "<details open><summary>All")
     style = "<style>body{margin:12px;background:#fff;color:#1a1a1a}</style>"
     Path(page).write_text(f'<!doctype html><meta charset="utf-8">{style}{shown}', encoding="utf-8")

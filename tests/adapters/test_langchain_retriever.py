@@ -96,6 +96,13 @@ async def test_threshold_is_on_the_scale_of_the_scores(retriever: ColBERTRetriev
     assert retriever.invoke(QUERY, score_threshold=1e9) == []
 
 
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+@pytest.mark.parametrize(("name", "said"), [("top_k", r" \(is it k\?\)"), ("colour", "")])
+async def test_an_option_that_there_is_not_is_refused(retriever: ColBERTRetriever, how: str, name: str, said: str):
+    with pytest.raises(InputError, match=f"a retriever has no option '{name}'{said}; a call takes k, filter, "):
+        retriever.invoke(QUERY, **{name: 2}) if how == "invoke" else await retriever.ainvoke(QUERY, **{name: 2})
+
+
 async def test_k_beyond_the_number_of_documents_finds_all(retriever: ColBERTRetriever):
     assert len(retriever.invoke(QUERY, k=100)) == len(await retriever.ainvoke(QUERY, k=100)) == 6
 
@@ -131,11 +138,7 @@ async def test_search_and_candidates_reach_the_store(
     assert seen == [(4, {"ids": None, "search": search, "candidates": 7, "texts": [QUERY]})] * 3
 
 
-async def test_unknown_arguments_and_fields_are_errors(retriever: ColBERTRetriever, shared_model: ColBERT):
-    with pytest.raises(TypeError, match="top_k"):
-        retriever.invoke(QUERY, top_k=1)
-    with pytest.raises(TypeError, match="top_k"):
-        await retriever.ainvoke(QUERY, top_k=1)
+def test_unknown_fields_are_errors(shared_model: ColBERT):
     with pytest.raises(ValidationError, match="top_k"):
         ColBERTRetriever(model=shared_model, top_k=1)
 

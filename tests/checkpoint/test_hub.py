@@ -159,7 +159,7 @@ def test_a_refused_token_is_not_shown(hub: Hub, away: Away, checkpoint: Any, tmp
     [
         ("org/gated", {}, "ask for access"),
         ("org/gated", {"token": "hf_other"}, "ask for access"),
-        ("org/hidden", {}, "a private repository needs token="),
+        ("org/hidden", {}, "for a private repository log in with `hf auth login`, or pass token= to ColBERT"),
         ("org/nowhere", {}, "check the name"),
         ("org/nowhere", {"token": "hf_other"}, "check the name"),
         ("org/open", {"token": "hf_expired"}, "refuses the token"),
