@@ -35,8 +35,8 @@ _ROUNDS = 4
 _PROBES = 32
 # A store that has grown by this factor gets new centroids.
 _OUTGROWN = 4
-# Numbers of a table that is made at once: 32 MiB.
-_CELLS = 2**23
+# Numbers of a table that is made at once: 32 MiB. On a GPU 128 MiB, since each part costs it hundreds of launches.
+_CELLS, _CELLS_ON_GPU = 2**23, 2**25
 
 
 def sample_rows(dim: int) -> int:
@@ -211,7 +211,8 @@ class InvertedLists:
         start = 0 if known is None else known.documents
         # A number for each pair of centroid and document: sorted, they are the lists.
         keys = [] if known is None else [(known._lists() * documents + known.members).to(rows.device)]
-        for first, stop in ranges(rows.bounds[start : documents + 1], max(1, _CELLS // rows.layout.dim)):
+        cells = _CELLS_ON_GPU if rows.device.type == "cuda" else _CELLS
+        for first, stop in ranges(rows.bounds[start : documents + 1], max(1, cells // rows.layout.dim)):
             block = rows.block(start + first, start + stop)
             nearest = near.nearest(rows.layout.decode(block.columns, block.lengths).float())
             keys.append(torch.unique(nearest * documents + block.positions.repeat_interleave(block.lengths)))

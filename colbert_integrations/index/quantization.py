@@ -63,12 +63,14 @@ class _Tables(NamedTuple):
 
     Attributes:
         rotation: ``(dim, dim)`` float32.
-        levels: Those of each byte of codes, as one integer, ``(256,)``.
+        levels: The levels, ``(2**nbits,)`` float32.
+        of_bytes: Those of each byte of codes, in float16 as one integer, ``(256,)``.
         codes: Those of each float16, by its bits, ``(65536,)`` uint8.
     """
 
     rotation: torch.Tensor
     levels: torch.Tensor
+    of_bytes: torch.Tensor
     codes: torch.Tensor
 
 
@@ -103,7 +105,7 @@ class PackedBits:
         self.width = self._code_bytes + _SCALE_BYTES
         halves = torch.arange(2**16, device="cpu").to(torch.uint16).view(torch.float16)
         codes = torch.bucketize(halves.float(), (best[1:] + best[:-1]) / 2).to(torch.uint8)
-        self._tables = {torch.device("cpu"): _Tables(self.rotation, self._byte_table(), codes)}
+        self._tables = {torch.device("cpu"): _Tables(self.rotation, self.levels, self._byte_table(), codes)}
 
     def _byte_table(self) -> torch.Tensor:
         """The float16 levels in each byte, seen as one integer: a look-up then moves 4 or 8 bytes at once."""
@@ -147,9 +149,10 @@ class PackedBits:
         unit = rotated * (self.dim**0.5 / norms.clamp_min(1e-12))
         # By float16 and a table: a tenth of the time of a search among the boundaries, which was half of all.
         halves = unit.half().view(torch.int16).flatten().int() & 0xFFFF
-        places = self._on(values.device).codes.index_select(0, halves)  # (tokens * dim,), from 0 to 2**nbits - 1
+        tables = self._on(values.device)
+        places = tables.codes.index_select(0, halves)  # (tokens * dim,), from 0 to 2**nbits - 1
         # Not the scale of least squares, which shortens a vector: keeping the norm keeps cosines comparable.
-        rounded = self.levels.to(values.device).index_select(0, places.int()).view_as(unit)
+        rounded = tables.levels.index_select(0, places.int()).view_as(unit)
         scales = (norms / rounded.norm(dim=1, keepdim=True)).half()
         return torch.cat([self._pack(places.view_as(unit)), scales.view(torch.uint8)], dim=1)
 
@@ -171,7 +174,7 @@ class PackedBits:
             Levels, ``(tokens, dim)`` float16, and scales, ``(tokens,)`` float32.
         """
         codes = packed[:, : self._code_bytes].reshape(-1).int()
-        levels = self._on(packed.device).levels.index_select(0, codes).view(len(packed), self._code_bytes)
+        levels = self._on(packed.device).of_bytes.index_select(0, codes).view(len(packed), self._code_bytes)
         return levels.view(torch.float16)[:, : self.dim], self._scales(packed).float()
 
     def _scales(self, packed: torch.Tensor) -> torch.Tensor:

@@ -155,6 +155,8 @@ class PackedRows:
             bounds = self.bounds[: len(self) + 1]
             # Copied last: a copy from the host is waited for, so they are there for readers on other streams too.
             lengths = self._lengths = torch.tensor(bounds, device="cpu").diff().to(self.device)
+        if lengths.is_cuda:  # another reader's stream made them, and must not have their memory back before this one
+            lengths.record_stream(torch.cuda.current_stream(self.device))
         return lengths
 
 

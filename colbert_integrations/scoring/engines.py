@@ -6,10 +6,11 @@ import torch
 
 from .. import kernel as compiled
 from ..embeddings import TokenEmbeddings
-from . import onednn, triton
+from . import onednn
 from .compiled import CompiledQueries
 from .stacked import StackedQueries
 from .torch_alone import TorchQueries
+from .triton import supports
 from .triton_or_torch import TritonOrTorchQueries
 
 __all__ = ["engine_for", "stack_queries"]
@@ -36,7 +37,7 @@ def stack_queries(queries: TokenEmbeddings, dtype: torch.dtype = torch.float32) 
             return CompiledQueries(queries, kernel)
         if onednn.is_available():
             return onednn.OneDNNQueries(queries)
-    elif triton.is_available(queries.device):
+    elif queries.device.type == "cuda":
         return TritonOrTorchQueries(queries)
     return TorchQueries(queries)
 
@@ -56,5 +57,5 @@ def engine_for(device: torch.device, dim: int) -> str:
         if kernel is not None:
             return f"compiled kernel ({kernel.instruction_set})"
         return "oneDNN" if onednn.is_available() else "torch"
-    by_triton = triton.supports(dim, torch.float16, device)
+    by_triton = supports(dim, torch.float16, device)
     return "Triton kernel for half precision, else torch" if by_triton else "torch"

@@ -12,7 +12,7 @@ from ..embeddings import TokenEmbeddings
 from ..errors import InputError, ShapeError
 from .blocks import as_int8
 
-__all__ = ["CapturedTopK", "TritonQueries", "fits", "is_available", "supports"]
+__all__ = ["CapturedTopK", "TritonQueries", "is_available", "supports"]
 
 _FLOAT8 = torch.float8_e4m3fn
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, _FLOAT8)
@@ -86,12 +86,12 @@ def supports(dim: int, dtype: torch.dtype, device: torch.device) -> bool:
     Returns:
         Whether it can; else plain torch has to score them.
     """
-    if not fits(dim, dtype) or not is_available(device):
+    if not _fits(dim, dtype) or not is_available(device):
         return False
     return dtype != _FLOAT8 or torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def fits(dim: int, dtype: torch.dtype) -> bool:
+def _fits(dim: int, dtype: torch.dtype) -> bool:
     """Whether the kernel takes documents of a form, leaving the device aside.
 
     Args:
@@ -132,7 +132,7 @@ class TritonQueries:
 
     def __init__(self, queries: TokenEmbeddings, dtype: torch.dtype) -> None:
         factor = _factor_dtype(queries.dim, dtype)
-        if not len(queries) or not fits(queries.dim, dtype):
+        if not len(queries) or not _fits(queries.dim, dtype):
             raise InputError(f"can't score documents of dim {queries.dim} in {dtype} against {len(queries)} queries")
         self.dtype, self._factor = dtype, factor
         self._tiling = tiling = next(tiling for tiling in _TILINGS if queries.dim * factor.itemsize <= tiling.row_bytes)

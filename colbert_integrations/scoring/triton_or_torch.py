@@ -7,7 +7,7 @@ import torch
 from ..embeddings import TokenEmbeddings, offsets_of
 from .blocks import Documents
 from .torch_alone import TorchQueries
-from .triton import TritonQueries, fits
+from .triton import TritonQueries, supports
 
 __all__ = ["TritonOrTorchQueries"]
 
@@ -18,7 +18,7 @@ _MOST_ROWS = 2**20
 
 
 class TritonOrTorchQueries(TorchQueries):
-    """Queries on a device where Triton works.
+    """Queries on a device of CUDA, where Triton is tried by the first documents that it may score.
 
     Args:
         queries: At least one query, float32.
@@ -44,13 +44,13 @@ class TritonOrTorchQueries(TorchQueries):
     @torch.no_grad()
     def score_int8(self, codes: torch.Tensor, lengths: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """See ``StackedQueries``."""
-        if not fits(self.values.shape[1], torch.int8):
+        if not supports(self.values.shape[1], torch.int8, self.values.device):
             return super().score_int8(codes, lengths, steps)
         queries = self._triton_for(torch.int8)
         return queries.score(codes.contiguous(), offsets_of(lengths), steps.float().contiguous())
 
     def _by_triton(self, dtype: torch.dtype) -> bool:
-        return dtype in _HALVES and fits(self.values.shape[1], dtype)
+        return dtype in _HALVES and supports(self.values.shape[1], dtype, self.values.device)
 
     def _triton_for(self, dtype: torch.dtype) -> TritonQueries:
         if dtype not in self._triton:

@@ -74,9 +74,17 @@ def test_int8_products_are_exact_integers(query_sizes, document_sizes, dim, seed
     assert torch.equal(scored([query.float() for query in queries], documents, steps.to(DEVICE)), expected)
 
 
+@pytest.fixture
+def available(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Have kernels count as working, also in the interpreter; the devices for which that was asked."""
+    asked = list[torch.device]()
+    monkeypatch.setattr(triton_scoring, "is_available", lambda device: asked.append(device) or True)
+    return asked
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("dim", [24, 48])
-def test_what_the_kernel_does_not_take_is_torch_s(dim: int, dtype: torch.dtype) -> None:
+def test_what_the_kernel_does_not_take_is_torch_s(dim: int, dtype: torch.dtype, available: list[torch.device]) -> None:
     queries, documents = unit_matrices([5, 3], dim, 1, dtype), unit_matrices([7, 0, 20, 1], dim, 2, dtype)
     rows, stack, scales = (
         packed(documents),
@@ -93,8 +101,10 @@ def test_what_the_kernel_does_not_take_is_torch_s(dim: int, dtype: torch.dtype) 
     by_kernel = dim == 48 and dtype != torch.float32
     assert (stack.block_rows(dtype) == 2**20) == by_kernel
     assert list(stack._triton) == [dtype] * by_kernel
+    assert bool(available) == by_kernel  # what it would not score is no reason to compile and try it
 
 
+@pytest.mark.usefixtures("available")
 @pytest.mark.parametrize("dim", [24, 48])
 def test_codes_are_scored_in_integers_by_the_kernel_or_torch(dim: int) -> None:
     queries, documents = codes([5, 3], dim, 1), codes([7, 0, 20, 1], dim, 2)
