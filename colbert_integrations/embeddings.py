@@ -71,8 +71,8 @@ class TokenEmbeddings:
             The packed batch, a text for each matrix, of the dtype and device of the matrices.
 
         Raises:
-            InputError: If ``matrices`` is no list or the like, or a matrix neither a plain tensor nor an array of
-                numbers.
+            InputError: If ``matrices`` is no list or the like, a matrix neither a plain tensor nor an array of
+                numbers, or they are on several devices.
             ShapeError: If a matrix is not 2-D or the dimensions differ, or if the list is empty and ``dim`` is None.
 
         Example:
@@ -106,7 +106,7 @@ class TokenEmbeddings:
             One batch with the texts of all.
 
         Raises:
-            InputError: If ``batches`` is empty, or no list or the like of batches.
+            InputError: If ``batches`` is empty, no list or the like of batches, or they are on several devices.
             ShapeError: If the dimensions differ.
         """
         batches = as_list("batches", batches)
@@ -214,6 +214,9 @@ def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
 
 
 def _joined(matrices: list[torch.Tensor]) -> torch.Tensor:
+    devices = dict.fromkeys(matrix.device for matrix in matrices)
+    if len(devices) > 1:
+        raise InputError(f"all vectors must be on one device, not on {' and '.join(map(str, devices))}: move them with .to()")
     with no_autocast(matrices[0].device):  # within which torch can't join float16
         return torch.cat(matrices)
 
