@@ -216,7 +216,9 @@ def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
 def _joined(matrices: list[torch.Tensor]) -> torch.Tensor:
     devices = dict.fromkeys(matrix.device for matrix in matrices)
     if len(devices) > 1:
-        raise InputError(f"all vectors must be on one device, not on {' and '.join(map(str, devices))}: move them with .to()")
+        raise InputError(
+            f"all vectors must be on one device, not on {' and '.join(map(str, devices))}: move them with .to()"
+        )
     with no_autocast(matrices[0].device):  # within which torch can't join float16
         return torch.cat(matrices)
 
