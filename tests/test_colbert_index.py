@@ -441,6 +441,7 @@ async def test_rank_takes_stored_vectors_where_the_text_is_the_same(
         index.rank("wing", ["a", "b"], ["a"])
     names = ["a", "b", "c", None, "unknown"]
     assert index.rank("wing heat", (text for text in candidates), (name for name in names)) == ranked
+    assert index.rank("wing heat", candidates, ["a", "b", "c", "", "unknown"]) == ranked  # as frameworks say None
     for documents, given, said in (
         (None, ["a"], "documents must be a list, not NoneType"),
         ("a", ["a"], "documents must be a list, not str"),

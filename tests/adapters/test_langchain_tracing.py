@@ -386,8 +386,18 @@ class AsyncCollector(AsyncBaseTracer):
         self.seen.append(dict(run.metadata))
 
 
-async def test_an_async_tracer_gets_the_figures(stanford: dict[str, Any], documents: list[Document], wanted: Metadata):
-    collector, reranker = AsyncCollector(), ColBERTReranker(**stanford)
+class AsyncCopier(AsyncCollector):
+    """One that has a copy of the metadata that a run begins with."""
+
+    async def on_chain_start(self, *given: Any, metadata: Metadata | None = None, **rest: Any) -> None:
+        await super().on_chain_start(*given, metadata=dict(metadata or {}), **rest)
+
+
+@pytest.mark.parametrize("tracer", [AsyncCollector, AsyncCopier])
+async def test_an_async_tracer_gets_the_figures(
+    stanford: dict[str, Any], documents: list[Document], wanted: Metadata, tracer: type[AsyncCollector]
+):
+    collector, reranker = tracer(), ColBERTReranker(**stanford)
     await reranker.acompress_documents(documents, QUERY, [collector])
     await invoke(reranker.as_runnable(), {"query": QUERY, "documents": documents}, "async", collector)
     assert [figures(metadata) for metadata in collector.seen] == [wanted] * 2

@@ -683,6 +683,16 @@ def test_objects_of_nodes_that_are_gone_are_not_followed(shared_model: ColBERT):
     assert "x" not in retriever.object_map
 
 
+def test_an_object_is_followed_as_long_as_one_node_leads_there(shared_model: ColBERT):
+    inner = ColBERTRetriever([TextNode(text="lions", id_="inner")], model=shared_model)
+    pointers = [IndexNode(text="lions", id_=name, index_id="x", obj=inner) for name in ("a", "b")]
+    retriever = ColBERTRetriever(pointers, model=shared_model)
+    retriever.delete_nodes(["a"])
+    assert [found.node.node_id for found in retriever.retrieve("lions")] == ["inner"]
+    retriever.delete_nodes(["b"])
+    assert retriever.object_map == {}
+
+
 def test_what_nodes_lead_to_is_there_as_soon_as_they_are(shared_model: ColBERT, monkeypatch: pytest.MonkeyPatch):
     inner = ColBERTRetriever([TextNode(text="lions", id_="inner")], model=shared_model)
     retriever, upsert, seen = ColBERTRetriever(model=shared_model), MemoryStore.upsert, list[str]()

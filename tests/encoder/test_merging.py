@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 import checkpoints
 from colbert_integrations import ColBERT, observed
-from colbert_integrations.cancellation import cancellable
+from colbert_integrations.cancellation import cancellable, current_cancellation
 from colbert_integrations.encoder import merging
 from colbert_integrations.encoder.batching import batches_by_tokens
 from colbert_integrations.encoder.merging import Merger
@@ -503,6 +504,15 @@ def test_a_text_that_is_refused_further_on_is_named(tiny: ColBERT, monkeypatch: 
         tiny.encode_document(["a", "fox", "runs", "\ud800", "in"])
 
 
+@pytest.mark.parametrize("ids", [[1, 2], [POISON]])
+def test_a_call_that_is_done_stays_with_nobody(ids: list[int]) -> None:
+    """Its caller may make many more, and would wake all of them when cancelled, and keep their texts until then."""
+    with cancellable():
+        with suppress(ValueError):
+            encode(Merger(Recorder(), 100), [sequence(*ids)])
+        assert not current_cancellation().wakers
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_an_interrupt_at_the_door_leaves_no_dead_request_behind(inside: bool) -> None:
     class Interrupted(deque):
@@ -516,6 +526,18 @@ def test_an_interrupt_at_the_door_leaves_no_dead_request_behind(inside: bool) ->
     with pytest.raises(KeyboardInterrupt):
         encode(merger, texts(1, 3))
     assert not merger._line
+
+
+def test_an_interrupt_of_who_has_just_got_the_lead_leaves_it_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(merger: Merger) -> None:
+        raise KeyboardInterrupt
+
+    merger = Merger(Recorder(), 100)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Merger, "_lead", interrupted)
+        encode(merger, texts(1, 3))
+    assert merger._leader is None  # or the next call would wait for good
+    assert encode(merger, texts(1, 3)) == expected(texts(1, 3))
 
 
 def test_an_interrupt_while_a_sequence_is_drawn_loses_none() -> None:
