@@ -679,3 +679,18 @@ def test_closing_ends_it(index: ColBERTIndex) -> None:
         assert len(index) == 4
     with pytest.raises(StoreError, match="closed"):
         index.search("wing")
+
+
+async def test_closing_lets_its_threads_end(tiny: ColBERT) -> None:
+    before = threading.enumerate()
+    index = ColBERTIndex(tiny)
+    await index.aadd(TEXTS)
+    await index.arank("wing", ["lift"], ["a"])
+    await index.aget(["a"])
+    assert len([document async for document in index.store.aiter_documents()]) == len(set(TEXTS))
+    threads = [thread for thread in threading.enumerate() if thread not in before]
+    assert len(threads) == 4  # one for each kind of work
+    index.close()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in threads)

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 import checkpoints
 from adapters.drivers import QUERY, TEXTS
-from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
+from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, observed
 from colbert_integrations.errors import AddError, FilterError, FingerprintError, InputError, StoreError
 from colbert_integrations.index import Search
 from colbert_integrations.langchain import ColBERTRetriever, ColBERTVectorStore
@@ -253,6 +253,17 @@ def test_an_id_that_is_there_is_replaced(retriever: ColBERTRetriever):
     retriever.add_documents([Document("water", id="id-0")])
     assert retriever.get_by_ids(["id-0"]) == [Document("water", id="id-0")]
     assert len(retriever.index) == 6
+
+
+async def test_what_is_there_is_encoded_again_only_where_that_is_asked_for(
+    retriever: ColBERTRetriever, documents: list[Document]
+):
+    for options, encoded in (({}, 0), ({"reencode": True}, len(set(TEXTS)))):
+        with observed() as sync:
+            assert retriever.add_documents(documents, **options) == ids(documents)
+        with observed() as twin:
+            assert await retriever.aadd_documents(documents, **options) == ids(documents)
+        assert (sync.stats.documents_encoded, twin.stats.documents_encoded) == (encoded, encoded)
 
 
 async def test_a_document_that_cannot_be_stored_is_named_and_the_others_are(shared_model: ColBERT):

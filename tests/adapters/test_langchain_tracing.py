@@ -20,6 +20,7 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import Document
 from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables.config import set_config_context
 from langchain_core.tracers.base import AsyncBaseTracer
 from langchain_core.tracers.langchain import LangChainTracer
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
@@ -211,6 +212,16 @@ async def test_event_stream_shows_the_run(retriever: ContextualCompressionRetrie
     ours = [event for event in events if event["name"] == NAME]
     assert [event["event"] for event in ours] == ["on_chain_start", "on_chain_end"]
     assert len(ours[1]["data"]["output"]["documents"]) == 3
+
+
+def test_tags_and_metadata_of_a_config_around_a_call_reach_its_run(stanford: dict[str, Any], documents: list[Document]):
+    collector, reranker = RunCollectorCallbackHandler(), ColBERTReranker(**stanford)
+    around = {"callbacks": [collector], "tags": ["mine"], "metadata": {"user": "ada"}}
+    with set_config_context(around) as context:  # type: ignore[arg-type]
+        context.run(reranker.compress_documents, documents, QUERY)
+    [run] = collector.traced_runs
+    assert run.tags == ["mine"]
+    assert run.extra["metadata"]["user"] == "ada"
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])

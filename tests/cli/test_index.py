@@ -180,6 +180,7 @@ LINES = [
     {"id": 7, "text": "bread", "year": 2020, "rate": 4.5, "tags": ["x"]},
     {"text": "the sky", "title": ""},
     {"id": "own", "_id": "other", "text": "a fox"},
+    {"id": None, "_id": "one of both", "text": "a dog"},
 ]
 
 
@@ -194,6 +195,7 @@ def test_json_lines_have_ids_and_metadata(run: Run, model: ColBERT, tmp_path: Pa
         "7": ("bread", {"year": 2020, "rate": 4.5, "tags": ["x"]}),
         hashed: ("the sky", {"title": ""}),
         "own": ("a fox", {"_id": "other"}),
+        "one of both": ("a dog", {}),
     }
     for number, source in enumerate((tmp_path / "corpus.jsonl", tmp_path / "corpus.jsonl.gz", "-")):
         assert run("index", source, "--store", tmp_path / f"kept{number}", stdin=content).code == 0
