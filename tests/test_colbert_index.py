@@ -437,6 +437,11 @@ async def test_rank_takes_stored_vectors_where_the_text_is_the_same(
     options: dict[str, Any] = {"normalize_scores": True, "score_threshold": 0.1, "explain": True}
     cut = index.rank("wing heat", candidates, ["a", "b", "c", None, "unknown"], 2, **options)
     assert await index.arank("wing heat", candidates, ["a", "b", "c", None, "unknown"], 2, **options) == cut
+    best = [entry for entry in ranked if entry.score >= ranked[1].score]
+    given = ("wing heat", candidates, ["a", "b", "c", None, "unknown"])
+    assert len(best) < 5
+    assert index.rank(*given, score_threshold=ranked[1].score) == best
+    assert await index.arank(*given, score_threshold=ranked[1].score) == best
     with pytest.raises(InputError, match="2 documents but 1 ids"):
         index.rank("wing", ["a", "b"], ["a"])
     names = ["a", "b", "c", None, "unknown"]

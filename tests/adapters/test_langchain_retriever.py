@@ -70,12 +70,13 @@ async def test_finds_what_brute_force_finds(retriever: ColBERTRetriever, raw: di
 
 
 @pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("key", ["score", "year"])  # of which the documents have one already
 def test_scores_go_under_their_key_on_the_scale_that_was_asked_for(
-    retriever: ColBERTRetriever, shared_model: ColBERT, raw: dict[str, float], normalized: bool
+    retriever: ColBERTRetriever, shared_model: ColBERT, raw: dict[str, float], key: str, normalized: bool
 ):
-    scored = ColBERTRetriever(index=retriever.index, score_key="score", normalize_scores=normalized, k=6)
+    scored = ColBERTRetriever(index=retriever.index, score_key=key, normalize_scores=normalized, k=6)
     divisor = len(shared_model.encode_query(QUERY)[0]) if normalized else 1
-    found = {document.id: document.metadata["score"] for document in scored.invoke(QUERY)}
+    found = {document.id: document.metadata[key] for document in scored.invoke(QUERY)}
     assert found == pytest.approx({name: score / divisor for name, score in raw.items()}, abs=1e-5)
     assert all(type(score) is float for score in found.values())
 

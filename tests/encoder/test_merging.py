@@ -191,6 +191,15 @@ def test_a_lone_caller_waits_for_nobody(pool: ThreadPoolExecutor) -> None:
         assert pool.submit(encode, merger, texts(1, 1)).result(PATIENCE_S)
 
 
+@pytest.mark.usefixtures("patient")
+def test_company_of_long_ago_is_not_waited_for(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    merger = Merger(Recorder(), 20)
+    assert encode(merger, texts(1, 1))
+    merger._company, merger._took = 2, PATIENCE_S
+    monkeypatch.setattr(merging, "_LATELY_S", -1.0)  # however short the time since
+    assert pool.submit(encode, merger, texts(1, 1)).result(PATIENCE_S)
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_each_call_gets_its_own_vectors_in_any_crowd(data: st.DataObject) -> None:
@@ -582,6 +591,15 @@ def test_what_was_handed_out_just_before_an_interrupt_is_not_run_again() -> None
     request.done.append((0, torch.zeros(3, 2)))
     request.give_back()
     assert (request.waiting, request.tokens) == ([1], 3)
+
+
+def test_what_was_drawn_of_a_call_that_has_gone_does_not_wait_again() -> None:
+    merger = Merger(Recorder(), 100)
+    request = merging._Request(0, texts(2, 3), 100, merger._lock)
+    request.take()
+    merger._withdraw(request)
+    merger._give_back([(request, 0)])  # by a leader who is interrupted
+    assert not merger._waiting
 
 
 def test_a_lost_wake_up_holds_nobody_for_long(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
