@@ -34,6 +34,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from adapters.drivers import QUERY, TEXTS
 from adapters.test_langchain import Listed
 from colbert_integrations import CallStats, ColBERT, ColBERTError, observing
+from colbert_integrations.errors import InputError
 from colbert_integrations.langchain import ColBERTReranker, ColBERTRetriever
 
 NAME = "ColBERTReranker"
@@ -192,6 +193,19 @@ async def test_an_empty_call_is_a_run_too(missing: dict[str, Any]):
     reranker.compress_documents([], QUERY, [counter])
     await reranker.acompress_documents([], QUERY, [counter])
     assert counter.seen == [f"start {NAME} {QUERY}", "end 0"] * 2
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+async def test_a_call_that_is_refused_is_no_run(stanford: dict[str, Any], documents: list[Document], how: str):
+    reranker, counter = ColBERTReranker(**stanford), Counter()
+    wrong: list[Any] = [(documents, 3), (["text"], QUERY)]
+    for given in wrong:
+        call = (
+            reranker.acompress_documents if how == "async" else partial(asyncio.to_thread, reranker.compress_documents)
+        )
+        with pytest.raises(InputError):
+            await call(*given, [counter])
+    assert counter.seen == []
 
 
 async def test_no_callbacks_are_fine(stanford: dict[str, Any], documents: list[Document]):
