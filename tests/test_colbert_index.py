@@ -694,7 +694,7 @@ async def test_closing_lets_its_threads_end(tiny: ColBERT) -> None:
     await index.aget(["a"])
     assert len([document async for document in index.store.aiter_documents()]) == len(set(TEXTS))
     threads = [thread for thread in threading.enumerate() if thread not in before]
-    assert len(threads) == 4  # one for each kind of work
+    assert len(threads) >= 4  # at least one for each kind of work
     index.close()
     for thread in threads:
         thread.join(timeout=30)
