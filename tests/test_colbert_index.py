@@ -437,10 +437,16 @@ async def test_rank_takes_stored_vectors_where_the_text_is_the_same(
     options: dict[str, Any] = {"normalize_scores": True, "score_threshold": 0.1, "explain": True}
     cut = index.rank("wing heat", candidates, ["a", "b", "c", None, "unknown"], 2, **options)
     assert await index.arank("wing heat", candidates, ["a", "b", "c", None, "unknown"], 2, **options) == cut
+    best = [entry for entry in ranked if entry.score >= ranked[1].score]
+    given = ("wing heat", candidates, ["a", "b", "c", None, "unknown"])
+    assert len(best) < 5
+    assert index.rank(*given, score_threshold=ranked[1].score) == best
+    assert await index.arank(*given, score_threshold=ranked[1].score) == best
     with pytest.raises(InputError, match="2 documents but 1 ids"):
         index.rank("wing", ["a", "b"], ["a"])
     names = ["a", "b", "c", None, "unknown"]
     assert index.rank("wing heat", (text for text in candidates), (name for name in names)) == ranked
+    assert index.rank("wing heat", candidates, ["a", "b", "c", "", "unknown"]) == ranked  # as frameworks say None
     for documents, given, said in (
         (None, ["a"], "documents must be a list, not NoneType"),
         ("a", ["a"], "documents must be a list, not str"),
@@ -680,3 +686,18 @@ def test_closing_ends_it(index: ColBERTIndex) -> None:
         assert len(index) == 4
     with pytest.raises(StoreError, match="closed"):
         index.search("wing")
+
+
+async def test_closing_lets_its_threads_end(tiny: ColBERT) -> None:
+    before = threading.enumerate()
+    index = ColBERTIndex(tiny)
+    await index.aadd(TEXTS)
+    await index.arank("wing", ["lift"], ["a"])
+    await index.aget(["a"])
+    assert len([document async for document in index.store.aiter_documents()]) == len(set(TEXTS))
+    threads = [thread for thread in threading.enumerate() if thread not in before]
+    assert len(threads) >= 4  # at least one for each kind of work
+    index.close()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in threads)

@@ -20,6 +20,7 @@ from colbert_integrations import (
     MemoryStore,
     TokenEmbeddings,
     TruncationWarning,
+    colbert_index,
     corpus,
     index_corpus,
     loading,
@@ -103,6 +104,39 @@ def test_other_keys_are_metadata(tiny: ColBERT) -> None:
     store = MemoryStore()
     index_corpus([{"id": "a", "text": "wing", "title": "Wings", "metadata": {"year": 1958}}], tiny, store)
     assert store.get(["a"])[0].metadata == {"title": "Wings", "year": 1958}
+
+
+def test_metadata_counts_where_another_key_has_the_same_name(tiny: ColBERT) -> None:
+    store = MemoryStore()
+    index_corpus([{"id": "a", "text": "wing", "year": 2020, "metadata": {"year": 1958}}], tiny, store)
+    assert store.get(["a"])[0].metadata == {"year": 1958}
+
+
+def test_a_store_that_it_opened_is_closed_and_one_that_was_passed_is_not(
+    tiny: ColBERT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    monkeypatch.setattr(colbert_index, "open_store", lambda location: store)
+    index_corpus(TEXTS, tiny, store)
+    assert store.count() == 4
+    index_corpus(TEXTS, tiny, "qdrant+http://localhost:6333/wings")
+    with pytest.raises(StoreError, match="the store is closed"):
+        store.count()
+
+
+def test_a_store_that_it_opened_is_closed_where_the_corpus_breaks_off(
+    tiny: ColBERT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Iterator[str]:
+        yield TEXTS[0]
+        raise OSError("the disk is gone")
+
+    store = MemoryStore()
+    monkeypatch.setattr(colbert_index, "open_store", lambda location: store)
+    with pytest.raises(OSError, match="the disk is gone"):
+        index_corpus(broken(), tiny, "qdrant+http://localhost:6333/wings")
+    with pytest.raises(StoreError, match="the store is closed"):
+        store.count()
 
 
 def test_a_second_run_encodes_what_is_new(tiny: ColBERT, encoded: list[str]) -> None:
@@ -322,5 +356,7 @@ def test_vectors_of_another_model_are_not_mixed(tiny: ColBERT, checkpoint: Calla
 def test_a_bar_shows_how_far_it_is(tiny: ColBERT, capsys: pytest.CaptureFixture[str]) -> None:
     index_corpus(iter(TEXTS), tiny, MemoryStore(), total=4, show_progress=True)
     assert "4/4" in capsys.readouterr().err
+    index_corpus(TEXTS, tiny, MemoryStore(), total=5, show_progress=True)  # whoever says it knows better than a length
+    assert "4/5" in capsys.readouterr().err
     index_corpus(TEXTS, tiny, MemoryStore(), show_progress=False)
     assert capsys.readouterr().err == ""

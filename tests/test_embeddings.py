@@ -168,3 +168,9 @@ def test_lengths_are_the_callers_own() -> None:
 def test_arrays_of_any_strides_and_byte_order_are_taken(turn: Callable[[np.ndarray], np.ndarray]) -> None:
     array = turn(np.arange(12, dtype=np.float32).reshape(3, 4))
     assert TokenEmbeddings.from_list([array]).values.tolist() == array.tolist()
+
+
+def test_a_slice_of_nothing_is_of_the_same_kind() -> None:
+    batch = TokenEmbeddings(torch.zeros(3, 2, dtype=torch.float16), torch.tensor([0, 1, 3]))
+    for nothing in (batch[1:1], batch[2:], batch[1:1:2], batch[0:1:-1]):
+        assert (len(nothing), nothing.dim, nothing.dtype) == (0, 2, torch.float16)

@@ -231,3 +231,13 @@ async def test_the_adapters_encode_again(store: Store, model: Model) -> None:
             assert sum(few) < 0.7 * sum(lengths(store))
             found.add(tuple(lengths(store)))
     assert len(found) == 1
+
+
+def test_what_others_have_encoded_again_meanwhile_is_told(model: Model, store: Store) -> None:
+    ours, theirs = ColBERTIndex(model(), store), ColBERTIndex(model(), store, pool_factor=2)
+    theirs.add(TEXTS, IDS)
+    assert told(lambda: ours.add(TEXTS, IDS, reencode=True)) == []
+    assert told(lambda: theirs.add(TEXTS, IDS, reencode=True)) == []
+    [said] = told(lambda: ours.add(TEXTS, IDS))
+    assert said.startswith("3 of 3 documents are there with the same text and keep their vectors")
+    assert "pool_factor=2 (now 1)" in said

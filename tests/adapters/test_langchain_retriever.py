@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 import checkpoints
 from adapters.drivers import QUERY, TEXTS
-from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
+from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, observed
 from colbert_integrations.errors import AddError, FilterError, FingerprintError, InputError, StoreError
 from colbert_integrations.index import Search
 from colbert_integrations.langchain import ColBERTRetriever, ColBERTVectorStore
@@ -70,12 +70,13 @@ async def test_finds_what_brute_force_finds(retriever: ColBERTRetriever, raw: di
 
 
 @pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("key", ["score", "year"])  # of which the documents have one already
 def test_scores_go_under_their_key_on_the_scale_that_was_asked_for(
-    retriever: ColBERTRetriever, shared_model: ColBERT, raw: dict[str, float], normalized: bool
+    retriever: ColBERTRetriever, shared_model: ColBERT, raw: dict[str, float], key: str, normalized: bool
 ):
-    scored = ColBERTRetriever(index=retriever.index, score_key="score", normalize_scores=normalized, k=6)
+    scored = ColBERTRetriever(index=retriever.index, score_key=key, normalize_scores=normalized, k=6)
     divisor = len(shared_model.encode_query(QUERY)[0]) if normalized else 1
-    found = {document.id: document.metadata["score"] for document in scored.invoke(QUERY)}
+    found = {document.id: document.metadata[key] for document in scored.invoke(QUERY)}
     assert found == pytest.approx({name: score / divisor for name, score in raw.items()}, abs=1e-5)
     assert all(type(score) is float for score in found.values())
 
@@ -256,6 +257,17 @@ def test_an_id_that_is_there_is_replaced(retriever: ColBERTRetriever):
     retriever.add_documents([Document("water", id="id-0")])
     assert retriever.get_by_ids(["id-0"]) == [Document("water", id="id-0")]
     assert len(retriever.index) == 6
+
+
+async def test_what_is_there_is_encoded_again_only_where_that_is_asked_for(
+    retriever: ColBERTRetriever, documents: list[Document]
+):
+    for options, encoded in (({}, 0), ({"reencode": True}, len(set(TEXTS)))):
+        with observed() as sync:
+            assert retriever.add_documents(documents, **options) == ids(documents)
+        with observed() as twin:
+            assert await retriever.aadd_documents(documents, **options) == ids(documents)
+        assert (sync.stats.documents_encoded, twin.stats.documents_encoded) == (encoded, encoded)
 
 
 async def test_a_document_that_cannot_be_stored_is_named_and_the_others_are(shared_model: ColBERT):

@@ -20,6 +20,7 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import Document
 from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables.config import set_config_context
 from langchain_core.tracers.base import AsyncBaseTracer
 from langchain_core.tracers.langchain import LangChainTracer
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
@@ -33,6 +34,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from adapters.drivers import QUERY, TEXTS
 from adapters.test_langchain import Listed
 from colbert_integrations import CallStats, ColBERT, ColBERTError, observing
+from colbert_integrations.errors import InputError
 from colbert_integrations.langchain import ColBERTReranker, ColBERTRetriever
 
 NAME = "ColBERTReranker"
@@ -193,6 +195,19 @@ async def test_an_empty_call_is_a_run_too(missing: dict[str, Any]):
     assert counter.seen == [f"start {NAME} {QUERY}", "end 0"] * 2
 
 
+@pytest.mark.parametrize("how", ["sync", "async"])
+async def test_a_call_that_is_refused_is_no_run(stanford: dict[str, Any], documents: list[Document], how: str):
+    reranker, counter = ColBERTReranker(**stanford), Counter()
+    wrong: list[Any] = [(documents, 3), (["text"], QUERY)]
+    for given in wrong:
+        call = (
+            reranker.acompress_documents if how == "async" else partial(asyncio.to_thread, reranker.compress_documents)
+        )
+        with pytest.raises(InputError):
+            await call(*given, [counter])
+    assert counter.seen == []
+
+
 async def test_no_callbacks_are_fine(stanford: dict[str, Any], documents: list[Document]):
     reranker = ColBERTReranker(**stanford)
     assert reranker.compress_documents(documents, QUERY, None) == await reranker.acompress_documents(documents, QUERY)
@@ -211,6 +226,16 @@ async def test_event_stream_shows_the_run(retriever: ContextualCompressionRetrie
     ours = [event for event in events if event["name"] == NAME]
     assert [event["event"] for event in ours] == ["on_chain_start", "on_chain_end"]
     assert len(ours[1]["data"]["output"]["documents"]) == 3
+
+
+def test_tags_and_metadata_of_a_config_around_a_call_reach_its_run(stanford: dict[str, Any], documents: list[Document]):
+    collector, reranker = RunCollectorCallbackHandler(), ColBERTReranker(**stanford)
+    around = {"callbacks": [collector], "tags": ["mine"], "metadata": {"user": "ada"}}
+    with set_config_context(around) as context:  # type: ignore[arg-type]
+        context.run(reranker.compress_documents, documents, QUERY)
+    [run] = collector.traced_runs
+    assert run.tags == ["mine"]
+    assert run.extra["metadata"]["user"] == "ada"
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
@@ -386,8 +411,18 @@ class AsyncCollector(AsyncBaseTracer):
         self.seen.append(dict(run.metadata))
 
 
-async def test_an_async_tracer_gets_the_figures(stanford: dict[str, Any], documents: list[Document], wanted: Metadata):
-    collector, reranker = AsyncCollector(), ColBERTReranker(**stanford)
+class AsyncCopier(AsyncCollector):
+    """One that has a copy of the metadata that a run begins with."""
+
+    async def on_chain_start(self, *given: Any, metadata: Metadata | None = None, **rest: Any) -> None:
+        await super().on_chain_start(*given, metadata=dict(metadata or {}), **rest)
+
+
+@pytest.mark.parametrize("tracer", [AsyncCollector, AsyncCopier])
+async def test_an_async_tracer_gets_the_figures(
+    stanford: dict[str, Any], documents: list[Document], wanted: Metadata, tracer: type[AsyncCollector]
+):
+    collector, reranker = tracer(), ColBERTReranker(**stanford)
     await reranker.acompress_documents(documents, QUERY, [collector])
     await invoke(reranker.as_runnable(), {"query": QUERY, "documents": documents}, "async", collector)
     assert [figures(metadata) for metadata in collector.seen] == [wanted] * 2

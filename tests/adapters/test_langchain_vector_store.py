@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from functools import partial
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from llama_index.core import schema
 
 from adapters.drivers import QUERY, TEXTS
 from adapters.test_langchain_retriever import brute_force, ids, in_order
-from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
+from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, observed
 from colbert_integrations.errors import AddError, FilterError, FingerprintError, InputError, StoreError
 from colbert_integrations.langchain import ColBERTRetriever, ColBERTVectorStore
 
@@ -190,6 +191,29 @@ async def test_adding_gives_ids_and_replaces(store: ColBERTVectorStore, door: st
     assert len(store.index) == 8
 
 
+async def test_what_is_there_is_encoded_again_only_where_that_is_asked_for(
+    store: ColBERTVectorStore, documents: list[Document]
+):
+    given = {"texts": TEXTS, "metadatas": [document.metadata for document in documents], "ids": ids(documents)}
+
+    async def again(**options: Any) -> list[int]:
+        encoded = []
+        for call in (
+            partial(store.add_texts, **given, **options),
+            partial(store.aadd_texts, **given, **options),
+            partial(store.add_documents, documents, **options),
+            partial(store.aadd_documents, documents, **options),
+        ):
+            with observed() as observation:
+                added = call()
+                assert (await added if isawaitable(added) else added) == ids(documents)
+            encoded.append(observation.stats.documents_encoded)
+        return encoded
+
+    assert await again() == [0] * 4
+    assert await again(reencode=True) == [len(set(TEXTS))] * 4
+
+
 async def test_a_text_that_cannot_be_stored_is_named_and_the_others_are(store: ColBERTVectorStore):
     bad: Any = [{}, {"when": object()}]
     with pytest.raises(AddError, match="bad.*not JSON"):
@@ -224,6 +248,8 @@ async def test_ids_are_those_given_or_the_documents_own(store: ColBERTVectorStor
     assert store.add_documents(given, ids=[None, "c"]) == await store.aadd_documents(given, ids=[None, "c"])
     assert store.add_documents(given, ids=[None, "c"]) == ["own", "c"]
     assert store.add_documents(given, ids=(name for name in "ab")) == ["a", "b"]
+    with pytest.raises(AddError, match="an id must be a string that is not empty, not ''"):
+        store.add_documents(given, ids=["", "c"])  # which is no way to say None
     with pytest.raises(InputError, match="ids must be a list, not str"):
         store.add_documents(given, ids="ab")
     with pytest.raises(InputError, match="2 documents but 1 ids"):

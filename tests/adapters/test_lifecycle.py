@@ -22,7 +22,7 @@ from pydantic import ValidationError, create_model
 import checkpoints
 from adapters.drivers import QUERY, TEXTS, LangChain, LlamaIndex, scores_of
 from colbert_integrations import ColBERT, ColBERTIndex, langchain, llama_index
-from colbert_integrations.errors import InputError
+from colbert_integrations.errors import DamagedIndexError, InputError
 
 Driver = LangChain | LlamaIndex
 
@@ -315,3 +315,30 @@ def test_a_copy_shares_what_a_method_belongs_to(shared_model: ColBERT) -> None:
         assert len(nodes.retrieve("lions")) == 1
     reranker = copy.deepcopy(langchain.ColBERTReranker(model=shared_model, document_formatter=tenant.text))
     assert len(reranker.compress_documents([Document("a")], "lions")) == 1
+
+
+# ------------------------------------------------------------------------------------------------ an index in a folder
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        ColBERTIndex.load,
+        langchain.ColBERTRetriever.load,
+        langchain.ColBERTVectorStore.load,
+        llama_index.ColBERTRetriever.from_persist_dir,
+    ],
+)
+def test_a_change_of_a_file_is_found_unless_checksums_are_not_wanted(
+    load: Callable[..., Any], shared_model: ColBERT, tmp_path: Path
+):
+    index = ColBERTIndex(shared_model)
+    index.add(TEXTS)
+    index.save(tmp_path)
+    [vectors] = tmp_path.glob("*.safetensors")
+    content = bytearray(vectors.read_bytes())
+    content[-1] ^= 1
+    vectors.write_bytes(content)
+    with pytest.raises(DamagedIndexError, match="its checksum differs"):
+        load(tmp_path, shared_model)
+    load(tmp_path, shared_model, verify=False)

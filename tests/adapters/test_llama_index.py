@@ -195,6 +195,10 @@ def test_a_second_stage_does_not_score_what_the_first_one_kept(stanford: dict[st
     # A number of the user's own under that name is metadata like any other.
     own = TextNode(text="lions", metadata={"city": "paris", "retrieval_score": 0.5})
     assert node_text(own, MetadataMode.ALL) == own.get_content(MetadataMode.ALL)
+    for side in ("embed", "llm"):  # also where one of the two does not see it
+        own = TextNode(text="lions", metadata={"retrieval_score": 0.5})
+        setattr(own, f"excluded_{side}_metadata_keys", ["retrieval_score"])
+        assert node_text(own, MetadataMode.ALL) == "retrieval_score: 0.5\n\nlions"
 
 
 async def test_no_callback_manager_is_one_without_handlers(stanford: dict[str, Any], nodes: list[NodeWithScore]):

@@ -47,7 +47,7 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 import checkpoints
 from adapters.drivers import QUERY, TEXTS, PageNode
 from adapters.test_imports import WHERE_TORCH_IS_IMPORTED, fresh
-from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore
+from colbert_integrations import ColBERT, ColBERTIndex, MemoryStore, observed
 from colbert_integrations.encoder import Encoder, Side
 from colbert_integrations.errors import AddError, FingerprintError, InputError, StoreError
 from colbert_integrations.llama_index import ColBERTRerank, ColBERTRetriever
@@ -701,6 +701,27 @@ def test_objects_of_nodes_that_are_gone_are_not_followed(shared_model: ColBERT):
         retriever.add_nodes([IndexNode(text="lions", id_="plain", index_id="x")])
         assert [found.node.node_id for found in retriever.retrieve("lions")] == ["plain"]
     assert "x" not in retriever.object_map
+
+
+async def test_what_is_there_is_encoded_again_only_where_that_is_asked_for(shared_model: ColBERT):
+    nodes = [TextNode(text=text, id_=text) for text in ("lions", "paris", "water")]
+    retriever, names = ColBERTRetriever(nodes, model=shared_model), ["lions", "paris", "water"]
+    for options, encoded in (({}, 0), ({"reencode": True}, 3)):
+        with observed() as sync:
+            assert retriever.add_nodes(nodes, **options) == names
+        with observed() as twin:
+            assert await retriever.aadd_nodes(nodes, **options) == names
+        assert (sync.stats.documents_encoded, twin.stats.documents_encoded) == (encoded, encoded)
+
+
+def test_an_object_is_followed_as_long_as_one_node_leads_there(shared_model: ColBERT):
+    inner = ColBERTRetriever([TextNode(text="lions", id_="inner")], model=shared_model)
+    pointers = [IndexNode(text="lions", id_=name, index_id="x", obj=inner) for name in ("a", "b")]
+    retriever = ColBERTRetriever(pointers, model=shared_model)
+    retriever.delete_nodes(["a"])
+    assert [found.node.node_id for found in retriever.retrieve("lions")] == ["inner"]
+    retriever.delete_nodes(["b"])
+    assert retriever.object_map == {}
 
 
 def test_what_nodes_lead_to_is_there_as_soon_as_they_are(shared_model: ColBERT, monkeypatch: pytest.MonkeyPatch):

@@ -180,6 +180,7 @@ LINES = [
     {"id": 7, "text": "bread", "year": 2020, "rate": 4.5, "tags": ["x"]},
     {"text": "the sky", "title": ""},
     {"id": "own", "_id": "other", "text": "a fox"},
+    {"id": None, "_id": "one of both", "text": "a dog"},
 ]
 
 
@@ -194,6 +195,7 @@ def test_json_lines_have_ids_and_metadata(run: Run, model: ColBERT, tmp_path: Pa
         "7": ("bread", {"year": 2020, "rate": 4.5, "tags": ["x"]}),
         hashed: ("the sky", {"title": ""}),
         "own": ("a fox", {"_id": "other"}),
+        "one of both": ("a dog", {}),
     }
     for number, source in enumerate((tmp_path / "corpus.jsonl", tmp_path / "corpus.jsonl.gz", "-")):
         assert run("index", source, "--store", tmp_path / f"kept{number}", stdin=content).code == 0
@@ -399,6 +401,7 @@ def test_more_failures_than_are_told_are_counted(run: Run, tmp_path: Path) -> No
         (["notes", "--search", "codes"], "search='codes' needs codes"),
         (["notes", "--store", "qdrant+http://[::1/b"], "a location is an address such as"),
         (["notes", "--store", "http://a:1/b"], "a store is at a location such as"),
+        (["notes", "--model", "./missing"], "no folder './missing'"),
         (["notes", "--set", "query_length=-1"], "query_length must be a whole number from 1, not -1"),
     ],
 )
@@ -589,6 +592,21 @@ def test_an_index_is_saved_while_it_grows(
     # What a kill would leave: while the fourth window is read, the second one at least was written, and then saved.
     assert seen[63] == 0
     assert seen[239] >= 128
+
+
+def test_saving_takes_no_more_than_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, saved = [0], list[int]()
+
+    def save(*_: object, **__: object) -> None:
+        clock[0] += 10  # seconds
+        saved.append(clock[0])
+
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(command, "_save", save)
+    for _ in command._saving(iter([{}] * 700), None, Path()):  # type: ignore[arg-type]
+        clock[0] += 1
+    # The first one after half a minute; then there are 200 seconds between them, and one more until that is noticed.
+    assert saved == [41, 252, 463, 674]
 
 
 def test_what_a_store_refuses_is_told_and_the_rest_is_stored(

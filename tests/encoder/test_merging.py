@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
@@ -21,7 +24,7 @@ from hypothesis import strategies as st
 
 import checkpoints
 from colbert_integrations import ColBERT, observed
-from colbert_integrations.cancellation import cancellable
+from colbert_integrations.cancellation import cancellable, current_cancellation
 from colbert_integrations.encoder import merging
 from colbert_integrations.encoder.batching import batches_by_tokens
 from colbert_integrations.encoder.merging import Merger
@@ -188,6 +191,15 @@ def test_a_lone_caller_waits_for_nobody(pool: ThreadPoolExecutor) -> None:
         assert pool.submit(encode, merger, texts(1, 1)).result(PATIENCE_S)
 
 
+@pytest.mark.usefixtures("patient")
+def test_company_of_long_ago_is_not_waited_for(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    merger = Merger(Recorder(), 20)
+    assert encode(merger, texts(1, 1))
+    merger._company, merger._took = 2, PATIENCE_S
+    monkeypatch.setattr(merging, "_LATELY_S", -1.0)  # however short the time since
+    assert pool.submit(encode, merger, texts(1, 1)).result(PATIENCE_S)
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_each_call_gets_its_own_vectors_in_any_crowd(data: st.DataObject) -> None:
@@ -295,12 +307,13 @@ def test_a_corpus_does_not_wait_for_a_stream_of_reranks(pool: ThreadPoolExecutor
     assert 0 < sum(served) < 600, "a share while the others are there, and not all of it"
 
 
-def test_shares_are_of_tokens_not_of_texts(pool: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("length", [5, 11])  # 20 tokens at a time: the last of them are in the middle of a text of 11
+def test_shares_are_of_tokens_not_of_texts(length: int, pool: ThreadPoolExecutor) -> None:
     crowd = Crowd(pool)
-    futures = [crowd.start(texts(80, 5, name=1)), crowd.start(texts(400, 1, name=2))]
+    futures = [crowd.start(texts(1760 // length, length, name=1)), crowd.start(texts(1760, 1, name=2))]
     crowd.gate.open()
     assert all(future.result(PATIENCE_S) for future in futures)
-    assert_even(crowd.gate, start=1, stop=41, within=20)
+    assert_even(crowd.gate, start=1, stop=161, within=22)
 
 
 # --------------------------------------------------------------------------------------------------------- cancellation
@@ -459,6 +472,22 @@ def test_work_goes_on_after_an_error() -> None:
         assert encode(merger, texts(4, 3)) == expected(texts(4, 3))
 
 
+def test_a_call_that_failed_keeps_nothing() -> None:
+    class Sequences(list[TokenSequence]):
+        """A list that can be referred to weakly."""
+
+    sequences = Sequences([sequence(POISON)])
+    kept = weakref.ref(sequences)
+    gc.disable()
+    try:
+        with suppress(ValueError):
+            encode(Merger(Recorder(), 100), sequences)
+        del sequences
+        assert kept() is None  # without a collection, which may be long in coming
+    finally:
+        gc.enable()
+
+
 def test_an_error_drops_what_is_left_of_its_call(pool: ThreadPoolExecutor) -> None:
     crowd = Crowd(pool, batch_tokens=6)
     bad, good = crowd.start([sequence(POISON), *texts(9, 6, name=1)]), crowd.start(texts(4, 6, name=2))
@@ -503,6 +532,15 @@ def test_a_text_that_is_refused_further_on_is_named(tiny: ColBERT, monkeypatch: 
         tiny.encode_document(["a", "fox", "runs", "\ud800", "in"])
 
 
+@pytest.mark.parametrize("ids", [[1, 2], [POISON]])
+def test_a_call_that_is_done_stays_with_nobody(ids: list[int]) -> None:
+    """Its caller may make many more, and would wake all of them when cancelled, and keep their texts until then."""
+    with cancellable():
+        with suppress(ValueError):
+            encode(Merger(Recorder(), 100), [sequence(*ids)])
+        assert not current_cancellation().wakers
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_an_interrupt_at_the_door_leaves_no_dead_request_behind(inside: bool) -> None:
     class Interrupted(deque):
@@ -518,18 +556,32 @@ def test_an_interrupt_at_the_door_leaves_no_dead_request_behind(inside: bool) ->
     assert not merger._line
 
 
+def test_an_interrupt_of_who_has_just_got_the_lead_leaves_it_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(merger: Merger) -> None:
+        raise KeyboardInterrupt
+
+    merger = Merger(Recorder(), 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(Merger, "_lead", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            encode(merger, texts(1, 3))
+    assert merger._leader is None  # or the next call would wait for good
+    assert encode(merger, texts(1, 3)) == expected(texts(1, 3))
+
+
 def test_an_interrupt_while_a_sequence_is_drawn_loses_none() -> None:
     class Interrupted(list):
         def pop(self, *place: Any) -> Any:
             raise KeyboardInterrupt
 
     request = merging._Request(0, [*texts(1, 3), *texts(1, 4)], 100, threading.Lock())
-    tokens, waiting = request.tokens, list(request.waiting)
+    request.set_due(0)
+    tokens, quantum, waiting = request.tokens, request.quantum, list(request.waiting)
     request.waiting = Interrupted(request.waiting)
     with pytest.raises(KeyboardInterrupt):
         request.take()
     request.give_back()
-    assert (request.tokens, list(request.waiting)) == (tokens, waiting)
+    assert (request.tokens, request.quantum, list(request.waiting)) == (tokens, quantum, waiting)
 
 
 def test_what_was_handed_out_just_before_an_interrupt_is_not_run_again() -> None:
@@ -539,6 +591,15 @@ def test_what_was_handed_out_just_before_an_interrupt_is_not_run_again() -> None
     request.done.append((0, torch.zeros(3, 2)))
     request.give_back()
     assert (request.waiting, request.tokens) == ([1], 3)
+
+
+def test_what_was_drawn_of_a_call_that_has_gone_does_not_wait_again() -> None:
+    merger = Merger(Recorder(), 100)
+    request = merging._Request(0, texts(2, 3), 100, merger._lock)
+    request.take()
+    merger._withdraw(request)
+    merger._give_back([(request, 0)])  # by a leader who is interrupted
+    assert not merger._waiting
 
 
 def test_a_lost_wake_up_holds_nobody_for_long(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,6 +283,13 @@ def test_what_was_not_read_is_told(checkpoint: Callable[[str], Path]) -> None:
     assert (whole.query_cut, whole.document_cut) == (None, None)
 
 
+def test_a_tokenizer_that_knows_no_places_tells_no_cut(checkpoint: Callable[[str], Path]) -> None:
+    model = ColBERT(checkpoint("stanford_python"), device="cpu", long_documents="truncate")
+    with pytest.warns(TruncationWarning):
+        explanation = model.explain("a fox " * 20, "a dog runs " * 40)
+    assert (explanation.query_cut, explanation.document_cut) == (None, None)
+
+
 def test_merged_vectors_are_told(tmp_path: Path, tiny: ColBERT) -> None:
     pooling = {"pool_factor": 2, "num_protected_tokens": 1, "tasks": ["document"]}
     checkpoints.native(tmp_path, pooling=pooling)
@@ -424,6 +431,8 @@ def test_a_score_of_minus_infinity_is_null_in_json(checkpoint: Callable[[str], P
         (lambda said: said["matches"][0].update(document_index=-1), "negative"),
         (lambda said: said.update(score="x"), "in the place of another type"),
         (lambda said: said.update(query_cut="a"), "in the place of another type"),
+        (lambda said: said.update(query_cut=-1), "negative"),
+        (lambda said: said.update(document_cut=-1), "negative"),
         (lambda said: said.update(pooled="no"), "in the place of another type"),
     ],
 )

@@ -61,6 +61,21 @@ def test_it_shows_all_of_a_document_that_is_not_long(bundled: ColBERT) -> None:
     )
 
 
+@pytest.mark.parametrize(("second", "shown"), [(30, 60), (31, 30)])
+def test_a_document_of_sixty_tokens_is_drawn_whole(second: int, shown: int) -> None:
+    words = ["a"] * 30 + ["B"] * second  # of two sentences; the first one won everything
+    starts = [2 * place + (place >= 30) for place in range(len(words))]
+    tokens = tuple(Token(word, start, start + 1) for word, start in zip(words, starts, strict=True))
+    every = TokenSimilarities(tokens, np.zeros((1, len(tokens)), np.float32))
+    explanation = Explanation(
+        "q",
+        f"{' '.join(words[:30])}. {' '.join(words[30:])}",
+        0.5,
+        (TokenMatch(Token("q", 0, 1), tokens[0], 0.5, 0, 0),),
+    )
+    assert names(replace(explanation, similarities=every).plot().xaxis) == words[:shown]
+
+
 def test_long_names_are_cut() -> None:
     for word, shown in (("x" * 24, "x" * 24), ("x" * 25, "x" * 23 + "…")):
         assert names(won_by(word, (word, 0.5)).plot().xaxis) == [shown]

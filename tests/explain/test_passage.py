@@ -47,6 +47,13 @@ def test_of_equal_ones_it_is_the_shortest_and_then_the_first() -> None:
     assert passage(won_by("A cat. A dog. A cow.", ("cat", 0.5), ("cow", 0.5)), 6) == ("A cat.", 0.5)
 
 
+def test_the_last_digits_of_a_sum_do_not_decide() -> None:
+    text = "A one. A two. A six. A nil. A nil. A nil. A new. A bar. A red."
+    shares = [("one", 0.3), ("two", 0.2), ("six", 0.1), ("new", 0.1), ("bar", 0.2), ("red", 0.3)]
+    assert 0.3 + 0.2 + 0.1 < 0.1 + 0.2 + 0.3  # as Python adds
+    assert passage(won_by(text, *shares), 20) == ("A one. A two. A six.", pytest.approx(0.6))
+
+
 def test_what_costs_is_left_out() -> None:
     made = won_by(DOCUMENT, ("Bread", -0.5), ("push", 0.5))
     assert passage(made) == ("Wings push air down.", 0.5)

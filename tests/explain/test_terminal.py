@@ -81,6 +81,16 @@ def test_a_line_names_the_four_that_matched_best(count: int, met: str) -> None:
     assert re.search(f"^{line}", re.sub(" +\n", "\n", without_colour(printed(explanation))), re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("shares", "drawn"), [((0.5, 0.25), 30), ((0.5, -0.5), 20), ((0.0, 0.0), 0), ((-0.5, -0.25), 0)]
+)
+def test_bars_are_as_long_as_shares_are_large(shares: tuple[float, float], drawn: int) -> None:
+    explanation = won_by("a plane flies", *zip(("plane", "flies"), shares, strict=True))
+    matches = tuple(replace(match, query_token=Token(str(place))) for place, match in enumerate(explanation.matches))
+    # Without colours rich draws what is full of a bar of 20 columns, and nothing of what is empty.
+    assert printed(replace(explanation, matches=matches), no_color=True).count("━") == drawn
+
+
 def test_parts_of_a_character_are_one_line(byte_level: ColBERT) -> None:
     lines = str(byte_level.explain("👨‍👩‍👧‍👦", "a dog")).splitlines()
     assert sum("👨‍👩‍👧‍👦" in line for line in lines) == 1

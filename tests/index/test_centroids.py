@@ -382,6 +382,14 @@ def test_a_sample_is_of_documents_that_are_there_at_even_distances() -> None:
     assert sample_of(state, 1)[:, 0].tolist() == [10.0, 10.0]
 
 
+def test_a_sample_of_many_segments_is_at_even_distances_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_FEWEST_ROWS", 30)
+    documents = TokenEmbeddings.from_list([torch.full((2, 4), float(number)) for number in range(100)])
+    state = store_of(documents)._now()
+    assert len(state.views) > 2
+    assert sample_of(state, 20)[::2, 0].tolist() == [float(number) for number in range(0, 100, 10)]
+
+
 # --------------------------------------------------------------------------------------------------------------- saved
 
 

@@ -320,6 +320,14 @@ def test_get_keeps_the_order_asked_for(store: Store, documents: dict[str, torch.
     assert torch.equal(vectors.float(), documents["d4"])
 
 
+def test_vectors_that_were_looked_up_are_the_callers_own(store: Store, documents: dict[str, torch.Tensor]) -> None:
+    fill(store, documents)
+    for document in [*store.get(list(documents), embeddings=True), *store.iter_documents()]:
+        assert document.embeddings is not None
+        document.embeddings.zero_()
+    assert found(store, QUERIES, 20) == brute_force(documents, QUERIES, 20)
+
+
 def test_metadata_is_replaced_without_touching_vectors(store: Store, documents: dict[str, torch.Tensor]) -> None:
     fill(store, documents, [{"n": number} for number in range(7)])
     store.set_metadata(["d3", "unknown", "d1"], [{"n": "three"}, {}, {"m": 1}])

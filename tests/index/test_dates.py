@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta, timezone
+import time
+from datetime import date, datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import numpy as np
@@ -106,3 +107,18 @@ def test_they_are_ordered_as_python_orders_them(there: Moment, end: Moment) -> N
         for bound in end:
             for found in (there[0], ["soon", there[0], 5]):
                 assert matches({"when": found}, parse_filter({"when": {name: bound}})) is expected
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="needs a system whose time zone a process can change")
+def test_a_time_zone_that_knows_no_offset_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unknown(tzinfo):
+        def utcoffset(self, moment: datetime | None) -> None:
+            return None
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", "Asia/Tokyo")  # where the machine is does not count
+            time.tzset()
+            assert instant(datetime(2024, 1, 31, 9, 30, tzinfo=Unknown())) == utc(2024, 1, 31, 9, 30)
+    finally:
+        time.tzset()

@@ -340,9 +340,10 @@ def test_a_save_writes_again_what_was_lost_or_cut_short(store: MemoryStore, tmp_
     before = files(tmp_path)
     cut, lost = sorted(tmp_path.glob(pattern))[:2]
     cut.write_bytes(cut.read_bytes()[:-1])
+    os.link(cut, tmp_path / "mapped")  # as somebody may have it who opened the index
     lost.unlink()
     store.save(tmp_path)
-    assert files(tmp_path) == before
+    assert files(tmp_path) == {**before, "mapped": before[cut.name][:-1]}
 
 
 def test_a_manifest_that_was_changed_by_hand_is_damaged(store: MemoryStore, tmp_path: Path) -> None:
