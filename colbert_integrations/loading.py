@@ -240,30 +240,40 @@ def _columns(documents: list[_Document]) -> tuple[list[str], list[Mapping[str, A
     return [document.id for document in documents], [document.metadata for document in documents]
 
 
-def _in_halves(documents: list[_Document], work: Callable[[slice], T]) -> tuple[list[T], dict[str, Exception]]:
+def _without_traceback(error: InputError) -> InputError:
+    """An error without the calls that it went through, whose variables, vectors among them, it would keep in memory."""
+    raised: BaseException | None = error
+    while raised is not None:
+        raised.__traceback__ = None
+        raised = raised.__cause__ or raised.__context__
+    return error
+
+
+def _in_halves(
+    documents: list[_Document], work: Callable[[slice], T], first: int = 0
+) -> tuple[list[T], dict[str, Exception]]:
     """Work on documents together, halved until one that can't be worked on is alone: it takes no other with it.
 
     Args:
         documents: The documents.
-        work: Works on a part of them.
+        work: Works on a part of all of them.
+        first: The place of the first of these among all.
 
     Returns:
         What came of the parts, and which documents were refused, by id, and why.
     """
-
-    def halve(first: int, last: int) -> tuple[list[T], dict[str, Exception]]:
-        if first == last:
-            return [], {}
-        try:
-            return [work(slice(first, last))], {}
-        except InputError as error:
-            if last - first == 1:
-                return [], {documents[first].id: error}
-        middle = (first + last) // 2
-        (done, refused), (more, others) = halve(first, middle), halve(middle, last)
-        return done + more, refused | others
-
-    return halve(0, len(documents))
+    if not documents:
+        return [], {}
+    try:
+        return [work(slice(first, first + len(documents)))], {}
+    except InputError as error:
+        if len(documents) == 1:
+            return [], {documents[0].id: _without_traceback(error)}
+    # No function within: it would hold itself, and by that the vectors until the next collection.
+    middle = len(documents) // 2
+    done, refused = _in_halves(documents[:middle], work, first)
+    more, others = _in_halves(documents[middle:], work, first + middle)
+    return done + more, refused | others
 
 
 def _windows(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:

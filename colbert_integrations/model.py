@@ -722,7 +722,7 @@ def _pairs(pairs: Iterable[Iterable[str]]) -> list[tuple[str, str]]:
     checked = list[tuple[str, str]]()
     for index, pair in enumerate(pairs):
         texts = _texts(pair, f"pairs[{index}]")
-        if isinstance(pair, str) or len(texts) != 2:
+        if len(texts) != 2:
             raise InputError(f"pairs[{index}] must be a query and a document, not {pair!r}")
         checked.append((texts[0], texts[1]))
     return checked

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -344,6 +347,27 @@ def test_bad_arguments_are_refused_before_any_work(tiny: ColBERT, arguments: Any
 def test_a_corpus_goes_somewhere(tiny: ColBERT) -> None:
     with pytest.raises(InputError, match="not None: what is encoded would be lost"):
         index_corpus(TEXTS, tiny, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [StoreError, InputError], ids=["the store", "a document"])
+def test_a_failure_keeps_no_vectors_in_memory(tiny: ColBERT, error: type[Exception]) -> None:
+    class Failing(MemoryStore):
+        def upsert(self, ids: Sequence[str], embeddings: TokenEmbeddings, *more: Any) -> None:
+            kept.append(weakref.ref(embeddings))
+            if "0003" in ids:
+                raise error("not this one")
+            super().upsert(ids, embeddings, *more)
+
+    kept, report = list[weakref.ref[TokenEmbeddings]](), None
+    gc.disable()
+    try:
+        with suppress(StoreError):
+            report = index_corpus(numbered(7), tiny, Failing(), window=4)
+        # Without a collection, which may be long in coming.
+        assert [vectors() for vectors in kept] == [None] * len(kept)
+        assert report is None or [str(why) for why in report.failures.values()] == ["not this one"]
+    finally:
+        gc.enable()
 
 
 def test_vectors_of_another_model_are_not_mixed(tiny: ColBERT, checkpoint: Callable[[str], Any]) -> None:
