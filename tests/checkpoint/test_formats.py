@@ -654,6 +654,16 @@ def test_a_skiplist_and_pooling_for_no_side_change_nothing(tmp_path: Path) -> No
     assert ColBERT(tmp_path, device="cpu").encode_document("a,b").lengths == [6]
 
 
+@pytest.mark.parametrize(("words", "length"), [([","], 15), ([",", "[MASK]"], 5)])
+def test_a_skiplist_of_queries_drops_expansion_tokens_if_it_names_them(
+    words: list[str], length: int, tmp_path: Path
+) -> None:
+    checkpoints.native(tmp_path, expansion={"strategy": "fixed", "attend": False, "length": 16})
+    edit(tmp_path / "2_MultiVectorMask" / "config.json", skiplist_words=words, skiplist_tasks=["query", "document"])
+    # [CLS], "[Q] ", a, comma, b, [SEP], and ten of [MASK]: as many are left as sentence-transformers 6.2 leaves.
+    assert ColBERT(tmp_path, device="cpu").encode_query("a,b").lengths == [length]
+
+
 def test_a_native_checkpoint_without_a_dense_needs_consent(tmp_path: Path) -> None:
     path = chained(tmp_path, "Transformer Mask Normalize")
     with pytest.raises(MissingWeightsError, match="allow_unprojected=True"):

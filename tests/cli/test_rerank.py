@@ -117,6 +117,7 @@ def test_what_can_not_be_read_is_told_and_the_rest_is_ranked(run: Run, notes: Pa
     (notes / "null.txt").write_bytes(b"a\0b")
     (notes / "torn.txt.gz").write_bytes(gzip.compress(b"text" * 99)[:-9])
     (notes / "no.gz").write_bytes(b"text")
+    (notes / "odd.gz").write_bytes(gzip.compress(b"text" * 99)[:10] + b"\xff" * 20)
     lines = [
         "{",
         "[]",
@@ -129,7 +130,7 @@ def test_what_can_not_be_read_is_told_and_the_rest_is_ranked(run: Run, notes: Pa
         '{"text": "b"}',
     ]
     (notes / "bad.jsonl").write_text("\n".join(lines) + "\n\xff", encoding="latin-1")
-    bad = ["picture.png", "null.txt", "torn.txt.gz", "no.gz", "bad.jsonl", "missing.txt", "Straße"]
+    bad = ["picture.png", "null.txt", "torn.txt.gz", "no.gz", "odd.gz", "bad.jsonl", "missing.txt", "Straße"]
     done = run("rerank", QUERY, *(f"notes/{name}" for name in ["wings.txt", *bad]), "--json")
     assert done.code == 1
     assert [entry["text"] for entry in done.data["results"]] == [NOTES["wings.txt"], "b"]
@@ -139,6 +140,7 @@ def test_what_can_not_be_read_is_told_and_the_rest_is_ranked(run: Run, notes: Pa
         r"notes/null.txt: is not text: it has a NUL character at 1",
         r"notes/torn.txt.gz: can't be read: .*end.of.stream.*",
         r"notes/no.gz: can't be read: Not a gzipped file .*",
+        r"notes/odd.gz: can't be read: Error -3 .*",
         r"notes/bad.jsonl:1: is not JSON: .*",
         r'notes/bad.jsonl:2: is not a JSON object with a "text" that is a string',
         r'notes/bad.jsonl:3: is not a JSON object with a "text" that is a string',

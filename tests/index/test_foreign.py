@@ -20,6 +20,7 @@ from colbert_integrations.langchain import ColBERTRetriever, ColBERTVectorStore
 from colbert_integrations.llama_index import ColBERTRetriever as NodeRetriever
 from colbert_integrations.qdrant import QdrantStore
 from qdrant_server import QdrantServer
+from stores import units
 
 
 @pytest.fixture
@@ -124,6 +125,22 @@ def test_a_segment_whose_name_is_a_way_out_is_damage(name: str, listed: bool, fo
     with pytest.raises(DamagedIndexError, match="it names .*, which is no file of an index"):
         MemoryStore.load(folder).save(tmp_path / "copy")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*outside*")} == before
+
+
+def test_centroids_whose_name_is_a_way_out_are_damage(tmp_path: Path) -> None:
+    folder, store = tmp_path / "kept", MemoryStore(candidates=2)
+    store.upsert([str(number) for number in range(40)], units(1, *[3] * 40))
+    store.prepare("centroids")
+    store.save(folder)
+
+    def rename(manifest: dict[str, Any]) -> None:
+        entry = manifest["centroids"]
+        (folder / f"{entry['name']}.safetensors").rename(tmp_path / "outside.safetensors")
+        entry["name"], entry["files"] = "../outside", {}
+
+    rewritten(folder, rename)
+    with pytest.raises(DamagedIndexError, match=r"it names '\.\./outside\.safetensors', which is no file of an index"):
+        MemoryStore.load(folder)
 
 
 def test_files_elsewhere_are_not_looked_at(folder: Path, tmp_path: Path) -> None:
