@@ -307,13 +307,14 @@ def test_a_corpus_does_not_wait_for_a_stream_of_reranks(pool: ThreadPoolExecutor
     assert 0 < sum(served) < 600, "a share while the others are there, and not all of it"
 
 
-@pytest.mark.parametrize("length", [5, 11])  # 20 tokens at a time: the last of them are in the middle of a text of 11
-def test_shares_are_of_tokens_not_of_texts(length: int, pool: ThreadPoolExecutor) -> None:
+# Of 20 tokens at a time: the last of them are in the middle of a text of 11.
+@pytest.mark.parametrize(("length", "within"), [(5, 20), (11, 22)])
+def test_shares_are_of_tokens_not_of_texts(length: int, within: int, pool: ThreadPoolExecutor) -> None:
     crowd = Crowd(pool)
     futures = [crowd.start(texts(1760 // length, length, name=1)), crowd.start(texts(1760, 1, name=2))]
     crowd.gate.open()
     assert all(future.result(PATIENCE_S) for future in futures)
-    assert_even(crowd.gate, start=1, stop=161, within=22)
+    assert_even(crowd.gate, start=1, stop=161, within=within)
 
 
 # --------------------------------------------------------------------------------------------------------- cancellation
