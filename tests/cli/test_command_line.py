@@ -61,6 +61,7 @@ def test_help_names_every_command_and_the_exit_codes(run: Run) -> None:
         (["rerank", "q"], "the following arguments are required: FILE"),
         (["rerank", "q", "a", "--top-n", "0"], "argument -k/--top-n: must be a whole number from 1, not '0'"),
         (["rerank", "q", "a", "--threshold", "nan"], "argument --threshold: must be a number, not 'nan'"),
+        (["rerank", "q", "a", "--threshold", "inf"], "argument --threshold: must be a number, not 'inf'"),
         (["rerank", "q", "a", "--lines", "--jsonl"], "--jsonl: not allowed with argument --lines"),
         (
             ["rerank", "q", "a", "--set", "query_length"],

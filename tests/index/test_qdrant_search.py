@@ -478,7 +478,9 @@ def test_a_first_stage_that_hands_on_everything_loses_nothing(coded: QdrantStore
     assert found(coded, QUERY, 10, search="first_stage", candidates=400) == found(coded, QUERY, 10)
     few = {"n": {"$lt": 30}}
     some = found(coded, QUERY, 10, filter=few, search="first_stage", candidates=30)
+    (search,) = next(asked.body for asked in reversed(shared_server().asked) if "query" in asked.call)["searches"]
     assert some == found(coded, QUERY, 10, filter=few)
+    assert search["filter"] == search["prefetch"]["filter"]  # of servers too that hand no filter on
 
 
 class Lengths:
