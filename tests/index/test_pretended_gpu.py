@@ -12,6 +12,8 @@ import torch
 import interpreted
 from colbert_integrations import MemoryStore, TokenEmbeddings, maxsim
 from colbert_integrations.errors import InputError
+from colbert_integrations.index import memory
+from colbert_integrations.index.layout import Layout
 from colbert_integrations.pooling import pool_tokens
 from colbert_integrations.scoring import triton
 from pretended import OnCuda, pretended_cuda
@@ -25,9 +27,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value encountered in multiply:RuntimeWarning"),
 ]
 FP16 = torch.finfo(torch.float16).eps
-DIM, TOKENS = 32, 8
-DOCUMENTS, QUERIES = units(1, *(3 + number * 7 % 11 for number in range(60)), dim=DIM), units(2, TOKENS, 5, dim=DIM)
-IDS = [f"d{number:02}" for number in range(60)]
+DIM, TOKENS, COUNT = 32, 8, 24
+DOCUMENTS, QUERIES = units(1, *(3 + number * 7 % 11 for number in range(COUNT)), dim=DIM), units(2, TOKENS, 5, dim=DIM)
+IDS = [f"d{number:02}" for number in range(COUNT)]
 # On a GPU queries are rounded to the documents' float16: at most half a unit of each number, so as much of a vector.
 BOUND = TOKENS * FP16 / 2
 
@@ -47,20 +49,24 @@ def scores(store: MemoryStore, k: int = len(IDS), **options: Any) -> list[dict[s
     return [{hit.id: hit.score for hit in hits} for hits in found]
 
 
-def life(store: MemoryStore, modes: list[str], folder: Path) -> dict[str, list[dict[str, float]]]:
+def life(
+    store: MemoryStore, modes: list[str], folder: Path, devices: list[str] | None = None
+) -> dict[str, list[dict[str, float]]]:
     """What is found at several moments of a store's life."""
     documents, found = DOCUMENTS.to(store.device), dict[str, list[dict[str, float]]]()
-    for half in (slice(0, 30), slice(30, 60)):
-        store.upsert(IDS[half], documents[half], metadatas=[{"n": number} for number in range(30)])
+    for half in (slice(0, COUNT // 2), slice(COUNT // 2, COUNT)):
+        store.upsert(IDS[half], documents[half], metadatas=[{"n": number} for number in range(COUNT // 2)])
+    if devices is not None:
+        assert sorted({view.segment.device.type for view in store._now().views}) == devices
     for mode in modes:
-        found[mode] = scores(store, 60 if mode == "exact" else 5, search=mode, candidates=20)
-    found["filtered"] = scores(store, filter={"n": {"$gt": 20}})
+        found[mode] = scores(store, COUNT if mode == "exact" else 3, search=mode, candidates=8)
+    found["filtered"] = scores(store, filter={"n": {"$gt": 7}})
     found["among"] = scores(store, ids=IDS[::5])
-    store.delete(IDS[1:30:2])
-    store.upsert(IDS[:9], documents[:9])
+    store.delete(IDS[1:12:2])
+    store.upsert(IDS[:5], documents[:5])
     found["changed"] = scores(store)
     store.compact()
-    found["compacted"] = scores(store, 5, search="centroids", candidates=20)
+    found["compacted"] = scores(store, 3, search="centroids", candidates=8)
     store.save(folder)
     return found
 
@@ -75,12 +81,24 @@ FORMS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("budget", [None, 0, 4000], ids=["whole", "on the host", "in part"])
-def test_a_store_there_finds_what_one_here_finds(form: dict[str, Any], budget: int | None, tmp_path: Path) -> None:
-    modes = ["exact", "centroids", *(["codes"] if "nbits" in form else [])]
+# Vectors of how many tokens may be on the device, and where they all are then: the two halves have some hundred each.
+WHOLE, PART, NONE = (None, ["cuda"]), (110, ["cpu", "cuda"]), (0, ["cpu"])
+
+
+@pytest.mark.parametrize(
+    ("form", "room"),
+    [*((form, WHOLE) for form in FORMS), *((FORMS[number], PART) for number in (0, 3, 5)), (FORMS[0], NONE)],
+    ids=str,
+)
+def test_a_store_there_finds_what_one_here_finds(
+    form: dict[str, Any], room: tuple[int | None, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_FEWEST_ROWS", 60)
+    (rows, devices), modes = room, ["exact", "centroids", *(["codes"] if "nbits" in form else [])]
+    layout = Layout(DIM, form.get("dtype", "float16"), form.get("nbits"), form.get("keep_originals", False))
+    budget = None if rows is None else layout.bytes_of(rows)
     here = life(MemoryStore(**form), modes, tmp_path / "here")
-    there = life(MemoryStore(**form, device="cuda", device_bytes=budget), modes, tmp_path / "there")
+    there = life(MemoryStore(**form, device="cuda", device_bytes=budget), modes, tmp_path / "there", devices)
     assert here.keys() == there.keys()
     for moment, expected in here.items():
         for one, other in zip(expected, there[moment], strict=True):
