@@ -49,11 +49,11 @@ class _Making(TorchFunctionMode):
 
 
 @contextmanager
-def pretended_cuda(kernels: ModuleType | None = None) -> Iterator[None]:
+def pretended_cuda(kernels: ModuleType) -> Iterator[None]:
     """Have ``"cuda"`` be such tensors, in this thread.
 
     Args:
-        kernels: A module of Triton kernels, which are interpreted. None: none are used.
+        kernels: A module of Triton kernels, which are interpreted.
 
     Yields:
         Nothing.
@@ -65,7 +65,7 @@ def pretended_cuda(kernels: ModuleType | None = None) -> Iterator[None]:
         patch.setattr(torch.cuda, "current_stream", lambda *device: SimpleNamespace(synchronize=lambda: None))
         patch.setattr(torch.cuda, "mem_get_info", lambda *device: (10**9, 2 * 10**9))
         patch.setattr(torch.cuda, "get_device_capability", lambda *device: (9, 0))
-        for name in () if kernels is None else kernels.__all__:
+        for name in kernels.__all__:
             patch.setattr(kernels, name, _Kernel(getattr(kernels, name)))
         with _Making():
             yield
